@@ -1,0 +1,132 @@
+//! The contract between the bus and what stores and forwards its events.
+//!
+//! A broker moves envelopes; it never sees types, handlers or retry policies. [`memory`](crate::memory) is the
+//! reference implementation.
+
+mod dead_letters;
+mod features;
+mod future;
+mod settle;
+
+pub use dead_letters::{DeadLetter, DeadLetterId, DeadLetters, FailureKind};
+pub use features::Features;
+pub use future::BrokerFuture;
+pub use settle::{Acker, Receipt, Settler};
+
+use crate::envelope::Envelope;
+use crate::error::{BrokerError, PublishError};
+use crate::subscription::Start;
+use crate::topic::Pattern;
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// What stores and forwards: in-process queues, a log, Kafka, …
+///
+/// All methods may be called from any thread, at once. Futures that are dropped before they are done may or may
+/// not have taken effect.
+pub trait Broker: Send + Sync + 'static {
+    /// The name for messages, such as "in-process" or "Kafka".
+    fn name(&self) -> &str;
+
+    /// What this broker can do; the conformance suite holds it to its word.
+    fn features(&self) -> Features;
+
+    /// Stores one envelope. Callers do not wait in line: several publishes may be under way at once.
+    ///
+    /// `Ok` means that the broker confirmed: the envelope reaches every group that subscribed before.
+    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>>;
+
+    /// Stores several envelopes and answers for each, in their order.
+    ///
+    /// By default one after the other; a broker with native batches does better.
+    fn publish_all(&self, envelopes: Vec<Arc<Envelope>>) -> BrokerFuture<Vec<Result<(), PublishError>>> {
+        let published: Vec<_> = envelopes.into_iter().map(|envelope| self.publish(envelope)).collect();
+        BrokerFuture::new(async move {
+            let mut results = Vec::with_capacity(published.len());
+            for publish in published {
+                results.push(publish.await);
+            }
+            results
+        })
+    }
+
+    /// Opens a subscription: from the moment this resolves, the group misses nothing.
+    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>>;
+
+    /// The store of dead letters, where the broker keeps them.
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
+        None
+    }
+
+    /// Called first at shutdown, while subscriptions still run: resolves once nothing is kept that would be lost
+    /// with the process. A durable broker has nothing to wait for.
+    fn drain(&self) -> BrokerFuture<()> {
+        BrokerFuture::ready(())
+    }
+
+    /// Called last at shutdown: flushes what is buffered and releases connections.
+    fn close(&self) -> BrokerFuture<Result<(), BrokerError>> {
+        BrokerFuture::ready(Ok(()))
+    }
+}
+
+/// What a subscription asks of a broker.
+#[derive(Clone, Debug)]
+pub struct SubscribeRequest {
+    /// The logical subscriber; subscriptions of one group and pattern share the deliveries.
+    pub group: String,
+    /// The topics that it listens on.
+    pub pattern: Pattern,
+    /// Where a group that the broker does not know yet begins.
+    pub start: Start,
+}
+
+/// An open subscription at a broker, from which one reader receives.
+pub trait Deliveries: Send {
+    /// Moves at most `limit` deliveries into `into`, as many as are at hand.
+    ///
+    /// `Ready(Ok(()))` with nothing moved does not happen; `Pending` wakes the task of the latest call.
+    /// After an error the subscription can be polled again: the broker reconnects by itself.
+    fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut Vec<Received>,
+        limit: usize,
+    ) -> Poll<Result<(), BrokerError>>;
+}
+
+/// What a broker hands over: an envelope, where it stands, and what settles it.
+#[derive(Debug)]
+pub struct Received {
+    /// The envelope, its place and its attempt.
+    pub receipt: Receipt,
+    /// Whether the delivery is part of a replay.
+    pub replayed: bool,
+    /// Who settles it.
+    pub settler: Arc<dyn Settler>,
+}
+
+/// A record's place in a broker: opaque, and ordered within one topic (and partition, where there are any).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Offset(u128);
+
+impl Offset {
+    /// A place, in a form that the broker chooses: a sequence number, or two numbers side by side.
+    #[must_use]
+    pub const fn new(place: u128) -> Self {
+        Self(place)
+    }
+
+    /// The form that the broker chose.
+    #[must_use]
+    pub const fn get(self) -> u128 {
+        self.0
+    }
+}
+
+impl fmt::Display for Offset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

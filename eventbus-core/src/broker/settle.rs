@@ -1,0 +1,98 @@
+//! Settling: telling the broker what became of a delivery, once.
+
+use super::{BrokerFuture, DeadLetter, Offset};
+use crate::envelope::Envelope;
+use crate::error::BrokerError;
+use jiff::Timestamp;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a broker needs to know a delivery again.
+#[derive(Clone, Debug)]
+pub struct Receipt {
+    /// The envelope that was delivered.
+    pub envelope: Arc<Envelope>,
+    /// Its place.
+    pub offset: Offset,
+    /// How often it was delivered to this group, from 1.
+    pub attempt: u32,
+    /// A number of the broker's own, such as a delivery tag or an index.
+    pub token: u64,
+}
+
+/// The broker's side of settlement, one for each open subscription.
+pub trait Settler: Send + Sync + fmt::Debug + 'static {
+    /// The delivery is done.
+    fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>>;
+
+    /// The delivery failed; deliver it again, not before `delay` has passed.
+    fn nack(&self, receipt: Receipt, delay: Duration) -> BrokerFuture<Result<(), BrokerError>>;
+
+    /// The subscription gave the delivery up. `Ok` means that its dead letter is stored.
+    fn reject(&self, receipt: Receipt, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>>;
+
+    /// The subscription will try again itself at `due`, and holds the delivery until then. A durable broker
+    /// writes this down, so that after a crash attempts go on counting and the delivery comes back when due.
+    fn park(&self, receipt: &Receipt, due: Timestamp) -> BrokerFuture<Result<(), BrokerError>> {
+        let _ = (receipt, due);
+        BrokerFuture::ready(Ok(()))
+    }
+
+    /// The delivery was dropped unsettled: deliver it again. Called from destructors, so it must not block.
+    fn release(&self, receipt: Receipt);
+}
+
+/// Settles one delivery: each method consumes it, and dropping it leaves the delivery to be delivered again.
+#[derive(Debug)]
+pub struct Acker {
+    settler: Arc<dyn Settler>,
+    receipt: Option<Receipt>,
+}
+
+impl Acker {
+    pub(crate) fn new(settler: Arc<dyn Settler>, receipt: Receipt) -> Self {
+        Self { settler, receipt: Some(receipt) }
+    }
+
+    /// The delivery is done.
+    pub fn ack(mut self) -> BrokerFuture<Result<(), BrokerError>> {
+        let receipt = self.take();
+        self.settler.ack(receipt)
+    }
+
+    /// The delivery failed; deliver it again after `delay`.
+    pub fn nack(mut self, delay: Duration) -> BrokerFuture<Result<(), BrokerError>> {
+        let receipt = self.take();
+        self.settler.nack(receipt, delay)
+    }
+
+    /// The delivery is given up; `Ok` means that its dead letter is stored.
+    pub fn reject(mut self, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
+        let receipt = self.take();
+        self.settler.reject(receipt, dead_letter)
+    }
+
+    /// Notes that the subscription tries again at `due`, as `attempt`.
+    pub(crate) fn park(&mut self, attempt: u32, due: Timestamp) -> BrokerFuture<Result<(), BrokerError>> {
+        match &mut self.receipt {
+            Some(receipt) => {
+                receipt.attempt = attempt;
+                self.settler.park(receipt, due)
+            }
+            None => BrokerFuture::ready(Ok(())),
+        }
+    }
+
+    fn take(&mut self) -> Receipt {
+        self.receipt.take().expect("an acker is consumed by settling")
+    }
+}
+
+impl Drop for Acker {
+    fn drop(&mut self) {
+        if let Some(receipt) = self.receipt.take() {
+            self.settler.release(receipt);
+        }
+    }
+}

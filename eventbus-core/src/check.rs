@@ -1,0 +1,1 @@
+//! Compile-time checks that generated code calls in a `const`.

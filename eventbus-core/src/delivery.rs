@@ -1,0 +1,162 @@
+//! Deliveries: one attempt to hand an envelope to a subscription, as handlers and middleware see it.
+
+use crate::broker::{Offset, Receipt};
+use crate::envelope::Envelope;
+use crate::error::DecodeError;
+use crate::event::Event;
+use crate::publisher::{Outlet, Publisher};
+use crate::state::{State, States};
+use crate::subscription::Subscription;
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+/// One attempt to hand an envelope to a subscription.
+///
+/// It is cheap to clone and does not settle anything: what becomes of the delivery is decided by the handler's
+/// [`Outcome`](crate::Outcome) alone.
+#[derive(Clone)]
+pub struct Delivery {
+    envelope: Arc<Envelope>,
+    offset: Offset,
+    attempt: u32,
+    replayed: bool,
+    scope: Arc<Scope>,
+    decoded: OnceLock<Arc<dyn Any + Send + Sync>>,
+}
+
+/// What all deliveries of a subscription share.
+pub(crate) struct Scope {
+    pub(crate) subscription: Subscription,
+    pub(crate) states: Arc<States>,
+    pub(crate) outlet: Arc<Outlet>,
+}
+
+impl Delivery {
+    pub(crate) fn new(receipt: &Receipt, replayed: bool, scope: Arc<Scope>) -> Self {
+        Self {
+            envelope: Arc::clone(&receipt.envelope),
+            offset: receipt.offset,
+            attempt: receipt.attempt,
+            replayed,
+            scope,
+            decoded: OnceLock::new(),
+        }
+    }
+
+    /// The envelope.
+    #[must_use]
+    pub fn envelope(&self) -> &Arc<Envelope> {
+        &self.envelope
+    }
+
+    /// The event's place in its topic.
+    #[must_use]
+    pub fn offset(&self) -> Offset {
+        self.offset
+    }
+
+    /// Which attempt this is, from 1.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Whether this delivery is part of a replay.
+    #[must_use]
+    pub fn replayed(&self) -> bool {
+        self.replayed
+    }
+
+    /// The subscription that it is handed to.
+    #[must_use]
+    pub fn subscription(&self) -> &Subscription {
+        &self.scope.subscription
+    }
+
+    /// A state of the bus.
+    #[must_use]
+    pub fn state<S: Send + Sync + 'static>(&self) -> Option<State<S>> {
+        self.scope.states.get()
+    }
+
+    /// Publishes events that are caused by this one.
+    #[must_use]
+    pub fn publisher(&self) -> Publisher {
+        Publisher::new(Arc::clone(&self.scope.outlet), Some(Arc::clone(&self.envelope)))
+    }
+
+    /// The event, shared with other subscribers where it was published in this process.
+    ///
+    /// # Errors
+    /// Where the payload is not an `E`.
+    pub fn event<E: Event>(&self) -> Result<&E, DecodeError> {
+        match self.shared::<E>()?.downcast_ref() {
+            Some(event) => Ok(event),
+            None => unreachable!("`shared` answers with the type that it is asked for"),
+        }
+    }
+
+    /// The event, to be kept beyond the call.
+    ///
+    /// # Errors
+    /// Where the payload is not an `E`.
+    pub fn arc_event<E: Event>(&self) -> Result<Arc<E>, DecodeError> {
+        match Arc::downcast(Arc::clone(self.shared::<E>()?)) {
+            Ok(event) => Ok(event),
+            Err(_) => unreachable!("`shared` answers with the type that it is asked for"),
+        }
+    }
+
+    /// A copy of the event; decoded from bytes it is made only once.
+    ///
+    /// # Errors
+    /// Where the payload is not an `E`.
+    pub fn owned_event<E: Event>(&self) -> Result<E, DecodeError> {
+        match self.envelope.value::<E>() {
+            Some(_) => self.event().cloned(),
+            None => self.decode(),
+        }
+    }
+
+    fn shared<E: Event>(&self) -> Result<&Arc<dyn Any + Send + Sync>, DecodeError> {
+        if let Some(event) = self.envelope.value::<E>() {
+            return Ok(event);
+        }
+        match self.decoded.get().filter(|event| event.is::<E>()) {
+            Some(event) => Ok(event),
+            None => {
+                let event = Arc::new(self.decode::<E>()?);
+                Ok(self.decoded.get_or_init(|| event))
+            }
+        }
+    }
+
+    fn decode<E: Event>(&self) -> Result<E, DecodeError> {
+        let envelope = &self.envelope;
+        if envelope.event_type() != E::META.topic {
+            return Err(DecodeError::UnknownType { event: E::META, found: envelope.event_type().to_owned() });
+        }
+        E::decode(envelope.version(), envelope.content_type(), envelope.payload()?)
+    }
+
+    pub(crate) fn scope(&self) -> &Arc<Scope> {
+        &self.scope
+    }
+
+    pub(crate) fn count_attempt(&mut self) {
+        self.attempt = self.attempt.saturating_add(1);
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("group", &self.scope.subscription.group)
+            .field("attempt", &self.attempt)
+            .field("offset", &self.offset)
+            .field("replayed", &self.replayed)
+            .field("envelope", &self.envelope)
+            .finish()
+    }
+}

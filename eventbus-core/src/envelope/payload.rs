@@ -1,0 +1,66 @@
+//! The payload of an envelope: bytes, or a value that becomes bytes when somebody asks.
+
+use crate::codec::Codec;
+use crate::error::BoxError;
+use crate::event::Event;
+use bytes::Bytes;
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+/// In one process a value travels as it is, and is encoded at most once, for the first who asks for bytes.
+#[derive(Clone)]
+pub(super) enum Payload {
+    Bytes(Bytes),
+    Value(Value),
+}
+
+#[derive(Clone)]
+pub(super) struct Value {
+    event: Arc<dyn Any + Send + Sync>,
+    encode: fn(&dyn Any) -> Result<Bytes, BoxError>,
+    encoded: OnceLock<Bytes>,
+}
+
+impl Payload {
+    pub(super) fn of<E: Event>(event: Arc<E>) -> Self {
+        Self::Value(Value {
+            event,
+            encode: |event| match event.downcast_ref::<E>() {
+                Some(event) => E::Codec::encode(event),
+                None => unreachable!("the function stands beside a value of its own type"),
+            },
+            encoded: OnceLock::new(),
+        })
+    }
+
+    pub(super) fn bytes(&self) -> Result<&Bytes, BoxError> {
+        match self {
+            Self::Bytes(bytes) => Ok(bytes),
+            Self::Value(value) => match value.encoded.get() {
+                Some(bytes) => Ok(bytes),
+                None => {
+                    let bytes = (value.encode)(&*value.event)?;
+                    Ok(value.encoded.get_or_init(|| bytes))
+                }
+            },
+        }
+    }
+
+    pub(super) fn value<E: Event>(&self) -> Option<&Arc<dyn Any + Send + Sync>> {
+        match self {
+            Self::Value(value) if value.event.is::<E>() => Some(&value.event),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for Payload {
+    /// Payloads may hold what should not be in a log, so only their size is shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
+            Self::Value(_) => f.write_str("a value of this process"),
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What can go wrong, and what to do about it.
+
+use crate::event::EventMeta;
+use crate::topic::TopicError;
+use std::time::Duration;
+
+/// An error of any type, as it comes from a codec, a broker or a subscriber.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The result of everything that a bus does.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a bus reports to the program that runs it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A publish failed.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// A topic or a pattern is not well-formed.
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    /// The start-up checks found mistakes; all of them are listed.
+    #[error(transparent)]
+    Startup(#[from] StartupError),
+    /// The broker failed.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The address of a broker cannot be used.
+    #[error("cannot connect to `{url}`: {reason}")]
+    Url {
+        /// The address, without its password.
+        url: String,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// The bus was shut down; build another one.
+    #[error("the bus was shut down; build another one")]
+    Closed,
+    /// Handlers were still running when the drain time was over; their deliveries stay unsettled.
+    #[error(
+        "{unfinished} deliveries were not finished within the drain time of {drain:?}; they stay unsettled \
+         (set a longer `drain`, or a shorter `timeout` for the handlers)"
+    )]
+    Drain {
+        /// How many deliveries were cut off.
+        unfinished: usize,
+        /// The drain time that was over.
+        drain: Duration,
+    },
+}
+
+/// Why an event was not published. Nothing was stored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The topic is not well-formed.
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    /// The value has no form in its codec.
+    #[error("cannot encode the payload for \"{topic}\": {source}")]
+    Encode {
+        /// The topic that the value was meant for.
+        topic: String,
+        /// What the codec said.
+        source: BoxError,
+    },
+    /// A subscription's queue is full and the broker was told not to wait.
+    #[error(
+        "cannot publish to \"{topic}\": the queue of `{group}` holds {capacity} events; \
+         publish later, raise the capacity, or let the broker wait (`Overflow::Wait`)"
+    )]
+    Full {
+        /// The topic that was published to.
+        topic: String,
+        /// The group whose queue is full.
+        group: String,
+        /// How many events the queue may hold.
+        capacity: usize,
+    },
+    /// The event is the end of a long chain of events that caused each other, most likely a loop.
+    #[error(
+        "cannot publish to \"{topic}\": it would be caused by {limit} events in a row, the last one on \"{cause}\"; \
+         a subscriber most likely causes its own topic: break the loop, or raise `causation_limit`"
+    )]
+    CausationLimit {
+        /// The topic that was published to.
+        topic: String,
+        /// The topic of the event whose handler published.
+        cause: String,
+        /// The longest chain that is allowed.
+        limit: u32,
+    },
+    /// The bus was shut down.
+    #[error(
+        "cannot publish to \"{topic}\": the bus was shut down; publish before `shutdown`, or build another bus"
+    )]
+    Closed {
+        /// The topic that was published to.
+        topic: String,
+    },
+    /// The broker refused or did not confirm.
+    #[error("cannot publish to \"{topic}\": {source}")]
+    Broker {
+        /// The topic that was published to.
+        topic: String,
+        /// What the broker said.
+        source: BoxError,
+    },
+}
+
+/// Why a payload could not become the event that a subscriber asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// The bytes are not such an event.
+    #[error("cannot decode `{}` v{}: {source}", event.name, event.version)]
+    Malformed {
+        /// The event that was asked for.
+        event: &'static EventMeta,
+        /// What the codec said, with the place where it knows it.
+        source: BoxError,
+    },
+    /// The payload is of another media type.
+    #[error(
+        "cannot decode `{}`: the payload says it is `{stated}`, and the event is read as `{expected}`; \
+         publish it as such, or name its codec with `#[event(codec = …)]`",
+        event.name
+    )]
+    ContentType {
+        /// The event that was asked for.
+        event: &'static EventMeta,
+        /// The media type that the payload carries.
+        stated: String,
+        /// The media type of the event's codec.
+        expected: &'static str,
+    },
+    /// The payload was written by another version of the program.
+    #[error(
+        "`{}` is known up to v{}, and this event is v{version}; deploy subscribers before publishers, \
+         then re-publish the dead letter",
+        event.name,
+        event.version
+    )]
+    UnknownVersion {
+        /// The newest version that is known.
+        event: &'static EventMeta,
+        /// The version of the payload.
+        version: u32,
+    },
+    /// The envelope carries an event of another type.
+    #[error(
+        "the subscriber takes `{}` (\"{}\"), and this event is of type \"{found}\"; \
+         subscribe to the exact topic, or take `&Envelope`",
+        event.name,
+        event.topic
+    )]
+    UnknownType {
+        /// The event that was asked for.
+        event: &'static EventMeta,
+        /// The type that the envelope carries.
+        found: String,
+    },
+    /// A value that was published in this process could not be encoded for a subscriber that takes bytes.
+    #[error("cannot encode the event on \"{topic}\" for a subscriber that takes its bytes: {source}")]
+    Encode {
+        /// The topic of the event.
+        topic: String,
+        /// What the codec said.
+        source: BoxError,
+    },
+}
+
+/// What a broker reports.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct BrokerError {
+    message: String,
+    source: Option<BoxError>,
+}
+
+impl BrokerError {
+    /// An error with a message that says what failed and what to do.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), source: None }
+    }
+
+    /// Keeps what the client library said.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+}
+
+/// The mistakes that the start-up checks found, each in a line or two with its source lines.
+#[derive(Debug, thiserror::Error)]
+#[error("the bus cannot start:{}", self.list())]
+pub struct StartupError {
+    mistakes: Vec<String>,
+}
+
+impl StartupError {
+    pub(crate) fn new(mistakes: Vec<String>) -> Self {
+        Self { mistakes }
+    }
+
+    /// The mistakes, each with its remedy.
+    #[must_use]
+    pub fn mistakes(&self) -> &[String] {
+        &self.mistakes
+    }
+
+    fn list(&self) -> String {
+        self.mistakes.iter().map(|mistake| format!("\n- {}", mistake.replace('\n', "\n  "))).collect()
+    }
+}

@@ -1,0 +1,151 @@
+//! Events: records of something that happened, each type with one topic.
+
+use crate::codec::{Codec, same_media_type};
+use crate::error::DecodeError;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use smol_str::{SmolStr, ToSmolStr};
+use std::fmt;
+use std::sync::Arc;
+
+/// A record of something that happened; derive it.
+///
+/// The derive macro connects the type with its topic, so that publishing needs no address and a subscriber's
+/// topic and argument are compared when the program compiles.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an event",
+    label = "this type has no topic",
+    note = "add `#[derive(Event, Clone, Serialize, Deserialize)]` and `#[event(topic = \"order.placed\")]` to the type",
+    note = "a value without an event type can be published with `publish_to(topic, &value)`"
+)]
+pub trait Event: Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// Topic, version and origin of the type.
+    const META: &'static EventMeta;
+
+    /// How values of this type become bytes.
+    type Codec: Codec;
+
+    /// What orders events among each other: events with one key are handled in publish order.
+    /// By default none.
+    fn key(&self) -> Option<Key> {
+        None
+    }
+
+    /// What the event is about, within its source (CloudEvents `subject`). By default nothing.
+    fn subject(&self) -> Option<String> {
+        None
+    }
+
+    /// Decodes a payload that was written as `version` of this event; the derive macro reads older versions
+    /// through `upcast_from`.
+    ///
+    /// # Errors
+    /// Where the bytes are not this event, or the version is unknown.
+    fn decode(version: u32, content_type: &str, payload: &[u8]) -> Result<Self, DecodeError> {
+        if version == Self::META.version {
+            decode_as::<Self>(content_type, payload)
+        } else {
+            Err(DecodeError::UnknownVersion { event: Self::META, version })
+        }
+    }
+}
+
+/// Decodes the current version of `E`.
+pub(crate) fn decode_as<E: Event>(content_type: &str, payload: &[u8]) -> Result<E, DecodeError> {
+    if !content_type.is_empty() && !same_media_type(content_type, E::Codec::CONTENT_TYPE) {
+        return Err(DecodeError::ContentType {
+            event: E::META,
+            stated: content_type.to_owned(),
+            expected: E::Codec::CONTENT_TYPE,
+        });
+    }
+    E::Codec::decode(payload).map_err(|source| DecodeError::Malformed { event: E::META, source })
+}
+
+/// What is known of an event type at compile time.
+#[derive(Debug)]
+pub struct EventMeta {
+    /// The topic that events of this type are published to; also their CloudEvents `type`.
+    pub topic: &'static str,
+    /// The name of the Rust type, for messages.
+    pub name: &'static str,
+    /// The version of the type's shape, from 1.
+    pub version: u32,
+    /// A hash of the fields' names and types, to notice two types that claim one topic and version.
+    pub schema: u64,
+    /// The package that declares the type.
+    pub package: &'static str,
+    /// The source file that declares the type.
+    pub file: &'static str,
+    /// The line in that file, from 1.
+    pub line: u32,
+}
+
+/// A value that can be published: an event by value, by reference (cloned once) or in an `Arc` (shared).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an event, so it cannot be published",
+    label = "this type has no topic",
+    note = "publish an event by value, by reference or in an `Arc`; to make a type an event: \
+            `#[derive(Event, Clone, Serialize, Deserialize)] #[event(topic = \"order.placed\")]`",
+    note = "a value without an event type can be published with `publish_to(topic, &value)`"
+)]
+pub trait IntoEvent {
+    /// The type of the event.
+    type Event: Event;
+
+    /// The event, ready to be shared between subscribers.
+    fn into_event(self) -> Arc<Self::Event>;
+}
+
+#[diagnostic::do_not_recommend]
+impl<E: Event> IntoEvent for &E {
+    type Event = E;
+
+    fn into_event(self) -> Arc<E> {
+        Arc::new(self.clone())
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<E: Event> IntoEvent for Arc<E> {
+    type Event = E;
+
+    fn into_event(self) -> Self {
+        self
+    }
+}
+
+/// What orders events among each other (CloudEvents extension `partitionkey`).
+///
+/// ```
+/// use eventbus_core::Key;
+/// assert_eq!(Key::new(1042).as_str(), "1042");
+/// ```
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(SmolStr);
+
+impl Key {
+    /// A key out of anything that can be written; up to 23 bytes are kept without an allocation.
+    #[must_use]
+    pub fn new(key: impl fmt::Display) -> Self {
+        Self(key.to_smolstr())
+    }
+
+    /// The key as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}

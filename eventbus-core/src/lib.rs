@@ -1,0 +1,57 @@
+//! The contract, the registry and the delivery semantics of eventbus.
+//!
+//! Applications depend on `eventbus`, which re-exports what they need; brokers and other extensions depend on
+//! this crate. Its modules stand on seven floors, and each uses only those below it:
+//!
+//! 1. words: events, topics, headers, envelopes, codecs, errors
+//! 2. the contract of brokers, and the in-process broker
+//! 3. publishing, deliveries, and what handlers take and return
+//! 4. subscriptions and their policy, middleware
+//! 5. workers: lanes, attempts, settlement
+//! 6. the registry and its census
+//! 7. the bus
+
+#[doc(hidden)]
+#[path = "private.rs"]
+pub mod __private;
+mod backoff;
+pub mod broker;
+mod causation;
+#[doc(hidden)]
+pub mod check;
+mod codec;
+mod delivery;
+mod envelope;
+mod error;
+mod event;
+mod extract;
+mod handler;
+mod headers;
+mod id;
+mod observe;
+mod outcome;
+mod publisher;
+mod registry;
+mod state;
+mod subscription;
+mod topic;
+mod trace_context;
+mod worker;
+
+pub use backoff::Backoff;
+pub use broker::Broker;
+pub use codec::{Codec, Json};
+pub use delivery::Delivery;
+pub use envelope::Envelope;
+pub use error::{BoxError, BrokerError, DecodeError, Error, PublishError, Result, StartupError};
+pub use event::{Event, EventMeta, IntoEvent, Key};
+pub use extract::{Attempt, Batch, FromBatch, FromDelivery};
+pub use headers::Headers;
+pub use id::EventId;
+pub use observe::{Attempted, Observer};
+pub use outcome::{IntoOutcome, IntoOutcomes, Outcome, Permanent, Reason, SubscriberError};
+pub use publisher::{Publish, Publisher, Publishing};
+pub use registry::{Catalog, Subscriber};
+pub use state::State;
+pub use subscription::{Options, Policy, Start, StateType, Subscription};
+pub use topic::{Pattern, Topic, TopicError};

@@ -1,0 +1,355 @@
+//! Outcomes: what a handler's answer means for its delivery.
+
+use crate::broker::FailureKind;
+use crate::envelope::Envelope;
+use crate::error::{BoxError, DecodeError};
+use crate::event::{Event, EventMeta, IntoEvent};
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+/// What becomes of a delivery.
+///
+/// Most handlers return `()`, `Result<(), E>` or the event that they cause; a handler that decides more finely
+/// returns an `Outcome`.
+///
+/// ```
+/// use eventbus_core::Outcome;
+/// use std::time::Duration;
+///
+/// fn charge(status: u16) -> Outcome {
+///     match status {
+///         200 => Outcome::Ack,
+///         429 => Outcome::RetryAfter(Duration::from_secs(30)),
+///         400..=499 => Outcome::Reject("the card was refused".into()),
+///         _ => Outcome::Retry("the payment service is down".into()),
+///     }
+/// }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Done.
+    Ack,
+    /// Done, once these events are published; they are marked as caused by the delivered one.
+    Publish(Vec<Envelope>),
+    /// Failed; try again by the subscription's `retries` and `backoff`.
+    Retry(Reason),
+    /// Failed; try again after this time, within the subscription's `retries`.
+    RetryAfter(Duration),
+    /// Failed for good: no other attempt is of use.
+    Reject(Reason),
+}
+
+impl Outcome {
+    /// Done, once `event` is published.
+    #[must_use]
+    pub fn publish(event: impl IntoEvent) -> Self {
+        Self::Publish(vec![Envelope::from_event(event)])
+    }
+
+    /// Also publishes `event`, where the outcome is a success; a failure stays what it is.
+    #[must_use]
+    pub fn and_publish(self, event: impl IntoEvent) -> Self {
+        match self {
+            Self::Ack => Self::publish(event),
+            Self::Publish(mut events) => {
+                events.push(Envelope::from_event(event));
+                Self::Publish(events)
+            }
+            failure => failure,
+        }
+    }
+}
+
+/// Why a delivery failed: a text, made from an error and what caused it.
+///
+/// ```
+/// use eventbus_core::Reason;
+/// assert_eq!(Reason::from("no such account").to_string(), "no such account");
+/// ```
+#[derive(Clone, Debug)]
+pub struct Reason {
+    kind: FailureKind,
+    text: String,
+}
+
+impl Reason {
+    /// The longest text that is kept, in bytes.
+    pub const LIMIT: usize = 8 * 1024;
+
+    pub(crate) fn new(kind: FailureKind, text: impl Into<String>) -> Self {
+        let mut text = text.into();
+        if text.len() > Self::LIMIT {
+            let note = format!("… ({} bytes in all)", text.len());
+            let mut end = Self::LIMIT - note.len();
+            while !text.is_char_boundary(end) {
+                end -= 1;
+            }
+            text.truncate(end);
+            text.push_str(&note);
+            text.shrink_to_fit();
+        }
+        Self { kind, text }
+    }
+
+    pub(crate) fn of(kind: FailureKind, error: &(dyn Error + 'static)) -> Self {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            let message = error.to_string();
+            // Many errors repeat their source in their own message.
+            if !text.ends_with(&message) && text.len() < Self::LIMIT {
+                text.push_str(": ");
+                text.push_str(&message);
+            }
+            cause = error.source();
+        }
+        Self::new(kind, text)
+    }
+
+    pub(crate) fn kind(&self) -> FailureKind {
+        self.kind
+    }
+
+    pub(crate) fn into_text(self) -> String {
+        self.text
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl From<&str> for Reason {
+    fn from(text: &str) -> Self {
+        Self::new(FailureKind::Failed, text)
+    }
+}
+
+impl From<String> for Reason {
+    fn from(text: String) -> Self {
+        Self::new(FailureKind::Failed, text)
+    }
+}
+
+impl From<BoxError> for Reason {
+    fn from(error: BoxError) -> Self {
+        Self::of(FailureKind::Failed, &*error)
+    }
+}
+
+impl From<DecodeError> for Outcome {
+    /// Bytes do not get better by reading them again.
+    fn from(error: DecodeError) -> Self {
+        let kind = match error {
+            DecodeError::UnknownType { .. } | DecodeError::UnknownVersion { .. } => FailureKind::UnknownType,
+            _ => FailureKind::Undecodable,
+        };
+        Self::Reject(Reason::of(kind, &error))
+    }
+}
+
+/// Marks an error as permanent: the delivery goes to the dead letters without another attempt.
+///
+/// The mark is found anywhere in the chain of an error's sources, so it survives `?` and added context.
+///
+/// ```
+/// use eventbus_core::{BoxError, Permanent};
+///
+/// fn parse(account: &str) -> Result<u64, BoxError> {
+///     Ok(account.parse().map_err(Permanent::new)?)
+/// }
+/// assert!(parse("x").is_err());
+/// ```
+#[derive(Debug)]
+pub struct Permanent(BoxError);
+
+impl Permanent {
+    /// Marks `error`.
+    pub fn new(error: impl Into<BoxError>) -> Self {
+        Self(error.into())
+    }
+}
+
+impl fmt::Display for Permanent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for Permanent {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// What a handler may return as its error: whatever turns into a `Box<dyn Error + Send + Sync>`, such as errors of
+/// `thiserror` and `anyhow`, `String` and `&str`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the error of a subscriber",
+    label = "neither an error nor a text",
+    note = "implement `std::error::Error` for it (`thiserror` derives it), or return `String`, `&str`, \
+            `anyhow::Error` or `eventbus::BoxError`"
+)]
+pub trait SubscriberError {
+    /// The error in the form that a dead letter's reason is made from.
+    fn into_error(self) -> BoxError;
+}
+
+#[diagnostic::do_not_recommend]
+impl<E: Into<BoxError>> SubscriberError for E {
+    fn into_error(self) -> BoxError {
+        self.into()
+    }
+}
+
+/// What a handler may return.
+#[diagnostic::on_unimplemented(
+    message = "a subscriber cannot return `{Self}`",
+    label = "not an outcome",
+    note = "return `()`, an event to publish it, `Option` or `Vec` of events, an `Outcome`, \
+            or a `Result` of one of these"
+)]
+pub trait IntoOutcome {
+    /// The event that is published where the answer holds one.
+    const PUBLISHES: Option<&'static EventMeta> = None;
+
+    /// What the answer means for the delivery.
+    fn into_outcome(self) -> Outcome;
+}
+
+#[diagnostic::do_not_recommend]
+impl IntoOutcome for () {
+    fn into_outcome(self) -> Outcome {
+        Outcome::Ack
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl IntoOutcome for Outcome {
+    fn into_outcome(self) -> Outcome {
+        self
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<T: IntoOutcome, E: SubscriberError> IntoOutcome for Result<T, E> {
+    const PUBLISHES: Option<&'static EventMeta> = T::PUBLISHES;
+
+    fn into_outcome(self) -> Outcome {
+        match self {
+            Ok(answer) => answer.into_outcome(),
+            Err(error) => failure(&*error.into_error()),
+        }
+    }
+}
+
+fn failure(error: &(dyn Error + 'static)) -> Outcome {
+    let mut link = Some(error);
+    while let Some(error) = link {
+        if error.is::<Permanent>() {
+            return Outcome::Reject(Reason::of(FailureKind::Rejected, error));
+        }
+        link = error.source();
+    }
+    Outcome::Retry(Reason::of(FailureKind::Failed, error))
+}
+
+#[diagnostic::do_not_recommend]
+impl<T: IntoOutcome> IntoOutcome for Option<T> {
+    const PUBLISHES: Option<&'static EventMeta> = T::PUBLISHES;
+
+    fn into_outcome(self) -> Outcome {
+        self.map_or(Outcome::Ack, T::into_outcome)
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<E: Event> IntoOutcome for Vec<E> {
+    const PUBLISHES: Option<&'static EventMeta> = Some(E::META);
+
+    fn into_outcome(self) -> Outcome {
+        Outcome::Publish(
+            self.into_iter().map(|event| Envelope::from_event(std::sync::Arc::new(event))).collect(),
+        )
+    }
+}
+
+/// What a batch handler may return: one answer for all members, or a `Vec` with one answer for each.
+#[diagnostic::on_unimplemented(
+    message = "a batch subscriber cannot return `{Self}`",
+    label = "not an outcome of a batch",
+    note = "return `()` or `Result<(), E>` for all members, or a `Vec` with one `Outcome` or `Result` for each, \
+            in the order of the batch"
+)]
+pub trait IntoOutcomes {
+    /// The outcomes of `members` deliveries.
+    fn into_outcomes(self, members: usize) -> Vec<Outcome>;
+}
+
+#[diagnostic::do_not_recommend]
+impl IntoOutcomes for () {
+    fn into_outcomes(self, members: usize) -> Vec<Outcome> {
+        vec![Outcome::Ack; members]
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<T: IntoOutcome> IntoOutcomes for Vec<T> {
+    fn into_outcomes(self, members: usize) -> Vec<Outcome> {
+        if self.len() == members {
+            return self.into_iter().map(T::into_outcome).collect();
+        }
+        let reason =
+            format!("the batch has {members} members and the handler returned {} outcomes", self.len());
+        vec![Outcome::Retry(reason.into()); members]
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<T: IntoOutcomes, E: SubscriberError> IntoOutcomes for Result<T, E> {
+    fn into_outcomes(self, members: usize) -> Vec<Outcome> {
+        match self {
+            Ok(answers) => answers.into_outcomes(members),
+            Err(error) => vec![failure(&*error.into_error()); members],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("saving failed")]
+    struct Saving(#[source] BoxError);
+
+    #[test]
+    fn a_reason_tells_the_whole_chain_of_errors() {
+        let outcome = Err::<(), _>(Saving("disk full".into())).into_outcome();
+        let Outcome::Retry(reason) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(reason.to_string(), "saving failed: disk full");
+    }
+
+    #[test]
+    fn a_permanent_error_is_found_under_added_context() {
+        let outcome = Err::<(), _>(Saving(Permanent::new("no such table").into())).into_outcome();
+        assert!(matches!(outcome, Outcome::Reject(_)), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_huge_reason_is_cut_between_characters_and_says_so() {
+        let reason = Reason::from("é".repeat(10 << 20));
+        assert!(reason.text.len() <= Reason::LIMIT);
+        assert!(reason.text.ends_with("(20971520 bytes in all)"));
+    }
+
+    #[test]
+    fn a_batch_answer_of_the_wrong_length_fails_every_member() {
+        let outcomes = vec![Outcome::Ack].into_outcomes(2);
+        assert_eq!(outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Retry(_))).count(), 2);
+    }
+}

@@ -1,0 +1,282 @@
+//! Publishing: from an event to a broker's confirmation.
+
+use crate::broker::{Broker, BrokerFuture};
+use crate::causation;
+use crate::envelope::Envelope;
+use crate::error::PublishError;
+use crate::event::IntoEvent;
+use crate::id::EventId;
+use crate::observe::Observer;
+use crate::topic::Topic;
+use crate::trace_context;
+use serde::Serialize;
+use smol_str::SmolStr;
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
+
+/// Publishes events. A bus is one; a handler takes one as an argument, and what it publishes with it is marked as
+/// caused by the delivered event.
+///
+/// It is cheap to clone, and may be kept beyond the handler's call.
+#[derive(Clone)]
+pub struct Publisher {
+    outlet: Arc<Outlet>,
+    cause: Option<Arc<Envelope>>,
+}
+
+impl Publisher {
+    pub(crate) fn new(outlet: Arc<Outlet>, cause: Option<Arc<Envelope>>) -> Self {
+        Self { outlet, cause }
+    }
+
+    /// Publishes an event, to the topic of its type. Awaited, it answers with the event's id once the broker has
+    /// confirmed; before that, key and headers can be set.
+    pub fn publish(&self, event: impl IntoEvent) -> Publish<'_> {
+        self.start(Ok(Envelope::from_event(event)))
+    }
+
+    /// Publishes a value without an event type, as JSON. A topic that is not well-formed and a value without a
+    /// form in JSON are errors of the answer.
+    pub fn publish_to<T: Serialize + ?Sized>(&self, topic: impl AsRef<str>, value: &T) -> Publish<'_> {
+        self.start(match Topic::new(topic) {
+            Ok(topic) => Envelope::from_json(topic, value),
+            Err(error) => Err(error.into()),
+        })
+    }
+
+    /// Publishes an envelope as it is, with the source and the cause filled in where they are not set.
+    pub fn publish_envelope(&self, envelope: Envelope) -> Publish<'_> {
+        self.start(Ok(envelope))
+    }
+
+    /// Publishes several events of one type in one go, and answers for each in their order.
+    ///
+    /// # Errors
+    /// Each event has its own; the others are published all the same.
+    pub async fn publish_all<I>(&self, events: I) -> Vec<Result<EventId, PublishError>>
+    where
+        I: IntoIterator<Item: IntoEvent>,
+    {
+        let envelopes = events.into_iter().map(Envelope::from_event).collect();
+        self.outlet.publish_all(envelopes, self.cause.as_ref()).await
+    }
+
+    fn start(&self, envelope: Result<Envelope, PublishError>) -> Publish<'_> {
+        Publish { outlet: &self.outlet, cause: self.cause.as_ref(), envelope }
+    }
+}
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher").field("cause", &self.cause).finish_non_exhaustive()
+    }
+}
+
+/// An event that is about to be published: set what its type does not say, then `.await` it.
+#[must_use = "nothing is published until you `.await` this"]
+#[derive(Debug)]
+pub struct Publish<'a> {
+    outlet: &'a Arc<Outlet>,
+    cause: Option<&'a Arc<Envelope>>,
+    envelope: Result<Envelope, PublishError>,
+}
+
+impl Publish<'_> {
+    /// Sets a header.
+    pub fn header(self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
+        self.map(|envelope| envelope.with_header(name, value))
+    }
+
+    /// Sets the key, in place of the one that the event's type says.
+    pub fn key(self, key: impl fmt::Display) -> Self {
+        self.map(|envelope| envelope.with_key(key))
+    }
+
+    /// Sets the subject, in place of the one that the event's type says.
+    pub fn subject(self, subject: impl AsRef<str>) -> Self {
+        self.map(|envelope| envelope.with_subject(subject))
+    }
+
+    /// Sets the id, which is a fresh UUID v7 otherwise.
+    pub fn id(self, id: EventId) -> Self {
+        self.map(|envelope| envelope.with_id(id))
+    }
+
+    fn map(mut self, change: impl FnOnce(Envelope) -> Envelope) -> Self {
+        self.envelope = self.envelope.map(change);
+        self
+    }
+}
+
+impl<'a> IntoFuture for Publish<'a> {
+    type Output = Result<EventId, PublishError>;
+    type IntoFuture = Publishing<'a>;
+
+    fn into_future(self) -> Publishing<'a> {
+        Publishing(Stage::Ready(self))
+    }
+}
+
+/// The future of a [`Publish`]: the event's id, once the broker has confirmed.
+///
+/// # Cancel safety
+/// Dropped before it is done, the event may or may not have been published.
+#[must_use = "futures do nothing unless you `.await` them"]
+#[derive(Debug)]
+pub struct Publishing<'a>(Stage<'a>);
+
+#[derive(Debug)]
+enum Stage<'a> {
+    Ready(Publish<'a>),
+    Stored {
+        outlet: &'a Arc<Outlet>,
+        envelope: Arc<Envelope>,
+        stored: BrokerFuture<Result<(), PublishError>>,
+    },
+    Done,
+}
+
+impl Future for Publishing<'_> {
+    type Output = Result<EventId, PublishError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if matches!(self.0, Stage::Ready(_))
+            && let Stage::Ready(publish) = std::mem::replace(&mut self.0, Stage::Done)
+        {
+            let Publish { outlet, cause, envelope } = publish;
+            let envelope = Arc::new(outlet.prepare(envelope?, cause)?);
+            let stored = outlet.broker.publish(Arc::clone(&envelope));
+            self.0 = Stage::Stored { outlet, envelope, stored };
+        }
+        let Stage::Stored { outlet, envelope, stored } = &mut self.0 else {
+            panic!("polled after it was ready")
+        };
+        let result = std::task::ready!(Pin::new(stored).poll(context));
+        let result = outlet.confirm(envelope, result);
+        self.0 = Stage::Done;
+        Poll::Ready(result)
+    }
+}
+
+/// The way out of a bus: what every publisher of it shares.
+pub(crate) struct Outlet {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) source: SmolStr,
+    pub(crate) causation_limit: u32,
+    pub(crate) on_publish: Vec<Box<dyn Fn(&mut Envelope) + Send + Sync>>,
+    pub(crate) observers: Vec<Arc<dyn Observer>>,
+    gate: AtomicU8,
+}
+
+/// Anybody may publish.
+const OPEN: u8 = 0;
+/// Only handlers that still run may publish.
+const DRAINING: u8 = 1;
+/// Nobody may publish.
+const CLOSED: u8 = 2;
+
+impl Outlet {
+    pub(crate) fn new(
+        broker: Arc<dyn Broker>,
+        source: SmolStr,
+        causation_limit: u32,
+        on_publish: Vec<Box<dyn Fn(&mut Envelope) + Send + Sync>>,
+        observers: Vec<Arc<dyn Observer>>,
+    ) -> Self {
+        Self { broker, source, causation_limit, on_publish, observers, gate: AtomicU8::new(OPEN) }
+    }
+
+    /// From now on only handlers may publish, so that those that still run can finish.
+    pub(crate) fn drain(&self) {
+        self.gate.fetch_max(DRAINING, Ordering::Release);
+    }
+
+    pub(crate) fn close(&self) {
+        self.gate.store(CLOSED, Ordering::Release);
+    }
+
+    /// Fills in what the bus knows of an event, and refuses what must not be published.
+    fn prepare(
+        &self,
+        mut envelope: Envelope,
+        cause: Option<&Arc<Envelope>>,
+    ) -> Result<Envelope, PublishError> {
+        let current;
+        let cause = match cause {
+            Some(cause) => Some(cause),
+            None => {
+                current = causation::current();
+                current.as_ref()
+            }
+        };
+        let gate = self.gate.load(Ordering::Acquire);
+        if gate == CLOSED || (gate == DRAINING && cause.is_none()) {
+            return Err(PublishError::Closed { topic: envelope.topic().to_string() });
+        }
+        if envelope.source().is_empty() {
+            envelope.set_source(self.source.clone());
+        }
+        if let Some(cause) = cause {
+            if envelope.causation_id().is_none() {
+                envelope = envelope.caused_by(cause);
+            }
+            if envelope.causation_depth() > self.causation_limit {
+                return Err(PublishError::CausationLimit {
+                    topic: envelope.topic().to_string(),
+                    cause: cause.topic().to_string(),
+                    limit: self.causation_limit,
+                });
+            }
+        }
+        for hook in &self.on_publish {
+            hook(&mut envelope);
+        }
+        trace_context::link(&mut envelope, cause.map(|cause| &**cause));
+        Ok(envelope)
+    }
+
+    fn confirm(
+        &self,
+        envelope: &Arc<Envelope>,
+        result: Result<(), PublishError>,
+    ) -> Result<EventId, PublishError> {
+        result?;
+        tracing::debug!(
+            target: "eventbus", topic = %envelope.topic(), id = %envelope.id(), key = envelope.key(), "published"
+        );
+        for observer in &self.observers {
+            observer.published(envelope);
+        }
+        Ok(envelope.id().clone())
+    }
+
+    /// Publishes several envelopes and answers for each.
+    pub(crate) async fn publish_all(
+        &self,
+        envelopes: Vec<Envelope>,
+        cause: Option<&Arc<Envelope>>,
+    ) -> Vec<Result<EventId, PublishError>> {
+        let prepared: Vec<_> =
+            envelopes.into_iter().map(|envelope| self.prepare(envelope, cause).map(Arc::new)).collect();
+        let sent = prepared.iter().filter_map(|envelope| envelope.as_ref().ok().cloned()).collect();
+        let mut stored = self.broker.publish_all(sent).await.into_iter();
+        let unanswered = || Err(PublishError::Closed { topic: String::new() });
+        prepared
+            .into_iter()
+            .map(|envelope| {
+                let envelope = envelope?;
+                self.confirm(&envelope, stored.next().unwrap_or_else(unanswered))
+            })
+            .collect()
+    }
+}
+
+impl fmt::Debug for Outlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outlet").field("broker", &self.broker.name()).finish_non_exhaustive()
+    }
+}

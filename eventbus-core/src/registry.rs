@@ -1,0 +1,153 @@
+//! The registry: what `#[subscribe]`, `#[derive(Event)]` and `topics!` left behind for the linker to assemble.
+//!
+//! This is the only file that knows `linkme` and `inventory`. `linkme` serves by default; `inventory` serves on
+//! wasm, which linkme does not support, and wherever its feature is on: a core that is built as a `dylib`, and
+//! plugins, have sections of their own, which linkme cannot see together.
+
+use crate::event::EventMeta;
+use crate::subscription::Subscription;
+use crate::worker::Worker;
+use std::sync::OnceLock;
+
+/// A subscription together with its handler, as constant data.
+///
+/// The function that carries `#[subscribe]` has a twin of the same name among the types, which holds it:
+/// `send_confirmation::SUBSCRIBER`.
+#[derive(Clone, Debug)]
+pub struct Subscriber {
+    /// Who listens on what, and how.
+    pub subscription: Subscription,
+    /// What runs the handler.
+    #[doc(hidden)]
+    pub worker: Worker,
+}
+
+impl AsRef<str> for Subscriber {
+    /// The group, by which a subscriber is chosen.
+    fn as_ref(&self) -> &str {
+        &self.subscription.group
+    }
+}
+
+/// The topics that a crate declares with `topics!`.
+#[derive(Debug)]
+pub struct Catalog {
+    /// The package that declares the topics.
+    pub package: &'static str,
+    /// The topics.
+    pub topics: &'static [&'static str],
+    /// The catalogs whose topics are also known.
+    pub extends: &'static [&'static Catalog],
+}
+
+/// One entry of the registry.
+#[derive(Clone, Copy, Debug)]
+pub enum Entry {
+    /// A subscriber.
+    Subscriber(&'static Subscriber),
+    /// An event type.
+    Event(&'static EventMeta),
+    /// A catalog of topics.
+    Catalog(&'static Catalog),
+    /// Nothing: some linkers cannot make a section without any entry.
+    Sentinel,
+}
+
+#[cfg(not(any(feature = "inventory", target_family = "wasm")))]
+#[allow(
+    unsafe_code,
+    reason = "linkme names a link section, which the lint counts as unsafe; the types are checked"
+)]
+mod backend {
+    use super::Entry;
+    pub use linkme;
+
+    // The name carries the version: two copies of this crate in one program must not share a section.
+    #[linkme::distributed_slice]
+    pub static EVENTBUS_REGISTRY_V0_1: [Entry];
+
+    #[linkme::distributed_slice(EVENTBUS_REGISTRY_V0_1)]
+    static SENTINEL: Entry = Entry::Sentinel;
+
+    pub(super) fn entries() -> impl Iterator<Item = Entry> {
+        EVENTBUS_REGISTRY_V0_1.iter().copied()
+    }
+
+    /// Submits an entry of the registry.
+    #[doc(hidden)]
+    #[macro_export]
+    macro_rules! __submit {
+        ($entry:expr) => {
+            #[$crate::__private::linkme::distributed_slice($crate::__private::EVENTBUS_REGISTRY_V0_1)]
+            #[linkme(crate = $crate::__private::linkme)]
+            static __EVENTBUS_ENTRY: $crate::__private::Entry = $entry;
+        };
+    }
+}
+
+#[cfg(any(feature = "inventory", target_family = "wasm"))]
+mod backend {
+    use super::Entry;
+    pub use inventory;
+
+    inventory::collect!(Entry);
+    inventory::submit!(Entry::Sentinel);
+
+    pub(super) fn entries() -> impl Iterator<Item = Entry> {
+        inventory::iter::<Entry>().copied()
+    }
+
+    /// Submits an entry of the registry.
+    #[doc(hidden)]
+    #[macro_export]
+    macro_rules! __submit {
+        ($entry:expr) => {
+            $crate::__private::inventory::submit! { $entry }
+        };
+    }
+}
+
+#[doc(hidden)]
+pub use backend::*;
+
+/// Every subscriber of the program, in the order of their places in the source: what the linker makes of their
+/// order differs between debug and release.
+pub fn subscribers() -> &'static [&'static Subscriber] {
+    static SORTED: OnceLock<Vec<&'static Subscriber>> = OnceLock::new();
+    SORTED.get_or_init(|| {
+        let mut subscribers: Vec<_> = backend::entries()
+            .filter_map(
+                |entry| if let Entry::Subscriber(subscriber) = entry { Some(subscriber) } else { None },
+            )
+            .collect();
+        subscribers.sort_by_key(|subscriber| {
+            let subscription = &subscriber.subscription;
+            (
+                subscription.package,
+                subscription.file,
+                subscription.line,
+                &subscription.group,
+                &subscription.pattern,
+            )
+        });
+        subscribers
+    })
+}
+
+/// Every event type of the program, by topic and version.
+pub(crate) fn events() -> Vec<&'static EventMeta> {
+    let mut events: Vec<_> = backend::entries()
+        .filter_map(|entry| if let Entry::Event(event) = entry { Some(event) } else { None })
+        .collect();
+    events.sort_by_key(|event| (event.topic, event.version, event.file, event.line));
+    events
+}
+
+/// Every topic that some crate declares with `topics!`.
+pub(crate) fn declared_topics() -> Vec<&'static str> {
+    backend::entries()
+        .filter_map(|entry| if let Entry::Catalog(catalog) = entry { Some(catalog.topics) } else { None })
+        .flatten()
+        .copied()
+        .collect()
+}

@@ -1,0 +1,76 @@
+//! State: what handlers share, such as a mailer or a connection pool.
+
+use crate::subscription::StateType;
+use std::any::{Any, TypeId, type_name};
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// A value that was given to the bus with `state(…)`, as an argument of a handler.
+///
+/// ```
+/// use eventbus_core::State;
+///
+/// struct Mailer { from: &'static str }
+///
+/// // A test calls the handler with a state of its own.
+/// let mailer = State::new(Mailer { from: "shop@example.com" });
+/// assert_eq!(mailer.from, "shop@example.com");
+/// ```
+#[derive(Debug)]
+pub struct State<S>(Arc<S>);
+
+impl<S: Send + Sync + 'static> State<S> {
+    /// Wraps a value, for calling a handler in a test.
+    pub fn new(state: S) -> Self {
+        Self(Arc::new(state))
+    }
+
+    /// The value, to be kept beyond the call.
+    #[must_use]
+    pub fn into_arc(self) -> Arc<S> {
+        self.0
+    }
+
+    /// How the start-up check knows this type.
+    pub const TYPE: StateType = StateType { id: TypeId::of::<S>(), name: type_name::<S> };
+}
+
+impl<S> Clone for State<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<S> Deref for State<S> {
+    type Target = S;
+
+    fn deref(&self) -> &S {
+        &self.0
+    }
+}
+
+impl<S> From<Arc<S>> for State<S> {
+    fn from(state: Arc<S>) -> Self {
+        Self(state)
+    }
+}
+
+/// The states of one bus, by type.
+#[derive(Default)]
+pub(crate) struct States(HashMap<TypeId, Arc<dyn Any + Send + Sync>>);
+
+impl States {
+    pub(crate) fn insert<S: Send + Sync + 'static>(&mut self, state: Arc<S>) {
+        self.0.insert(TypeId::of::<S>(), state);
+    }
+
+    pub(crate) fn get<S: Send + Sync + 'static>(&self) -> Option<State<S>> {
+        let state = Arc::clone(self.0.get(&TypeId::of::<S>())?);
+        state.downcast().ok().map(State)
+    }
+
+    pub(crate) fn contains(&self, wanted: &StateType) -> bool {
+        self.0.contains_key(&wanted.id)
+    }
+}
