@@ -140,10 +140,6 @@ impl Delivery {
         E::decode(envelope.version(), envelope.content_type(), envelope.payload()?)
     }
 
-    pub(crate) fn scope(&self) -> &Arc<Scope> {
-        &self.scope
-    }
-
     pub(crate) fn count_attempt(&mut self) {
         self.attempt = self.attempt.saturating_add(1);
     }

@@ -8,13 +8,13 @@ use std::marker::PhantomData;
 
 /// What a worker calls for each delivery. A worker is compiled for each handler, so that the call is direct and
 /// its future is not boxed.
-pub trait Handler: Send + Sync + 'static {
+pub(crate) trait Handler: Send + Sync + 'static {
     /// Handles one delivery.
     fn call<'a>(&'a self, delivery: &'a Delivery) -> impl Future<Output = Outcome> + Send + 'a;
 }
 
 /// What a worker calls for each batch of deliveries.
-pub trait BatchHandler: Send + Sync + 'static {
+pub(crate) trait BatchHandler: Send + Sync + 'static {
     /// Whether a delivery can be a member of a batch.
     ///
     /// # Errors

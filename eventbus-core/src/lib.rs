@@ -16,7 +16,9 @@
 pub mod __private;
 mod backoff;
 pub mod broker;
+mod bus;
 mod causation;
+mod census;
 #[doc(hidden)]
 pub mod check;
 mod codec;
@@ -28,6 +30,8 @@ mod extract;
 mod handler;
 mod headers;
 mod id;
+pub mod memory;
+pub mod middleware;
 mod observe;
 mod outcome;
 mod publisher;
@@ -40,6 +44,7 @@ mod worker;
 
 pub use backoff::Backoff;
 pub use broker::Broker;
+pub use bus::{Bus, BusBuilder, On, SubscriptionHandle};
 pub use codec::{Codec, Json};
 pub use delivery::Delivery;
 pub use envelope::Envelope;

@@ -14,3 +14,14 @@ pub use crate::state::State;
 pub use crate::subscription::{Options, Start, StateType, Subscription};
 pub use crate::worker::Worker;
 pub use eventbus_grammar as grammar;
+
+/// Runs the checks that need no broker, for `check!`.
+///
+/// # Panics
+/// Where they find a mistake; the message lists all of them.
+pub fn check_census() {
+    let subscriptions: Vec<_> = subscribers().iter().map(|subscriber| &subscriber.subscription).collect();
+    let findings = crate::census::check(&subscriptions);
+    findings.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    assert!(findings.mistakes.is_empty(), "{}", crate::error::StartupError::new(findings.mistakes));
+}

@@ -62,6 +62,7 @@ mod backend {
     use super::Entry;
     pub use linkme;
 
+    /// Every entry of the program.
     // The name carries the version: two copies of this crate in one program must not share a section.
     #[linkme::distributed_slice]
     pub static EVENTBUS_REGISTRY_V0_1: [Entry];

@@ -1,24 +1,87 @@
 //! Workers: what runs a subscription's handler.
 
-use crate::handler::{StaticBatchHandler, StaticHandler};
-use std::fmt;
+mod attempt;
+mod lanes;
+mod run;
+mod settle;
+mod watchdog;
 
-/// What runs a handler.
+pub(crate) use lanes::Lanes;
+pub(crate) use watchdog::Watchdog;
+
+use crate::handler::{Handler, Static, StaticBatchHandler, StaticHandler};
+use crate::middleware::{AnyLayer, BatchLayers, HandlerService, service_of};
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// A future of any type.
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// What runs a handler: the whole loop from delivery to settlement, compiled for that handler, so that the calls
+/// inside it are direct.
 #[derive(Clone)]
-pub struct Worker;
+pub struct Worker(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Each { run: fn(Arc<Lanes>, usize) -> BoxFuture<()>, service: fn() -> HandlerService },
+    Batches(fn(Arc<Lanes>, usize) -> BoxFuture<()>),
+    Dynamic { run: Arc<dyn Fn(Arc<Lanes>, usize) -> BoxFuture<()> + Send + Sync>, service: HandlerService },
+}
 
 impl Worker {
     /// The worker of a function.
     #[must_use]
     pub const fn of<H: StaticHandler>() -> Self {
-        Self
+        Self(Kind::Each {
+            run: |lanes, slot| Box::pin(run::each(Arc::new(Static::<H>::new()), lanes, slot)),
+            service: || service_of(Arc::new(Static::<H>::new())),
+        })
     }
 
     /// The worker of a function that takes batches.
     #[must_use]
     pub const fn of_batch<H: StaticBatchHandler>() -> Self {
-        Self
+        Self(Kind::Batches(|lanes, slot| Box::pin(run::batches(Arc::new(Static::<H>::new()), lanes, slot))))
     }
+
+    /// The worker of a handler that was made at run time.
+    pub(crate) fn of_handler(handler: impl Handler) -> Self {
+        let handler = Arc::new(handler);
+        let service = service_of(Arc::clone(&handler));
+        let run = move |lanes, slot| Box::pin(run::each(Arc::clone(&handler), lanes, slot)) as BoxFuture<()>;
+        Self(Kind::Dynamic { run: Arc::new(run), service })
+    }
+
+    /// This worker with `layers` around its handler, the first one outermost.
+    pub(crate) fn layered(&self, layers: &[AnyLayer]) -> Layered {
+        let service = match &self.0 {
+            _ if layers.is_empty() => return Layered { worker: self.clone(), batch_layers: None },
+            Kind::Batches(_) => {
+                return Layered { worker: self.clone(), batch_layers: Some(BatchLayers::new(layers)) };
+            }
+            Kind::Each { service, .. } => service(),
+            Kind::Dynamic { service, .. } => service.clone(),
+        };
+        let service = layers.iter().rev().fold(service, |inner, layer| layer.around(inner));
+        Layered { worker: Self::of_handler(service), batch_layers: None }
+    }
+
+    /// One loop of this worker; `slot` is its place among the workers of the same lanes.
+    fn run(&self, lanes: Arc<Lanes>, slot: usize) -> BoxFuture<()> {
+        match &self.0 {
+            Kind::Each { run, .. } | Kind::Batches(run) => run(lanes, slot),
+            Kind::Dynamic { run, .. } => run(lanes, slot),
+        }
+    }
+}
+
+/// A worker together with the layers that are not inside of it.
+pub(crate) struct Layered {
+    worker: Worker,
+    batch_layers: Option<BatchLayers>,
 }
 
 impl fmt::Debug for Worker {

@@ -1,0 +1,327 @@
+//! The builder: everything that is settled before a bus opens its broker.
+
+use super::{Bus, Shared, Stage};
+use crate::backoff::Backoff;
+use crate::broker::Broker;
+use crate::census;
+use crate::delivery::Delivery;
+use crate::envelope::Envelope;
+use crate::error::{BoxError, Error, Result, StartupError};
+use crate::memory::MemoryBroker;
+use crate::middleware::{AnyLayer, HandlerService};
+use crate::observe::Observer;
+use crate::outcome::Outcome;
+use crate::publisher::{Outlet, Publisher};
+use crate::registry::{self, Subscriber};
+use crate::state::States;
+use crate::subscription::{Policy, Subscription};
+use smol_str::SmolStr;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// The settings of a [`Bus`]. Options that `#[subscribe]` also has carry the same name, and are the default for
+/// subscriptions that leave them out.
+#[must_use = "a builder does nothing until it is connected"]
+pub struct BusBuilder {
+    states: States,
+    policy: Policy,
+    layers: Vec<(Option<String>, AnyLayer)>,
+    only: Option<Vec<String>>,
+    expected: Vec<String>,
+    strict: bool,
+    drain: Duration,
+    source: Option<SmolStr>,
+    causation_limit: u32,
+    on_publish: Vec<Box<dyn Fn(&mut Envelope) + Send + Sync>>,
+    observers: Vec<Arc<dyn Observer>>,
+}
+
+impl Default for BusBuilder {
+    fn default() -> Self {
+        Self {
+            states: States::default(),
+            policy: Policy::default(),
+            layers: Vec::new(),
+            only: None,
+            expected: Vec::new(),
+            strict: false,
+            drain: Duration::from_secs(30),
+            source: None,
+            causation_limit: 64,
+            on_publish: Vec::new(),
+            observers: Vec::new(),
+        }
+    }
+}
+
+impl BusBuilder {
+    /// Gives handlers a value that they take as `State<S>`; each type once, a second value replaces the first.
+    pub fn state<S: Send + Sync + 'static>(self, state: S) -> Self {
+        self.shared_state(Arc::new(state))
+    }
+
+    /// Gives handlers a value that the program keeps sharing.
+    pub fn shared_state<S: Send + Sync + 'static>(mut self, state: Arc<S>) -> Self {
+        self.states.insert(state);
+        self
+    }
+
+    /// Puts a layer around every handler. The first layer is the outermost.
+    pub fn layer<L>(self, layer: L) -> Self
+    where
+        L: Layer<HandlerService> + Send + Sync + 'static,
+        L::Service: Service<Delivery, Response = Outcome, Error: Into<BoxError>, Future: Send>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        self.add_layer(None, AnyLayer::new(layer))
+    }
+
+    /// Puts a layer around the handlers of one group: `layer_for(send_confirmation::SUBSCRIBER, …)`, or by name.
+    pub fn layer_for<L>(self, group: impl AsRef<str>, layer: L) -> Self
+    where
+        L: Layer<HandlerService> + Send + Sync + 'static,
+        L::Service: Service<Delivery, Response = Outcome, Error: Into<BoxError>, Future: Send>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        self.add_layer(Some(group.as_ref().to_owned()), AnyLayer::new(layer))
+    }
+
+    fn add_layer(mut self, group: Option<String>, layer: AnyLayer) -> Self {
+        self.layers.push((group, layer));
+        self
+    }
+
+    /// Runs only the subscriptions of these groups, so that one program can be deployed in several roles: group
+    /// names, or constants such as `send_confirmation::SUBSCRIBER`. Default: all.
+    pub fn only<G: AsRef<str>>(mut self, groups: impl IntoIterator<Item = G>) -> Self {
+        self.only.get_or_insert_default().extend(groups.into_iter().map(|group| group.as_ref().to_owned()));
+        self
+    }
+
+    /// Fails at start-up where one of these packages has registered no subscriber.
+    pub fn expect<P: AsRef<str>>(mut self, packages: impl IntoIterator<Item = P>) -> Self {
+        self.expected.extend(packages.into_iter().map(|package| package.as_ref().to_owned()));
+        self
+    }
+
+    /// Makes warnings of the start-up checks errors. Default: off.
+    pub fn strict(mut self) -> Self {
+        self.strict = true;
+        self
+    }
+
+    /// How many attempts may follow the first. Default: 4.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.policy.retries = retries;
+        self
+    }
+
+    /// How long to wait between attempts. Default: 100 ms, doubling to 30 s.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.policy.backoff = backoff;
+        self
+    }
+
+    /// How long one attempt may take. Default: 60 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.policy.timeout = timeout;
+        self
+    }
+
+    /// How many deliveries one subscription handles at once. Default: the number of cores, at least 4.
+    pub fn concurrency(mut self, concurrency: usize) -> Self {
+        self.policy.concurrency = concurrency.max(1);
+        self
+    }
+
+    /// How many deliveries one subscription holds at once: handled, waiting for their lane, or parked for a
+    /// retry. Default: 1,024.
+    pub fn in_flight(mut self, deliveries: usize) -> Self {
+        self.policy.in_flight = deliveries.max(1);
+        self
+    }
+
+    /// Whether events that are given up are kept; without, they are logged and dropped. Default: true.
+    pub fn dead_letter(mut self, dead_letter: bool) -> Self {
+        self.policy.dead_letter = dead_letter;
+        self
+    }
+
+    /// How long a shutdown may take. Default: 30 s.
+    pub fn drain(mut self, drain: Duration) -> Self {
+        self.drain = drain;
+        self
+    }
+
+    /// The CloudEvents `source` of what this bus publishes, a URI reference. Default: `/` and the program's name.
+    pub fn source(mut self, source: impl AsRef<str>) -> Self {
+        self.source = Some(SmolStr::new(source));
+        self
+    }
+
+    /// How many events in a row may cause each other, before publishing fails. Default: 64.
+    pub fn causation_limit(mut self, events: u32) -> Self {
+        self.causation_limit = events;
+        self
+    }
+
+    /// Calls `hook` on every envelope before it is published, to set headers such as a tenant or a trace.
+    pub fn on_publish(mut self, hook: impl Fn(&mut Envelope) + Send + Sync + 'static) -> Self {
+        self.on_publish.push(Box::new(hook));
+        self
+    }
+
+    /// Tells `observer` what happens on the bus.
+    pub fn observer(mut self, observer: impl Observer) -> Self {
+        self.observers.push(Arc::new(observer));
+        self
+    }
+
+    /// Connects to the broker at `url`, after the start-up checks. `memory:` is the in-process broker.
+    ///
+    /// # Errors
+    /// Where no broker of this build has the address's scheme, and as [`broker`](Self::broker).
+    pub async fn connect(self, url: &str) -> Result<Bus> {
+        match url {
+            "memory:" | "memory://" => self.broker(MemoryBroker::new()).await,
+            _ => Err(unknown(url)),
+        }
+    }
+
+    /// Connects to a broker that was made from its own settings, after the start-up checks.
+    ///
+    /// # Errors
+    /// [`Error::Startup`] with everything that the checks found, and what the broker reports.
+    pub async fn broker(self, broker: impl Broker) -> Result<Bus> {
+        let broker: Arc<dyn Broker> = Arc::new(broker);
+        let subscribers = self.chosen();
+        let subscriptions: Vec<_> = subscribers.iter().map(|subscriber| &subscriber.subscription).collect();
+        self.check(&subscriptions, &*broker)?;
+        announce(&subscriptions);
+        let source = self.source.unwrap_or_else(program);
+        let outlet = Arc::new(Outlet::new(
+            Arc::clone(&broker),
+            source,
+            self.causation_limit,
+            self.on_publish,
+            self.observers,
+        ));
+        let bus = Bus {
+            publisher: Publisher::new(Arc::clone(&outlet), None),
+            shared: Arc::new(Shared {
+                broker,
+                outlet,
+                states: Arc::new(self.states),
+                policy: self.policy,
+                layers: self.layers,
+                drain: self.drain,
+                watchdog: OnceLock::new(),
+                stage: Mutex::new(Stage::default()),
+                closed: Notify::new(),
+            }),
+        };
+        for subscriber in subscribers {
+            let lanes = bus.open(subscriber).await?;
+            bus.shared.stage().lanes.push(lanes);
+        }
+        Ok(bus)
+    }
+
+    fn chosen(&self) -> Vec<&'static Subscriber> {
+        let chosen = |subscriber: &&&Subscriber| {
+            let group = &subscriber.subscription.group;
+            self.only.as_ref().is_none_or(|only| only.iter().any(|chosen| chosen == group))
+        };
+        registry::subscribers().iter().filter(chosen).copied().collect()
+    }
+
+    fn check(&self, subscriptions: &[&Subscription], broker: &dyn Broker) -> Result<(), StartupError> {
+        let census::Findings { mut mistakes, warnings } = census::check(subscriptions);
+        mistakes.extend(census::check_packages(&self.expected));
+        mistakes.extend(census::check_groups(self.only.as_deref().unwrap_or_default()));
+        mistakes.extend(census::check_fit(subscriptions, &self.states, broker.name(), broker.features()));
+        if self.strict {
+            mistakes.extend(warnings);
+        } else {
+            warnings.iter().for_each(|warning| tracing::warn!(target: "eventbus", "{warning}"));
+        }
+        if mistakes.is_empty() { Ok(()) } else { Err(StartupError::new(mistakes)) }
+    }
+}
+
+impl fmt::Debug for BusBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BusBuilder")
+            .field("policy", &self.policy)
+            .field("only", &self.only)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Logs the census.
+fn announce(subscriptions: &[&Subscription]) {
+    let packages: BTreeSet<_> = subscriptions.iter().map(|subscription| subscription.package).collect();
+    tracing::info!(
+        target: "eventbus", "{} subscriptions from {} packages", subscriptions.len(), packages.len()
+    );
+    for subscription in subscriptions {
+        tracing::debug!(
+            target: "eventbus", pattern = %subscription.pattern, group = %subscription.group,
+            location = subscription.location(), "subscription"
+        );
+    }
+}
+
+/// The source of events where nothing else is said: the program's name.
+fn program() -> SmolStr {
+    let program = std::env::current_exe().ok();
+    let name = program.as_ref().and_then(|path| path.file_stem()).map(|name| name.to_string_lossy());
+    format!("/{}", name.as_deref().unwrap_or("eventbus")).into()
+}
+
+fn unknown(url: &str) -> Error {
+    let reason = match url.split_once(':') {
+        Some((scheme, _)) => format!(
+            "no broker of this build has the scheme `{scheme}`; there is `memory:`, \
+             and any other broker can be given to `Bus::builder().broker(…)`"
+        ),
+        None => "an address starts with a scheme, such as `memory:`".to_owned(),
+    };
+    Error::Url { url: without_password(url), reason }
+}
+
+/// The address as it may be shown.
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    match authority.rsplit_once('@') {
+        Some((user, host)) => {
+            let user = user.split(':').next().unwrap_or_default();
+            format!("{scheme}://{user}:***@{host}{}", &rest[authority.len()..])
+        }
+        None => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_password;
+
+    #[test]
+    fn addresses_are_shown_without_their_password() {
+        assert_eq!(without_password("amqp://ada:p@ss@host:5672/v?x=1"), "amqp://ada:***@host:5672/v?x=1");
+        assert_eq!(without_password("nats://host"), "nats://host");
+        assert_eq!(without_password("memory:"), "memory:");
+    }
+}

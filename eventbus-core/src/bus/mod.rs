@@ -1,0 +1,263 @@
+//! The bus: publish, run, shut down.
+
+mod builder;
+mod on;
+mod signal;
+
+pub use builder::BusBuilder;
+pub use on::{On, SubscriptionHandle};
+
+use crate::broker::{Broker, DeadLetters, SubscribeRequest};
+use crate::census;
+use crate::delivery::Scope;
+use crate::error::{BrokerError, Error, Result, StartupError};
+use crate::middleware::AnyLayer;
+use crate::publisher::{Outlet, Publisher};
+use crate::registry::Subscriber;
+use crate::state::States;
+use crate::subscription::{Policy, Subscription};
+use crate::topic::Pattern;
+use crate::worker::{Lanes, Watchdog};
+use std::fmt;
+use std::future::Future;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+/// A bus: publishes events, and runs the subscriptions of the program.
+///
+/// It is cheap to clone; all clones are one bus. It publishes through its [`Publisher`], whose methods it has.
+/// From the moment it is connected its subscriptions miss nothing; they are handled once it runs.
+#[derive(Clone)]
+pub struct Bus {
+    publisher: Publisher,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    broker: Arc<dyn Broker>,
+    outlet: Arc<Outlet>,
+    states: Arc<States>,
+    policy: Policy,
+    layers: Vec<(Option<String>, AnyLayer)>,
+    drain: Duration,
+    watchdog: OnceLock<Arc<Watchdog>>,
+    stage: Mutex<Stage>,
+    closed: Notify,
+}
+
+#[derive(Default)]
+struct Stage {
+    running: bool,
+    closed: bool,
+    lanes: Vec<Arc<Lanes>>,
+}
+
+impl Bus {
+    /// A bus with settings of its own.
+    #[must_use]
+    pub fn builder() -> BusBuilder {
+        BusBuilder::default()
+    }
+
+    /// A bus with the default settings, on the broker at `url`; see [`BusBuilder::connect`].
+    ///
+    /// # Errors
+    /// Where the address cannot be used, or the start-up checks find mistakes.
+    pub async fn connect(url: &str) -> Result<Self> {
+        Self::builder().connect(url).await
+    }
+
+    /// Handles deliveries until Ctrl-C or SIGTERM, then [shuts down](Self::shutdown). A second signal cuts the
+    /// shutdown short.
+    ///
+    /// # Errors
+    /// Where there is no subscription, where the bus was shut down before, and as `shutdown`.
+    pub async fn run(&self) -> Result<()> {
+        self.start()?;
+        let mut signals = signal::Signals::new()?;
+        race(signals.next(), self.closed()).await;
+        tracing::info!(target: "eventbus", "shutting down; another signal cuts it short");
+        let forced = async {
+            signals.next().await;
+            Err(self.cut_off())
+        };
+        race(self.shutdown(), forced).await
+    }
+
+    /// Handles deliveries until `stop` resolves, then [shuts down](Self::shutdown).
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn run_until(&self, stop: impl Future<Output = ()>) -> Result<()> {
+        self.start()?;
+        race(stop, self.closed()).await;
+        self.shutdown().await
+    }
+
+    /// Begins to handle deliveries, and returns at once. To start twice is to start once.
+    ///
+    /// # Errors
+    /// Where there is no subscription, and where the bus was shut down before.
+    pub fn start(&self) -> Result<()> {
+        let mut stage = self.shared.stage();
+        if stage.closed {
+            return Err(Error::Closed);
+        }
+        if stage.lanes.is_empty() {
+            return Err(StartupError::new(vec![census::NO_SUBSCRIPTIONS.to_owned()]).into());
+        }
+        if !std::mem::replace(&mut stage.running, true) {
+            stage.lanes.iter().for_each(|lanes| lanes.start());
+        }
+        Ok(())
+    }
+
+    /// Ends the bus: takes nothing more, lets the handlers that run finish, settles, and closes the broker.
+    ///
+    /// A broker that is not durable handles its backlog first. All of it may take as long as the bus's `drain`
+    /// allows; deliveries that are not done by then stay unsettled and are never acked. To shut down twice is to
+    /// shut down once.
+    ///
+    /// # Errors
+    /// [`Error::Drain`] where handlers were cut off, and what the broker reports.
+    pub async fn shutdown(&self) -> Result<()> {
+        let shared = &self.shared;
+        let (lanes, running) = {
+            let mut stage = shared.stage();
+            if std::mem::replace(&mut stage.closed, true) {
+                return Ok(());
+            }
+            (stage.lanes.clone(), stage.running)
+        };
+        let deadline = Instant::now() + shared.drain;
+        shared.outlet.drain();
+        if running {
+            // What is left after the deadline is dealt with below.
+            let _ = timeout_at(deadline, shared.broker.drain()).await;
+        }
+        lanes.iter().for_each(|lanes| lanes.stop());
+        let finished = timeout_at(deadline, async {
+            for lanes in &lanes {
+                lanes.idle().await;
+            }
+        });
+        let cut_off = finished.await.is_err().then(|| self.cut_off());
+        shared.outlet.close();
+        shared.stage().lanes.clear();
+        shared.closed.notify_waiters();
+        drop(lanes);
+        shared.broker.close().await?;
+        cut_off.map_or(Ok(()), Err)
+    }
+
+    /// The subscriptions of this bus: those of the registry by their places in the source, then those that were
+    /// made at run time.
+    #[must_use]
+    pub fn subscriptions(&self) -> Vec<Subscription> {
+        self.shared.stage().lanes.iter().map(|lanes| lanes.subscription().clone()).collect()
+    }
+
+    /// The events that subscriptions gave up on: to list them, to deliver them again to the group that failed,
+    /// and to purge them.
+    ///
+    /// # Errors
+    /// Where the broker keeps no dead letters.
+    pub fn dead_letters(&self) -> Result<Arc<dyn DeadLetters>> {
+        self.shared.broker.dead_letters().ok_or_else(|| {
+            let name = self.shared.broker.name();
+            Error::Broker(BrokerError::new(format!("the {name} broker keeps no dead letters")))
+        })
+    }
+
+    /// A publisher of this bus, to be kept where the bus itself is not wanted.
+    #[must_use]
+    pub fn publisher(&self) -> Publisher {
+        self.publisher.clone()
+    }
+
+    /// Opens a subscription at the broker.
+    async fn open(&self, subscriber: &Subscriber) -> Result<Arc<Lanes>> {
+        let shared = &self.shared;
+        let Subscriber { subscription, worker } = subscriber;
+        let policy = shared.policy.with(&subscription.options);
+        let source = shared.broker.subscribe(SubscribeRequest {
+            group: subscription.group.to_string(),
+            pattern: Pattern::new(&subscription.pattern)?,
+            start: policy.start,
+        });
+        let layers: Vec<_> = shared
+            .layers
+            .iter()
+            .filter(|(group, _)| group.as_ref().is_none_or(|group| *group == subscription.group))
+            .map(|(_, layer)| layer.clone())
+            .collect();
+        let scope = Arc::new(Scope {
+            subscription: subscription.clone(),
+            states: Arc::clone(&shared.states),
+            outlet: Arc::clone(&shared.outlet),
+        });
+        let watchdog = shared.watchdog.get_or_init(Watchdog::start);
+        Ok(Lanes::new(scope, policy, worker.layered(&layers), source.await?, Arc::clone(watchdog)))
+    }
+
+    async fn closed(&self) {
+        let mut closed = std::pin::pin!(self.shared.closed.notified());
+        closed.as_mut().enable();
+        if !self.shared.stage().closed {
+            closed.await;
+        }
+    }
+
+    /// Drops what is still being handled, unsettled.
+    fn cut_off(&self) -> Error {
+        let lanes = self.shared.stage().lanes.clone();
+        let unfinished = lanes.iter().map(|lanes| lanes.handled()).sum();
+        lanes.iter().for_each(|lanes| lanes.abort());
+        Error::Drain { unfinished, drain: self.shared.drain }
+    }
+}
+
+impl Deref for Bus {
+    type Target = Publisher;
+
+    fn deref(&self) -> &Publisher {
+        &self.publisher
+    }
+}
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stage = self.shared.stage();
+        f.debug_struct("Bus")
+            .field("broker", &self.shared.broker.name())
+            .field("subscriptions", &stage.lanes.len())
+            .field("running", &(stage.running && !stage.closed))
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shared {
+    /// A bus that nobody holds any more takes nothing more; handlers that run finish.
+    fn drop(&mut self) {
+        self.stage().lanes.iter().for_each(|lanes| lanes.stop());
+    }
+}
+
+/// The answer of whichever future is done first; the other is dropped.
+async fn race<T>(first: impl Future<Output = T>, second: impl Future<Output = T>) -> T {
+    let (mut first, mut second) = (std::pin::pin!(first), std::pin::pin!(second));
+    std::future::poll_fn(|context| match first.as_mut().poll(context) {
+        std::task::Poll::Pending => second.as_mut().poll(context),
+        done => done,
+    })
+    .await
+}

@@ -1,0 +1,193 @@
+//! Subscriptions that are made at run time.
+
+use super::Bus;
+use crate::backoff::Backoff;
+use crate::census;
+use crate::delivery::Delivery;
+use crate::error::{Error, Result, StartupError};
+use crate::event::Event;
+use crate::handler::{Handler, OnDelivery, OnEvent};
+use crate::outcome::IntoOutcome;
+use crate::registry::Subscriber;
+use crate::subscription::{Options, Subscription};
+use crate::topic::Pattern;
+use crate::worker::{BoxFuture, Lanes, Worker};
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::panic::Location;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Bus {
+    /// Subscribes a closure to an event type. It obeys the same rules as `#[subscribe]`, and begins once this is
+    /// awaited.
+    ///
+    /// Its group is made of the source line, unless `group` names one.
+    #[track_caller]
+    pub fn on<E, R>(&self, handler: impl Fn(Arc<E>) -> R + Send + Sync + 'static) -> On
+    where
+        E: Event,
+        R: Future<Output: IntoOutcome> + Send + 'static,
+    {
+        let mut on = On::new(self, E::META.topic, OnEvent::<E, _>::new(handler), Location::caller());
+        on.subscriber.subscription.event = Some(E::META);
+        on.subscriber.subscription.publishes = <R::Output as IntoOutcome>::PUBLISHES;
+        on
+    }
+
+    /// Subscribes a closure to a pattern, whatever the events on it are.
+    #[track_caller]
+    pub fn on_topic<R>(
+        &self,
+        pattern: impl AsRef<str>,
+        handler: impl Fn(Delivery) -> R + Send + Sync + 'static,
+    ) -> On
+    where
+        R: Future<Output: IntoOutcome> + Send + 'static,
+    {
+        On::new(self, pattern.as_ref(), OnDelivery(handler), Location::caller())
+    }
+}
+
+/// A subscription that is about to begin: set its options, then `.await` it.
+#[must_use = "nothing is subscribed until you `.await` this"]
+pub struct On {
+    bus: Bus,
+    subscriber: Subscriber,
+}
+
+impl On {
+    fn new(bus: &Bus, pattern: &str, handler: impl Handler, place: &'static Location<'static>) -> Self {
+        let file = place.file().replace(|other: char| !other.is_ascii_alphanumeric(), "-");
+        Self {
+            bus: bus.clone(),
+            subscriber: Subscriber {
+                subscription: Subscription {
+                    name: format!("{}:{}", place.file(), place.line()).into(),
+                    group: format!("on.{file}-{}", place.line()).into(),
+                    pattern: pattern.to_owned().into(),
+                    event: None,
+                    publishes: None,
+                    states: &[],
+                    options: Options::DEFAULT,
+                    package: "",
+                    module: "",
+                    file: place.file(),
+                    line: place.line(),
+                    docs: "",
+                },
+                worker: Worker::of_handler(handler),
+            },
+        }
+    }
+
+    /// Names the group.
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.subscriber.subscription.group = group.into().into();
+        self
+    }
+
+    /// How many attempts may follow the first.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.options().retries = Some(retries);
+        self
+    }
+
+    /// How long to wait between attempts.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.options().backoff = Some(backoff);
+        self
+    }
+
+    /// How long one attempt may take.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.options().timeout = Some(timeout);
+        self
+    }
+
+    /// How many deliveries are handled at once.
+    pub fn concurrency(mut self, concurrency: usize) -> Self {
+        self.options().concurrency = Some(concurrency);
+        self
+    }
+
+    /// Whether events that are given up are kept.
+    pub fn dead_letter(mut self, dead_letter: bool) -> Self {
+        self.options().dead_letter = Some(dead_letter);
+        self
+    }
+
+    fn options(&mut self) -> &mut Options {
+        &mut self.subscriber.subscription.options
+    }
+
+    async fn begin(self) -> Result<SubscriptionHandle> {
+        let Self { bus, subscriber } = self;
+        Pattern::new(&subscriber.subscription.pattern)?;
+        let lanes = {
+            let known = bus.subscriptions();
+            let mut all: Vec<_> = known.iter().collect();
+            all.push(&subscriber.subscription);
+            let mut mistakes = census::check(&all).mistakes;
+            let (name, features) = (bus.shared.broker.name(), bus.shared.broker.features());
+            mistakes.extend(census::check_fit(&all[known.len()..], &bus.shared.states, name, features));
+            if !mistakes.is_empty() {
+                return Err(StartupError::new(mistakes).into());
+            }
+            bus.open(&subscriber).await?
+        };
+        let mut stage = bus.shared.stage();
+        if stage.closed {
+            return Err(Error::Closed);
+        }
+        stage.lanes.push(Arc::clone(&lanes));
+        if stage.running {
+            lanes.start();
+        }
+        drop(stage);
+        Ok(SubscriptionHandle { bus, lanes })
+    }
+}
+
+impl IntoFuture for On {
+    type Output = Result<SubscriptionHandle>;
+    type IntoFuture = BoxFuture<Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.begin())
+    }
+}
+
+impl fmt::Debug for On {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("On").field(&self.subscriber).finish()
+    }
+}
+
+/// A subscription that was made at run time. Dropping this changes nothing; the subscription ends with the bus,
+/// or when it is stopped.
+pub struct SubscriptionHandle {
+    bus: Bus,
+    lanes: Arc<Lanes>,
+}
+
+impl SubscriptionHandle {
+    /// What was subscribed.
+    #[must_use]
+    pub fn subscription(&self) -> &Subscription {
+        self.lanes.subscription()
+    }
+
+    /// Ends the subscription: takes nothing more, and lets the handlers that run finish.
+    pub async fn stop(self) {
+        self.lanes.stop();
+        self.lanes.idle().await;
+        self.bus.shared.stage().lanes.retain(|lanes| !Arc::ptr_eq(lanes, &self.lanes));
+    }
+}
+
+impl fmt::Debug for SubscriptionHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SubscriptionHandle").field(self.subscription()).finish()
+    }
+}

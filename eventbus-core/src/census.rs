@@ -1,0 +1,248 @@
+//! The census: which subscriptions there are, and what is wrong with them before anything runs.
+
+use crate::broker::Features;
+use crate::event::EventMeta;
+use crate::registry;
+use crate::state::States;
+use crate::subscription::{Start, Subscription};
+use eventbus_grammar::{is_near, matches, overlap};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the checks found: mistakes, with which no bus starts, and warnings.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    pub(crate) mistakes: Vec<String>,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Checks what the program declares, and what does not depend on how its bus is built.
+pub(crate) fn check(subscriptions: &[&Subscription]) -> Findings {
+    let (events, declared) = (registry::events(), registry::declared_topics());
+    let mut findings = Findings::default();
+    findings.mistakes.extend(rival_events(&events));
+    findings.mistakes.extend(shared_groups(subscriptions));
+    findings.warnings.extend(unknown_topics(subscriptions, &events, &declared));
+    findings.warnings.extend(unheard_events(subscriptions, &events));
+    findings.warnings.extend(cycles(subscriptions));
+    findings
+}
+
+/// Checks subscriptions against the states and the broker that they are to run with.
+pub(crate) fn check_fit(
+    subscriptions: &[&Subscription],
+    states: &States,
+    broker: &str,
+    features: Features,
+) -> Vec<String> {
+    let mut mistakes = missing_states(subscriptions, states);
+    for subscription in subscriptions {
+        if subscription.options.start == Some(Start::Earliest) && !features.start_earliest {
+            mistakes.push(format!(
+                "{} sets `start = \"earliest\"`, and the {broker} broker keeps no earlier events; \
+                 leave the option out, or use a broker with a log",
+                describe(subscription)
+            ));
+        }
+        if subscription.pattern.contains(['*', '>']) && !features.patterns {
+            mistakes.push(format!(
+                "{} listens on the pattern \"{}\", and the {broker} broker has no patterns; name a topic",
+                describe(subscription),
+                subscription.pattern
+            ));
+        }
+    }
+    mistakes
+}
+
+/// Checks that packages which were meant to be linked have registered something.
+pub(crate) fn check_packages(expected: &[String]) -> Vec<String> {
+    let known: BTreeSet<_> =
+        registry::subscribers().iter().map(|subscriber| subscriber.subscription.package).collect();
+    expected
+        .iter()
+        .filter(|package| !known.contains(package.as_str()))
+        .map(|package| {
+            let krate = package.replace('-', "_");
+            format!(
+                "the package `{package}` is expected and has registered no subscriber: a crate that no code names is \
+                 not linked, so name it with `eventbus::link!({krate});` in `main.rs`, and check its spelling; \
+                 registered are: {}",
+                if known.is_empty() { "none".to_owned() } else { list(&known) }
+            )
+        })
+        .collect()
+}
+
+/// Checks that groups which were chosen exist.
+pub(crate) fn check_groups(chosen: &[String]) -> Vec<String> {
+    let known: BTreeSet<_> =
+        registry::subscribers().iter().map(|subscriber| &*subscriber.subscription.group).collect();
+    chosen
+        .iter()
+        .filter(|group| !known.contains(group.as_str()))
+        .map(|group| {
+            let hint = nearest(group, known.iter().copied());
+            format!("`only` names the group `{group}`, and no subscriber has it{hint}")
+        })
+        .collect()
+}
+
+/// The sentence for a bus that has nothing to run.
+pub(crate) const NO_SUBSCRIPTIONS: &str = "there are no subscriptions: a crate that no code names is not linked, so if \
+     your subscribers are in a library (also in the `src/lib.rs` beside this `main.rs`), name it with \
+     `eventbus::link!(that_crate);`; a program that only publishes needs no `run`";
+
+fn rival_events(events: &[&EventMeta]) -> Vec<String> {
+    let rivals = events.windows(2).filter(|pair| {
+        (pair[0].topic, pair[0].version) == (pair[1].topic, pair[1].version)
+            && pair[0].schema != pair[1].schema
+    });
+    rivals
+        .map(|pair| {
+            format!(
+                "two event types of different shape claim \"{}\" v{}:\n{}\n{}\n\
+                 share one type between the crates, or give one a topic or a `version` of its own",
+                pair[0].topic,
+                pair[0].version,
+                declared_at(pair[0]),
+                declared_at(pair[1])
+            )
+        })
+        .collect()
+}
+
+fn shared_groups(subscriptions: &[&Subscription]) -> Vec<String> {
+    let mut groups: BTreeMap<&str, Vec<&Subscription>> = BTreeMap::new();
+    for subscription in subscriptions {
+        groups.entry(&subscription.group).or_default().push(subscription);
+    }
+    let mut mistakes = Vec::new();
+    for (group, members) in groups {
+        for (place, left) in members.iter().enumerate() {
+            for right in &members[place + 1..] {
+                if overlap(&left.pattern, &right.pattern) {
+                    mistakes.push(format!(
+                        "two subscriptions share the group `{group}`, so each would get only some of the events:\n\
+                         {}\n{}\ngive one of them another group: `group = \"…\"`",
+                        listens_at(left),
+                        listens_at(right)
+                    ));
+                }
+            }
+        }
+    }
+    mistakes
+}
+
+fn missing_states(subscriptions: &[&Subscription], states: &States) -> Vec<String> {
+    let mut missing: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for subscription in subscriptions {
+        for state in subscription.states.iter().flatten().filter(|state| !states.contains(state)) {
+            missing.entry((state.name)()).or_default().push(describe(subscription));
+        }
+    }
+    missing
+        .into_iter()
+        .map(|(state, takers)| {
+            format!(
+                "the state `{state}` is missing; give it to the bus with `Bus::builder().state(…)`; it is taken by:\n{}",
+                takers.join("\n")
+            )
+        })
+        .collect()
+}
+
+fn unknown_topics(subscriptions: &[&Subscription], events: &[&EventMeta], declared: &[&str]) -> Vec<String> {
+    let known: BTreeSet<_> = events.iter().map(|event| event.topic).chain(declared.iter().copied()).collect();
+    subscriptions
+        .iter()
+        .filter(|subscription| subscription.event.is_none())
+        .filter(|subscription| !known.iter().any(|topic| matches(&subscription.pattern, topic)))
+        .filter_map(|subscription| {
+            let hint = nearest(&subscription.pattern, known.iter().copied());
+            (!hint.is_empty()).then(|| {
+                format!(
+                    "no event of this program has a topic that {} listens on (\"{}\"){hint}",
+                    describe(subscription),
+                    subscription.pattern
+                )
+            })
+        })
+        .collect()
+}
+
+fn unheard_events(subscriptions: &[&Subscription], events: &[&EventMeta]) -> Vec<String> {
+    let heard = |topic: &str| subscriptions.iter().any(|subscription| matches(&subscription.pattern, topic));
+    let mut unheard: Vec<_> = events.iter().filter(|event| !heard(event.topic)).collect();
+    unheard.dedup_by_key(|event| event.topic);
+    unheard
+        .into_iter()
+        .filter_map(|event| {
+            let hint = nearest(event.topic, subscriptions.iter().map(|subscription| &*subscription.pattern));
+            (!hint.is_empty())
+                .then(|| format!("nobody here listens on \"{}\" ({}){hint}", event.topic, declared_at(event)))
+        })
+        .collect()
+}
+
+/// Topics that cause themselves, by the events that handlers return.
+fn cycles(subscriptions: &[&Subscription]) -> Vec<String> {
+    let mut found: BTreeSet<Vec<&str>> = BTreeSet::new();
+    let publishing: Vec<_> = subscriptions
+        .iter()
+        .filter_map(|subscription| Some((*subscription, subscription.publishes?)))
+        .collect();
+    for (_, start) in &publishing {
+        let mut path = vec![start.topic];
+        while let Some(&topic) = path.last()
+            && let Some((_, next)) = publishing.iter().find(|(subscription, next)| {
+                matches(&subscription.pattern, topic)
+                    && (next.topic == start.topic || !path.contains(&next.topic))
+            })
+        {
+            if next.topic == start.topic {
+                if path.iter().min() == path.first() {
+                    found.insert(path);
+                }
+                break;
+            }
+            path.push(next.topic);
+        }
+    }
+    found
+        .into_iter()
+        .map(|path| {
+            format!(
+                "these topics cause themselves: {0} → {1}; an event runs in this circle until the `causation_limit` \
+                 ends it, unless some handler returns `None`",
+                path.join(" → "),
+                path[0]
+            )
+        })
+        .collect()
+}
+
+fn describe(subscription: &Subscription) -> String {
+    format!("`{}` ({})", subscription.name, subscription.location())
+}
+
+fn listens_at(subscription: &Subscription) -> String {
+    format!("{} on \"{}\"", describe(subscription), subscription.pattern)
+}
+
+fn declared_at(event: &EventMeta) -> String {
+    format!("`{}` ({}:{})", event.name, event.file, event.line)
+}
+
+fn list(words: &BTreeSet<&str>) -> String {
+    words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// `; did you mean …?`, where some known word is near.
+fn nearest<'a>(typed: &str, known: impl Iterator<Item = &'a str>) -> String {
+    known
+        .filter(|known| is_near(typed, known))
+        .min_by_key(|known| eventbus_grammar::distance(typed, known))
+        .map(|known| format!("; did you mean \"{known}\"?"))
+        .unwrap_or_default()
+}

@@ -1,0 +1,66 @@
+//! Routes: which queues a topic leads to.
+
+use super::queue::Queue;
+use crate::topic::{Pattern, Topic};
+use smol_str::SmolStr;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// How many topics are remembered with their queues. A program that makes up topics at run time must not fill the
+/// memory with them.
+const REMEMBERED: usize = 4_096;
+
+/// All queues, and the ones that each topic has led to so far.
+#[derive(Default)]
+pub(super) struct Routes {
+    queues: HashMap<(String, Pattern), Arc<Queue>>,
+    by_topic: HashMap<SmolStr, Arc<[Arc<Queue>]>>,
+}
+
+impl Routes {
+    /// The queue of `group` for `pattern`, made by `open` where it is new.
+    pub(super) fn queue(
+        &mut self,
+        group: &str,
+        pattern: &Pattern,
+        open: impl FnOnce() -> Queue,
+    ) -> Arc<Queue> {
+        let queue = self.queues.entry((group.to_owned(), pattern.clone())).or_insert_with(|| {
+            self.by_topic.clear();
+            Arc::new(open())
+        });
+        queue.add_reader();
+        Arc::clone(queue)
+    }
+
+    /// Forgets a queue, so that nothing more comes into it.
+    pub(super) fn remove(&mut self, queue: &Queue) {
+        self.queues.remove(&(queue.group().to_owned(), queue.pattern().clone()));
+        self.by_topic.clear();
+    }
+
+    /// The queue of `group` that listens on `topic`.
+    pub(super) fn of_group(&self, group: &str, topic: &Topic) -> Option<Arc<Queue>> {
+        self.queues
+            .values()
+            .find(|queue| queue.group() == group && queue.pattern().matches(topic.as_str()))
+            .cloned()
+    }
+
+    fn remember(&mut self, topic: &Topic) -> Arc<[Arc<Queue>]> {
+        let queues: Arc<[_]> =
+            self.queues.values().filter(|queue| queue.pattern().matches(topic.as_str())).cloned().collect();
+        if self.by_topic.len() < REMEMBERED {
+            self.by_topic.insert(topic.to_smol_str(), Arc::clone(&queues));
+        }
+        queues
+    }
+}
+
+/// The queues of all groups that listen on `topic`.
+pub(super) fn matching(routes: &RwLock<Routes>, topic: &Topic) -> Arc<[Arc<Queue>]> {
+    if let Some(queues) = routes.read().unwrap_or_else(PoisonError::into_inner).by_topic.get(topic.as_str()) {
+        return Arc::clone(queues);
+    }
+    routes.write().unwrap_or_else(PoisonError::into_inner).remember(topic)
+}

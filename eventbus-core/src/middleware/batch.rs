@@ -1,0 +1,147 @@
+//! Layers around batch handlers: each member passes the layers by itself, and inside them all members meet.
+
+use super::{AnyLayer, HandlerService, service_of};
+use crate::delivery::Delivery;
+use crate::handler::{BatchHandler, Handler};
+use crate::outcome::Outcome;
+use crate::worker::BoxFuture;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use tokio::sync::{mpsc, oneshot};
+
+/// The layers of one batch subscription.
+pub(crate) struct BatchLayers {
+    service: HandlerService,
+    meeting: Arc<Meeting>,
+}
+
+impl BatchLayers {
+    pub(crate) fn new(layers: &[AnyLayer]) -> Self {
+        let meeting = Arc::new(Meeting::default());
+        let innermost = service_of(Arc::clone(&meeting));
+        Self { service: layers.iter().rev().fold(innermost, |inner, layer| layer.around(inner)), meeting }
+    }
+
+    /// Handles a batch: a member that a layer answers for by itself does not reach the handler.
+    pub(crate) async fn call<H: BatchHandler>(&self, handler: &H, deliveries: &[Delivery]) -> Vec<Outcome> {
+        let (arrive, mut arriving) = mpsc::unbounded_channel();
+        let _expected = self.meeting.expect(deliveries, &arrive);
+        let mut members: Vec<Member> = deliveries
+            .iter()
+            .map(|delivery| Member::Underway(self.service.deliver(delivery.clone())))
+            .collect();
+        let mut arrived: Vec<Arrival> = Vec::new();
+        poll_fn(|context| {
+            let answered = members.iter_mut().filter_map(|member| member.poll(context)).count();
+            while let Poll::Ready(Some(arrival)) = arriving.poll_recv(context) {
+                arrived.push(arrival);
+            }
+            if answered + arrived.len() == deliveries.len() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        arrived.sort_by_key(|arrival| arrival.place);
+        if !arrived.is_empty() {
+            let (batch, answers): (Vec<_>, Vec<_>) =
+                arrived.into_iter().map(|arrival| (arrival.delivery, arrival.answer)).unzip();
+            for (answer, outcome) in answers.into_iter().zip(handler.call(&batch).await) {
+                // A layer that has given up waiting has answered by itself.
+                let _ = answer.send(outcome);
+            }
+        }
+        poll_fn(|context| {
+            let answered = members.iter_mut().filter_map(|member| member.poll(context)).count();
+            if answered == deliveries.len() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        members.into_iter().map(Member::into_outcome).collect()
+    }
+}
+
+/// A member's way through the layers.
+enum Member {
+    Underway(BoxFuture<Outcome>),
+    Answered(Outcome),
+}
+
+impl Member {
+    fn poll(&mut self, context: &mut std::task::Context<'_>) -> Option<&Outcome> {
+        if let Self::Underway(way) = self
+            && let Poll::Ready(outcome) = way.as_mut().poll(context)
+        {
+            *self = Self::Answered(outcome);
+        }
+        match self {
+            Self::Underway(_) => None,
+            Self::Answered(outcome) => Some(outcome),
+        }
+    }
+
+    fn into_outcome(self) -> Outcome {
+        match self {
+            Self::Answered(outcome) => outcome,
+            Self::Underway(_) => unreachable!("the batch ends when every member has answered"),
+        }
+    }
+}
+
+/// A member that has passed the layers and waits for the handler.
+struct Arrival {
+    place: usize,
+    delivery: Delivery,
+    answer: oneshot::Sender<Outcome>,
+}
+
+/// Where members meet inside the layers. They are known by the address of their envelope, which the batch keeps.
+#[derive(Default)]
+struct Meeting(Mutex<HashMap<usize, Place>>);
+
+/// A member's place in its batch, and the way there.
+type Place = (usize, mpsc::UnboundedSender<Arrival>);
+
+impl Meeting {
+    /// Expects the members of a batch until the answer is dropped.
+    fn expect<'a>(
+        &'a self,
+        deliveries: &'a [Delivery],
+        arrive: &mpsc::UnboundedSender<Arrival>,
+    ) -> impl Drop {
+        struct Expected<'a>(&'a Meeting, &'a [Delivery]);
+        impl Drop for Expected<'_> {
+            fn drop(&mut self) {
+                let mut expected = self.0.lock();
+                self.1.iter().for_each(|delivery| drop(expected.remove(&address(delivery))));
+            }
+        }
+
+        let mut expected = self.lock();
+        for (place, delivery) in deliveries.iter().enumerate() {
+            expected.insert(address(delivery), (place, arrive.clone()));
+        }
+        Expected(self, deliveries)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<usize, Place>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Handler for Meeting {
+    async fn call(&self, delivery: &Delivery) -> Outcome {
+        let expected = self.lock().remove(&address(delivery));
+        let Some((place, arrive)) = expected else {
+            return Outcome::Retry("a layer called the batch handler twice for one delivery".into());
+        };
+        let (answer, outcome) = oneshot::channel();
+        let arrived = arrive.send(Arrival { place, delivery: delivery.clone(), answer });
+        match (arrived, outcome.await) {
+            (Ok(()), Ok(outcome)) => outcome,
+            _ => Outcome::Retry("the batch ended without this member".into()),
+        }
+    }
+}
+
+fn address(delivery: &Delivery) -> usize {
+    Arc::as_ptr(delivery.envelope()).addr()
+}

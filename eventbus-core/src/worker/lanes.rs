@@ -1,0 +1,453 @@
+//! Lanes: which delivery of a subscription may be handled now.
+//!
+//! Deliveries with one key share a lane. A lane has at most one delivery open, from its first attempt until it is
+//! settled, so that the next one waits while it is handled or parked for a retry; deliveries without a key wait
+//! for nobody. Workers take what may be handled; as long as more is at hand than they take, further workers are
+//! called, up to the subscription's concurrency, so that a subscription without work has none.
+
+use super::Layered;
+use super::watchdog::{Pulse, Watchdog};
+use crate::broker::{Acker, Deliveries, Received};
+use crate::delivery::{Delivery, Scope};
+use crate::event::Key;
+use crate::subscription::{Policy, Subscription};
+use jiff::Timestamp;
+use std::collections::{HashMap, VecDeque};
+use std::mem::replace;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+/// After the broker failed to deliver, it is asked again this much later.
+const RECEIVE_AGAIN: Duration = Duration::from_secs(1);
+
+/// One subscription at work.
+pub(crate) struct Lanes {
+    pub(super) scope: Arc<Scope>,
+    pub(super) policy: Policy,
+    pub(super) layered: Layered,
+    /// Held by the one worker that gathers a batch.
+    pub(super) gathering: tokio::sync::Mutex<()>,
+    watchdog: Arc<Watchdog>,
+    runtime: Handle,
+    state: Mutex<State>,
+    /// Wakes a worker when the broker has something.
+    bell: Waker,
+    idle: Notify,
+}
+
+/// A delivery that is not settled yet.
+pub(super) struct Open {
+    pub(super) delivery: Delivery,
+    pub(super) acker: Acker,
+    pub(super) first_failed_at: Option<Timestamp>,
+    /// When it came, for the age of a batch.
+    pub(super) since: Option<Instant>,
+}
+
+impl Open {
+    fn key(&self) -> Option<&Key> {
+        self.delivery.envelope().lane_key()
+    }
+}
+
+struct State {
+    source: Box<dyn Deliveries>,
+    received: Vec<Received>,
+    /// What may be handled now.
+    ready: VecDeque<Open>,
+    /// What waits in each lane that has a delivery open.
+    waiting: HashMap<Key, VecDeque<Open>>,
+    /// What waits for its next attempt; its lane stays closed.
+    parked: HashMap<u64, Open>,
+    last_parked: u64,
+    /// Ready, waiting, parked and being handled.
+    held: usize,
+    handled: usize,
+    workers: Vec<Slot>,
+    tasks: Vec<AbortHandle>,
+    /// Workers that were woken and have not come yet.
+    called: usize,
+    receiving: bool,
+    stopped: bool,
+}
+
+/// What the worker in one place does.
+enum Slot {
+    Called,
+    Busy,
+    Idle(Waker),
+}
+
+/// What became of a delivery, for its lane.
+pub(super) enum Settled {
+    /// It is done, and the next of its lane may be handled.
+    Done(Option<Key>),
+    /// It is tried again later.
+    Parked,
+}
+
+/// A worker to be woken once the lock is released.
+enum Call {
+    Nobody,
+    Wake(Waker),
+    Start(usize),
+}
+
+impl Lanes {
+    pub(crate) fn new(
+        scope: Arc<Scope>,
+        policy: Policy,
+        layered: Layered,
+        source: Box<dyn Deliveries>,
+        watchdog: Arc<Watchdog>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|lanes: &Weak<Self>| Self {
+            scope,
+            policy,
+            layered,
+            gathering: tokio::sync::Mutex::new(()),
+            watchdog,
+            runtime: Handle::current(),
+            state: Mutex::new(State {
+                source,
+                received: Vec::new(),
+                ready: VecDeque::new(),
+                waiting: HashMap::new(),
+                parked: HashMap::new(),
+                last_parked: 0,
+                held: 0,
+                handled: 0,
+                workers: Vec::new(),
+                tasks: Vec::new(),
+                called: 0,
+                receiving: true,
+                stopped: false,
+            }),
+            bell: Waker::from(Arc::new(Bell(lanes.clone()))),
+            idle: Notify::new(),
+        })
+    }
+
+    /// What is subscribed.
+    pub(crate) fn subscription(&self) -> &Subscription {
+        &self.scope.subscription
+    }
+
+    /// Begins to receive. Workers start when there is something to do.
+    pub(crate) fn start(self: &Arc<Self>) {
+        let mut state = self.lock();
+        let _ = self.receive(&mut state);
+        let call = if state.ready.is_empty() { Call::Nobody } else { self.call(&mut state) };
+        drop(state);
+        self.make(call);
+    }
+
+    /// Takes nothing more; what is not being handled goes back to the broker.
+    pub(crate) fn stop(&self) {
+        let mut state = self.lock();
+        state.stopped = true;
+        let given_back = (
+            std::mem::take(&mut state.ready),
+            std::mem::take(&mut state.waiting),
+            std::mem::take(&mut state.parked),
+        );
+        state.held = state.handled;
+        let idle: Vec<_> = state
+            .workers
+            .iter_mut()
+            .filter_map(|slot| match replace(slot, Slot::Busy) {
+                Slot::Idle(waker) => Some(waker),
+                other => {
+                    *slot = other;
+                    None
+                }
+            })
+            .collect();
+        drop(state);
+        drop(given_back);
+        idle.into_iter().for_each(Waker::wake);
+        self.idle.notify_waiters();
+    }
+
+    /// Resolves once nothing is being handled.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let mut idle = std::pin::pin!(self.idle.notified());
+            idle.as_mut().enable();
+            if self.handled() == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    /// How many deliveries are being handled.
+    pub(crate) fn handled(&self) -> usize {
+        self.lock().handled
+    }
+
+    /// Drops what is still being handled, unsettled.
+    pub(crate) fn abort(&self) {
+        let tasks = std::mem::take(&mut self.lock().tasks);
+        tasks.iter().for_each(AbortHandle::abort);
+    }
+
+    /// The pulse of a worker, by which the watchdog notices that it hangs.
+    pub(super) fn pulse(&self) -> Arc<Pulse> {
+        self.watchdog.watch(&self.scope)
+    }
+
+    /// The next delivery for the worker in `slot`, which says what became of its last one. `None`: stop.
+    pub(super) fn poll_next(
+        self: &Arc<Self>,
+        context: &mut Context<'_>,
+        slot: usize,
+        last: &mut Option<Settled>,
+    ) -> Poll<Option<Open>> {
+        let budget = std::task::ready!(tokio::task::coop::poll_proceed(context));
+        let mut state = self.lock();
+        state.arrive(slot);
+        if let Some(settled) = last.take() {
+            self.note(&mut state, settled);
+        }
+        let Some(open) = self.take(&mut state) else {
+            return self.rest(state, slot, context);
+        };
+        budget.made_progress();
+        // Whoever leaves with work makes sure that somebody comes for what is left, and for what comes next.
+        if state.ready.is_empty() && self.policy.concurrency > 1 {
+            let _ = self.receive(&mut state);
+        }
+        let call = if state.ready.is_empty() { Call::Nobody } else { self.call(&mut state) };
+        drop(state);
+        self.make(call);
+        Poll::Ready(Some(open))
+    }
+
+    /// Moves what is ready into `batch`, up to `size`; ready once there is something. `false`: stop.
+    pub(super) fn poll_gather(
+        self: &Arc<Self>,
+        context: &mut Context<'_>,
+        slot: usize,
+        batch: &mut Vec<Open>,
+        size: usize,
+    ) -> Poll<bool> {
+        let mut state = self.lock();
+        state.arrive(slot);
+        let before = batch.len();
+        while batch.len() < size
+            && let Some(open) = self.take(&mut state)
+        {
+            batch.push(open);
+        }
+        if batch.len() == before {
+            return self.rest(state, slot, context).map(|nothing: Option<()>| nothing.is_some());
+        }
+        Poll::Ready(true)
+    }
+
+    /// Makes sure that another worker waits to gather the next batch.
+    pub(super) fn call_successor(self: &Arc<Self>) {
+        let mut state = self.lock();
+        let call = self.call(&mut state);
+        drop(state);
+        self.make(call);
+    }
+
+    /// Notes what became of a delivery, outside of `poll_next`.
+    pub(super) fn settled(&self, settled: Settled) {
+        self.note(&mut self.lock(), settled);
+    }
+
+    /// Parks a delivery until its next attempt is due; its lane stays closed, nothing else waits.
+    pub(super) fn park(self: &Arc<Self>, open: Open, delay: Duration) {
+        let mut state = self.lock();
+        if state.stopped {
+            drop(state);
+            return drop(open);
+        }
+        state.last_parked += 1;
+        let parked = state.last_parked;
+        state.parked.insert(parked, open);
+        drop(state);
+        let lanes = Arc::downgrade(self);
+        self.runtime.spawn(async move {
+            tokio::time::sleep(delay).await;
+            if let Some(lanes) = lanes.upgrade() {
+                lanes.unpark(parked);
+            }
+        });
+    }
+
+    fn unpark(self: &Arc<Self>, parked: u64) {
+        let mut state = self.lock();
+        let Some(mut open) = state.parked.remove(&parked) else { return };
+        open.delivery.count_attempt();
+        state.ready.push_front(open);
+        let call = self.call(&mut state);
+        drop(state);
+        self.make(call);
+    }
+
+    fn note(&self, state: &mut State, settled: Settled) {
+        state.handled -= 1;
+        if let Settled::Done(key) = settled {
+            if state.stopped {
+                state.held = state.handled;
+            } else {
+                state.held -= 1;
+                state.open_lane(key);
+            }
+        }
+        if state.handled == 0 {
+            self.idle.notify_waiters();
+        }
+    }
+
+    /// Takes what may be handled now, from the broker where nothing is at hand.
+    fn take(&self, state: &mut State) -> Option<Open> {
+        while state.ready.is_empty() && self.receive(state).is_ready() {}
+        let open = state.ready.pop_front()?;
+        state.handled += 1;
+        Some(open)
+    }
+
+    /// Takes in what the broker has, within the limit of what is held. Pending: the bell rings when there is more.
+    fn receive(&self, state: &mut State) -> Poll<()> {
+        let limit = self.policy.in_flight.saturating_sub(state.held);
+        if limit == 0 || !state.receiving || state.stopped {
+            return Poll::Pending;
+        }
+        let State { source, received, .. } = &mut *state;
+        match std::task::ready!(source.poll_receive(&mut Context::from_waker(&self.bell), received, limit)) {
+            Ok(()) => state.admit(&self.scope, self.policy.batch > 1),
+            Err(error) => {
+                tracing::warn!(
+                    target: "eventbus", group = %self.scope.subscription.group, %error,
+                    "the broker cannot deliver; asking again in {RECEIVE_AGAIN:?}"
+                );
+                state.receiving = false;
+                let bell = self.bell.clone();
+                self.runtime.spawn(async move {
+                    tokio::time::sleep(RECEIVE_AGAIN).await;
+                    bell.wake();
+                });
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Nothing to do for the worker in `slot`: it sleeps, or ends.
+    fn rest<T>(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        slot: usize,
+        context: &Context<'_>,
+    ) -> Poll<Option<T>> {
+        if state.stopped {
+            return Poll::Ready(None);
+        }
+        state.workers[slot] = Slot::Idle(context.waker().clone());
+        Poll::Pending
+    }
+
+    /// Chooses a worker to come for work: one that sleeps, or a new one while there may be more.
+    fn call(&self, state: &mut State) -> Call {
+        if state.called > 0 || state.stopped {
+            return Call::Nobody;
+        }
+        for slot in &mut state.workers {
+            if matches!(slot, Slot::Idle(_))
+                && let Slot::Idle(waker) = replace(slot, Slot::Called)
+            {
+                state.called += 1;
+                return Call::Wake(waker);
+            }
+        }
+        if state.workers.len() == self.policy.concurrency {
+            return Call::Nobody;
+        }
+        state.workers.push(Slot::Called);
+        state.called += 1;
+        Call::Start(state.workers.len() - 1)
+    }
+
+    fn make(self: &Arc<Self>, call: Call) {
+        match call {
+            Call::Nobody => {}
+            Call::Wake(waker) => waker.wake(),
+            Call::Start(slot) => {
+                let task = self.runtime.spawn(self.layered.worker.run(Arc::clone(self), slot));
+                self.lock().tasks.push(task.abort_handle());
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The worker in `slot` has come.
+    fn arrive(&mut self, slot: usize) {
+        if matches!(replace(&mut self.workers[slot], Slot::Busy), Slot::Called) {
+            self.called -= 1;
+        }
+    }
+
+    /// Takes what was received into its lanes.
+    fn admit(&mut self, scope: &Arc<Scope>, timed: bool) {
+        let since = timed.then(Instant::now);
+        self.held += self.received.len();
+        for Received { receipt, replayed, settler } in self.received.drain(..) {
+            let delivery = Delivery::new(&receipt, replayed, Arc::clone(scope));
+            let open = Open { delivery, acker: Acker::new(settler, receipt), first_failed_at: None, since };
+            match open.key() {
+                None => self.ready.push_back(open),
+                Some(key) => match self.waiting.get_mut(key) {
+                    Some(lane) => lane.push_back(open),
+                    None => {
+                        self.waiting.insert(key.clone(), VecDeque::new());
+                        self.ready.push_back(open);
+                    }
+                },
+            }
+        }
+    }
+
+    /// The delivery that was open in the lane of `key` is done.
+    fn open_lane(&mut self, key: Option<Key>) {
+        let Some(key) = key else { return };
+        match self.waiting.get_mut(&key).and_then(VecDeque::pop_front) {
+            Some(next) => self.ready.push_back(next),
+            None => {
+                self.waiting.remove(&key);
+            }
+        }
+    }
+}
+
+/// Wakes a worker when the broker has something, whichever worker is free then.
+struct Bell(Weak<Lanes>);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if let Some(lanes) = self.0.upgrade() {
+            let mut state = lanes.lock();
+            state.receiving = true;
+            let call = lanes.call(&mut state);
+            drop(state);
+            lanes.make(call);
+        }
+    }
+}

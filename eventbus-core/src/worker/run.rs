@@ -1,0 +1,70 @@
+//! The loops that workers run: compiled for each handler, so they hold nothing that does not depend on it.
+
+use super::attempt::attempt;
+use super::lanes::{Lanes, Open};
+use super::settle::settle;
+use crate::handler::{BatchHandler, Handler};
+use std::future::poll_fn;
+use std::sync::Arc;
+
+/// Handles one delivery after the other.
+pub(super) async fn each<H: Handler>(handler: Arc<H>, lanes: Arc<Lanes>, slot: usize) {
+    let pulse = lanes.pulse();
+    let mut last = None;
+    while let Some(open) = poll_fn(|context| lanes.poll_next(context, slot, &mut last)).await {
+        let result =
+            attempt(handler.call(&open.delivery), &open.delivery, lanes.policy.timeout, &pulse).await;
+        last = Some(settle(&lanes, open, result).await);
+    }
+}
+
+/// Handles one batch after the other. While one worker gathers a batch, the others handle theirs.
+pub(super) async fn batches<H: BatchHandler>(handler: Arc<H>, lanes: Arc<Lanes>, slot: usize) {
+    let pulse = lanes.pulse();
+    while let Some(batch) = gather(&lanes, slot).await {
+        let mut members = Vec::with_capacity(batch.len());
+        for open in batch {
+            match handler.admit(&open.delivery) {
+                Ok(()) => members.push(open),
+                Err(outcome) => lanes.settled(settle(&lanes, open, Ok(outcome)).await),
+            }
+        }
+        let deliveries: Vec<_> = members.iter().map(|open| open.delivery.clone()).collect();
+        let Some(first) = deliveries.first() else { continue };
+        let call = async {
+            match &lanes.layered.batch_layers {
+                None => handler.call(&deliveries).await,
+                Some(layers) => layers.call(&*handler, &deliveries).await,
+            }
+        };
+        let results = match attempt(call, first, lanes.policy.timeout, &pulse).await {
+            Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
+            Err(broken) => vec![Err(broken); deliveries.len()],
+        };
+        for (open, result) in members.into_iter().zip(results) {
+            lanes.settled(settle(&lanes, open, result).await);
+        }
+    }
+}
+
+/// Gathers a batch: complete, or as old as `linger` allows. `None`: stop.
+async fn gather(lanes: &Arc<Lanes>, slot: usize) -> Option<Vec<Open>> {
+    let size = lanes.policy.batch;
+    let mut batch = Vec::new();
+    {
+        let _turn = lanes.gathering.lock().await;
+        if !poll_fn(|context| lanes.poll_gather(context, slot, &mut batch, size)).await {
+            return None;
+        }
+        let oldest = batch.iter().filter_map(|open| open.since).min();
+        let due = oldest.unwrap_or_else(tokio::time::Instant::now) + lanes.policy.linger;
+        while batch.len() < size {
+            let more = poll_fn(|context| lanes.poll_gather(context, slot, &mut batch, size));
+            if !matches!(tokio::time::timeout_at(due, more).await, Ok(true)) {
+                break;
+            }
+        }
+    }
+    lanes.call_successor();
+    Some(batch)
+}

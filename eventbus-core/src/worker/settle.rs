@@ -1,0 +1,175 @@
+//! Settlement: the only place from which deliveries are acked and rejected.
+
+use super::attempt::Broken;
+use super::lanes::{Lanes, Open, Settled};
+use crate::broker::{DeadLetter, FailureKind};
+use crate::envelope::Envelope;
+use crate::error::PublishError;
+use crate::observe::Attempted;
+use crate::outcome::{Outcome, Reason};
+use jiff::Timestamp;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A failed attempt: why, and whether another one is of use.
+struct Failure {
+    kind: FailureKind,
+    reason: String,
+    again: Again,
+}
+
+/// What a failure says about another attempt.
+enum Again {
+    ByPolicy,
+    After(Duration),
+    Never,
+}
+
+/// Settles a delivery by what its handler answered.
+pub(super) async fn settle(lanes: &Arc<Lanes>, open: Open, result: Result<Outcome, Broken>) -> Settled {
+    let failure = match result {
+        Ok(Outcome::Ack) => return ack(lanes, open).await,
+        Ok(Outcome::Publish(events)) => match publish(lanes, &open, events).await {
+            Ok(()) => return ack(lanes, open).await,
+            Err(error) => error.into(),
+        },
+        Ok(Outcome::Retry(reason)) => Failure::new(reason.kind(), reason.into_text(), Again::ByPolicy),
+        Ok(Outcome::RetryAfter(delay)) => {
+            let reason = format!("the handler asked for another attempt in {delay:?}");
+            Failure::new(FailureKind::Failed, reason, Again::After(delay))
+        }
+        Ok(Outcome::Reject(reason)) => {
+            let kind =
+                if reason.kind() == FailureKind::Failed { FailureKind::Rejected } else { reason.kind() };
+            Failure::new(kind, reason.into_text(), Again::Never)
+        }
+        Err(Broken::Panicked(message)) => {
+            let text = Reason::new(FailureKind::Panicked, message).into_text();
+            Failure::new(FailureKind::Panicked, text, Again::ByPolicy)
+        }
+        Err(Broken::TimedOut(limit)) => {
+            let reason = format!("the handler did not finish within its timeout of {limit:?}");
+            Failure::new(FailureKind::TimedOut, reason, Again::ByPolicy)
+        }
+    };
+    fail(lanes, open, failure).await
+}
+
+impl Failure {
+    fn new(kind: FailureKind, reason: String, again: Again) -> Self {
+        Self { kind, reason, again }
+    }
+}
+
+impl From<PublishError> for Failure {
+    fn from(error: PublishError) -> Self {
+        let again = match error {
+            PublishError::CausationLimit { .. } | PublishError::Encode { .. } => Again::Never,
+            _ => Again::ByPolicy,
+        };
+        Self::new(FailureKind::Failed, Reason::of(FailureKind::Failed, &error).into_text(), again)
+    }
+}
+
+async fn publish(lanes: &Lanes, open: &Open, events: Vec<Envelope>) -> Result<(), PublishError> {
+    let outlet = &lanes.scope.outlet;
+    let results = outlet.publish_all(events, Some(open.delivery.envelope())).await;
+    results.into_iter().try_for_each(|result| result.map(drop))
+}
+
+async fn ack(lanes: &Lanes, open: Open) -> Settled {
+    let Open { delivery, acker, .. } = open;
+    let settled = done(&delivery);
+    match acker.ack().await {
+        Ok(()) => observe(lanes, &delivery, || Attempted::Acked),
+        Err(error) => tracing::warn!(
+            target: "eventbus", group = %lanes.scope.subscription.group, id = %delivery.envelope().id(), %error,
+            "the broker did not take the ack; it will deliver the event again"
+        ),
+    }
+    settled
+}
+
+async fn fail(lanes: &Arc<Lanes>, mut open: Open, failure: Failure) -> Settled {
+    let attempt = open.delivery.attempt();
+    let now = Timestamp::now();
+    open.first_failed_at.get_or_insert(now);
+    let delay = match failure.again {
+        Again::Never => None,
+        _ if attempt > lanes.policy.retries => None,
+        Again::After(delay) => Some(delay),
+        Again::ByPolicy => Some(lanes.policy.backoff.jittered(attempt)),
+    };
+    let Some(delay) = delay else { return give_up(lanes, open, failure, now).await };
+    let envelope = Arc::clone(open.delivery.envelope());
+    tracing::warn!(
+        target: "eventbus", group = %lanes.scope.subscription.group, topic = %envelope.topic(), id = %envelope.id(),
+        attempt, kind = %failure.kind, reason = %failure.reason, ?delay, "the handler failed; it is tried again"
+    );
+    let due = now.checked_add(jiff::SignedDuration::try_from(delay).unwrap_or(jiff::SignedDuration::MAX));
+    if let Err(error) = open.acker.park(attempt + 1, due.unwrap_or(Timestamp::MAX)).await {
+        tracing::warn!(
+            target: "eventbus", group = %lanes.scope.subscription.group, id = %envelope.id(), %error,
+            "the broker did not note the retry; after a crash the attempts are counted from an earlier one"
+        );
+    }
+    observe(lanes, &open.delivery, || Attempted::Retrying { reason: failure.reason, delay });
+    lanes.park(open, delay);
+    Settled::Parked
+}
+
+async fn give_up(lanes: &Lanes, open: Open, failure: Failure, now: Timestamp) -> Settled {
+    let Open { delivery, acker, first_failed_at, .. } = open;
+    let (settled, envelope) = (done(&delivery), delivery.envelope());
+    let subscription = &lanes.scope.subscription;
+    let Failure { kind, reason, .. } = failure;
+    if !lanes.policy.dead_letter {
+        tracing::error!(
+            target: "eventbus", group = %subscription.group, topic = %envelope.topic(), id = %envelope.id(),
+            attempts = delivery.attempt(), %kind, %reason, "the event is given up and dropped (`dead_letter = false`)"
+        );
+        if acker.ack().await.is_ok() {
+            observe(lanes, &delivery, || Attempted::Dropped { reason });
+        }
+        return settled;
+    }
+    let dead_letter = DeadLetter {
+        envelope: Arc::clone(envelope),
+        group: subscription.group.to_string(),
+        handler: format!("{}::{} ({})", subscription.module, subscription.name, subscription.location()),
+        kind,
+        reason,
+        attempts: delivery.attempt(),
+        first_failed_at: first_failed_at.unwrap_or(now),
+        last_failed_at: now,
+        offset: delivery.offset(),
+    };
+    match acker.reject(dead_letter.clone()).await {
+        Ok(()) => {
+            tracing::error!(
+                target: "eventbus", group = %subscription.group, topic = %envelope.topic(), id = %envelope.id(),
+                attempts = dead_letter.attempts, %kind, reason = %dead_letter.reason,
+                "the event is given up and kept as a dead letter"
+            );
+            observe(lanes, &delivery, || Attempted::DeadLettered(Arc::new(dead_letter)));
+        }
+        Err(error) => tracing::error!(
+            target: "eventbus", group = %subscription.group, id = %envelope.id(), %error,
+            "the dead letter could not be stored; the broker will deliver the event again"
+        ),
+    }
+    settled
+}
+
+fn done(delivery: &crate::delivery::Delivery) -> Settled {
+    Settled::Done(delivery.envelope().lane_key().cloned())
+}
+
+fn observe(lanes: &Lanes, delivery: &crate::delivery::Delivery, result: impl FnOnce() -> Attempted) {
+    let observers = &lanes.scope.outlet.observers;
+    if observers.is_empty() {
+        return;
+    }
+    let result = result();
+    observers.iter().for_each(|observer| observer.attempted(delivery, &result));
+}
