@@ -130,6 +130,10 @@ impl<'a> IntoFuture for Publish<'a> {
 pub struct Publishing<'a>(Stage<'a>);
 
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it lives on the publisher's stack for one poll; a box would be an allocation"
+)]
 enum Stage<'a> {
     Ready(Publish<'a>),
     Stored {
@@ -162,12 +166,15 @@ impl Future for Publishing<'_> {
     }
 }
 
+/// What is called on every envelope before it is published.
+pub(crate) type PublishHook = Box<dyn Fn(&mut Envelope) + Send + Sync>;
+
 /// The way out of a bus: what every publisher of it shares.
 pub(crate) struct Outlet {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) source: SmolStr,
     pub(crate) causation_limit: u32,
-    pub(crate) on_publish: Vec<Box<dyn Fn(&mut Envelope) + Send + Sync>>,
+    pub(crate) on_publish: Vec<PublishHook>,
     pub(crate) observers: Vec<Arc<dyn Observer>>,
     gate: AtomicU8,
 }
@@ -184,7 +191,7 @@ impl Outlet {
         broker: Arc<dyn Broker>,
         source: SmolStr,
         causation_limit: u32,
-        on_publish: Vec<Box<dyn Fn(&mut Envelope) + Send + Sync>>,
+        on_publish: Vec<PublishHook>,
         observers: Vec<Arc<dyn Observer>>,
     ) -> Self {
         Self { broker, source, causation_limit, on_publish, observers, gate: AtomicU8::new(OPEN) }

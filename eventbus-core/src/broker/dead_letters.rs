@@ -96,10 +96,13 @@ impl fmt::Display for DeadLetterId {
     }
 }
 
+/// Dead letters under their names in the store, oldest first.
+pub type DeadLetterList = Vec<(DeadLetterId, Arc<DeadLetter>)>;
+
 /// A store of dead letters. Each operation is idempotent: done twice, it does what it does once.
 pub trait DeadLetters: Send + Sync + 'static {
     /// All dead letters, oldest first.
-    fn list(&self) -> BrokerFuture<Result<Vec<(DeadLetterId, Arc<DeadLetter>)>, BrokerError>>;
+    fn list(&self) -> BrokerFuture<Result<DeadLetterList, BrokerError>>;
 
     /// Delivers a dead letter again, to the group that gave it up and to no other, and removes it. With
     /// `payload` the envelope carries those bytes instead of its own. `Ok(false)` means that there is none

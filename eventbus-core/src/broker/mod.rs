@@ -8,7 +8,7 @@ mod features;
 mod future;
 mod settle;
 
-pub use dead_letters::{DeadLetter, DeadLetterId, DeadLetters, FailureKind};
+pub use dead_letters::{DeadLetter, DeadLetterId, DeadLetterList, DeadLetters, FailureKind};
 pub use features::Features;
 pub use future::BrokerFuture;
 pub use settle::{Acker, Receipt, Settler};

@@ -11,7 +11,7 @@ use crate::memory::MemoryBroker;
 use crate::middleware::{AnyLayer, HandlerService};
 use crate::observe::Observer;
 use crate::outcome::Outcome;
-use crate::publisher::{Outlet, Publisher};
+use crate::publisher::{Outlet, PublishHook, Publisher};
 use crate::registry::{self, Subscriber};
 use crate::state::States;
 use crate::subscription::{Policy, Subscription};
@@ -37,7 +37,7 @@ pub struct BusBuilder {
     drain: Duration,
     source: Option<SmolStr>,
     causation_limit: u32,
-    on_publish: Vec<Box<dyn Fn(&mut Envelope) + Send + Sync>>,
+    on_publish: Vec<PublishHook>,
     observers: Vec<Arc<dyn Observer>>,
 }
 

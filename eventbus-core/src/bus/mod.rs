@@ -57,7 +57,6 @@ struct Stage {
 
 impl Bus {
     /// A bus with settings of its own.
-    #[must_use]
     pub fn builder() -> BusBuilder {
         BusBuilder::default()
     }

@@ -3,7 +3,7 @@
 use super::Outstanding;
 use super::queue::Waiting;
 use super::routes::Routes;
-use crate::broker::{BrokerFuture, DeadLetter, DeadLetterId, DeadLetters};
+use crate::broker::{BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, DeadLetters};
 use crate::envelope::Envelope;
 use crate::error::BrokerError;
 use bytes::Bytes;
@@ -74,7 +74,7 @@ impl MemoryDeadLetters {
 }
 
 impl DeadLetters for MemoryDeadLetters {
-    fn list(&self) -> BrokerFuture<Result<Vec<(DeadLetterId, Arc<DeadLetter>)>, BrokerError>> {
+    fn list(&self) -> BrokerFuture<Result<DeadLetterList, BrokerError>> {
         let letters = self.lock().letters.iter().map(|(id, letter)| (*id, Arc::clone(letter))).collect();
         BrokerFuture::ready(Ok(letters))
     }
