@@ -91,9 +91,9 @@ impl Delivery {
     /// # Errors
     /// Where the payload is not an `E`.
     pub fn event<E: Event>(&self) -> Result<&E, DecodeError> {
-        match self.shared::<E>()?.downcast_ref() {
+        match self.envelope.value() {
             Some(event) => Ok(event),
-            None => unreachable!("`shared` answers with the type that it is asked for"),
+            None => self.decoded::<E>()?.downcast_ref().ok_or_else(|| self.is_no::<E>()),
         }
     }
 
@@ -102,9 +102,9 @@ impl Delivery {
     /// # Errors
     /// Where the payload is not an `E`.
     pub fn arc_event<E: Event>(&self) -> Result<Arc<E>, DecodeError> {
-        match Arc::downcast(Arc::clone(self.shared::<E>()?)) {
-            Ok(event) => Ok(event),
-            Err(_) => unreachable!("`shared` answers with the type that it is asked for"),
+        match self.envelope.value::<E>() {
+            Some(_) => self.envelope.event(),
+            None => Arc::clone(self.decoded::<E>()?).downcast().map_err(|_| self.is_no::<E>()),
         }
     }
 
@@ -114,30 +114,24 @@ impl Delivery {
     /// Where the payload is not an `E`.
     pub fn owned_event<E: Event>(&self) -> Result<E, DecodeError> {
         match self.envelope.value::<E>() {
-            Some(_) => self.event().cloned(),
-            None => self.decode(),
+            Some(event) => Ok(event.clone()),
+            None => self.envelope.decode(),
         }
     }
 
-    fn shared<E: Event>(&self) -> Result<&Arc<dyn Any + Send + Sync>, DecodeError> {
-        if let Some(event) = self.envelope.value::<E>() {
-            return Ok(event);
-        }
-        match self.decoded.get().filter(|event| event.is::<E>()) {
+    /// The event that was decoded from bytes, once for all arguments of a handler.
+    fn decoded<E: Event>(&self) -> Result<&Arc<dyn Any + Send + Sync>, DecodeError> {
+        match self.decoded.get() {
             Some(event) => Ok(event),
             None => {
-                let event = Arc::new(self.decode::<E>()?);
+                let event = Arc::new(self.envelope.decode::<E>()?);
                 Ok(self.decoded.get_or_init(|| event))
             }
         }
     }
 
-    fn decode<E: Event>(&self) -> Result<E, DecodeError> {
-        let envelope = &self.envelope;
-        if envelope.event_type() != E::META.topic {
-            return Err(DecodeError::UnknownType { event: E::META, found: envelope.event_type().to_owned() });
-        }
-        E::decode(envelope.version(), envelope.content_type(), envelope.payload()?)
+    fn is_no<E: Event>(&self) -> DecodeError {
+        DecodeError::UnknownType { event: E::META, found: self.envelope.event_type().to_owned() }
     }
 
     pub(crate) fn count_attempt(&mut self) {

@@ -277,8 +277,27 @@ impl Envelope {
         self.payload.bytes().map_err(|source| DecodeError::Encode { topic: self.topic.to_string(), source })
     }
 
+    /// The event, shared with everybody else where it was published in this process, decoded where it was not.
+    ///
+    /// # Errors
+    /// Where the payload is not an `E`.
+    pub fn event<E: Event>(&self) -> Result<Arc<E>, DecodeError> {
+        match self.payload.value() {
+            Some(event) => Ok(event),
+            None => self.decode().map(Arc::new),
+        }
+    }
+
+    /// The event, decoded from bytes.
+    pub(crate) fn decode<E: Event>(&self) -> Result<E, DecodeError> {
+        if self.event_type() != E::META.topic {
+            return Err(DecodeError::UnknownType { event: E::META, found: self.event_type().to_owned() });
+        }
+        E::decode(self.version, &self.content_type, self.payload()?)
+    }
+
     /// The event that was published, where it was published in this process as an `E`.
-    pub(crate) fn value<E: Event>(&self) -> Option<&Arc<dyn std::any::Any + Send + Sync>> {
-        self.payload.value::<E>()
+    pub(crate) fn value<E: Event>(&self) -> Option<&E> {
+        self.payload.value_ref()
     }
 }

@@ -47,9 +47,18 @@ impl Payload {
         }
     }
 
-    pub(super) fn value<E: Event>(&self) -> Option<&Arc<dyn Any + Send + Sync>> {
+    /// The value itself, where it is an `E`.
+    pub(super) fn value_ref<E: Event>(&self) -> Option<&E> {
         match self {
-            Self::Value(value) if value.event.is::<E>() => Some(&value.event),
+            Self::Value(value) => value.event.downcast_ref(),
+            Self::Bytes(_) => None,
+        }
+    }
+
+    /// The value itself, to be shared, where it is an `E`.
+    pub(super) fn value<E: Event>(&self) -> Option<Arc<E>> {
+        match self {
+            Self::Value(value) if value.event.is::<E>() => Arc::clone(&value.event).downcast().ok(),
             _ => None,
         }
     }

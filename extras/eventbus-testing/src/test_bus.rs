@@ -1,0 +1,192 @@
+//! The bus that tests publish on.
+
+use crate::record::{HandledAttempt, Record};
+use eventbus_core::broker::DeadLetter;
+use eventbus_core::memory::MemoryBroker;
+use eventbus_core::{Attempted, Bus, BusBuilder, Envelope, Event, EventId, IntoEvent};
+use serde::Serialize;
+use std::fmt::{self, Debug};
+use std::sync::Arc;
+
+/// A running bus on the in-process broker, on which a test publishes and awaits everything that follows.
+///
+/// Every publish resolves once nothing is queued, being handled, or parked for a retry: by counting deliveries,
+/// not by waiting a while. In a test with `#[tokio::test(start_paused = true)]` the clock jumps to the next retry
+/// or timeout whenever there is nothing else to do.
+///
+/// Its methods panic where a program would get an error, so that a test reads as a list of facts.
+pub struct TestBus {
+    bus: Bus,
+    broker: MemoryBroker,
+    record: Record,
+}
+
+impl TestBus {
+    /// Starts a bus with the settings of `builder`: those of the program, or some for this test.
+    ///
+    /// # Panics
+    /// Where the start-up checks find mistakes; the message lists them.
+    #[track_caller]
+    pub fn start(builder: BusBuilder) -> impl Future<Output = Self> {
+        let broker = MemoryBroker::new();
+        let record = Record::default();
+        let caller = std::panic::Location::caller();
+        async move {
+            let bus = match builder.observer(record.clone()).broker(broker.clone()).await {
+                Ok(bus) => bus,
+                Err(error) => panic!("the bus of the test at {caller} does not start: {error}"),
+            };
+            // Without subscriptions there is nothing to start; the test may still look at what was published.
+            if !bus.subscriptions().is_empty() {
+                bus.start().expect("a bus that was just connected starts");
+            }
+            Self { bus, broker, record }
+        }
+    }
+
+    /// Publishes an event, and resolves when everything that it causes is over.
+    ///
+    /// # Panics
+    /// Where the bus refuses the event.
+    pub async fn publish(&self, event: impl IntoEvent) -> EventId {
+        self.publish_envelope(Envelope::from_event(event)).await
+    }
+
+    /// Publishes a value without an event type, as JSON, and resolves when everything that it causes is over.
+    ///
+    /// # Panics
+    /// Where the topic is not well-formed, and where the bus refuses the event.
+    pub async fn publish_to<T: Serialize + ?Sized>(&self, topic: &str, value: &T) -> EventId {
+        self.finish(self.bus.publish_to(topic, value)).await
+    }
+
+    /// Publishes an envelope, and resolves when everything that it causes is over.
+    ///
+    /// # Panics
+    /// Where the bus refuses the event.
+    pub async fn publish_envelope(&self, envelope: Envelope) -> EventId {
+        self.finish(self.bus.publish_envelope(envelope)).await
+    }
+
+    async fn finish(&self, publish: eventbus_core::Publish<'_>) -> EventId {
+        match publish.await {
+            Ok(id) => {
+                self.settled().await;
+                id
+            }
+            Err(error) => panic!("the test could not publish: {error}"),
+        }
+    }
+
+    /// Resolves when everything is over that was published so far, also past this test bus.
+    pub async fn settled(&self) {
+        self.broker.settled().await;
+    }
+
+    /// The bus itself: to hand it to what is tested, or to subscribe to it.
+    #[must_use]
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// The events of one type that were published so far, by the test and by handlers, in their order.
+    ///
+    /// # Panics
+    /// Where an event on the topic of `E` is not an `E`.
+    #[must_use]
+    #[track_caller]
+    pub fn published<E: Event>(&self) -> Vec<Arc<E>> {
+        let published = self.published_envelopes();
+        let of_topic = published.iter().filter(|envelope| envelope.topic().as_str() == E::META.topic);
+        of_topic
+            .map(|envelope| match envelope.event() {
+                Ok(event) => event,
+                Err(error) => {
+                    panic!("an event on \"{}\" is not a `{}`: {error}", E::META.topic, E::META.name)
+                }
+            })
+            .collect()
+    }
+
+    /// The envelopes of everything that was published so far, in their order.
+    #[must_use]
+    pub fn published_envelopes(&self) -> Vec<Arc<Envelope>> {
+        self.record.happened().published.clone()
+    }
+
+    /// Asserts that an event equal to `expected` was published, by the test or by a handler.
+    ///
+    /// # Panics
+    /// Where none was; the message shows the events of that type that were.
+    #[track_caller]
+    pub fn assert_published<E: Event + PartialEq + Debug>(&self, expected: &E) {
+        let published = self.published::<E>();
+        assert!(
+            published.iter().any(|event| **event == *expected),
+            "no such event was published on \"{}\": {expected:#?}\npublished were: {published:#?}\n{}",
+            E::META.topic,
+            self.failures()
+        );
+    }
+
+    /// How many attempts the handler of a group made: `attempts(send_confirmation::SUBSCRIBER)`, or by name.
+    #[must_use]
+    pub fn attempts(&self, group: impl AsRef<str>) -> usize {
+        self.handled(group).len()
+    }
+
+    /// Every attempt of the handler of a group, in their order.
+    #[must_use]
+    pub fn handled(&self, group: impl AsRef<str>) -> Vec<HandledAttempt> {
+        let group = group.as_ref();
+        self.record.happened().attempts.iter().filter(|attempt| attempt.group == group).cloned().collect()
+    }
+
+    /// The dead letters so far, in their order.
+    #[must_use]
+    pub fn dead_letters(&self) -> Vec<Arc<DeadLetter>> {
+        let happened = self.record.happened();
+        let letter = |attempt: &HandledAttempt| match &attempt.result {
+            Attempted::DeadLettered(letter) => Some(Arc::clone(letter)),
+            _ => None,
+        };
+        happened.attempts.iter().filter_map(letter).collect()
+    }
+
+    /// Asserts that no event was given up.
+    ///
+    /// # Panics
+    /// Where one was; the message says why.
+    #[track_caller]
+    pub fn assert_no_dead_letters(&self) {
+        assert!(self.dead_letters().is_empty(), "{}", self.failures());
+    }
+
+    fn failures(&self) -> String {
+        let lines: Vec<_> = self
+            .dead_letters()
+            .iter()
+            .map(|letter| {
+                format!(
+                    "\n- `{}` gave up \"{}\" after {} attempts ({}): {}",
+                    letter.group,
+                    letter.envelope.topic(),
+                    letter.attempts,
+                    letter.kind,
+                    letter.reason
+                )
+            })
+            .collect();
+        if lines.is_empty() {
+            "no event was given up".to_owned()
+        } else {
+            format!("given up:{}", lines.concat())
+        }
+    }
+}
+
+impl Debug for TestBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TestBus").field(&self.bus).finish()
+    }
+}
