@@ -42,16 +42,18 @@ pub trait Event: Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
     /// # Errors
     /// Where the bytes are not this event, or the version is unknown.
     fn decode(version: u32, content_type: &str, payload: &[u8]) -> Result<Self, DecodeError> {
-        if version == Self::META.version {
-            decode_as::<Self>(content_type, payload)
-        } else {
-            Err(DecodeError::UnknownVersion { event: Self::META, version })
-        }
+        decode_current(version, content_type, payload)
     }
 }
 
-/// Decodes the current version of `E`.
-pub(crate) fn decode_as<E: Event>(content_type: &str, payload: &[u8]) -> Result<E, DecodeError> {
+/// Decodes the current version of `E`, and no other.
+///
+/// # Errors
+/// As [`Event::decode`].
+pub fn decode_current<E: Event>(version: u32, content_type: &str, payload: &[u8]) -> Result<E, DecodeError> {
+    if version != E::META.version {
+        return Err(DecodeError::UnknownVersion { event: E::META, version });
+    }
     if !content_type.is_empty() && !same_media_type(content_type, E::Codec::CONTENT_TYPE) {
         return Err(DecodeError::ContentType {
             event: E::META,

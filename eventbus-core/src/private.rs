@@ -5,7 +5,7 @@ pub use crate::check;
 pub use crate::codec::Json;
 pub use crate::delivery::Delivery;
 pub use crate::error::DecodeError;
-pub use crate::event::{Event, EventMeta, IntoEvent, Key};
+pub use crate::event::{Event, EventMeta, IntoEvent, Key, decode_current};
 pub use crate::extract::{FromBatch, FromDelivery};
 pub use crate::handler::{StaticBatchHandler, StaticHandler};
 pub use crate::outcome::{IntoOutcome, IntoOutcomes, Outcome};
@@ -13,7 +13,40 @@ pub use crate::registry::*;
 pub use crate::state::State;
 pub use crate::subscription::{Options, Start, StateType, Subscription};
 pub use crate::worker::Worker;
-pub use eventbus_grammar as grammar;
+pub use crate::{__check as check_test, __submit as submit};
+pub use serde_json;
+pub use std::borrow::Cow;
+pub use std::clone::Clone;
+pub use std::convert::From;
+pub use std::option::Option::{self, None, Some};
+pub use std::result::Result::{self, Err, Ok};
+pub use std::string::{String, ToString};
+pub use std::sync::Arc;
+pub use std::vec::Vec;
+pub use std::{concat, env, file, module_path};
+
+/// What a crate without a catalog finds in place of one.
+pub mod no_catalog {
+    /// Every topic is known.
+    pub const __EVENTBUS_CATALOG: &super::Catalog = &super::Catalog::OPEN;
+}
+
+/// Runs a handler that blocks on a thread where it may; its panic is passed on.
+pub async fn blocking(handler: impl FnOnce() -> Outcome + Send + 'static) -> Outcome {
+    match tokio::task::spawn_blocking(handler).await {
+        Ok(outcome) => outcome,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Outcome::Retry("the runtime ended before the handler ran".into()),
+        },
+    }
+}
+
+/// Runs the future of `#[eventbus::main]` on a runtime of several threads.
+pub fn block_on<T>(main: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.expect("a tokio runtime starts").block_on(main)
+}
 
 /// Runs the checks that need no broker, for `check!`.
 ///
@@ -24,4 +57,16 @@ pub fn check_census() {
     let findings = crate::census::check(&subscriptions);
     findings.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     assert!(findings.mistakes.is_empty(), "{}", crate::error::StartupError::new(findings.mistakes));
+}
+
+/// Writes the test of `check!`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __check {
+    () => {
+        #[test]
+        fn eventbus_census() {
+            $crate::__private::check_census();
+        }
+    };
 }

@@ -1,0 +1,87 @@
+//! `#[event(topic = "…", version = 2, upcast_from = …, key = …, subject = …, codec = …, crate = …)]`.
+
+use crate::{literal, nearest};
+use proc_macro2::Span;
+use syn::meta::ParseNestedMeta;
+use syn::{DeriveInput, Error, Expr, Ident, LitInt, LitStr, Member, Path, Result, Type};
+
+/// What the attribute says.
+#[derive(Default)]
+pub(crate) struct EventAttr {
+    pub(crate) topic: Option<Topic>,
+    pub(crate) version: Option<(u32, Span)>,
+    pub(crate) upcast_from: Option<Type>,
+    pub(crate) key: Option<Member>,
+    pub(crate) subject: Option<Member>,
+    pub(crate) codec: Option<Type>,
+    pub(crate) facade: Option<Path>,
+}
+
+/// The topic of an event.
+pub(crate) enum Topic {
+    Literal(LitStr),
+    Constant(Path),
+}
+
+/// All options, for "did you mean".
+const OPTIONS: &[&str] = &["topic", "version", "upcast_from", "key", "subject", "codec", "crate"];
+
+impl EventAttr {
+    pub(crate) fn of(item: &DeriveInput) -> Result<Self> {
+        let mut attr = Self::default();
+        let mut seen: Vec<Ident> = Vec::new();
+        for attribute in item.attrs.iter().filter(|attribute| attribute.path().is_ident("event")) {
+            attribute.parse_nested_meta(|meta| {
+                let Some(name) = meta.path.get_ident().cloned() else {
+                    return Err(meta.error(format!("the options of an event are: {}", OPTIONS.join(", "))));
+                };
+                if seen.contains(&name) {
+                    return Err(Error::new(name.span(), format!("`{name}` is set twice")));
+                }
+                seen.push(name.clone());
+                attr.set(&name, &meta)
+            })?;
+        }
+        Ok(attr)
+    }
+
+    fn set(&mut self, name: &Ident, meta: &ParseNestedMeta<'_>) -> Result<()> {
+        match name.to_string().as_str() {
+            "topic" => self.topic = Some(topic(meta.value()?.parse()?)?),
+            "version" => self.version = Some(version(&meta.value()?.parse()?)?),
+            "upcast_from" => self.upcast_from = Some(meta.value()?.parse()?),
+            "key" => self.key = Some(meta.value()?.parse()?),
+            "subject" => self.subject = Some(meta.value()?.parse()?),
+            "codec" => self.codec = Some(meta.value()?.parse()?),
+            "crate" => self.facade = Some(meta.value()?.call(Path::parse_mod_style)?),
+            other => {
+                let hint = nearest::hint(other, OPTIONS);
+                let known =
+                    if hint.is_empty() { format!("; there are: {}", OPTIONS.join(", ")) } else { hint };
+                return Err(Error::new(name.span(), format!("unknown option `{other}`{known}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn topic(value: Expr) -> Result<Topic> {
+    match (literal::string(&value), &value) {
+        (Some(topic), _) => {
+            literal::check_topic(topic)?;
+            Ok(Topic::Literal(topic.clone()))
+        }
+        (None, Expr::Path(path)) => Ok(Topic::Constant(path.path.clone())),
+        _ => Err(Error::new_spanned(
+            value,
+            "a topic is a literal such as \"order.placed\", or the path of a constant",
+        )),
+    }
+}
+
+fn version(number: &LitInt) -> Result<(u32, Span)> {
+    match number.base10_parse() {
+        Ok(0) => Err(Error::new(number.span(), "versions count from 1, which is the default")),
+        version => version.map(|version| (version, number.span())),
+    }
+}

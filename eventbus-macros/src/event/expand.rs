@@ -1,0 +1,112 @@
+//! What `#[derive(Event)]` writes.
+
+use super::attr::Topic;
+use super::model::Event;
+use crate::{crate_path, spans};
+use proc_macro2::TokenStream;
+use quote::{quote, quote_spanned};
+
+pub(crate) fn expand(event: &Event) -> TokenStream {
+    let Event { name, version, schema, .. } = event;
+    let private = crate_path::private(event.facade.as_ref());
+    let at_name = spans::at(name);
+    let (topic, topic_check) = match &event.topic {
+        Topic::Literal(topic) => (quote!(#topic), None),
+        Topic::Constant(path) => {
+            let span = spans::at(path);
+            (quote!(#path), Some(quote_spanned!(span=> const _: () = __p::check::topic(#path);)))
+        }
+    };
+    let codec = event.codec.as_ref().map_or_else(|| quote!(__p::Json), |codec| quote!(#codec));
+    let key = event.key.as_ref().map(|field| {
+        let span = spans::at(field);
+        let key = quote_spanned!(span=> __p::Key::new(&self.#field));
+        quote!(fn key(&self) -> __p::Option<__p::Key> { __p::Some(#key) })
+    });
+    let subject = event.subject.as_ref().map(|field| {
+        let span = spans::at(field);
+        let subject = quote_spanned!(span=> __p::ToString::to_string(&self.#field));
+        quote!(fn subject(&self) -> __p::Option<__p::String> { __p::Some(#subject) })
+    });
+    let (text, line) = (name.to_string(), spans::line(name));
+    let (decode, chain_check) = upcast(event);
+    // The bounds of `Event` are checked here, one error each and at the type's name.
+    let event_impl = quote_spanned! {at_name=>
+        impl __p::Event for #name {
+            const META: &'static __p::EventMeta = &__EVENTBUS_META;
+            type Codec = #codec;
+            #key
+            #subject
+            #decode
+        }
+    };
+    quote! {
+        #[allow(unused_qualifications, non_upper_case_globals, clippy::all, clippy::pedantic, clippy::nursery)]
+        const _: () = {
+            use #private as __p;
+
+            #topic_check
+            #chain_check
+
+            static __EVENTBUS_META: __p::EventMeta = __p::EventMeta {
+                topic: #topic,
+                name: #text,
+                version: #version,
+                schema: #schema,
+                package: __p::env!("CARGO_PKG_NAME"),
+                file: __p::file!(),
+                line: #line,
+            };
+
+            #event_impl
+
+            #[diagnostic::do_not_recommend]
+            impl __p::IntoEvent for #name {
+                type Event = Self;
+
+                fn into_event(self) -> __p::Arc<Self> {
+                    __p::Arc::new(self)
+                }
+            }
+
+            #[diagnostic::do_not_recommend]
+            impl __p::FromDelivery<'_> for #name {
+                const EVENT: __p::Option<&'static __p::EventMeta> = __p::Some(&__EVENTBUS_META);
+
+                fn from_delivery(__delivery: &__p::Delivery) -> __p::Result<Self, __p::Outcome> {
+                    __p::Ok(__delivery.owned_event::<Self>()?)
+                }
+            }
+
+            #[diagnostic::do_not_recommend]
+            impl __p::IntoOutcome for #name {
+                const PUBLISHES: __p::Option<&'static __p::EventMeta> = __p::Some(&__EVENTBUS_META);
+
+                fn into_outcome(self) -> __p::Outcome {
+                    __p::Outcome::publish(self)
+                }
+            }
+
+            const _: () = { __p::submit! { __p::Entry::Event(&__EVENTBUS_META) } };
+        };
+    }
+}
+
+/// How older versions are read, and the proof that none is left out.
+fn upcast(event: &Event) -> (Option<TokenStream>, Option<TokenStream>) {
+    let Some(old) = &event.upcast_from else { return (None, None) };
+    let span = spans::at_type(old);
+    let version = event.version;
+    let convert = quote_spanned!(span=> <Self as __p::From<#old>>::from);
+    let decode = quote! {
+        fn decode(__version: u32, __content_type: &str, __payload: &[u8]) -> __p::Result<Self, __p::DecodeError> {
+            if __version < #version {
+                <#old as __p::Event>::decode(__version, __content_type, __payload).map(#convert)
+            } else {
+                __p::decode_current(__version, __content_type, __payload)
+            }
+        }
+    };
+    let check = quote_spanned!(span=> const upcast_chain: () = __p::check::upcast(&__EVENTBUS_META, <#old as __p::Event>::META););
+    (Some(decode), Some(check))
+}

@@ -1,0 +1,48 @@
+//! Literals that the macros check themselves, so that editors show a mistake while it is typed.
+
+use syn::{Error, Expr, ExprLit, Lit, LitStr, Result};
+
+/// The string literal that an expression is.
+pub(crate) fn string(value: &Expr) -> Option<&LitStr> {
+    match value {
+        Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text),
+        _ => None,
+    }
+}
+
+/// The whole number that an expression is.
+pub(crate) fn number(value: &Expr) -> Option<u64> {
+    match value {
+        Expr::Lit(ExprLit { lit: Lit::Int(number), .. }) => number.base10_parse().ok(),
+        _ => None,
+    }
+}
+
+/// Checks the topic of an event.
+pub(crate) fn check_topic(topic: &LitStr) -> Result<()> {
+    explain(topic, |text| eventbus_grammar::check_topic(text).map_err(|fault| fault.explain(text)))
+}
+
+/// Checks the pattern of a subscription.
+pub(crate) fn check_pattern(pattern: &LitStr) -> Result<()> {
+    explain(pattern, |text| eventbus_grammar::check_pattern(text).map_err(|fault| fault.explain(text)))
+}
+
+/// Checks a duration.
+pub(crate) fn check_duration(duration: &LitStr) -> Result<()> {
+    explain(duration, |text| eventbus_grammar::duration(text).map(drop).map_err(|fault| fault.explain(text)))
+}
+
+/// Checks a backoff.
+pub(crate) fn check_backoff(backoff: &LitStr) -> Result<()> {
+    explain(backoff, |text| {
+        eventbus_grammar::duration_range(text).map(drop).map_err(|fault| fault.explain(text))
+    })
+}
+
+fn explain(
+    literal: &LitStr,
+    check: impl Fn(&str) -> std::result::Result<(), eventbus_grammar::Text>,
+) -> Result<()> {
+    check(&literal.value()).map_err(|explanation| Error::new(literal.span(), explanation.as_str()))
+}

@@ -1,0 +1,40 @@
+//! `#[eventbus::main]`: a runtime around `async fn main`, and every dependency linked.
+
+use crate::fallback::with_item;
+use crate::{crate_path, link};
+use proc_macro2::TokenStream;
+use quote::{ToTokens, quote};
+use syn::{Error, ItemFn};
+
+pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    match try_expand(attribute, item.clone()) {
+        Ok(tokens) => tokens,
+        Err(error) => with_item(item, &error),
+    }
+}
+
+fn try_expand(attribute: TokenStream, item: TokenStream) -> syn::Result<TokenStream> {
+    if !attribute.is_empty() {
+        return Err(Error::new_spanned(attribute, "`#[eventbus::main]` takes nothing"));
+    }
+    let mut function: ItemFn = syn::parse2(item)?;
+    if function.sig.asyncness.take().is_none() {
+        return Err(Error::new_spanned(
+            function.sig.fn_token.to_token_stream(),
+            "`#[eventbus::main]` goes on `async fn main`",
+        ));
+    }
+    let links = link::link(std::env::args());
+    let private = crate_path::private(None);
+    let (body, output) = (&function.block, &function.sig.output);
+    let answer = match output {
+        syn::ReturnType::Default => quote!(()),
+        syn::ReturnType::Type(_, answer) => quote!(#answer),
+    };
+    let block = syn::parse2(quote!({
+        let __main = async { let __answer: #answer = async #body.await; __answer };
+        #private::block_on(__main)
+    }))?;
+    *function.block = block;
+    Ok(quote!(#links #function))
+}

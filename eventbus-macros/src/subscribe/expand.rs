@@ -1,0 +1,309 @@
+//! What `#[subscribe]` writes: constant data, and one straight-line function.
+
+use super::args::{Args, Topic};
+use super::model::Handler;
+use crate::{crate_path, spans};
+use proc_macro2::{Span, TokenStream};
+use quote::{format_ident, quote, quote_spanned};
+use syn::Type;
+
+/// Where the constants of a handler go.
+pub(crate) enum Place {
+    /// Into a type of the function's name.
+    Function,
+    /// Beside the method, in its type.
+    Method,
+}
+
+/// Everything that makes a handler known.
+pub(crate) fn registration(all: &[Args], handler: &Handler, place: &Place) -> TokenStream {
+    let conditions = &handler.conditions;
+    let facade = all.iter().find_map(|args| args.facade.as_ref());
+    let private = crate_path::private(facade);
+    let statics: Vec<_> =
+        (0..all.len()).map(|number| format_ident!("__EVENTBUS_SUBSCRIBER_{number}")).collect();
+    let subscribers = all.iter().zip(&statics).enumerate().map(|(number, (args, name))| {
+        let adapter = format_ident!("__Adapter{number}");
+        let (checks, adapter_impl, subscriber) = (
+            checks(args, handler),
+            adapter_impl(args, handler, &adapter),
+            subscriber(args, handler, &adapter),
+        );
+        quote! {
+            struct #adapter;
+            #adapter_impl
+            static #name: __p::Subscriber = {
+                #checks
+                #subscriber
+            };
+            const _: () = { __p::submit! { __p::Entry::Subscriber(&#name) } };
+        }
+    });
+    let first = &statics[0];
+    let docs = "The subscription of this function, as constant data.";
+    let all_docs = "All subscriptions of this function, in the order of its attributes.";
+    let constants = |one: &proc_macro2::Ident, many: &proc_macro2::Ident| {
+        quote! {
+            #[doc = #docs]
+            pub const #one: &'static __p::Subscriber = &#first;
+            #[doc = #all_docs]
+            pub const #many: &'static [&'static __p::Subscriber] = &[#(&#statics),*];
+        }
+    };
+    let (twin, owner, constants) = match (place, &handler.receiver) {
+        (Place::Method, Some(receiver)) => {
+            let upper = handler.name.to_string().trim_start_matches("r#").to_uppercase();
+            let (one, many) = (format_ident!("{upper}_SUBSCRIBER"), format_ident!("{upper}_SUBSCRIBERS"));
+            (TokenStream::new(), quote!(#receiver), constants(&one, &many))
+        }
+        _ => {
+            let (name, visibility) = (&handler.name, &handler.visibility);
+            let docs = format!("The subscription of the function `{name}`.");
+            let twin = quote! {
+                #(#conditions)*
+                #[doc = #docs]
+                #[allow(non_camel_case_types, dead_code)]
+                #visibility struct #name {}
+            };
+            (twin, quote!(#name), constants(&format_ident!("SUBSCRIBER"), &format_ident!("SUBSCRIBERS")))
+        }
+    };
+    quote! {
+        #twin
+        #(#conditions)*
+        #[allow(
+            dead_code,
+            non_camel_case_types,
+            non_upper_case_globals,
+            unreachable_pub,
+            unused_imports,
+            unused_qualifications,
+            clippy::all,
+            clippy::pedantic,
+            clippy::nursery
+        )]
+        const _: () = {
+            use #private as __p;
+            #(#subscribers)*
+            impl #owner {
+                #constants
+            }
+        };
+    }
+}
+
+/// The trait that gives an argument its value.
+fn source(args: &Args) -> TokenStream {
+    if args.batch.is_some() { quote!(FromBatch) } else { quote!(FromDelivery) }
+}
+
+fn event_of(argument: &Type, source: &TokenStream) -> TokenStream {
+    let span = spans::at_type(argument);
+    quote_spanned!(span=> <#argument as __p::#source<'_>>::EVENT)
+}
+
+/// Compares topic and arguments when the user's crate is compiled; each culprit is named by a call at its place.
+fn checks(args: &Args, handler: &Handler) -> TokenStream {
+    let source = source(args);
+    let (pattern, literal) = match &args.topic {
+        Some(Topic::Literal(topic)) => (quote!(__p::Some(#topic)), true),
+        Some(Topic::Constant(path)) => (quote!(__p::Some(#path)), false),
+        None => (quote!(__p::None), false),
+    };
+    let arguments = handler.arguments.iter().map(|argument| {
+        let (span, event) = (spans::at_type(argument), event_of(argument, &source));
+        quote_spanned!(span=> __event = __p::check::argument(__pattern, #literal, #event, __event);)
+    });
+    let topic = match &args.topic {
+        Some(Topic::Literal(topic)) => {
+            let span = spans::at(topic);
+            quote_spanned! {span=>
+                __p::check::literal(#topic, __event);
+                { use __p::no_catalog::*; { use crate::*; __p::check::catalog(__EVENTBUS_CATALOG, #topic, __event); } }
+            }
+        }
+        Some(Topic::Constant(path)) => {
+            let span = spans::at(path);
+            quote_spanned!(span=> __p::check::constant(#path);)
+        }
+        None => {
+            let span = spans::at(&handler.name);
+            quote_spanned!(span=> __p::check::inferred(__event);)
+        }
+    };
+    let group = args.group.as_ref().map(|group| {
+        let span = spans::at(group);
+        quote_spanned!(span=> __p::check::group(#group);)
+    });
+    quote! {
+        const subscription: () = {
+            let __pattern: __p::Option<&'static str> = #pattern;
+            let mut __event = __p::None;
+            #(#arguments)*
+            #topic
+            #group
+        };
+    }
+}
+
+/// The handler as data.
+fn subscriber(args: &Args, handler: &Handler, adapter: &proc_macro2::Ident) -> TokenStream {
+    let source = source(args);
+    let name = match (&args.name, &handler.receiver) {
+        (Some(name), _) => name.value(),
+        (None, Some(receiver)) => format!("{}.{}", type_name(receiver), plain(&handler.name)),
+        (None, None) => plain(&handler.name),
+    };
+    let group = match &args.group {
+        Some(group) => quote!(#group),
+        None => quote!(__p::concat!(__p::env!("CARGO_PKG_NAME"), ".", #name)),
+    };
+    let events = handler.arguments.iter().map(|argument| event_of(argument, &source));
+    let events = quote!(&[#(#events),*]);
+    let pattern = match &args.topic {
+        Some(Topic::Literal(topic)) => quote!(#topic),
+        Some(Topic::Constant(path)) => quote!(#path),
+        None => quote!(__p::check::topic_of(#events)),
+    };
+    let states = handler.arguments.iter().map(|argument| {
+        let span = spans::at_type(argument);
+        quote_spanned!(span=> <#argument as __p::#source<'_>>::STATE)
+    });
+    let receiver =
+        handler.receiver.as_ref().map(|receiver| quote!(<__p::State<#receiver> as __p::#source<'_>>::STATE,));
+    let publishes = match &handler.answer {
+        Some(answer) if args.batch.is_none() => {
+            let span = spans::at_type(answer);
+            quote_spanned!(span=> <#answer as __p::IntoOutcome>::PUBLISHES)
+        }
+        _ => quote!(__p::None),
+    };
+    let options = args.options.iter().map(|(name, value)| {
+        let span = spans::at(name);
+        quote_spanned!(span=> #name: __p::Some(#value),)
+    });
+    let worker = if args.batch.is_some() { quote!(of_batch) } else { quote!(of) };
+    let (docs, line) = (&handler.docs, spans::line(&handler.name));
+    quote! {
+        __p::Subscriber {
+            subscription: __p::Subscription {
+                name: __p::Cow::Borrowed(#name),
+                group: __p::Cow::Borrowed(#group),
+                pattern: __p::Cow::Borrowed(#pattern),
+                event: __p::check::event_of(#events),
+                publishes: #publishes,
+                states: &[#receiver #(#states),*],
+                options: __p::Options { #(#options)* ..__p::Options::DEFAULT },
+                package: __p::env!("CARGO_PKG_NAME"),
+                module: __p::module_path!(),
+                file: __p::file!(),
+                line: #line,
+                docs: #docs,
+            },
+            worker: __p::Worker::#worker::<#adapter>(),
+        }
+    }
+}
+
+/// The function that takes the arguments out of a delivery, calls the handler, and reads its answer.
+fn adapter_impl(args: &Args, handler: &Handler, adapter: &proc_macro2::Ident) -> TokenStream {
+    let name = &handler.name;
+    let at_name = spans::at(name);
+    let source = source(args);
+    let take = if args.batch.is_some() { quote!(from_batch) } else { quote!(from_delivery) };
+    let refuse = |outcome: TokenStream| match args.batch {
+        Some(_) => quote!(__p::check::all(__delivery.len(), #outcome)),
+        None => outcome,
+    };
+    let refused = refuse(quote!(__outcome));
+    let names: Vec<_> =
+        (0..handler.arguments.len()).map(|number| format_ident!("__argument{number}")).collect();
+    let arguments = handler.arguments.iter().zip(&names).map(|(argument, name)| {
+        let span = spans::at_type(argument);
+        quote_spanned! {span=>
+            let #name = match <#argument as __p::#source<'_>>::#take(__delivery) {
+                __p::Ok(__argument) => __argument,
+                __p::Err(__outcome) => return #refused,
+            };
+        }
+    });
+    let receiver = handler.receiver.as_ref().map(|receiver| {
+        quote! {
+            let __receiver = match <__p::State<#receiver> as __p::#source<'_>>::#take(__delivery) {
+                __p::Ok(__receiver) => __receiver,
+                __p::Err(__outcome) => return #refused,
+            };
+        }
+    });
+    let called = match &handler.receiver {
+        Some(receiver) => quote_spanned!(at_name=> <#receiver>::#name(&*__receiver, #(#names),*)),
+        None => quote_spanned!(at_name=> #name(#(#names),*)),
+    };
+    let called = if handler.is_async { quote_spanned!(at_name=> #called.await) } else { called };
+    let at_answer = handler.answer.as_ref().map_or_else(Span::call_site, spans::at_type);
+    let answer_type = handler.answer.as_ref().map_or_else(|| quote!(()), |answer| quote!(#answer));
+    if args.batch.is_some() {
+        let admits = handler.arguments.iter().map(|argument| {
+            let span = spans::at_type(argument);
+            quote_spanned!(span=> <#argument as __p::FromBatch<'_>>::admit(__delivery)?;)
+        });
+        let answer = quote_spanned! {at_answer=>
+            <#answer_type as __p::IntoOutcomes>::into_outcomes(__answer, __delivery.len())
+        };
+        return quote_spanned! {at_name=>
+            impl __p::StaticBatchHandler for #adapter {
+                fn admit(__delivery: &__p::Delivery) -> __p::Result<(), __p::Outcome> {
+                    #(#admits)*
+                    __p::Ok(())
+                }
+
+                async fn call(__delivery: &[__p::Delivery]) -> __p::Vec<__p::Outcome> {
+                    #receiver
+                    #(#arguments)*
+                    let __answer: #answer_type = #called;
+                    #answer
+                }
+            }
+        };
+    }
+    let answer = quote_spanned!(at_answer=> <#answer_type as __p::IntoOutcome>::into_outcome(__answer));
+    let body = quote! {
+        #receiver
+        #(#arguments)*
+        let __answer: #answer_type = #called;
+        #answer
+    };
+    let body = match args.blocking {
+        Some(_) => quote! {
+            let __owned = __p::Clone::clone(__delivery);
+            __p::blocking(move || {
+                let __delivery = &__owned;
+                #body
+            })
+            .await
+        },
+        None => body,
+    };
+    quote_spanned! {at_name=>
+        impl __p::StaticHandler for #adapter {
+            async fn call(__delivery: &__p::Delivery) -> __p::Outcome {
+                #body
+            }
+        }
+    }
+}
+
+/// The name of an identifier without `r#`.
+fn plain(name: &proc_macro2::Ident) -> String {
+    name.to_string().trim_start_matches("r#").to_owned()
+}
+
+/// The last segment of a type, for the name of a method.
+fn type_name(receiver: &Type) -> String {
+    match receiver {
+        Type::Path(path) => {
+            path.path.segments.last().map_or_else(String::new, |segment| plain(&segment.ident))
+        }
+        _ => "impl".to_owned(),
+    }
+}

@@ -1,0 +1,98 @@
+//! `#[subscriber]` on an `impl` block: its methods may have `#[subscribe]`, and take `&self` from the state.
+
+use crate::fallback::{Errors, with_item};
+use crate::subscribe::{self, Args, Handler, Place, registration};
+use proc_macro2::TokenStream;
+use quote::{ToTokens, quote};
+use syn::parse::{Parse, ParseStream};
+use syn::{Error, ImplItem, ImplItemFn, ItemImpl, Path, Result, Token};
+
+pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    let mut block = match syn::parse2::<ItemImpl>(item.clone()) {
+        Ok(block) => block,
+        Err(_) => {
+            let message = "`#[subscriber]` goes on an `impl` block; a function has `#[subscribe]`";
+            return with_item(item.clone(), &Error::new_spanned(item.into_iter().next(), message));
+        }
+    };
+    match try_expand(attribute, &mut block) {
+        Ok(registrations) => quote!(#block #registrations),
+        Err(error) => {
+            // The methods stay, without the attributes that could not be understood.
+            for method in methods(&mut block) {
+                method.attrs.retain(|attribute| !subscribe::is_subscribe(attribute));
+            }
+            with_item(block.into_token_stream(), &error)
+        }
+    }
+}
+
+fn try_expand(attribute: TokenStream, block: &mut ItemImpl) -> Result<TokenStream> {
+    let Facade(facade) = syn::parse2(attribute)?;
+    if let Some(parameter) = block.generics.params.first() {
+        let message = "a subscriber is registered once, when the program is linked, so its `impl` block cannot be generic";
+        return Err(Error::new_spanned(parameter, message));
+    }
+    let receiver = (*block.self_ty).clone();
+    let (mut errors, mut registrations) = (Errors::default(), TokenStream::new());
+    for method in methods(block) {
+        let attributes: Vec<_> =
+            method.attrs.extract_if(.., |other| subscribe::is_subscribe(other)).collect();
+        if !attributes.is_empty()
+            && let Some(registration) =
+                errors.take(method_registration(method, &attributes, &receiver, facade.as_ref()))
+        {
+            registrations.extend(registration);
+        }
+    }
+    errors.finish(registrations)
+}
+
+fn method_registration(
+    method: &mut ImplItemFn,
+    attributes: &[syn::Attribute],
+    receiver: &syn::Type,
+    facade: Option<&Path>,
+) -> Result<TokenStream> {
+    let mut errors = Errors::default();
+    let all: Vec<_> = attributes
+        .iter()
+        .filter_map(|attribute| errors.take(Args::of(attribute)))
+        .map(|mut args| {
+            args.facade = args.facade.or_else(|| facade.cloned());
+            args
+        })
+        .collect();
+    let handler = errors.take(Handler::new(&method.sig, &method.attrs, &method.vis, Some(receiver)));
+    let Some(handler) = handler else { return errors.finish(TokenStream::new()) };
+    for args in &all {
+        errors.take(subscribe::fits(args, &handler));
+    }
+    errors.finish(())?;
+    subscribe::document(&mut method.attrs, &all, &handler);
+    Ok(registration(&all, &handler, &Place::Method))
+}
+
+fn methods(block: &mut ItemImpl) -> impl Iterator<Item = &mut ImplItemFn> {
+    block.items.iter_mut().filter_map(|item| match item {
+        ImplItem::Fn(method) => Some(method),
+        _ => None,
+    })
+}
+
+/// `crate = path`, or nothing.
+struct Facade(Option<Path>);
+
+impl Parse for Facade {
+    fn parse(input: ParseStream<'_>) -> Result<Self> {
+        if input.is_empty() {
+            return Ok(Self(None));
+        }
+        if !input.peek(Token![crate]) {
+            return Err(input.error("`#[subscriber]` takes `crate = path` and nothing else; options go to the methods' `#[subscribe]`"));
+        }
+        input.parse::<Token![crate]>()?;
+        input.parse::<Token![=]>()?;
+        input.call(Path::parse_mod_style).map(|path| Self(Some(path)))
+    }
+}

@@ -1,0 +1,122 @@
+//! Bounded queues: publishers wait, or are told.
+
+mod support;
+
+use eventbus::memory::{MemoryBroker, MemoryBrokerBuilder, Overflow};
+use eventbus::{Bus, PublishError};
+use std::sync::Arc;
+use std::time::Duration;
+use support::{Ping, Seen};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+async fn bus_on(broker: MemoryBrokerBuilder) -> (Bus, MemoryBroker) {
+    let broker = broker.build();
+    let bus = Bus::builder().only([] as [&str; 0]).in_flight(1).broker(broker.clone()).await.unwrap();
+    (bus, broker)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publisher_waits_while_a_queue_is_full_and_goes_on_when_there_is_room() {
+    let (bus, broker) = bus_on(MemoryBroker::builder().capacity(2)).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let handled = Seen::new();
+    let (pass, seen) = (Arc::clone(&gate), handled.clone());
+    bus.on(move |ping: Arc<Ping>| {
+        let (pass, seen) = (Arc::clone(&pass), seen.clone());
+        async move {
+            pass.acquire().await.unwrap().forget();
+            seen.push(ping.number);
+        }
+    })
+    .concurrency(1)
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    let mut published = 0;
+    while timeout(Duration::from_secs(1), bus.publish(&Ping { number: published })).await.is_ok() {
+        published += 1;
+    }
+    assert_eq!(published, 3, "one is being handled, and two are in the queue");
+    let publish = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.publish(&Ping { number: 3 }).await }
+    });
+    gate.add_permits(4);
+    publish.await.unwrap().unwrap();
+    broker.settled().await;
+    assert_eq!(handled.all(), [0, 1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_publisher_is_told_which_queue_is_full_and_no_group_gets_the_event() {
+    let (bus, broker) = bus_on(MemoryBroker::builder().capacity(2).overflow(Overflow::Error)).await;
+    let roomy = Seen::new();
+    let seen = roomy.clone();
+    bus.on(move |ping: Arc<Ping>| {
+        let seen = seen.clone();
+        async move { seen.push(ping.number) }
+    })
+    .group("roomy")
+    .await
+    .unwrap();
+    let other = Bus::builder().only([] as [&str; 0]).broker(broker.clone()).await.unwrap();
+    other.on(|_: Arc<Ping>| async {}).group("stalled").await.unwrap();
+    bus.start().unwrap();
+    for number in 0..2 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    while roomy.len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let error = bus.publish(&Ping { number: 2 }).await.unwrap_err();
+    let PublishError::Full { group, capacity, .. } = &error else { panic!("{error}") };
+    assert_eq!((group.as_str(), *capacity), ("stalled", 2));
+    assert!(error.to_string().contains("Overflow::Wait"), "{error}");
+    other.start().unwrap();
+    broker.settled().await;
+    assert_eq!(roomy.all(), [0, 1], "the refused event reached nobody");
+    bus.publish(&Ping { number: 3 }).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn handlers_that_publish_to_each_other_through_full_queues_do_not_wait_for_each_other() {
+    let broker = MemoryBroker::builder().capacity(4).build();
+    let bus = Bus::builder().only([] as [&str; 0]).causation_limit(12).broker(broker.clone()).await.unwrap();
+    for (from, to) in [("ball.left", "ball.right"), ("ball.right", "ball.left")] {
+        let inner = bus.clone();
+        bus.on_topic(from, move |delivery: eventbus::Delivery| {
+            let bus = inner.clone();
+            async move {
+                if delivery.envelope().causation_depth() < 12 {
+                    bus.publish_to(to, &1).await?;
+                }
+                Ok::<_, PublishError>(())
+            }
+        })
+        .concurrency(1)
+        .await
+        .unwrap();
+    }
+    bus.start().unwrap();
+    for _ in 0..64 {
+        bus.publish_to("ball.left", &1).await.unwrap();
+    }
+    timeout(Duration::from_secs(3600), broker.settled()).await.expect("nobody waits for themselves");
+    assert!(bus.dead_letters().unwrap().list().await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backlog_does_not_grow_past_its_capacity() {
+    let (bus, broker) = bus_on(MemoryBroker::builder().capacity(100).overflow(Overflow::Error)).await;
+    bus.on(|_: Arc<Ping>| tokio::time::sleep(Duration::from_millis(1))).concurrency(1).await.unwrap();
+    bus.start().unwrap();
+    let mut refused = 0;
+    for number in 0..10_000 {
+        if bus.publish(&Ping { number }).await.is_err() {
+            refused += 1;
+        }
+    }
+    assert!(refused >= 10_000 - 102, "{refused}");
+    broker.settled().await;
+}

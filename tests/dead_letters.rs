@@ -1,0 +1,221 @@
+//! Events that are given up: what is kept of them, and what can be done with them.
+
+mod support;
+
+use bytes::Bytes;
+use eventbus::broker::FailureKind;
+use eventbus::memory::MemoryBroker;
+use eventbus::{Bus, Delivery, Envelope, Reason, Topic};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use support::{Log, OrderPlaced, Ping, Seen, bus};
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_tells_everything_that_is_known_of_the_failure() {
+    let (bus, broker) = bus().await;
+    let handle =
+        bus.on(|_: Arc<OrderPlaced>| async { Err::<(), _>("the stock service is down") }).group("stock");
+    let handle = handle.retries(1).await.unwrap();
+    let location = handle.subscription().location();
+    bus.start().unwrap();
+    let order = OrderPlaced { customer: 7, number: 1 };
+    let id = bus.publish(&order).header("tenant", "acme").await.unwrap();
+    broker.settled().await;
+    let letters = bus.dead_letters().unwrap().list().await.unwrap();
+    let letter = &letters[0].1;
+    assert_eq!(letter.envelope.id(), &id);
+    assert_eq!(letter.envelope.headers().get("tenant"), Some("acme"));
+    assert_eq!(*letter.envelope.event::<OrderPlaced>().unwrap(), order);
+    let headers = letter.headers();
+    for (name, value) in [
+        ("reason", "the stock service is down"),
+        ("kind", "failed"),
+        ("topic", "order.placed"),
+        ("group", "stock"),
+        ("attempts", "2"),
+        ("offset", "0"),
+    ] {
+        assert_eq!(headers.get(&format!("eventbus-dead-letter-{name}")), Some(value), "{name}");
+    }
+    assert!(headers.get("eventbus-dead-letter-handler").unwrap().contains(&location));
+    let time = |name: &str| headers.get(name).unwrap().parse::<jiff::Timestamp>().unwrap();
+    assert!(time("eventbus-dead-letter-first-failed-at") <= time("eventbus-dead-letter-last-failed-at"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_is_published_again_to_the_group_that_failed_and_to_no_other() {
+    let (bus, broker) = bus().await;
+    let (broken, mended, other) = (Arc::new(AtomicBool::new(true)), Seen::new(), Seen::new());
+    let (is_broken, seen) = (Arc::clone(&broken), mended.clone());
+    bus.on_topic("ping.sent", move |delivery: Delivery| {
+        let (broken, seen) = (is_broken.load(Ordering::SeqCst), seen.clone());
+        async move {
+            if broken {
+                return Err("broken");
+            }
+            seen.push(delivery.attempt());
+            Ok(())
+        }
+    })
+    .group("failing")
+    .retries(0)
+    .await
+    .unwrap();
+    let seen = other.clone();
+    bus.on(move |ping: Arc<Ping>| {
+        let seen = seen.clone();
+        async move { seen.push(ping.number) }
+    })
+    .group("other")
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    broker.settled().await;
+    broken.store(false, Ordering::SeqCst);
+    let dead_letters = bus.dead_letters().unwrap();
+    let id = dead_letters.list().await.unwrap()[0].0;
+    assert!(dead_letters.republish(id, None).await.unwrap());
+    broker.settled().await;
+    assert_eq!(mended.all(), [1], "attempts count from 1 again");
+    assert_eq!(other.all(), [1], "the other group has seen the event once");
+    assert!(dead_letters.list().await.unwrap().is_empty());
+    assert!(!dead_letters.republish(id, None).await.unwrap(), "to publish it twice is to publish it once");
+    broker.settled().await;
+    assert_eq!(mended.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_can_be_mended_before_it_is_published_again_and_can_be_purged() {
+    let (bus, broker) = bus().await;
+    let seen = Seen::new();
+    let numbers = seen.clone();
+    bus.on(move |ping: Arc<Ping>| {
+        let numbers = numbers.clone();
+        async move { numbers.push(ping.number) }
+    })
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    for _ in 0..2 {
+        bus.publish_to("ping.sent", &serde_json::json!({ "number": "one" })).await.unwrap();
+    }
+    broker.settled().await;
+    let dead_letters = bus.dead_letters().unwrap();
+    let letters = dead_letters.list().await.unwrap();
+    assert_eq!(letters.len(), 2);
+    assert!(dead_letters.republish(letters[0].0, Some(Bytes::from_static(b"{\"number\":1}"))).await.unwrap());
+    assert!(dead_letters.purge(letters[1].0).await.unwrap());
+    assert!(!dead_letters.purge(letters[1].0).await.unwrap());
+    broker.settled().await;
+    assert_eq!(seen.all(), [1]);
+    assert!(dead_letters.list().await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_dead_letters_are_published_again_with_nothing_lost_and_none_twice() {
+    let (bus, broker) = bus().await;
+    let (broken, seen) = (Arc::new(AtomicBool::new(true)), Seen::new());
+    let (is_broken, numbers) = (Arc::clone(&broken), seen.clone());
+    bus.on(move |ping: Arc<Ping>| {
+        let (broken, numbers) = (is_broken.load(Ordering::SeqCst), numbers.clone());
+        async move {
+            if broken {
+                return Err("broken");
+            }
+            numbers.push(ping.number);
+            Ok(())
+        }
+    })
+    .retries(0)
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    for number in 0..10_000 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    broker.settled().await;
+    broken.store(false, Ordering::SeqCst);
+    let dead_letters = bus.dead_letters().unwrap();
+    for (id, _) in dead_letters.list().await.unwrap() {
+        // Two operators at once.
+        let (first, second) =
+            tokio::join!(dead_letters.republish(id, None), dead_letters.republish(id, None));
+        assert!(first.unwrap() ^ second.unwrap());
+    }
+    broker.settled().await;
+    let mut numbers = seen.all();
+    numbers.sort_unstable();
+    assert!(numbers.iter().copied().eq(0..10_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_decode_is_kept_with_its_bytes_and_the_place_of_the_fault() {
+    let (bus, broker) = bus().await;
+    bus.on(|_: Arc<Ping>| async {}).await.unwrap();
+    bus.start().unwrap();
+    let topic = || Topic::from_static("ping.sent");
+    let payload = Bytes::from_static(b"{\"number\": tru}");
+    bus.publish_envelope(Envelope::from_bytes(topic(), "application/json", payload.clone())).await.unwrap();
+    let newer = Envelope::from_json(topic(), &serde_json::json!({ "number": 1 })).unwrap();
+    bus.publish_envelope(newer.clone().with_version(2)).await.unwrap();
+    bus.publish_envelope(newer.with_type("pong.sent")).await.unwrap();
+    bus.publish_envelope(Envelope::from_bytes(topic(), "image/png", payload.clone())).await.unwrap();
+    broker.settled().await;
+    let letters = bus.dead_letters().unwrap().list().await.unwrap();
+    let facts: Vec<_> = letters.iter().map(|(_, letter)| (letter.kind, letter.attempts)).collect();
+    let (undecodable, unknown) = ((FailureKind::Undecodable, 1), (FailureKind::UnknownType, 1));
+    assert_eq!(facts, [undecodable, unknown, unknown, undecodable]);
+    assert_eq!(letters[0].1.envelope.payload().unwrap(), &payload);
+    for (letter, words) in
+        letters.iter().zip(["line 1 column 14", "known up to v1", "pong.sent", "image/png"])
+    {
+        assert!(letter.1.reason.contains(words), "{}", letter.1.reason);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_huge_error_text_is_cut_to_its_limit() {
+    let (bus, broker) = bus().await;
+    bus.on(|_: Arc<Ping>| async { Err::<(), _>("é".repeat(5 << 20)) }).retries(0).await.unwrap();
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    broker.settled().await;
+    let letters = bus.dead_letters().unwrap().list().await.unwrap();
+    let reason = &letters[0].1.reason;
+    assert!(reason.len() <= Reason::LIMIT && reason.ends_with("(10485760 bytes in all)"), "{}", reason.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_dead_letters_an_event_is_logged_and_dropped() {
+    let (log, _guard) = Log::capture();
+    let (bus, broker) = bus().await;
+    bus.on(|_: Arc<Ping>| async { Err::<(), _>("no use") }).retries(0).dead_letter(false).await.unwrap();
+    bus.start().unwrap();
+    let id = bus.publish(&Ping { number: 1 }).await.unwrap();
+    broker.settled().await;
+    assert!(bus.dead_letters().unwrap().list().await.unwrap().is_empty());
+    let text = log.text();
+    let line = text.lines().find(|line| line.contains("given up and dropped")).expect("it is logged");
+    assert!(line.contains("ERROR") && line.contains(&id.to_string()) && line.contains("no use"), "{line}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_store_is_bounded_and_says_what_it_drops() {
+    let (log, _guard) = Log::capture();
+    let broker = MemoryBroker::builder().dead_letter_capacity(2).build();
+    let bus = Bus::builder().only([] as [&str; 0]).broker(broker.clone()).await.unwrap();
+    bus.on(|_: Arc<Ping>| async { Err::<(), _>("no") }).retries(0).await.unwrap();
+    bus.start().unwrap();
+    let mut ids = Vec::new();
+    for number in 0..3 {
+        ids.push(bus.publish(&Ping { number }).await.unwrap());
+        broker.settled().await;
+    }
+    let kept: Vec<_> = bus.dead_letters().unwrap().list().await.unwrap();
+    assert_eq!(kept.iter().map(|(_, letter)| letter.envelope.id().clone()).collect::<Vec<_>>(), ids[1..]);
+    let text = log.text();
+    assert!(
+        text.lines().any(|line| line.contains("oldest dead letter") && line.contains(&ids[0].to_string()))
+    );
+}

@@ -1,0 +1,154 @@
+//! One subscription changes nothing for another.
+
+mod support;
+
+use eventbus::broker::FailureKind;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+use support::{Ping, Seen, bus};
+use tokio::sync::Notify;
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_subscriber_does_not_delay_the_others() {
+    let (bus, broker) = bus().await;
+    let (healthy, start) = (Seen::new(), tokio::time::Instant::now());
+    bus.on(|_: Arc<Ping>| async { Err::<(), _>("always") }).group("failing").await.unwrap();
+    let seen = healthy.clone();
+    bus.on(move |ping: Arc<Ping>| {
+        let seen = seen.clone();
+        async move { seen.push((ping.number, start.elapsed())) }
+    })
+    .group("healthy")
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    for number in 0..20 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    broker.settled().await;
+    assert_eq!(healthy.len(), 20);
+    assert!(healthy.all().iter().all(|(_, after)| after.is_zero()), "{:?}", healthy.all());
+    assert_eq!(bus.dead_letters().unwrap().list().await.unwrap().len(), 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panicking_subscriber_hurts_nobody_and_its_event_is_kept() {
+    let (bus, broker) = bus().await;
+    let healthy = Seen::new();
+    bus.on(|ping: Arc<Ping>| async move {
+        if ping.number == 1 {
+            panic!("number {}", ping.number)
+        }
+    })
+    .group("panicking")
+    .retries(0)
+    .await
+    .unwrap();
+    let seen = healthy.clone();
+    bus.on(move |ping: Arc<Ping>| {
+        let seen = seen.clone();
+        async move { seen.push(ping.number) }
+    })
+    .group("healthy")
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    for number in 0..3 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    broker.settled().await;
+    assert_eq!(healthy.all(), [0, 1, 2]);
+    let letters = bus.dead_letters().unwrap().list().await.unwrap();
+    let [(_, letter)] = letters.as_slice() else { panic!("{letters:?}") };
+    assert_eq!((letter.kind, letter.reason.as_str()), (FailureKind::Panicked, "number 1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_that_never_finishes_holds_up_only_itself_and_times_out() {
+    let (bus, broker) = bus().await;
+    let healthy = Seen::new();
+    bus.on(|_: Arc<Ping>| pending::<()>())
+        .group("stuck")
+        .timeout(Duration::from_secs(5))
+        .retries(1)
+        .await
+        .unwrap();
+    let seen = healthy.clone();
+    bus.on(move |ping: Arc<Ping>| {
+        let seen = seen.clone();
+        async move { seen.push(ping.number) }
+    })
+    .group("healthy")
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    let start = tokio::time::Instant::now();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    broker.settled().await;
+    assert_eq!(healthy.all(), [1]);
+    let letters = bus.dead_letters().unwrap().list().await.unwrap();
+    assert_eq!((letters[0].1.kind, letters[0].1.attempts), (FailureKind::TimedOut, 2));
+    // Two attempts of 5 s, and one delay of 100 to 200 ms between them.
+    assert!((10_100..10_500).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+}
+
+/// On two real threads, so that a blocked one leaves another.
+#[test]
+fn a_handler_that_blocks_its_thread_is_named_in_the_log_and_does_not_stop_the_others() {
+    let (log, _guard) = support::Log::capture();
+    let dispatch = tracing::dispatcher::get_default(Clone::clone);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    // The watchdog has a thread of its own, so the log is the whole program's.
+    tracing::dispatcher::set_global_default(dispatch).unwrap();
+    let (release, blocked) = std::sync::mpsc::channel::<()>();
+    let blocked = Arc::new(std::sync::Mutex::new(blocked));
+    runtime.block_on(async {
+        let (bus, broker) = bus().await;
+        let healthy = Arc::new(Notify::new());
+        bus.on(move |_: Arc<Ping>| {
+            let blocked = Arc::clone(&blocked);
+            async move { drop(blocked.lock().unwrap().recv()) }
+        })
+        .group("blocking")
+        .await
+        .unwrap();
+        let seen = Arc::clone(&healthy);
+        bus.on(move |_: Arc<Ping>| {
+            let seen = Arc::clone(&seen);
+            async move { seen.notify_one() }
+        })
+        .group("healthy")
+        .await
+        .unwrap();
+        bus.start().unwrap();
+        bus.publish(&Ping { number: 1 }).await.unwrap();
+        healthy.notified().await;
+        while !log.text().contains("the handler has blocked its thread") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let warning = log.text();
+        let warning = warning.lines().find(|line| line.contains("blocked its thread")).unwrap();
+        assert!(
+            warning.contains("group=blocking") && warning.contains("tests/independence.rs:"),
+            "{warning}"
+        );
+        release.send(()).unwrap();
+        broker.settled().await;
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_panics_are_ten_thousand_dead_letters_and_nothing_else() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let (bus, broker) = bus().await;
+    bus.on(|ping: Arc<Ping>| async move { assert!(ping.number > u64::MAX - 1, "again") }).group("panicking").retries(0).await.unwrap();
+    bus.start().unwrap();
+    for number in 0..10_000 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    broker.settled().await;
+    let _ = std::panic::take_hook();
+    assert_eq!(bus.dead_letters().unwrap().list().await.unwrap().len(), 10_000);
+    bus.shutdown().await.unwrap();
+}

@@ -1,0 +1,174 @@
+//! The end of a bus.
+
+mod support;
+
+use eventbus::memory::MemoryBroker;
+use eventbus::{Bus, Error, PublishError};
+use std::sync::Arc;
+use std::time::Duration;
+use support::{Log, Ping, Seen, bus, bus_with};
+use tokio::time::{Instant, sleep};
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_lets_handlers_finish_and_takes_the_backlog_along() {
+    let (bus, _broker) = bus().await;
+    let done = Seen::new();
+    let seen = done.clone();
+    bus.on(move |ping: Arc<Ping>| {
+        let seen = seen.clone();
+        async move {
+            sleep(Duration::from_millis(300)).await;
+            seen.push(ping.number);
+        }
+    })
+    .concurrency(4)
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    for number in 0..20 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    sleep(Duration::from_millis(10)).await;
+    bus.shutdown().await.unwrap();
+    let mut numbers = done.all();
+    numbers.sort_unstable();
+    assert!(numbers.iter().copied().eq(0..20), "{numbers:?}");
+    bus.shutdown().await.expect("to shut down twice is to shut down once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn handlers_may_publish_while_the_bus_drains_and_nobody_else_may() {
+    let (bus, _broker) = bus().await;
+    let done = Seen::new();
+    let (inner, seen) = (bus.clone(), done.clone());
+    bus.on(move |ping: Arc<Ping>| {
+        let (bus, seen) = (inner.clone(), seen.clone());
+        async move {
+            sleep(Duration::from_secs(1)).await;
+            seen.push(ping.number);
+            if ping.number > 0 {
+                bus.publish(&Ping { number: ping.number - 1 }).await?;
+            }
+            Ok::<_, PublishError>(())
+        }
+    })
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 3 }).await.unwrap();
+    let shutdown = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.shutdown().await }
+    });
+    sleep(Duration::from_millis(500)).await;
+    let error = bus.publish(&Ping { number: 9 }).await.unwrap_err();
+    assert!(matches!(error, PublishError::Closed { .. }), "{error}");
+    shutdown.await.unwrap().unwrap();
+    assert_eq!(done.all(), [3, 2, 1, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_outlives_the_drain_is_cut_off_and_never_acked() {
+    let (bus, broker) = bus_with(Bus::builder().drain(Duration::from_secs(2))).await;
+    bus.on(|_: Arc<Ping>| sleep(Duration::from_secs(50))).await.unwrap();
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    let start = Instant::now();
+    let error = bus.shutdown().await.unwrap_err();
+    assert!(matches!(error, Error::Drain { unfinished: 1, .. }), "{error}");
+    assert_eq!(start.elapsed(), Duration::from_secs(2));
+    assert!(bus.dead_letters().unwrap().list().await.unwrap().is_empty(), "a cut-off is no failure");
+    broker.settled().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_drain_could_not_handle_is_counted_in_the_log() {
+    let (log, _guard) = Log::capture();
+    let (bus, _broker) = bus_with(Bus::builder().drain(Duration::from_secs(2)).in_flight(1)).await;
+    bus.on(|_: Arc<Ping>| sleep(Duration::from_secs(1))).concurrency(1).await.unwrap();
+    bus.start().unwrap();
+    for number in 0..10 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    let _ = bus.shutdown().await;
+    drop(bus);
+    tokio::task::yield_now().await;
+    let text = log.text();
+    let line = text.lines().find(|line| line.contains("they are lost")).expect("it is logged");
+    assert!(line.contains("deliveries="), "{line}");
+}
+
+#[tokio::test]
+async fn a_bus_that_was_shut_down_says_so() {
+    let (bus, _broker) = bus().await;
+    bus.on(|_: Arc<Ping>| async {}).await.unwrap();
+    bus.shutdown().await.unwrap();
+    let error = bus.publish(&Ping { number: 1 }).await.unwrap_err();
+    assert!(error.to_string().contains("\"ping.sent\": the bus was shut down"), "{error}");
+    assert!(matches!(bus.start(), Err(Error::Closed)));
+    assert!(matches!(bus.on(|_: Arc<Ping>| async {}).group("late").await, Err(Error::Closed)));
+    let all = bus.publish_all([&Ping { number: 1 }, &Ping { number: 2 }]).await;
+    assert!(all.iter().all(|result| matches!(result, Err(PublishError::Closed { .. }))), "{all:?}");
+}
+
+#[tokio::test]
+async fn a_bus_without_subscriptions_publishes_and_refuses_to_run() {
+    let (bus, _broker) = bus().await;
+    bus.publish(&Ping { number: 1 }).await.expect("a publisher knows nobody");
+    let error = bus.run().await.unwrap_err().to_string();
+    assert!(error.contains("no subscriptions") && error.contains("eventbus::link!"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_buses_in_one_process_do_not_hear_each_other() {
+    let ((left, of_left), (right, of_right)) = (bus().await, bus().await);
+    let seen = Seen::new();
+    for (name, bus) in [("left", &left), ("right", &right)] {
+        let seen = seen.clone();
+        bus.on(move |ping: Arc<Ping>| {
+            let seen = seen.clone();
+            async move { seen.push((name, ping.number)) }
+        })
+        .await
+        .unwrap();
+        bus.start().unwrap();
+    }
+    left.publish(&Ping { number: 1 }).await.unwrap();
+    right.publish(&Ping { number: 2 }).await.unwrap();
+    of_left.settled().await;
+    of_right.settled().await;
+    let mut seen = seen.all();
+    seen.sort_unstable();
+    assert_eq!(seen, [("left", 1), ("right", 2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_buses_on_one_broker_share_the_deliveries_of_a_group() {
+    let broker = MemoryBroker::new();
+    let seen = Seen::new();
+    let mut buses = Vec::new();
+    for name in ["left", "right"] {
+        let bus = Bus::builder().only([] as [&str; 0]).in_flight(1).broker(broker.clone()).await.unwrap();
+        let seen = seen.clone();
+        bus.on(move |ping: Arc<Ping>| {
+            let seen = seen.clone();
+            async move {
+                sleep(Duration::from_millis(1)).await;
+                seen.push((name, ping.number));
+            }
+        })
+        .group("shared")
+        .await
+        .unwrap();
+        bus.start().unwrap();
+        buses.push(bus);
+    }
+    for number in 0..100 {
+        buses[0].publish(&Ping { number }).await.unwrap();
+    }
+    broker.settled().await;
+    let mut numbers: Vec<_> = seen.all().iter().map(|(_, number)| *number).collect();
+    numbers.sort_unstable();
+    assert!(numbers.iter().copied().eq(0..100));
+    assert!(["left", "right"].iter().all(|name| seen.all().iter().any(|(by, _)| by == name)));
+}

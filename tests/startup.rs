@@ -1,0 +1,166 @@
+//! The start-up checks: what a bus refuses, and how it says so.
+
+mod support;
+
+use eventbus::{Bus, Error, Event, Start, State, subscribe};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use support::{Log, OrderPlaced, Ping, bus, bus_with};
+
+struct Mailer;
+
+#[subscribe("order.placed", group = "shared")]
+async fn first(_order: OrderPlaced) {}
+
+#[subscribe("order.*", group = "shared")]
+async fn second(_order: OrderPlaced) {}
+
+#[subscribe(start = "earliest")]
+async fn from_the_start(_ping: Ping) {}
+
+#[subscribe]
+async fn mail(_ping: Ping, _mailer: State<Mailer>) {}
+
+#[subscribe]
+async fn mail_too(_mailer: State<Mailer>, _ping: Ping) {}
+
+async fn mistakes(builder: eventbus::BusBuilder) -> Vec<String> {
+    match builder.connect("memory:").await {
+        Err(Error::Startup(error)) => error.mistakes().to_vec(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn line_of(subscriber: &eventbus::Subscriber) -> String {
+    subscriber.subscription.location()
+}
+
+#[tokio::test]
+async fn two_subscriptions_of_one_group_with_overlapping_patterns_are_refused() {
+    let mistakes = mistakes(Bus::builder().only(["shared"])).await;
+    let [mistake] = mistakes.as_slice() else { panic!("{mistakes:?}") };
+    for words in ["`shared`", &line_of(first::SUBSCRIBER), &line_of(second::SUBSCRIBER), "group = "] {
+        assert!(mistake.contains(words), "{words}: {mistake}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_state_lists_every_subscriber_that_takes_it() {
+    let only = || Bus::builder().only([mail::SUBSCRIBER, mail_too::SUBSCRIBER]);
+    let mistakes = mistakes(only()).await;
+    let [mistake] = mistakes.as_slice() else { panic!("{mistakes:?}") };
+    for words in ["startup::Mailer", &line_of(mail::SUBSCRIBER), &line_of(mail_too::SUBSCRIBER), ".state("] {
+        assert!(mistake.contains(words), "{words}: {mistake}");
+    }
+    only().state(Mailer).connect("memory:").await.expect("with the state it starts");
+}
+
+#[tokio::test]
+async fn a_capability_that_the_broker_lacks_is_named_together_with_the_subscription() {
+    let mistakes = mistakes(Bus::builder().only([from_the_start::SUBSCRIBER])).await;
+    let [mistake] = mistakes.as_slice() else { panic!("{mistakes:?}") };
+    assert!(
+        mistake.contains("in-process") && mistake.contains(&line_of(from_the_start::SUBSCRIBER)),
+        "{mistake}"
+    );
+    assert_eq!(from_the_start::SUBSCRIBER.subscription.options.start, Some(Start::Earliest));
+}
+
+#[tokio::test]
+async fn a_package_that_registered_nothing_is_named_with_the_remedy() {
+    let only: [&str; 0] = [];
+    let mistakes = mistakes(Bus::builder().only(only).expect(["eventbus", "shop-billing"])).await;
+    let [mistake] = mistakes.as_slice() else { panic!("{mistakes:?}") };
+    assert!(mistake.contains("`shop-billing`") && mistake.contains("link!(shop_billing)"), "{mistake}");
+}
+
+#[tokio::test]
+async fn a_group_that_nobody_has_is_refused_with_the_nearest_one() {
+    let mistakes = mistakes(Bus::builder().only(["sharde"])).await;
+    assert!(mistakes[0].contains("did you mean \"shared\"?"), "{mistakes:?}");
+}
+
+#[tokio::test]
+async fn only_the_chosen_groups_run() {
+    let bus = Bus::builder().only([first::SUBSCRIBER]).connect("memory:").await;
+    assert!(bus.is_err(), "`first` and `second` have one group, so they are chosen together");
+    let bus = Bus::builder().state(Mailer).only([mail::SUBSCRIBER]).connect("memory:").await.unwrap();
+    assert_eq!(
+        bus.subscriptions().iter().map(|subscription| &*subscription.name).collect::<Vec<_>>(),
+        ["mail"]
+    );
+}
+
+#[tokio::test]
+async fn all_mistakes_are_listed_at_once() {
+    let error = Bus::connect("memory:").await.unwrap_err().to_string();
+    for words in ["`shared`", "startup::Mailer", "earliest"] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+}
+
+#[derive(Event, Clone, Serialize, Deserialize)]
+#[event(topic = "pong.sent")]
+struct Pong {
+    number: u64,
+}
+
+#[tokio::test]
+async fn a_circle_of_topics_is_a_warning_and_an_error_when_strict() {
+    let (log, _guard) = Log::capture();
+    let (bus, _broker) = bus().await;
+    let ping = |pong: Arc<Pong>| async move { Ping { number: pong.number } };
+    let pong = |ping: Arc<Ping>| async move { Pong { number: ping.number } };
+    bus.on(ping).await.unwrap();
+    bus.on(pong).await.unwrap();
+    assert!(
+        log.text().contains("these topics cause themselves: ping.sent → pong.sent → ping.sent"),
+        "{}",
+        log.text()
+    );
+}
+
+#[tokio::test]
+async fn a_subscription_that_is_made_at_run_time_obeys_the_same_rules() {
+    let (bus, _broker) = bus().await;
+    bus.on(|_: Arc<Ping>| async {}).group("twice").await.unwrap();
+    let error = bus.on_topic("ping.*", |_| async {}).group("twice").await.unwrap_err().to_string();
+    assert!(error.contains("`twice`") && error.matches("tests/startup.rs:").count() == 2, "{error}");
+    let error = bus.on_topic("ping..sent", |_| async {}).await.unwrap_err();
+    assert!(matches!(error, Error::Topic(_)), "{error}");
+    assert_eq!(bus.subscriptions().len(), 1);
+}
+
+#[tokio::test]
+async fn the_census_is_logged() {
+    let (log, _guard) = Log::capture();
+    Bus::builder().state(Mailer).only([mail::SUBSCRIBER]).connect("memory:").await.unwrap();
+    let text = log.text();
+    assert!(text.contains("1 subscriptions from 1 packages"), "{text}");
+    assert!(text.contains("DEBUG") && text.contains("group=eventbus.mail"), "{text}");
+}
+
+#[tokio::test]
+async fn an_unknown_address_is_refused_without_showing_its_password() {
+    let error = Bus::connect("ampq://ada:secret@localhost/").await.unwrap_err().to_string();
+    assert!(error.contains("`ampq`") && error.contains("memory:") && !error.contains("secret"), "{error}");
+    let error = Bus::connect("shop.db").await.unwrap_err().to_string();
+    assert!(error.contains("starts with a scheme"), "{error}");
+}
+
+#[tokio::test]
+async fn a_topic_that_is_made_at_run_time_is_checked_when_it_is_published_to() {
+    let (bus, _broker) = bus_with(Bus::builder()).await;
+    let long = "x".repeat(250);
+    for (topic, words) in [
+        ("", "cannot be empty"),
+        ("order placed", "` ` cannot be in a topic"),
+        ("order.*", "`*` is a wildcard"),
+        ("order.>", "`>` is a wildcard"),
+        ("café.opened", "`é` cannot be in a topic"),
+        (&long, "250 bytes; the limit is 249"),
+    ] {
+        let error = bus.publish_to(topic, &1).await.unwrap_err().to_string();
+        assert!(error.contains(words), "{topic}: {error}");
+    }
+}
