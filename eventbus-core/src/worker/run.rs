@@ -2,8 +2,9 @@
 
 use super::attempt::attempt;
 use super::lanes::{Lanes, Open};
-use super::settle::settle;
+use super::settle::{ack, settle};
 use crate::handler::{BatchHandler, Handler};
+use crate::outcome::Outcome;
 use std::future::poll_fn;
 use std::sync::Arc;
 
@@ -14,7 +15,11 @@ pub(super) async fn each<H: Handler>(handler: Arc<H>, lanes: Arc<Lanes>, slot: u
     while let Some(open) = poll_fn(|context| lanes.poll_next(context, slot, &mut last)).await {
         let result =
             attempt(handler.call(&open.delivery), &open.delivery, lanes.policy.timeout, &pulse).await;
-        last = Some(settle(&lanes, open, result).await);
+        last = Some(match result {
+            // The usual answer, apart from the others so that the delivery is not moved for it.
+            Ok(Outcome::Ack) => ack(&lanes, &open.delivery, open.acker).await,
+            result => settle(&lanes, open, result).await,
+        });
     }
 }
 

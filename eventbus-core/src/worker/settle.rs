@@ -2,7 +2,8 @@
 
 use super::attempt::Broken;
 use super::lanes::{Lanes, Open, Settled};
-use crate::broker::{DeadLetter, FailureKind};
+use crate::broker::{Acker, DeadLetter, FailureKind};
+use crate::delivery::Delivery;
 use crate::envelope::Envelope;
 use crate::error::PublishError;
 use crate::observe::Attempted;
@@ -28,9 +29,9 @@ enum Again {
 /// Settles a delivery by what its handler answered.
 pub(super) async fn settle(lanes: &Arc<Lanes>, open: Open, result: Result<Outcome, Broken>) -> Settled {
     let failure = match result {
-        Ok(Outcome::Ack) => return ack(lanes, open).await,
+        Ok(Outcome::Ack) => return ack(lanes, &open.delivery, open.acker).await,
         Ok(Outcome::Publish(events)) => match publish(lanes, &open, events).await {
-            Ok(()) => return ack(lanes, open).await,
+            Ok(()) => return ack(lanes, &open.delivery, open.acker).await,
             Err(error) => error.into(),
         },
         Ok(Outcome::Retry(reason)) => Failure::new(reason.kind(), reason.into_text(), Again::ByPolicy),
@@ -77,17 +78,16 @@ async fn publish(lanes: &Lanes, open: &Open, events: Vec<Envelope>) -> Result<()
     results.into_iter().try_for_each(|result| result.map(drop))
 }
 
-async fn ack(lanes: &Lanes, open: Open) -> Settled {
-    let Open { delivery, acker, .. } = open;
-    let settled = done(&delivery);
+/// Settles a delivery whose handler was successful.
+pub(super) async fn ack(lanes: &Lanes, delivery: &Delivery, acker: Acker) -> Settled {
     match acker.ack().await {
-        Ok(()) => observe(lanes, &delivery, || Attempted::Acked),
+        Ok(()) => observe(lanes, delivery, || Attempted::Acked),
         Err(error) => tracing::warn!(
             target: "eventbus", group = %lanes.scope.subscription.group, id = %delivery.envelope().id(), %error,
             "the broker did not take the ack; it will deliver the event again"
         ),
     }
-    settled
+    done(delivery)
 }
 
 async fn fail(lanes: &Arc<Lanes>, mut open: Open, failure: Failure) -> Settled {
@@ -161,11 +161,11 @@ async fn give_up(lanes: &Lanes, open: Open, failure: Failure, now: Timestamp) ->
     settled
 }
 
-fn done(delivery: &crate::delivery::Delivery) -> Settled {
+fn done(delivery: &Delivery) -> Settled {
     Settled::Done(delivery.envelope().lane_key().cloned())
 }
 
-fn observe(lanes: &Lanes, delivery: &crate::delivery::Delivery, result: impl FnOnce() -> Attempted) {
+fn observe(lanes: &Lanes, delivery: &Delivery, result: impl FnOnce() -> Attempted) {
     let observers = &lanes.scope.outlet.observers;
     if observers.is_empty() {
         return;

@@ -122,10 +122,10 @@ fn run(flavor: Flavor, n: usize, window: usize, row: Row) -> Sample {
                     .await
                 }
                 Row::Keyed => {
-                    let mut orders: Vec<_> = (0..64).map(|id| Keyed(Order { id, ..order.clone() })).collect();
+                    let orders: Vec<_> = (0..64).map(|id| Keyed(Order { id, ..order.clone() })).collect();
+                    let mut orders = orders.iter().cycle();
                     drive(n, window, 1, || {
-                        orders.rotate_left(1);
-                        let publish = publisher.publish(&orders[0]);
+                        let publish = orders.next().map(|order| publisher.publish(order)).unwrap();
                         async {
                             publish.await.unwrap();
                         }
