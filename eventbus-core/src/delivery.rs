@@ -139,10 +139,6 @@ impl Delivery {
         }
         E::decode(envelope.version(), envelope.content_type(), envelope.payload()?)
     }
-
-    pub(crate) fn count_attempt(&mut self) {
-        self.attempt = self.attempt.saturating_add(1);
-    }
 }
 
 impl fmt::Debug for Delivery {
