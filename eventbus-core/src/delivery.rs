@@ -133,10 +133,6 @@ impl Delivery {
     fn is_no<E: Event>(&self) -> DecodeError {
         DecodeError::UnknownType { event: E::META, found: self.envelope.event_type().to_owned() }
     }
-
-    pub(crate) fn count_attempt(&mut self) {
-        self.attempt = self.attempt.saturating_add(1);
-    }
 }
 
 impl fmt::Debug for Delivery {

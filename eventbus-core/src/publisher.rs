@@ -66,7 +66,7 @@ impl Publisher {
     }
 
     fn start(&self, envelope: Result<Envelope, PublishError>) -> Publish<'_> {
-        Publish { outlet: &self.outlet, cause: self.cause.as_ref(), envelope }
+        Publish { outlet: &self.outlet, cause: self.cause.as_ref(), envelope: envelope.map(Arc::new) }
     }
 }
 
@@ -80,34 +80,37 @@ impl fmt::Debug for Publisher {
 #[must_use = "nothing is published until you `.await` this"]
 #[derive(Debug)]
 pub struct Publish<'a> {
-    outlet: &'a Arc<Outlet>,
+    outlet: &'a Outlet,
     cause: Option<&'a Arc<Envelope>>,
-    envelope: Result<Envelope, PublishError>,
+    /// Nobody shares it before it is published; it is behind a pointer already because an envelope is large to move.
+    envelope: Result<Arc<Envelope>, PublishError>,
 }
 
 impl Publish<'_> {
     /// Sets a header.
     pub fn header(self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
-        self.map(|envelope| envelope.with_header(name, value))
+        self.change(|envelope| envelope.headers_mut().insert(name, value))
     }
 
     /// Sets the key, in place of the one that the event's type says.
     pub fn key(self, key: impl fmt::Display) -> Self {
-        self.map(|envelope| envelope.with_key(key))
+        self.change(|envelope| envelope.set_key(key))
     }
 
     /// Sets the subject, in place of the one that the event's type says.
     pub fn subject(self, subject: impl AsRef<str>) -> Self {
-        self.map(|envelope| envelope.with_subject(subject))
+        self.change(|envelope| envelope.set_subject(subject))
     }
 
     /// Sets the id, which is a fresh UUID v7 otherwise.
     pub fn id(self, id: EventId) -> Self {
-        self.map(|envelope| envelope.with_id(id))
+        self.change(|envelope| envelope.set_id(id))
     }
 
-    fn map(mut self, change: impl FnOnce(Envelope) -> Envelope) -> Self {
-        self.envelope = self.envelope.map(change);
+    fn change(mut self, change: impl FnOnce(&mut Envelope)) -> Self {
+        if let Ok(envelope) = &mut self.envelope {
+            change(Arc::make_mut(envelope));
+        }
         self
     }
 }
@@ -117,7 +120,8 @@ impl<'a> IntoFuture for Publish<'a> {
     type IntoFuture = Publishing<'a>;
 
     fn into_future(self) -> Publishing<'a> {
-        Publishing(Stage::Ready(self))
+        let Publish { outlet, cause, envelope } = self;
+        Publishing { outlet, stage: Stage::Ready { cause, envelope } }
     }
 }
 
@@ -127,20 +131,15 @@ impl<'a> IntoFuture for Publish<'a> {
 /// Dropped before it is done, the event may or may not have been published.
 #[must_use = "futures do nothing unless you `.await` them"]
 #[derive(Debug)]
-pub struct Publishing<'a>(Stage<'a>);
+pub struct Publishing<'a> {
+    outlet: &'a Outlet,
+    stage: Stage<'a>,
+}
 
 #[derive(Debug)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "it lives on the publisher's stack for one poll; a box would be an allocation"
-)]
 enum Stage<'a> {
-    Ready(Publish<'a>),
-    Stored {
-        outlet: &'a Arc<Outlet>,
-        envelope: Arc<Envelope>,
-        stored: BrokerFuture<Result<(), PublishError>>,
-    },
+    Ready { cause: Option<&'a Arc<Envelope>>, envelope: Result<Arc<Envelope>, PublishError> },
+    Sent { envelope: Arc<Envelope>, stored: BrokerFuture<Result<(), PublishError>> },
     Done,
 }
 
@@ -148,21 +147,24 @@ impl Future for Publishing<'_> {
     type Output = Result<EventId, PublishError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if matches!(self.0, Stage::Ready(_))
-            && let Stage::Ready(publish) = std::mem::replace(&mut self.0, Stage::Done)
-        {
-            let Publish { outlet, cause, envelope } = publish;
-            let envelope = Arc::new(outlet.prepare(envelope?, cause)?);
-            let stored = outlet.broker.publish(Arc::clone(&envelope));
-            self.0 = Stage::Stored { outlet, envelope, stored };
-        }
-        let Stage::Stored { outlet, envelope, stored } = &mut self.0 else {
-            panic!("polled after it was ready")
+        let Self { outlet, stage } = &mut *self;
+        let (envelope, mut stored) = match std::mem::replace(stage, Stage::Done) {
+            Stage::Ready { cause, envelope } => {
+                let mut envelope = envelope?;
+                outlet.prepare(Arc::make_mut(&mut envelope), cause)?;
+                let stored = outlet.broker.publish(Arc::clone(&envelope));
+                (envelope, stored)
+            }
+            Stage::Sent { envelope, stored } => (envelope, stored),
+            Stage::Done => panic!("polled after it was ready"),
         };
-        let result = std::task::ready!(Pin::new(stored).poll(context));
-        let result = outlet.confirm(envelope, result);
-        self.0 = Stage::Done;
-        Poll::Ready(result)
+        match Pin::new(&mut stored).poll(context) {
+            Poll::Ready(result) => Poll::Ready(outlet.confirm(&envelope, result)),
+            Poll::Pending => {
+                *stage = Stage::Sent { envelope, stored };
+                Poll::Pending
+            }
+        }
     }
 }
 
@@ -207,11 +209,7 @@ impl Outlet {
     }
 
     /// Fills in what the bus knows of an event, and refuses what must not be published.
-    fn prepare(
-        &self,
-        mut envelope: Envelope,
-        cause: Option<&Arc<Envelope>>,
-    ) -> Result<Envelope, PublishError> {
+    fn prepare(&self, envelope: &mut Envelope, cause: Option<&Arc<Envelope>>) -> Result<(), PublishError> {
         let current;
         let cause = match cause {
             Some(cause) => Some(cause),
@@ -229,7 +227,7 @@ impl Outlet {
         }
         if let Some(cause) = cause {
             if envelope.causation_id().is_none() {
-                envelope = envelope.caused_by(cause);
+                envelope.set_cause(cause);
             }
             if envelope.causation_depth() > self.causation_limit {
                 return Err(PublishError::CausationLimit {
@@ -240,10 +238,10 @@ impl Outlet {
             }
         }
         for hook in &self.on_publish {
-            hook(&mut envelope);
+            hook(envelope);
         }
-        trace_context::link(&mut envelope, cause.map(|cause| &**cause));
-        Ok(envelope)
+        trace_context::link(envelope, cause.map(|cause| &**cause));
+        Ok(())
     }
 
     fn confirm(
@@ -267,8 +265,10 @@ impl Outlet {
         envelopes: Vec<Envelope>,
         cause: Option<&Arc<Envelope>>,
     ) -> Vec<Result<EventId, PublishError>> {
-        let prepared: Vec<_> =
-            envelopes.into_iter().map(|envelope| self.prepare(envelope, cause).map(Arc::new)).collect();
+        let prepared: Vec<_> = envelopes
+            .into_iter()
+            .map(|mut envelope| self.prepare(&mut envelope, cause).map(|()| Arc::new(envelope)))
+            .collect();
         let sent = prepared.iter().filter_map(|envelope| envelope.as_ref().ok().cloned()).collect();
         let mut stored = self.broker.publish_all(sent).await.into_iter();
         let unanswered = || Err(PublishError::Closed { topic: String::new() });

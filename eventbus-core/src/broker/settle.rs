@@ -50,9 +50,15 @@ pub struct Acker {
     receipt: Option<Receipt>,
 }
 
+const CONSUMED: &str = "an acker is consumed by settling";
+
 impl Acker {
     pub(crate) fn new(settler: Arc<dyn Settler>, receipt: Receipt) -> Self {
         Self { settler, receipt: Some(receipt) }
+    }
+
+    pub(crate) fn receipt(&self) -> &Receipt {
+        self.receipt.as_ref().expect(CONSUMED)
     }
 
     /// The delivery is done.
@@ -73,7 +79,7 @@ impl Acker {
         self.settler.reject(receipt, dead_letter)
     }
 
-    /// Notes that the subscription tries again at `due`, as `attempt`.
+    /// Notes that the subscription tries again at `due`, as `attempt`; from now on this is what the receipt says.
     pub(crate) fn park(&mut self, attempt: u32, due: Timestamp) -> BrokerFuture<Result<(), BrokerError>> {
         match &mut self.receipt {
             Some(receipt) => {
@@ -85,7 +91,7 @@ impl Acker {
     }
 
     fn take(&mut self) -> Receipt {
-        self.receipt.take().expect("an acker is consumed by settling")
+        self.receipt.take().expect(CONSUMED)
     }
 }
 

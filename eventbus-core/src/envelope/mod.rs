@@ -108,8 +108,12 @@ impl Envelope {
     /// Sets the id, which is a fresh UUID v7 otherwise. A broker that deduplicates goes by source and id.
     #[must_use]
     pub fn with_id(mut self, id: EventId) -> Self {
-        self.id = id;
+        self.set_id(id);
         self
+    }
+
+    pub(crate) fn set_id(&mut self, id: EventId) {
+        self.id = id;
     }
 
     /// Sets the time at which the event happened, which is now otherwise.
@@ -148,15 +152,23 @@ impl Envelope {
     /// Sets what the event is about.
     #[must_use]
     pub fn with_subject(mut self, subject: impl AsRef<str>) -> Self {
-        self.subject = Some(SmolStr::new(subject));
+        self.set_subject(subject);
         self
+    }
+
+    pub(crate) fn set_subject(&mut self, subject: impl AsRef<str>) {
+        self.subject = Some(SmolStr::new(subject));
     }
 
     /// Sets the key: events with one key are handled in publish order.
     #[must_use]
     pub fn with_key(mut self, key: impl std::fmt::Display) -> Self {
-        self.key = Some(Key::new(key));
+        self.set_key(key);
         self
+    }
+
+    pub(crate) fn set_key(&mut self, key: impl std::fmt::Display) {
+        self.key = Some(Key::new(key));
     }
 
     /// Sets a header.
@@ -176,10 +188,14 @@ impl Envelope {
     /// Marks the event as caused by `cause`: it carries its correlation on, and counts the chain's length.
     #[must_use]
     pub fn caused_by(mut self, cause: &Self) -> Self {
+        self.set_cause(cause);
+        self
+    }
+
+    pub(crate) fn set_cause(&mut self, cause: &Self) {
         self.correlation_id = Some(cause.correlation_id().clone());
         self.causation_id = Some(cause.id.clone());
         self.causation_depth = cause.causation_depth.saturating_add(1);
-        self
     }
 
     /// The id, unique together with the source.

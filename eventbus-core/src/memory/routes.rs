@@ -14,7 +14,8 @@ const REMEMBERED: usize = 4_096;
 #[derive(Default)]
 pub(super) struct Routes {
     queues: HashMap<(String, Pattern), Arc<Queue>>,
-    by_topic: HashMap<SmolStr, Arc<[Arc<Queue>]>>,
+    /// Sorted: to compare a few topics costs less than to hash one.
+    by_topic: Vec<(SmolStr, Arc<[Arc<Queue>]>)>,
 }
 
 impl Routes {
@@ -47,11 +48,18 @@ impl Routes {
             .cloned()
     }
 
+    fn remembered(&self, topic: &Topic) -> Result<&Arc<[Arc<Queue>]>, usize> {
+        let place = self.by_topic.binary_search_by(|(other, _)| other.as_str().cmp(topic.as_str()))?;
+        Ok(&self.by_topic[place].1)
+    }
+
     fn remember(&mut self, topic: &Topic) -> Arc<[Arc<Queue>]> {
         let queues: Arc<[_]> =
             self.queues.values().filter(|queue| queue.pattern().matches(topic.as_str())).cloned().collect();
-        if self.by_topic.len() < REMEMBERED {
-            self.by_topic.insert(topic.to_smol_str(), Arc::clone(&queues));
+        if let Err(place) = self.remembered(topic)
+            && self.by_topic.len() < REMEMBERED
+        {
+            self.by_topic.insert(place, (topic.to_smol_str(), Arc::clone(&queues)));
         }
         queues
     }
@@ -59,7 +67,7 @@ impl Routes {
 
 /// The queues of all groups that listen on `topic`.
 pub(super) fn matching(routes: &RwLock<Routes>, topic: &Topic) -> Arc<[Arc<Queue>]> {
-    if let Some(queues) = routes.read().unwrap_or_else(PoisonError::into_inner).by_topic.get(topic.as_str()) {
+    if let Ok(queues) = routes.read().unwrap_or_else(PoisonError::into_inner).remembered(topic) {
         return Arc::clone(queues);
     }
     routes.write().unwrap_or_else(PoisonError::into_inner).remember(topic)

@@ -42,16 +42,21 @@ pub(crate) struct Lanes {
 
 /// A delivery that is not settled yet.
 pub(super) struct Open {
-    pub(super) delivery: Delivery,
     pub(super) acker: Acker,
+    replayed: bool,
     pub(super) first_failed_at: Option<Timestamp>,
     /// When it came, for the age of a batch.
     pub(super) since: Option<Instant>,
 }
 
 impl Open {
+    /// The next attempt, as the handler sees it.
+    pub(super) fn delivery(&self, scope: &Arc<Scope>) -> Delivery {
+        Delivery::new(self.acker.receipt(), self.replayed, Arc::clone(scope))
+    }
+
     fn key(&self) -> Option<&Key> {
-        self.delivery.envelope().lane_key()
+        self.acker.receipt().envelope.lane_key()
     }
 }
 
@@ -286,8 +291,7 @@ impl Lanes {
 
     fn unpark(self: &Arc<Self>, parked: u64) {
         let mut state = self.lock();
-        let Some(mut open) = state.parked.remove(&parked) else { return };
-        open.delivery.count_attempt();
+        let Some(open) = state.parked.remove(&parked) else { return };
         state.ready.push_front(open);
         let call = self.call(&mut state);
         drop(state);
@@ -325,7 +329,7 @@ impl Lanes {
         }
         let State { source, received, .. } = &mut *state;
         match std::task::ready!(source.poll_receive(&mut Context::from_waker(&self.bell), received, limit)) {
-            Ok(()) => state.admit(&self.scope, self.policy.batch > 1),
+            Ok(()) => state.admit(self.policy.batch > 1),
             Err(error) => {
                 tracing::warn!(
                     target: "eventbus", group = %self.scope.subscription.group, %error,
@@ -402,12 +406,11 @@ impl State {
     }
 
     /// Takes what was received into its lanes.
-    fn admit(&mut self, scope: &Arc<Scope>, timed: bool) {
+    fn admit(&mut self, timed: bool) {
         let since = timed.then(Instant::now);
         self.held += self.received.len();
         for Received { receipt, replayed, settler } in self.received.drain(..) {
-            let delivery = Delivery::new(&receipt, replayed, Arc::clone(scope));
-            let open = Open { delivery, acker: Acker::new(settler, receipt), first_failed_at: None, since };
+            let open = Open { acker: Acker::new(settler, receipt), replayed, first_failed_at: None, since };
             match open.key() {
                 None => self.ready.push_back(open),
                 Some(key) => match self.waiting.get_mut(key) {

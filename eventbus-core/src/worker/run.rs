@@ -2,8 +2,9 @@
 
 use super::attempt::attempt;
 use super::lanes::{Lanes, Open};
-use super::settle::settle;
+use super::settle::{ack, settle};
 use crate::handler::{BatchHandler, Handler};
+use crate::outcome::Outcome;
 use std::future::poll_fn;
 use std::sync::Arc;
 
@@ -12,9 +13,13 @@ pub(super) async fn each<H: Handler>(handler: Arc<H>, lanes: Arc<Lanes>, slot: u
     let pulse = lanes.pulse();
     let mut last = None;
     while let Some(open) = poll_fn(|context| lanes.poll_next(context, slot, &mut last)).await {
-        let result =
-            attempt(handler.call(&open.delivery), &open.delivery, lanes.policy.timeout, &pulse).await;
-        last = Some(settle(&lanes, open, result).await);
+        let delivery = open.delivery(&lanes.scope);
+        let result = attempt(handler.call(&delivery), &delivery, lanes.policy.timeout, &pulse).await;
+        last = Some(match result {
+            // The usual answer, apart from the others so that less is moved for it.
+            Ok(Outcome::Ack) => ack(&lanes, &delivery, open.acker).await,
+            result => settle(&lanes, open, &delivery, result).await,
+        });
     }
 }
 
@@ -23,13 +28,17 @@ pub(super) async fn batches<H: BatchHandler>(handler: Arc<H>, lanes: Arc<Lanes>,
     let pulse = lanes.pulse();
     while let Some(batch) = gather(&lanes, slot).await {
         let mut members = Vec::with_capacity(batch.len());
+        let mut deliveries = Vec::with_capacity(batch.len());
         for open in batch {
-            match handler.admit(&open.delivery) {
-                Ok(()) => members.push(open),
-                Err(outcome) => lanes.settled(settle(&lanes, open, Ok(outcome)).await),
+            let delivery = open.delivery(&lanes.scope);
+            match handler.admit(&delivery) {
+                Ok(()) => {
+                    members.push(open);
+                    deliveries.push(delivery);
+                }
+                Err(outcome) => lanes.settled(settle(&lanes, open, &delivery, Ok(outcome)).await),
             }
         }
-        let deliveries: Vec<_> = members.iter().map(|open| open.delivery.clone()).collect();
         let Some(first) = deliveries.first() else { continue };
         let call = async {
             match &lanes.layered.batch_layers {
@@ -41,8 +50,8 @@ pub(super) async fn batches<H: BatchHandler>(handler: Arc<H>, lanes: Arc<Lanes>,
             Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
             Err(broken) => vec![Err(broken); deliveries.len()],
         };
-        for (open, result) in members.into_iter().zip(results) {
-            lanes.settled(settle(&lanes, open, result).await);
+        for ((open, delivery), result) in members.into_iter().zip(&deliveries).zip(results) {
+            lanes.settled(settle(&lanes, open, delivery, result).await);
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use super::attempt::Broken;
 use super::lanes::{Lanes, Open, Settled};
-use crate::broker::{DeadLetter, FailureKind};
+use crate::broker::{Acker, DeadLetter, FailureKind};
+use crate::delivery::Delivery;
 use crate::envelope::Envelope;
 use crate::error::PublishError;
 use crate::observe::Attempted;
@@ -26,11 +27,16 @@ enum Again {
 }
 
 /// Settles a delivery by what its handler answered.
-pub(super) async fn settle(lanes: &Arc<Lanes>, open: Open, result: Result<Outcome, Broken>) -> Settled {
+pub(super) async fn settle(
+    lanes: &Arc<Lanes>,
+    open: Open,
+    delivery: &Delivery,
+    result: Result<Outcome, Broken>,
+) -> Settled {
     let failure = match result {
-        Ok(Outcome::Ack) => return ack(lanes, open).await,
-        Ok(Outcome::Publish(events)) => match publish(lanes, &open, events).await {
-            Ok(()) => return ack(lanes, open).await,
+        Ok(Outcome::Ack) => return ack(lanes, delivery, open.acker).await,
+        Ok(Outcome::Publish(events)) => match publish(lanes, delivery, events).await {
+            Ok(()) => return ack(lanes, delivery, open.acker).await,
             Err(error) => error.into(),
         },
         Ok(Outcome::Retry(reason)) => Failure::new(reason.kind(), reason.into_text(), Again::ByPolicy),
@@ -52,7 +58,7 @@ pub(super) async fn settle(lanes: &Arc<Lanes>, open: Open, result: Result<Outcom
             Failure::new(FailureKind::TimedOut, reason, Again::ByPolicy)
         }
     };
-    fail(lanes, open, failure).await
+    fail(lanes, open, delivery, failure).await
 }
 
 impl Failure {
@@ -71,27 +77,25 @@ impl From<PublishError> for Failure {
     }
 }
 
-async fn publish(lanes: &Lanes, open: &Open, events: Vec<Envelope>) -> Result<(), PublishError> {
-    let outlet = &lanes.scope.outlet;
-    let results = outlet.publish_all(events, Some(open.delivery.envelope())).await;
+async fn publish(lanes: &Lanes, delivery: &Delivery, events: Vec<Envelope>) -> Result<(), PublishError> {
+    let results = lanes.scope.outlet.publish_all(events, Some(delivery.envelope())).await;
     results.into_iter().try_for_each(|result| result.map(drop))
 }
 
-async fn ack(lanes: &Lanes, open: Open) -> Settled {
-    let Open { delivery, acker, .. } = open;
-    let settled = done(&delivery);
+/// Settles a delivery whose handler was successful.
+pub(super) async fn ack(lanes: &Lanes, delivery: &Delivery, acker: Acker) -> Settled {
     match acker.ack().await {
-        Ok(()) => observe(lanes, &delivery, || Attempted::Acked),
+        Ok(()) => observe(lanes, delivery, || Attempted::Acked),
         Err(error) => tracing::warn!(
             target: "eventbus", group = %lanes.scope.subscription.group, id = %delivery.envelope().id(), %error,
             "the broker did not take the ack; it will deliver the event again"
         ),
     }
-    settled
+    done(delivery)
 }
 
-async fn fail(lanes: &Arc<Lanes>, mut open: Open, failure: Failure) -> Settled {
-    let attempt = open.delivery.attempt();
+async fn fail(lanes: &Arc<Lanes>, mut open: Open, delivery: &Delivery, failure: Failure) -> Settled {
+    let (attempt, envelope) = (delivery.attempt(), delivery.envelope());
     let now = Timestamp::now();
     open.first_failed_at.get_or_insert(now);
     let delay = match failure.again {
@@ -100,8 +104,7 @@ async fn fail(lanes: &Arc<Lanes>, mut open: Open, failure: Failure) -> Settled {
         Again::After(delay) => Some(delay),
         Again::ByPolicy => Some(lanes.policy.backoff.jittered(attempt)),
     };
-    let Some(delay) = delay else { return give_up(lanes, open, failure, now).await };
-    let envelope = Arc::clone(open.delivery.envelope());
+    let Some(delay) = delay else { return give_up(lanes, open, delivery, failure, now).await };
     tracing::warn!(
         target: "eventbus", group = %lanes.scope.subscription.group, topic = %envelope.topic(), id = %envelope.id(),
         attempt, kind = %failure.kind, reason = %failure.reason, ?delay, "the handler failed; it is tried again"
@@ -113,14 +116,20 @@ async fn fail(lanes: &Arc<Lanes>, mut open: Open, failure: Failure) -> Settled {
             "the broker did not note the retry; after a crash the attempts are counted from an earlier one"
         );
     }
-    observe(lanes, &open.delivery, || Attempted::Retrying { reason: failure.reason, delay });
+    observe(lanes, delivery, || Attempted::Retrying { reason: failure.reason, delay });
     lanes.park(open, delay);
     Settled::Parked
 }
 
-async fn give_up(lanes: &Lanes, open: Open, failure: Failure, now: Timestamp) -> Settled {
-    let Open { delivery, acker, first_failed_at, .. } = open;
-    let (settled, envelope) = (done(&delivery), delivery.envelope());
+async fn give_up(
+    lanes: &Lanes,
+    open: Open,
+    delivery: &Delivery,
+    failure: Failure,
+    now: Timestamp,
+) -> Settled {
+    let Open { acker, first_failed_at, .. } = open;
+    let (settled, envelope) = (done(delivery), delivery.envelope());
     let subscription = &lanes.scope.subscription;
     let Failure { kind, reason, .. } = failure;
     if !lanes.policy.dead_letter {
@@ -129,7 +138,7 @@ async fn give_up(lanes: &Lanes, open: Open, failure: Failure, now: Timestamp) ->
             attempts = delivery.attempt(), %kind, %reason, "the event is given up and dropped (`dead_letter = false`)"
         );
         if acker.ack().await.is_ok() {
-            observe(lanes, &delivery, || Attempted::Dropped { reason });
+            observe(lanes, delivery, || Attempted::Dropped { reason });
         }
         return settled;
     }
@@ -151,7 +160,7 @@ async fn give_up(lanes: &Lanes, open: Open, failure: Failure, now: Timestamp) ->
                 attempts = dead_letter.attempts, %kind, reason = %dead_letter.reason,
                 "the event is given up and kept as a dead letter"
             );
-            observe(lanes, &delivery, || Attempted::DeadLettered(Arc::new(dead_letter)));
+            observe(lanes, delivery, || Attempted::DeadLettered(Arc::new(dead_letter)));
         }
         Err(error) => tracing::error!(
             target: "eventbus", group = %subscription.group, id = %envelope.id(), %error,
@@ -161,11 +170,11 @@ async fn give_up(lanes: &Lanes, open: Open, failure: Failure, now: Timestamp) ->
     settled
 }
 
-fn done(delivery: &crate::delivery::Delivery) -> Settled {
+fn done(delivery: &Delivery) -> Settled {
     Settled::Done(delivery.envelope().lane_key().cloned())
 }
 
-fn observe(lanes: &Lanes, delivery: &crate::delivery::Delivery, result: impl FnOnce() -> Attempted) {
+fn observe(lanes: &Lanes, delivery: &Delivery, result: impl FnOnce() -> Attempted) {
     let observers = &lanes.scope.outlet.observers;
     if observers.is_empty() {
         return;
