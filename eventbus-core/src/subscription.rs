@@ -42,6 +42,13 @@ impl Subscription {
     pub fn location(&self) -> String {
         format!("{}:{}", self.file, self.line)
     }
+
+    /// The handler with its module and its place in the source, for logs and dead letters.
+    #[must_use]
+    pub fn handler(&self) -> String {
+        let separator = if self.module.is_empty() { "" } else { "::" };
+        format!("{}{separator}{} ({})", self.module, self.name, self.location())
+    }
 }
 
 /// A type that a handler takes as `State`.

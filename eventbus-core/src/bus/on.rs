@@ -63,7 +63,7 @@ impl On {
             bus: bus.clone(),
             subscriber: Subscriber {
                 subscription: Subscription {
-                    name: format!("{}:{}", place.file(), place.line()).into(),
+                    name: "closure".into(),
                     group: format!("on.{file}-{}", place.line()).into(),
                     pattern: pattern.to_owned().into(),
                     event: None,
@@ -128,7 +128,10 @@ impl On {
             let known = bus.subscriptions();
             let mut all: Vec<_> = known.iter().collect();
             all.push(&subscriber.subscription);
-            let mut mistakes = census::check(&all).mistakes;
+            let before = census::check(&all[..known.len()]).warnings;
+            let census::Findings { mut mistakes, warnings } = census::check(&all);
+            let new = warnings.iter().filter(|warning| !before.contains(warning));
+            new.for_each(|warning| tracing::warn!(target: "eventbus", "{warning}"));
             let (name, features) = (bus.shared.broker.name(), bus.shared.broker.features());
             mistakes.extend(census::check_fit(&all[known.len()..], &bus.shared.states, name, features));
             if !mistakes.is_empty() {

@@ -96,6 +96,21 @@ pub(super) enum Settled {
     Parked,
 }
 
+/// What a worker holds between two calls of [`Lanes::poll_next`].
+pub(super) struct Hand {
+    slot: usize,
+    /// What became of its last delivery.
+    pub(super) last: Option<Settled>,
+    /// A delivery that it has taken and not begun.
+    taken: Option<Open>,
+}
+
+impl Hand {
+    pub(super) fn new(slot: usize) -> Self {
+        Self { slot, last: None, taken: None }
+    }
+}
+
 /// A worker to be woken once the lock is released.
 enum Call {
     Nobody,
@@ -207,21 +222,23 @@ impl Lanes {
         self.watchdog.watch(&self.scope)
     }
 
-    /// The next delivery for the worker in `slot`, which says what became of its last one. `None`: stop.
+    /// The next delivery for a worker, which says what became of its last one. `None`: stop.
     pub(super) fn poll_next(
         self: &Arc<Self>,
         context: &mut Context<'_>,
-        slot: usize,
-        last: &mut Option<Settled>,
+        hand: &mut Hand,
     ) -> Poll<Option<Open>> {
+        if let Some(taken) = hand.taken.take() {
+            return Poll::Ready(Some(taken));
+        }
         let budget = std::task::ready!(tokio::task::coop::poll_proceed(context));
         let mut state = self.lock();
-        state.arrive(slot);
-        if let Some(settled) = last.take() {
+        state.arrive(hand.slot);
+        if let Some(settled) = hand.last.take() {
             self.note(&mut state, settled);
         }
         let Some(open) = self.take(&mut state) else {
-            return self.rest(state, slot, context);
+            return self.rest(state, hand.slot, context);
         };
         budget.made_progress();
         // Whoever leaves with work makes sure that somebody comes for what is left, and for what comes next.
@@ -230,8 +247,20 @@ impl Lanes {
         }
         let call = if state.ready.is_empty() { Call::Nobody } else { self.call(&mut state) };
         drop(state);
+        if matches!(call, Call::Nobody) {
+            return Poll::Ready(Some(open));
+        }
         self.make(call);
-        Poll::Ready(Some(open))
+        // A task that is woken from a task waits on the same thread, where no other thread takes it. This one steps
+        // back behind it, so that a handler that never awaits cannot hold up the worker that was called for the rest.
+        hand.taken = Some(open);
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// The worker in `slot` has started, and waits for its turn to gather.
+    pub(super) fn arrive(&self, slot: usize) {
+        self.lock().arrive(slot);
     }
 
     /// Moves what is ready into `batch`, up to `size`; ready once there is something. `false`: stop.

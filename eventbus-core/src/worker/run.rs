@@ -1,7 +1,7 @@
 //! The loops that workers run: compiled for each handler, so they hold nothing that does not depend on it.
 
 use super::attempt::attempt;
-use super::lanes::{Lanes, Open};
+use super::lanes::{Hand, Lanes, Open};
 use super::settle::{ack, settle};
 use crate::handler::{BatchHandler, Handler};
 use crate::outcome::Outcome;
@@ -11,11 +11,11 @@ use std::sync::Arc;
 /// Handles one delivery after the other.
 pub(super) async fn each<H: Handler>(handler: Arc<H>, lanes: Arc<Lanes>, slot: usize) {
     let pulse = lanes.pulse();
-    let mut last = None;
-    while let Some(open) = poll_fn(|context| lanes.poll_next(context, slot, &mut last)).await {
+    let mut hand = Hand::new(slot);
+    while let Some(open) = poll_fn(|context| lanes.poll_next(context, &mut hand)).await {
         let delivery = open.delivery(&lanes.scope);
         let result = attempt(handler.call(&delivery), &delivery, lanes.policy.timeout, &pulse).await;
-        last = Some(match result {
+        hand.last = Some(match result {
             // The usual answer, apart from the others so that less is moved for it.
             Ok(Outcome::Ack) => ack(&lanes, &delivery, open.acker).await,
             result => settle(&lanes, open, &delivery, result).await,
@@ -59,6 +59,7 @@ pub(super) async fn batches<H: BatchHandler>(handler: Arc<H>, lanes: Arc<Lanes>,
 /// Gathers a batch: complete, or as old as `linger` allows. `None`: stop.
 async fn gather(lanes: &Arc<Lanes>, slot: usize) -> Option<Vec<Open>> {
     let size = lanes.policy.batch;
+    lanes.arrive(slot);
     let mut batch = Vec::new();
     {
         let _turn = lanes.gathering.lock().await;

@@ -145,7 +145,7 @@ async fn give_up(
     let dead_letter = DeadLetter {
         envelope: Arc::clone(envelope),
         group: subscription.group.to_string(),
-        handler: format!("{}::{} ({})", subscription.module, subscription.name, subscription.location()),
+        handler: subscription.handler(),
         kind,
         reason,
         attempts: delivery.attempt(),
