@@ -79,7 +79,17 @@ async fn what_the_type_does_not_say_can_be_set() {
 #[tokio::test]
 async fn an_event_that_is_not_awaited_is_not_published() {
     let (bus, broker) = bus().await;
-    bus.on_topic(">", |_| async {}).await.unwrap();
+    let seen = Seen::new();
+    let topics = seen.clone();
+    bus.on_topic(">", move |delivery: Delivery| {
+        let topics = topics.clone();
+        async move { topics.push(delivery.envelope().topic().to_string()) }
+    })
+    .await
+    .unwrap();
+    bus.start().unwrap();
     drop(bus.publish(&OrderPlaced { customer: 1, number: 1 }));
+    bus.publish_to("second.one", &1).await.unwrap();
     broker.settled().await;
+    assert_eq!(seen.all(), ["second.one"]);
 }

@@ -6,11 +6,13 @@
 mod dead_letters;
 mod features;
 mod future;
+mod replay;
 mod settle;
 
 pub use dead_letters::{DeadLetter, DeadLetterId, DeadLetterList, DeadLetters, FailureKind};
 pub use features::Features;
 pub use future::BrokerFuture;
+pub use replay::{ReplayFrom, ReplayRequest, Replayable};
 pub use settle::{Acker, Receipt, Settler};
 
 use crate::envelope::Envelope;
@@ -59,6 +61,11 @@ pub trait Broker: Send + Sync + 'static {
         None
     }
 
+    /// Replay, where the broker keeps events after they were handled.
+    fn replayable(&self) -> Option<Arc<dyn Replayable>> {
+        None
+    }
+
     /// Called first at shutdown, while subscriptions still run: resolves once nothing is kept that would be lost
     /// with the process. A durable broker has nothing to wait for.
     fn drain(&self) -> BrokerFuture<()> {
@@ -86,7 +93,7 @@ pub struct SubscribeRequest {
 pub trait Deliveries: Send {
     /// Moves at most `limit` deliveries into `into`, as many as are at hand.
     ///
-    /// `Ready(Ok(()))` with nothing moved does not happen; `Pending` wakes the task of the latest call.
+    /// `Ready(Ok(()))` with nothing moved means that there is no more, as at the end of a replay; `Pending` wakes the task of the latest call.
     /// After an error the subscription can be polled again: the broker reconnects by itself.
     fn poll_receive(
         &mut self,

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 pub(super) struct MemoryDeadLetters {
     capacity: usize,
     kept: Mutex<Kept>,
-    pub(super) routes: Arc<RwLock<Routes>>,
+    routes: Arc<RwLock<Routes>>,
     outstanding: Arc<Outstanding>,
 }
 

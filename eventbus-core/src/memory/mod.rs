@@ -2,15 +2,20 @@
 //! [contract](crate::broker).
 
 mod dead_letters;
+mod history;
 mod queue;
 mod routes;
 
 use crate::broker::{
-    Broker, BrokerFuture, DeadLetters, Deliveries, Features, Offset, Receipt, SubscribeRequest,
+    Broker, BrokerFuture, DeadLetters, Deliveries, Features, Offset, Receipt, ReplayRequest, Replayable,
+    SubscribeRequest,
 };
 use crate::envelope::Envelope;
 use crate::error::{BrokerError, PublishError};
+use crate::subscription::Start;
+use crate::topic::Pattern;
 use dead_letters::MemoryDeadLetters;
+use history::History;
 use queue::{MemoryDeliveries, Queue, Waiting};
 use routes::Routes;
 use std::fmt;
@@ -47,6 +52,7 @@ pub struct MemoryBrokerBuilder {
     capacity: usize,
     overflow: Overflow,
     dead_letter_capacity: usize,
+    history: usize,
 }
 
 impl MemoryBroker {
@@ -59,7 +65,12 @@ impl MemoryBroker {
     /// A broker with settings of its own.
     #[must_use]
     pub fn builder() -> MemoryBrokerBuilder {
-        MemoryBrokerBuilder { capacity: 16_384, overflow: Overflow::default(), dead_letter_capacity: 10_000 }
+        MemoryBrokerBuilder {
+            capacity: 16_384,
+            overflow: Overflow::default(),
+            dead_letter_capacity: 10_000,
+            history: 0,
+        }
     }
 
     /// Resolves once nothing is queued, being handled, or parked for a retry. Tests await this instead of time.
@@ -108,6 +119,14 @@ impl MemoryBrokerBuilder {
         self
     }
 
+    /// How many events are kept after they were handled, for replays and for groups with `start = "earliest"`;
+    /// beyond that the oldest is forgotten. Default: 0, which leaves both to brokers with a log.
+    #[must_use]
+    pub fn history(mut self, events: usize) -> Self {
+        self.history = events;
+        self
+    }
+
     /// The broker.
     #[must_use]
     pub fn build(self) -> MemoryBroker {
@@ -124,6 +143,7 @@ impl MemoryBrokerBuilder {
             overflow: self.overflow,
             offsets: AtomicU64::new(0),
             outstanding,
+            history: (self.history > 0).then(|| History::new(self.history)),
         }))
     }
 }
@@ -135,13 +155,15 @@ struct Shared {
     offsets: AtomicU64,
     outstanding: Arc<Outstanding>,
     dead_letters: Arc<MemoryDeadLetters>,
+    history: Option<History>,
 }
 
 impl Shared {
     /// Puts the envelope into the queue of each group that listens, or into none of them.
     fn offer(&self, envelope: &Arc<Envelope>) -> Result<(), Arc<Queue>> {
+        let history = self.history.as_ref().map(|history| (history, history.lock()));
         let queues = routes::matching(&self.routes, envelope.topic());
-        if queues.is_empty() {
+        if queues.is_empty() && history.is_none() {
             return Ok(());
         }
         let caused = envelope.causation_depth() > 0;
@@ -154,10 +176,20 @@ impl Shared {
         }
         self.outstanding.add(queues.len());
         let offset = Offset::new(self.offsets.fetch_add(1, Ordering::Relaxed).into());
+        if let Some((history, mut events)) = history {
+            history.keep(&mut events, offset, envelope);
+        }
         for queue in queues.iter() {
             queue.push(Waiting { envelope: Arc::clone(envelope), offset, attempt: 1 });
         }
         Ok(())
+    }
+
+    /// A queue that begins with `deliveries`.
+    fn queue(&self, group: &str, pattern: &Pattern, deliveries: Vec<Waiting>) -> Arc<Queue> {
+        self.outstanding.add(deliveries.len());
+        let (outstanding, dead_letters) = (Arc::clone(&self.outstanding), Arc::clone(&self.dead_letters));
+        Queue::new(group.to_owned(), pattern.clone(), deliveries, outstanding, dead_letters)
     }
 
     fn full(&self, queue: &Queue, envelope: &Envelope) -> PublishError {
@@ -178,6 +210,8 @@ impl Broker for MemoryBroker {
         let mut features = Features::none();
         features.key_order = true;
         features.patterns = true;
+        features.start_earliest = self.0.history.is_some();
+        features.replay = self.0.history.is_some();
         features
     }
 
@@ -207,25 +241,38 @@ impl Broker for MemoryBroker {
     }
 
     fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
+        let SubscribeRequest { group, pattern, start } = request;
+        let history = self.0.history.as_ref().filter(|_| start == Start::Earliest).map(History::lock);
+        let earlier = history.as_ref().map(|events| events.matching(&pattern)).unwrap_or_default();
         let mut routes = self.0.routes.write().unwrap_or_else(PoisonError::into_inner);
-        let queue = routes.queue(&request.group, &request.pattern, || {
-            Queue::new(
-                request.group.clone(),
-                request.pattern.clone(),
-                Arc::clone(&self.0.outstanding),
-                Arc::clone(&self.0.dead_letters),
-            )
-        });
-        BrokerFuture::ready(Ok(Box::new(MemoryDeliveries::new(queue, Arc::clone(&self.0.routes)))))
+        let queue = routes.queue(&group, &pattern, || self.0.queue(&group, &pattern, earlier));
+        BrokerFuture::ready(Ok(Box::new(MemoryDeliveries::new(queue, Arc::clone(&self.0.routes), false))))
     }
 
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
         Some(Arc::clone(&self.0.dead_letters) as Arc<dyn DeadLetters>)
     }
 
+    fn replayable(&self) -> Option<Arc<dyn Replayable>> {
+        self.0.history.is_some().then(|| Arc::new(self.clone()) as Arc<dyn Replayable>)
+    }
+
     fn drain(&self) -> BrokerFuture<()> {
         let broker = self.clone();
         BrokerFuture::new(async move { broker.settled().await })
+    }
+}
+
+impl Replayable for MemoryBroker {
+    fn replay(&self, request: ReplayRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
+        let Some(history) = &self.0.history else {
+            let message = "the in-process broker keeps no history; build it with `.history(events)`";
+            return BrokerFuture::ready(Err(BrokerError::new(message)));
+        };
+        let events = history.lock().requested(&request);
+        let queue = self.0.queue(&request.group, &request.pattern, events);
+        queue.add_reader();
+        BrokerFuture::ready(Ok(Box::new(MemoryDeliveries::new(queue, Arc::clone(&self.0.routes), true))))
     }
 }
 

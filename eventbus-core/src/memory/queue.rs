@@ -10,7 +10,7 @@ use crate::topic::Pattern;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -25,9 +25,10 @@ pub(super) struct Queue {
     inbox: Mutex<Inbox>,
     outstanding: Arc<Outstanding>,
     dead_letters: Arc<MemoryDeadLetters>,
+    /// The queue itself, for what comes back to it later.
+    queue: Weak<Self>,
 }
 
-#[derive(Default)]
 struct Inbox {
     waiting: VecDeque<Waiting>,
     /// The reader that sleeps in each place; a reader that leaves gives its place back.
@@ -46,18 +47,20 @@ impl Queue {
     pub(super) fn new(
         group: String,
         pattern: Pattern,
+        deliveries: Vec<Waiting>,
         outstanding: Arc<Outstanding>,
         dead_letters: Arc<MemoryDeadLetters>,
-    ) -> Self {
-        Self {
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|queue| Self {
             group,
             pattern,
-            taken: AtomicUsize::new(0),
+            taken: AtomicUsize::new(deliveries.len()),
             room: Notify::new(),
-            inbox: Mutex::default(),
+            inbox: Mutex::new(Inbox { waiting: deliveries.into(), readers: Vec::new(), open_readers: 0 }),
             outstanding,
             dead_letters,
-        }
+            queue: Weak::clone(queue),
+        })
     }
 
     pub(super) fn group(&self) -> &str {
@@ -142,14 +145,11 @@ impl Settler for Queue {
             self.push_again(receipt.into());
             return BrokerFuture::ready(Ok(()));
         }
-        let routes = Arc::clone(&self.dead_letters.routes);
-        let group = self.group.clone();
-        let outstanding = Arc::clone(&self.outstanding);
+        let (queue, outstanding) = (Weak::clone(&self.queue), Arc::clone(&self.outstanding));
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;
-            let routes = routes.read().unwrap_or_else(PoisonError::into_inner);
-            match routes.of_group(&group, receipt.envelope.topic()) {
-                Some(queue) => queue.push_again(receipt.into()),
+            match queue.upgrade() {
+                Some(queue) => queue.release(receipt),
                 None => outstanding.remove(1),
             }
         });
@@ -186,14 +186,16 @@ pub(super) struct MemoryDeliveries {
     settler: Arc<dyn Settler>,
     routes: Arc<RwLock<Routes>>,
     reader: Option<usize>,
+    replayed: bool,
     /// Swapped with the queue's own list, so that neither allocates in the long run.
     taken: VecDeque<Waiting>,
 }
 
 impl MemoryDeliveries {
-    pub(super) fn new(queue: Arc<Queue>, routes: Arc<RwLock<Routes>>) -> Self {
+    /// A reader of a queue that publishers fill, or of one that holds a replay and ends with it.
+    pub(super) fn new(queue: Arc<Queue>, routes: Arc<RwLock<Routes>>, replayed: bool) -> Self {
         let settler = Arc::clone(&queue) as Arc<dyn Settler>;
-        Self { queue, settler, routes, reader: None, taken: VecDeque::new() }
+        Self { queue, settler, routes, reader: None, replayed, taken: VecDeque::new() }
     }
 
     fn sleep(&mut self, inbox: &mut Inbox, waker: &Waker) {
@@ -217,6 +219,9 @@ impl Deliveries for MemoryDeliveries {
     ) -> Poll<Result<(), BrokerError>> {
         let queue = Arc::clone(&self.queue);
         let mut inbox = queue.lock();
+        if inbox.waiting.is_empty() && self.replayed {
+            return Poll::Ready(Ok(()));
+        }
         if inbox.waiting.is_empty() {
             self.sleep(&mut inbox, context.waker());
             return Poll::Pending;
@@ -230,7 +235,7 @@ impl Deliveries for MemoryDeliveries {
         queue.unreserve(self.taken.len());
         into.extend(self.taken.drain(..).map(|Waiting { envelope, offset, attempt }| Received {
             receipt: Receipt { envelope, offset, attempt, token: 0 },
-            replayed: false,
+            replayed: self.replayed,
             settler: Arc::clone(&self.settler),
         }));
         Poll::Ready(Ok(()))

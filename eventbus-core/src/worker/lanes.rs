@@ -358,6 +358,10 @@ impl Lanes {
         }
         let State { source, received, .. } = &mut *state;
         match std::task::ready!(source.poll_receive(&mut Context::from_waker(&self.bell), received, limit)) {
+            Ok(()) if state.received.is_empty() => {
+                state.receiving = false;
+                return Poll::Pending;
+            }
             Ok(()) => state.admit(self.policy.batch > 1),
             Err(error) => {
                 tracing::warn!(

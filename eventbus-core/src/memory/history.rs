@@ -1,0 +1,64 @@
+//! The history of the in-process broker: the latest events, for groups that begin early, and for replays.
+
+use super::queue::Waiting;
+use crate::broker::{Offset, ReplayFrom, ReplayRequest};
+use crate::envelope::Envelope;
+use crate::topic::Pattern;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The latest events, up to a number. Whoever publishes or opens a group holds the lock throughout, so that no event
+/// is both in the history of a new group and in its queue, or in neither.
+pub(super) struct History {
+    limit: usize,
+    events: Mutex<Events>,
+}
+
+/// The events that are kept, oldest first.
+#[derive(Default)]
+pub(super) struct Events(VecDeque<(Offset, Arc<Envelope>)>);
+
+impl History {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { limit, events: Mutex::default() }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Events> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn keep(&self, events: &mut Events, offset: Offset, envelope: &Arc<Envelope>) {
+        if events.0.len() == self.limit {
+            events.0.pop_front();
+        }
+        events.0.push_back((offset, Arc::clone(envelope)));
+    }
+}
+
+impl Events {
+    /// What a group that listens on `pattern` begins with.
+    pub(super) fn matching(&self, pattern: &Pattern) -> Vec<Waiting> {
+        self.select(pattern, |_, _| true)
+    }
+
+    /// What a replay delivers.
+    pub(super) fn requested(&self, request: &ReplayRequest) -> Vec<Waiting> {
+        let begins = |offset: Offset, envelope: &Envelope| match request.from {
+            ReplayFrom::Beginning => true,
+            ReplayFrom::Offset(from) => offset >= from,
+            ReplayFrom::Time(from) => envelope.time() >= from,
+        };
+        self.select(&request.pattern, |offset, envelope| {
+            begins(offset, envelope) && request.until.is_none_or(|until| offset <= until)
+        })
+    }
+
+    fn select(&self, pattern: &Pattern, wanted: impl Fn(Offset, &Envelope) -> bool) -> Vec<Waiting> {
+        let matching = self.0.iter().filter(|(offset, envelope)| {
+            pattern.matches(envelope.topic().as_str()) && wanted(*offset, envelope)
+        });
+        matching
+            .map(|(offset, envelope)| Waiting { envelope: Arc::clone(envelope), offset: *offset, attempt: 1 })
+            .collect()
+    }
+}

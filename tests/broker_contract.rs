@@ -1,0 +1,253 @@
+//! The contract of brokers, from the outside: replay of the in-process broker, and a broker of this test's own.
+
+mod support;
+
+use eventbus::broker::{
+    BrokerFuture, DeadLetter, Deliveries, Features, Offset, Receipt, Received, ReplayFrom, ReplayRequest,
+    Settler, SubscribeRequest,
+};
+use eventbus::memory::MemoryBroker;
+use eventbus::{Broker, BrokerError, Bus, Envelope, Error, Pattern, PublishError, subscribe};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use support::{Ping, Seen};
+
+#[subscribe(start = "earliest", group = "early")]
+async fn early(ping: Ping, seen: eventbus::State<Seen<u64>>) {
+    seen.push(ping.number);
+}
+
+async fn published(broker: &MemoryBroker, numbers: std::ops::Range<u64>) -> Bus {
+    let bus = Bus::builder().only([] as [&str; 0]).broker(broker.clone()).await.unwrap();
+    for number in numbers {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    bus
+}
+
+#[tokio::test]
+async fn a_new_group_can_begin_with_the_oldest_event_that_is_kept() {
+    let broker = MemoryBroker::builder().history(3).build();
+    published(&broker, 0..5).await;
+    let seen: Seen<u64> = Seen::new();
+    let builder = Bus::builder().state(seen.clone()).concurrency(1).only([early::SUBSCRIBER]);
+    let bus = builder.broker(broker.clone()).await.unwrap();
+    bus.publish(&Ping { number: 5 }).await.unwrap();
+    bus.start().unwrap();
+    broker.settled().await;
+    assert_eq!(seen.all(), [2, 3, 4, 5]);
+}
+
+async fn replayed(broker: &MemoryBroker, from: ReplayFrom, until: Option<Offset>) -> Vec<u64> {
+    let request =
+        ReplayRequest { group: "again".into(), pattern: Pattern::new("ping.*").unwrap(), from, until };
+    let mut deliveries = broker.replayable().unwrap().replay(request).await.unwrap();
+    let mut numbers = Vec::new();
+    loop {
+        let mut received = Vec::new();
+        poll_fn(|context| deliveries.poll_receive(context, &mut received, 2)).await.unwrap();
+        if received.is_empty() {
+            return numbers;
+        }
+        for Received { receipt, replayed, settler } in received {
+            assert!(replayed);
+            numbers.push(receipt.envelope.event::<Ping>().unwrap().number);
+            settler.ack(receipt).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_replay_delivers_a_part_of_the_history_and_moves_nobody() {
+    let broker = MemoryBroker::builder().history(10).build();
+    let seen = Seen::new();
+    let bus = Bus::builder().only([] as [&str; 0]).broker(broker.clone()).await.unwrap();
+    let live = seen.clone();
+    let pings = move |ping: Arc<Ping>| {
+        let live = live.clone();
+        async move { live.push(ping.number) }
+    };
+    bus.on(pings).group("again").concurrency(1).await.unwrap();
+    bus.start().unwrap();
+    published(&broker, 0..5).await;
+    broker.settled().await;
+    assert_eq!(replayed(&broker, ReplayFrom::Beginning, None).await, [0, 1, 2, 3, 4]);
+    let middle = (ReplayFrom::Offset(Offset::new(1)), Some(Offset::new(3)));
+    assert_eq!(replayed(&broker, middle.0, middle.1).await, [1, 2, 3]);
+    let future = ReplayFrom::Time(jiff::Timestamp::MAX);
+    assert!(replayed(&broker, future, None).await.is_empty());
+    bus.publish(&Ping { number: 5 }).await.unwrap();
+    broker.settled().await;
+    assert_eq!(seen.all(), [0, 1, 2, 3, 4, 5], "the live group of the same name saw each event once");
+    assert!(MemoryBroker::new().replayable().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_that_is_dropped_or_nacked_comes_again_as_the_next_attempt() {
+    let broker = MemoryBroker::new();
+    let request = SubscribeRequest {
+        group: "g".into(),
+        pattern: Pattern::new("ping.sent").unwrap(),
+        start: eventbus::Start::Latest,
+    };
+    let mut deliveries = broker.subscribe(request).await.unwrap();
+    published(&broker, 0..1).await;
+    let mut next = async || {
+        let mut received = Vec::new();
+        poll_fn(|context| deliveries.poll_receive(context, &mut received, 1)).await.unwrap();
+        received.pop().unwrap()
+    };
+    let first = next().await;
+    assert_eq!(first.receipt.attempt, 1);
+    first.settler.nack(first.receipt, Duration::from_secs(5)).await.unwrap();
+    let start = tokio::time::Instant::now();
+    let second = next().await;
+    assert_eq!((second.receipt.attempt, start.elapsed()), (2, Duration::from_secs(5)));
+    second.settler.release(second.receipt);
+    let third = next().await;
+    assert_eq!(third.receipt.attempt, 3);
+    third.settler.ack(third.receipt).await.unwrap();
+    broker.settled().await;
+}
+
+/// A broker of our own: one queue for everything, no patterns, and a connection that can break.
+#[derive(Clone, Default)]
+struct Pipe(Arc<Mutex<PipeState>>, Arc<AtomicBool>);
+
+#[derive(Default)]
+struct PipeState {
+    waiting: VecDeque<Receipt>,
+    reader: Option<Waker>,
+    acked: usize,
+}
+
+impl std::fmt::Debug for Pipe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pipe")
+    }
+}
+
+impl Pipe {
+    fn put(&self, receipt: Receipt) {
+        let mut state = self.0.lock().unwrap();
+        state.waiting.push_back(receipt);
+        state.reader.take().into_iter().for_each(Waker::wake);
+    }
+
+    fn is_broken(&self) -> bool {
+        self.1.load(Ordering::SeqCst)
+    }
+}
+
+impl Broker for Pipe {
+    fn name(&self) -> &str {
+        "pipe"
+    }
+
+    fn features(&self) -> Features {
+        Features::none()
+    }
+
+    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
+        let pipe = self.clone();
+        BrokerFuture::new(async move {
+            if pipe.is_broken() {
+                let topic = envelope.topic().to_string();
+                return Err(PublishError::Broker { topic, source: "the pipe is broken".into() });
+            }
+            pipe.put(Receipt { envelope, offset: Offset::new(0), attempt: 1, token: 0 });
+            Ok(())
+        })
+    }
+
+    fn subscribe(&self, _: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
+        BrokerFuture::ready(Ok(Box::new(self.clone())))
+    }
+}
+
+impl Deliveries for Pipe {
+    fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut Vec<Received>,
+        limit: usize,
+    ) -> Poll<Result<(), BrokerError>> {
+        if self.is_broken() {
+            return Poll::Ready(Err(BrokerError::new("the pipe is broken")));
+        }
+        let mut state = self.0.lock().unwrap();
+        if state.waiting.is_empty() {
+            state.reader = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        let settler: Arc<dyn Settler> = Arc::new(self.clone());
+        let count = limit.min(state.waiting.len());
+        into.extend(state.waiting.drain(..count).map(|receipt| Received {
+            receipt,
+            replayed: false,
+            settler: Arc::clone(&settler),
+        }));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Settler for Pipe {
+    fn ack(&self, _: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
+        self.0.lock().unwrap().acked += 1;
+        BrokerFuture::ready(Ok(()))
+    }
+
+    fn nack(&self, receipt: Receipt, _: Duration) -> BrokerFuture<Result<(), BrokerError>> {
+        self.put(receipt);
+        BrokerFuture::ready(Ok(()))
+    }
+
+    fn reject(&self, receipt: Receipt, _: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
+        self.ack(receipt)
+    }
+
+    fn release(&self, receipt: Receipt) {
+        self.put(receipt);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_from_outside_runs_the_same_handlers_and_recovers_by_itself() {
+    let pipe = Pipe::default();
+    let bus = Bus::builder().only([] as [&str; 0]).broker(pipe.clone()).await.unwrap();
+    let seen = Seen::new();
+    let pings = seen.clone();
+    bus.on(move |ping: Arc<Ping>| {
+        let pings = pings.clone();
+        async move { pings.push(ping.number) }
+    })
+    .await
+    .unwrap();
+    pipe.1.store(true, Ordering::SeqCst);
+    bus.start().unwrap();
+    let error = bus.publish(&Ping { number: 0 }).await.unwrap_err();
+    assert_eq!(error.to_string(), "cannot publish to \"ping.sent\": the pipe is broken");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    pipe.1.store(false, Ordering::SeqCst);
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    while seen.len() == 0 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bus.shutdown().await.unwrap();
+    assert_eq!((seen.all(), pipe.0.lock().unwrap().acked), (vec![1], 1));
+    assert!(matches!(bus.dead_letters(), Err(Error::Broker(_))), "this broker keeps none, and says so");
+}
+
+#[tokio::test]
+async fn a_pattern_is_refused_where_the_broker_has_none() {
+    let bus = Bus::builder().only([] as [&str; 0]).broker(Pipe::default()).await.unwrap();
+    let error = bus.on_topic("ping.*", |_| async {}).await.unwrap_err().to_string();
+    assert!(
+        error.contains("pipe") && error.contains("\"ping.*\"") && error.contains("tests/broker_contract.rs"),
+        "{error}"
+    );
+}
