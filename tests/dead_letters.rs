@@ -4,11 +4,10 @@ mod support;
 
 use bytes::Bytes;
 use eventbus::broker::FailureKind;
-use eventbus::memory::MemoryBroker;
-use eventbus::{Bus, Delivery, Envelope, Reason, Topic};
+use eventbus::{Delivery, Envelope, Reason, Topic};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use support::{Log, OrderPlaced, Ping, Seen, bus};
+use support::{OrderPlaced, Ping, Seen, bus};
 
 #[tokio::test(start_paused = true)]
 async fn a_dead_letter_tells_everything_that_is_known_of_the_failure() {
@@ -184,38 +183,4 @@ async fn a_huge_error_text_is_cut_to_its_limit() {
     let letters = bus.dead_letters().unwrap().list().await.unwrap();
     let reason = &letters[0].1.reason;
     assert!(reason.len() <= Reason::LIMIT && reason.ends_with("(10485760 bytes in all)"), "{}", reason.len());
-}
-
-#[tokio::test(start_paused = true)]
-async fn without_dead_letters_an_event_is_logged_and_dropped() {
-    let (log, _guard) = Log::capture();
-    let (bus, broker) = bus().await;
-    bus.on(|_: Arc<Ping>| async { Err::<(), _>("no use") }).retries(0).dead_letter(false).await.unwrap();
-    bus.start().unwrap();
-    let id = bus.publish(&Ping { number: 1 }).await.unwrap();
-    broker.settled().await;
-    assert!(bus.dead_letters().unwrap().list().await.unwrap().is_empty());
-    let text = log.text();
-    let line = text.lines().find(|line| line.contains("given up and dropped")).expect("it is logged");
-    assert!(line.contains("ERROR") && line.contains(&id.to_string()) && line.contains("no use"), "{line}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_store_is_bounded_and_says_what_it_drops() {
-    let (log, _guard) = Log::capture();
-    let broker = MemoryBroker::builder().dead_letter_capacity(2).build();
-    let bus = Bus::builder().only([] as [&str; 0]).broker(broker.clone()).await.unwrap();
-    bus.on(|_: Arc<Ping>| async { Err::<(), _>("no") }).retries(0).await.unwrap();
-    bus.start().unwrap();
-    let mut ids = Vec::new();
-    for number in 0..3 {
-        ids.push(bus.publish(&Ping { number }).await.unwrap());
-        broker.settled().await;
-    }
-    let kept: Vec<_> = bus.dead_letters().unwrap().list().await.unwrap();
-    assert_eq!(kept.iter().map(|(_, letter)| letter.envelope.id().clone()).collect::<Vec<_>>(), ids[1..]);
-    let text = log.text();
-    assert!(
-        text.lines().any(|line| line.contains("oldest dead letter") && line.contains(&ids[0].to_string()))
-    );
 }

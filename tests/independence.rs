@@ -7,7 +7,6 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 use support::{Ping, Seen, bus};
-use tokio::sync::Notify;
 
 #[tokio::test(start_paused = true)]
 async fn a_failing_subscriber_does_not_delay_the_others() {
@@ -91,51 +90,6 @@ async fn a_subscriber_that_never_finishes_holds_up_only_itself_and_times_out() {
     assert_eq!((letters[0].1.kind, letters[0].1.attempts), (FailureKind::TimedOut, 2));
     // Two attempts of 5 s, and one delay of 100 to 200 ms between them.
     assert!((10_100..10_500).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
-}
-
-/// On two real threads, so that a blocked one leaves another.
-#[test]
-fn a_handler_that_blocks_its_thread_is_named_in_the_log_and_does_not_stop_the_others() {
-    let (log, _guard) = support::Log::capture();
-    let dispatch = tracing::dispatcher::get_default(Clone::clone);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    // The watchdog has a thread of its own, so the log is the whole program's.
-    tracing::dispatcher::set_global_default(dispatch).unwrap();
-    let (release, blocked) = std::sync::mpsc::channel::<()>();
-    let blocked = Arc::new(std::sync::Mutex::new(blocked));
-    runtime.block_on(async {
-        let (bus, broker) = bus().await;
-        let healthy = Arc::new(Notify::new());
-        bus.on(move |_: Arc<Ping>| {
-            let blocked = Arc::clone(&blocked);
-            async move { drop(blocked.lock().unwrap().recv()) }
-        })
-        .group("blocking")
-        .await
-        .unwrap();
-        let seen = Arc::clone(&healthy);
-        bus.on(move |_: Arc<Ping>| {
-            let seen = Arc::clone(&seen);
-            async move { seen.notify_one() }
-        })
-        .group("healthy")
-        .await
-        .unwrap();
-        bus.start().unwrap();
-        bus.publish(&Ping { number: 1 }).await.unwrap();
-        healthy.notified().await;
-        while !log.text().contains("the handler has blocked its thread") {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let warning = log.text();
-        let warning = warning.lines().find(|line| line.contains("blocked its thread")).unwrap();
-        assert!(
-            warning.contains("group=blocking") && warning.contains("tests/independence.rs:"),
-            "{warning}"
-        );
-        release.send(()).unwrap();
-        broker.settled().await;
-    });
 }
 
 #[tokio::test(start_paused = true)]

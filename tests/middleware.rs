@@ -6,7 +6,7 @@ use eventbus::middleware::{Next, from_fn};
 use eventbus::{Bus, Delivery};
 use std::sync::Arc;
 use std::time::Duration;
-use support::{Log, OrderPlaced, Ping, Seen, bus, bus_with};
+use support::{OrderPlaced, Ping, Seen, bus, bus_with};
 
 /// A layer that notes when it is entered and left.
 macro_rules! noting {
@@ -72,23 +72,6 @@ async fn a_layer_that_panics_fails_one_attempt() {
     bus.publish(&Ping { number: 1 }).await.unwrap();
     broker.settled().await;
     assert_eq!(bus.dead_letters().unwrap().list().await.unwrap()[0].1.reason, "in the layer");
-}
-
-#[tokio::test]
-async fn a_handler_runs_in_a_span_that_names_topic_group_id_and_attempt() {
-    let (log, _guard) = Log::capture();
-    let (bus, broker) = bus().await;
-    bus.on(|_: Arc<Ping>| async { tracing::info!("inside the handler") }).group("pings").await.unwrap();
-    bus.start().unwrap();
-    let id = bus.publish(&Ping { number: 1 }).await.unwrap();
-    broker.settled().await;
-    let text = log.text();
-    let line = text.lines().find(|line| line.contains("inside the handler")).expect("it is logged");
-    for words in
-        ["handle{", "topic=ping.sent", "group=pings", &format!("id={id}"), "attempt=1", "traceparent="]
-    {
-        assert!(line.contains(words), "{words}: {line}");
-    }
 }
 
 #[tokio::test]

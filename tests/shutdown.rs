@@ -6,7 +6,7 @@ use eventbus::memory::MemoryBroker;
 use eventbus::{Bus, Error, PublishError};
 use std::sync::Arc;
 use std::time::Duration;
-use support::{Log, Ping, Seen, bus, bus_with};
+use support::{Ping, Seen, bus, bus_with};
 use tokio::time::{Instant, sleep};
 
 #[tokio::test(start_paused = true)]
@@ -79,23 +79,6 @@ async fn a_handler_that_outlives_the_drain_is_cut_off_and_never_acked() {
     assert_eq!(start.elapsed(), Duration::from_secs(2));
     assert!(bus.dead_letters().unwrap().list().await.unwrap().is_empty(), "a cut-off is no failure");
     broker.settled().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_the_drain_could_not_handle_is_counted_in_the_log() {
-    let (log, _guard) = Log::capture();
-    let (bus, _broker) = bus_with(Bus::builder().drain(Duration::from_secs(2)).in_flight(1)).await;
-    bus.on(|_: Arc<Ping>| sleep(Duration::from_secs(1))).concurrency(1).await.unwrap();
-    bus.start().unwrap();
-    for number in 0..10 {
-        bus.publish(&Ping { number }).await.unwrap();
-    }
-    let _ = bus.shutdown().await;
-    drop(bus);
-    tokio::task::yield_now().await;
-    let text = log.text();
-    let line = text.lines().find(|line| line.contains("they are lost")).expect("it is logged");
-    assert!(line.contains("deliveries="), "{line}");
 }
 
 #[tokio::test]

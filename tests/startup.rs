@@ -2,10 +2,9 @@
 
 mod support;
 
-use eventbus::{Bus, Error, Event, Start, State, subscribe};
-use serde::{Deserialize, Serialize};
+use eventbus::{Bus, Error, Start, State, subscribe};
 use std::sync::Arc;
-use support::{Log, OrderPlaced, Ping, bus, bus_with};
+use support::{OrderPlaced, Ping, bus, bus_with};
 
 struct Mailer;
 
@@ -99,27 +98,6 @@ async fn all_mistakes_are_listed_at_once() {
     }
 }
 
-#[derive(Event, Clone, Serialize, Deserialize)]
-#[event(topic = "pong.sent")]
-struct Pong {
-    number: u64,
-}
-
-#[tokio::test]
-async fn a_circle_of_topics_is_a_warning_and_an_error_when_strict() {
-    let (log, _guard) = Log::capture();
-    let (bus, _broker) = bus().await;
-    let ping = |pong: Arc<Pong>| async move { Ping { number: pong.number } };
-    let pong = |ping: Arc<Ping>| async move { Pong { number: ping.number } };
-    bus.on(ping).await.unwrap();
-    bus.on(pong).await.unwrap();
-    assert!(
-        log.text().contains("these topics cause themselves: ping.sent → pong.sent → ping.sent"),
-        "{}",
-        log.text()
-    );
-}
-
 #[tokio::test]
 async fn a_subscription_that_is_made_at_run_time_obeys_the_same_rules() {
     let (bus, _broker) = bus().await;
@@ -129,15 +107,6 @@ async fn a_subscription_that_is_made_at_run_time_obeys_the_same_rules() {
     let error = bus.on_topic("ping..sent", |_| async {}).await.unwrap_err();
     assert!(matches!(error, Error::Topic(_)), "{error}");
     assert_eq!(bus.subscriptions().len(), 1);
-}
-
-#[tokio::test]
-async fn the_census_is_logged() {
-    let (log, _guard) = Log::capture();
-    Bus::builder().state(Mailer).only([mail::SUBSCRIBER]).connect("memory:").await.unwrap();
-    let text = log.text();
-    assert!(text.contains("1 subscriptions from 1 packages"), "{text}");
-    assert!(text.contains("DEBUG") && text.contains("group=eventbus.mail"), "{text}");
 }
 
 #[tokio::test]

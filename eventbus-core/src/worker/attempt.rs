@@ -1,5 +1,6 @@
 //! One attempt: a handler's future with its time limit, its panic caught, and its cause known to publishers.
 
+use super::lanes::Lanes;
 use super::watchdog::Pulse;
 use crate::causation;
 use crate::delivery::Delivery;
@@ -24,9 +25,10 @@ pub(super) enum Broken {
 pub(super) async fn attempt<T>(
     call: impl Future<Output = T>,
     delivery: &Delivery,
-    timeout: Duration,
+    lanes: &Arc<Lanes>,
     pulse: &Pulse,
 ) -> Result<T, Broken> {
+    let timeout = lanes.policy.timeout;
     let mut call = pin!(call);
     let mut clock = pin!(None::<tokio::time::Sleep>);
     let mut cause = Some(Arc::clone(delivery.envelope()));
@@ -39,7 +41,7 @@ pub(super) async fn attempt<T>(
         };
         match polled {
             Ok(Poll::Ready(answer)) => return Poll::Ready(Ok(answer)),
-            Ok(Poll::Pending) => {}
+            Ok(Poll::Pending) => lanes.handler_waits(pulse),
             Err(panic) => return Poll::Ready(Err(Broken::Panicked(message(&*panic)))),
         }
         if clock.is_none() {

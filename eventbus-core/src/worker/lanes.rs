@@ -2,11 +2,14 @@
 //!
 //! Deliveries with one key share a lane. A lane has at most one delivery open, from its first attempt until it is
 //! settled, so that the next one waits while it is handled or parked for a retry; deliveries without a key wait
-//! for nobody. Workers take what may be handled; as long as more is at hand than they take, further workers are
-//! called, up to the subscription's concurrency, so that a subscription without work has none.
+//! for nobody. Workers take what may be handled, and a subscription without work has none.
+//!
+//! While a worker computes, it most likely comes back sooner than another one could come, and two would only stand
+//! in each other's way. So another one is called, up to the subscription's concurrency, when a handler waits for
+//! something, or when the watchdog sees that deliveries wait for handlers that compute for long.
 
 use super::Layered;
-use super::watchdog::{Pulse, Watchdog};
+use super::watchdog::{PATIENCE, Pulse, Watchdog};
 use crate::broker::{Acker, Deliveries, Received};
 use crate::delivery::{Delivery, Scope};
 use crate::event::Key;
@@ -24,6 +27,10 @@ use tokio::time::Instant;
 
 /// After the broker failed to deliver, it is asked again this much later.
 const RECEIVE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Where fewer deliveries than this are handled within the watchdog's patience, another worker is worth its call:
+/// handlers that compute for less than ten microseconds are faster alone.
+const WORTH_A_CALL: u128 = PATIENCE.as_micros() / 10;
 
 /// One subscription at work.
 pub(crate) struct Lanes {
@@ -77,12 +84,25 @@ struct State {
     tasks: Vec<AbortHandle>,
     /// Workers that were woken and have not come yet.
     called: usize,
+    /// Something is at hand, and nobody was called for it because a worker computes.
+    deferred: bool,
+    /// The watchdog looks at what is deferred.
+    minded: bool,
+    /// How often workers came for more since the watchdog looked.
+    came: u128,
     receiving: bool,
     stopped: bool,
 }
 
-/// What the worker in one place does.
-enum Slot {
+/// The place of one worker.
+struct Slot {
+    doing: Doing,
+    /// By which the watchdog notices that it hangs.
+    pulse: Arc<Pulse>,
+}
+
+/// What a worker does.
+enum Doing {
     Called,
     Busy,
     Idle(Waker),
@@ -94,21 +114,6 @@ pub(super) enum Settled {
     Done(Option<Key>),
     /// It is tried again later.
     Parked,
-}
-
-/// What a worker holds between two calls of [`Lanes::poll_next`].
-pub(super) struct Hand {
-    slot: usize,
-    /// What became of its last delivery.
-    pub(super) last: Option<Settled>,
-    /// A delivery that it has taken and not begun.
-    taken: Option<Open>,
-}
-
-impl Hand {
-    pub(super) fn new(slot: usize) -> Self {
-        Self { slot, last: None, taken: None }
-    }
 }
 
 /// A worker to be woken once the lock is released.
@@ -145,6 +150,9 @@ impl Lanes {
                 workers: Vec::new(),
                 tasks: Vec::new(),
                 called: 0,
+                deferred: false,
+                minded: false,
+                came: 0,
                 receiving: true,
                 stopped: false,
             }),
@@ -177,17 +185,7 @@ impl Lanes {
             std::mem::take(&mut state.parked),
         );
         state.held = state.handled;
-        let idle: Vec<_> = state
-            .workers
-            .iter_mut()
-            .filter_map(|slot| match replace(slot, Slot::Busy) {
-                Slot::Idle(waker) => Some(waker),
-                other => {
-                    *slot = other;
-                    None
-                }
-            })
-            .collect();
+        let idle: Vec<_> = state.workers.iter_mut().filter_map(|slot| slot.rouse(Doing::Busy)).collect();
         drop(state);
         drop(given_back);
         idle.into_iter().for_each(Waker::wake);
@@ -217,45 +215,37 @@ impl Lanes {
         tasks.iter().for_each(AbortHandle::abort);
     }
 
-    /// The pulse of a worker, by which the watchdog notices that it hangs.
-    pub(super) fn pulse(&self) -> Arc<Pulse> {
-        self.watchdog.watch(&self.scope)
+    /// The pulse of the worker in `slot`.
+    pub(super) fn pulse(&self, slot: usize) -> Arc<Pulse> {
+        Arc::clone(&self.lock().workers[slot].pulse)
     }
 
-    /// The next delivery for a worker, which says what became of its last one. `None`: stop.
+    /// The next delivery for the worker in `slot`, which says what became of its last one. `None`: stop.
     pub(super) fn poll_next(
         self: &Arc<Self>,
         context: &mut Context<'_>,
-        hand: &mut Hand,
+        slot: usize,
+        last: &mut Option<Settled>,
     ) -> Poll<Option<Open>> {
-        if let Some(taken) = hand.taken.take() {
-            return Poll::Ready(Some(taken));
-        }
         let budget = std::task::ready!(tokio::task::coop::poll_proceed(context));
         let mut state = self.lock();
-        state.arrive(hand.slot);
-        if let Some(settled) = hand.last.take() {
+        state.arrive(slot);
+        if let Some(settled) = last.take() {
             self.note(&mut state, settled);
         }
         let Some(open) = self.take(&mut state) else {
-            return self.rest(state, hand.slot, context);
+            return self.rest(state, slot, context);
         };
         budget.made_progress();
         // Whoever leaves with work makes sure that somebody comes for what is left, and for what comes next.
         if state.ready.is_empty() && self.policy.concurrency > 1 {
             let _ = self.receive(&mut state);
         }
-        let call = if state.ready.is_empty() { Call::Nobody } else { self.call(&mut state) };
-        drop(state);
-        if matches!(call, Call::Nobody) {
-            return Poll::Ready(Some(open));
+        state.deferred = false;
+        if !state.ready.is_empty() {
+            self.defer(&mut state);
         }
-        self.make(call);
-        // A task that is woken from a task waits on the same thread, where no other thread takes it. This one steps
-        // back behind it, so that a handler that never awaits cannot hold up the worker that was called for the rest.
-        hand.taken = Some(open);
-        context.waker().wake_by_ref();
-        Poll::Pending
+        Poll::Ready(Some(open))
     }
 
     /// The worker in `slot` has started, and waits for its turn to gather.
@@ -285,12 +275,30 @@ impl Lanes {
         Poll::Ready(true)
     }
 
-    /// Makes sure that another worker waits to gather the next batch.
+    /// Makes sure that another worker gathers the next batch while this one is handled.
     pub(super) fn call_successor(self: &Arc<Self>) {
+        self.defer(&mut self.lock());
+    }
+
+    /// A handler waits for something, so that another worker can use the time.
+    pub(super) fn handler_waits(self: &Arc<Self>, pulse: &Pulse) {
+        pulse.pause();
         let mut state = self.lock();
-        let call = self.call(&mut state);
+        let call = if state.deferred { self.call(&mut state) } else { Call::Nobody };
         drop(state);
         self.make(call);
+    }
+
+    /// Calls another worker, on behalf of the watchdog, if those at work take too long. `false`: nothing waits.
+    pub(super) fn look(self: &Arc<Self>) -> bool {
+        let mut state = self.lock();
+        state.minded = state.deferred;
+        let few = replace(&mut state.came, 0) < WORTH_A_CALL;
+        let call = if state.deferred && few { self.call(&mut state) } else { Call::Nobody };
+        let minded = state.minded;
+        drop(state);
+        self.make(call);
+        minded
     }
 
     /// Notes what became of a delivery, outside of `poll_next`.
@@ -322,7 +330,7 @@ impl Lanes {
         let mut state = self.lock();
         let Some(open) = state.parked.remove(&parked) else { return };
         state.ready.push_front(open);
-        let call = self.call(&mut state);
+        let call = self.call_or_defer(&mut state);
         drop(state);
         self.make(call);
     }
@@ -389,8 +397,31 @@ impl Lanes {
         if state.stopped {
             return Poll::Ready(None);
         }
-        state.workers[slot] = Slot::Idle(context.waker().clone());
+        state.deferred = false;
+        state.workers[slot].doing = Doing::Idle(context.waker().clone());
         Poll::Pending
+    }
+
+    /// Chooses a worker to come for work, unless one that computes comes back for it.
+    fn call_or_defer(self: &Arc<Self>, state: &mut State) -> Call {
+        if !state.workers.iter().any(Slot::computes) {
+            return self.call(state);
+        }
+        self.defer(state);
+        Call::Nobody
+    }
+
+    /// Leaves what is at hand to the worker that computes, until its handler waits or the watchdog is out of patience.
+    fn defer(self: &Arc<Self>, state: &mut State) {
+        let all_busy = state.workers.len() == self.policy.concurrency
+            && state.workers.iter().all(|slot| matches!(slot.doing, Doing::Busy));
+        if all_busy || state.stopped {
+            return;
+        }
+        state.deferred = true;
+        if !replace(&mut state.minded, true) {
+            self.watchdog.mind(self);
+        }
     }
 
     /// Chooses a worker to come for work: one that sleeps, or a new one while there may be more.
@@ -398,18 +429,15 @@ impl Lanes {
         if state.called > 0 || state.stopped {
             return Call::Nobody;
         }
-        for slot in &mut state.workers {
-            if matches!(slot, Slot::Idle(_))
-                && let Slot::Idle(waker) = replace(slot, Slot::Called)
-            {
-                state.called += 1;
-                return Call::Wake(waker);
-            }
+        state.deferred = false;
+        if let Some(waker) = state.workers.iter_mut().find_map(|slot| slot.rouse(Doing::Called)) {
+            state.called += 1;
+            return Call::Wake(waker);
         }
         if state.workers.len() == self.policy.concurrency {
             return Call::Nobody;
         }
-        state.workers.push(Slot::Called);
+        state.workers.push(Slot { doing: Doing::Called, pulse: self.watchdog.watch(&self.scope) });
         state.called += 1;
         Call::Start(state.workers.len() - 1)
     }
@@ -430,10 +458,28 @@ impl Lanes {
     }
 }
 
+impl Slot {
+    fn computes(&self) -> bool {
+        matches!(self.doing, Doing::Busy) && !self.pulse.is_paused()
+    }
+
+    /// What wakes the worker, if it sleeps; from then on it does something else.
+    fn rouse(&mut self, to: Doing) -> Option<Waker> {
+        match replace(&mut self.doing, to) {
+            Doing::Idle(waker) => Some(waker),
+            other => {
+                self.doing = other;
+                None
+            }
+        }
+    }
+}
+
 impl State {
     /// The worker in `slot` has come.
     fn arrive(&mut self, slot: usize) {
-        if matches!(replace(&mut self.workers[slot], Slot::Busy), Slot::Called) {
+        self.came += 1;
+        if matches!(replace(&mut self.workers[slot].doing, Doing::Busy), Doing::Called) {
             self.called -= 1;
         }
     }
@@ -481,7 +527,7 @@ impl Wake for Bell {
         if let Some(lanes) = self.0.upgrade() {
             let mut state = lanes.lock();
             state.receiving = true;
-            let call = lanes.call(&mut state);
+            let call = lanes.call_or_defer(&mut state);
             drop(state);
             lanes.make(call);
         }

@@ -1,7 +1,7 @@
 //! The loops that workers run: compiled for each handler, so they hold nothing that does not depend on it.
 
 use super::attempt::attempt;
-use super::lanes::{Hand, Lanes, Open};
+use super::lanes::{Lanes, Open};
 use super::settle::{ack, settle};
 use crate::handler::{BatchHandler, Handler};
 use crate::outcome::Outcome;
@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 /// Handles one delivery after the other.
 pub(super) async fn each<H: Handler>(handler: Arc<H>, lanes: Arc<Lanes>, slot: usize) {
-    let pulse = lanes.pulse();
-    let mut hand = Hand::new(slot);
-    while let Some(open) = poll_fn(|context| lanes.poll_next(context, &mut hand)).await {
+    let pulse = lanes.pulse(slot);
+    let mut last = None;
+    while let Some(open) = poll_fn(|context| lanes.poll_next(context, slot, &mut last)).await {
         let delivery = open.delivery(&lanes.scope);
-        let result = attempt(handler.call(&delivery), &delivery, lanes.policy.timeout, &pulse).await;
-        hand.last = Some(match result {
+        let result = attempt(handler.call(&delivery), &delivery, &lanes, &pulse).await;
+        last = Some(match result {
             // The usual answer, apart from the others so that less is moved for it.
             Ok(Outcome::Ack) => ack(&lanes, &delivery, open.acker).await,
             result => settle(&lanes, open, &delivery, result).await,
@@ -25,7 +25,7 @@ pub(super) async fn each<H: Handler>(handler: Arc<H>, lanes: Arc<Lanes>, slot: u
 
 /// Handles one batch after the other. While one worker gathers a batch, the others handle theirs.
 pub(super) async fn batches<H: BatchHandler>(handler: Arc<H>, lanes: Arc<Lanes>, slot: usize) {
-    let pulse = lanes.pulse();
+    let pulse = lanes.pulse(slot);
     while let Some(batch) = gather(&lanes, slot).await {
         let mut members = Vec::with_capacity(batch.len());
         let mut deliveries = Vec::with_capacity(batch.len());
@@ -46,7 +46,7 @@ pub(super) async fn batches<H: BatchHandler>(handler: Arc<H>, lanes: Arc<Lanes>,
                 Some(layers) => layers.call(&*handler, &deliveries).await,
             }
         };
-        let results = match attempt(call, first, lanes.policy.timeout, &pulse).await {
+        let results = match attempt(call, first, &lanes, &pulse).await {
             Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
             Err(broken) => vec![Err(broken); deliveries.len()],
         };

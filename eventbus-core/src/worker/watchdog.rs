@@ -1,57 +1,87 @@
-//! The watchdog: names handlers that block their thread.
+//! The watchdog: calls workers to the side of handlers that compute for long, and names those that block their
+//! thread.
 //!
-//! A future that computes or sleeps without awaiting holds up everything else on its thread, and no timer of the
-//! runtime can tell, since the runtime itself may be held up. So a thread of its own looks at every worker once a
-//! second.
+//! A future that computes or sleeps without awaiting holds up everything else on its thread, tasks that it has just
+//! woken among them, and no timer of the runtime can tell, since the runtime itself may be held up. So a thread of
+//! its own looks at every worker once a second, and more often where deliveries wait for a worker that computes.
 
+use super::lanes::Lanes;
 use crate::delivery::Scope;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 /// How often workers are looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How long deliveries wait for a worker that computes, before another one is called.
+pub(super) const PATIENCE: Duration = Duration::from_millis(1);
 /// A handler that is inside one poll at so many looks in a row blocks its thread: for two to three seconds.
 const LOOKS: u32 = 3;
 
 /// Looks at the workers of one bus.
 pub(crate) struct Watchdog {
     pulses: Mutex<Vec<Weak<Pulse>>>,
+    minded: Mutex<Vec<Weak<Lanes>>>,
+    thread: OnceLock<Thread>,
 }
 
 /// Counts the polls of one worker: odd inside one, even between two.
 pub(crate) struct Pulse {
     polls: AtomicU32,
+    paused: AtomicBool,
     scope: Arc<Scope>,
 }
 
 impl Watchdog {
     /// A watchdog whose thread runs until it is dropped.
     pub(crate) fn start() -> Arc<Self> {
-        let watchdog = Arc::new(Self { pulses: Mutex::default() });
+        let watchdog =
+            Arc::new(Self { pulses: Mutex::default(), minded: Mutex::default(), thread: OnceLock::new() });
         let watched = Arc::downgrade(&watchdog);
         let thread =
             thread::Builder::new().name("eventbus-watchdog".to_owned()).spawn(move || watch(&watched));
-        if let Err(error) = thread {
-            tracing::warn!(target: "eventbus", %error, "no watchdog: handlers that block their thread are not named");
+        match thread {
+            Ok(thread) => drop(watchdog.thread.set(thread.thread().clone())),
+            Err(error) => tracing::warn!(
+                target: "eventbus", %error,
+                "no watchdog: handlers that block their thread are not named, and hold up their subscription"
+            ),
         }
         watchdog
     }
 
     /// The pulse of a new worker.
     pub(super) fn watch(&self, scope: &Arc<Scope>) -> Arc<Pulse> {
-        let pulse = Arc::new(Pulse { polls: AtomicU32::new(0), scope: Arc::clone(scope) });
-        self.lock().push(Arc::downgrade(&pulse));
+        let pulse = Arc::new(Pulse {
+            polls: AtomicU32::new(0),
+            paused: AtomicBool::new(false),
+            scope: Arc::clone(scope),
+        });
+        lock(&self.pulses).push(Arc::downgrade(&pulse));
         pulse
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Pulse>>> {
-        self.pulses.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Looks at these lanes until nothing waits in them.
+    pub(super) fn mind(&self, lanes: &Arc<Lanes>) {
+        lock(&self.minded).push(Arc::downgrade(lanes));
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
     }
 }
 
 impl Pulse {
+    /// Marks that the handler waits for something, until it is polled again.
+    pub(super) fn pause(&self) {
+        self.paused.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the handler waits for something.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
     /// Marks one poll, until the answer is dropped.
     pub(super) fn beat(&self) -> impl Drop {
         struct Beat<'a>(&'a AtomicU32);
@@ -61,6 +91,7 @@ impl Pulse {
             }
         }
 
+        self.paused.store(false, Ordering::Relaxed);
         // Only the worker writes, so no atomic addition is needed.
         self.polls.store(self.polls.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         Beat(&self.polls)
@@ -68,23 +99,38 @@ impl Pulse {
 }
 
 fn watch(watchdog: &Weak<Watchdog>) {
+    let mut minded: Vec<Weak<Lanes>> = Vec::new();
     let mut seen: Vec<(Weak<Pulse>, u32, u32)> = Vec::new();
+    let mut next_look = Instant::now() + INTERVAL;
     loop {
-        thread::sleep(INTERVAL);
+        if minded.is_empty() {
+            thread::park_timeout(next_look.saturating_duration_since(Instant::now()));
+        } else {
+            thread::sleep(PATIENCE);
+            minded.retain(|lanes| lanes.upgrade().is_some_and(|lanes| lanes.look()));
+        }
         let Some(watchdog) = watchdog.upgrade() else { return };
-        seen.extend(watchdog.lock().drain(..).map(|pulse| (pulse, 0, 0)));
-        drop(watchdog);
-        seen.retain_mut(|(pulse, last, looks)| {
-            let Some(pulse) = pulse.upgrade() else { return false };
-            let polls = pulse.polls.load(Ordering::Relaxed);
-            *looks = if polls % 2 == 1 && polls == *last { *looks + 1 } else { 1 };
-            *last = polls;
-            if *looks == LOOKS {
-                warn(&pulse.scope);
-            }
-            true
-        });
+        minded.append(&mut lock(&watchdog.minded));
+        if Instant::now() >= next_look {
+            next_look += INTERVAL;
+            seen.extend(lock(&watchdog.pulses).drain(..).map(|pulse| (pulse, 0, 0)));
+            drop(watchdog);
+            look_at_pulses(&mut seen);
+        }
     }
+}
+
+fn look_at_pulses(seen: &mut Vec<(Weak<Pulse>, u32, u32)>) {
+    seen.retain_mut(|(pulse, last, looks)| {
+        let Some(pulse) = pulse.upgrade() else { return false };
+        let polls = pulse.polls.load(Ordering::Relaxed);
+        *looks = if polls % 2 == 1 && polls == *last { *looks + 1 } else { 1 };
+        *last = polls;
+        if *looks == LOOKS {
+            warn(&pulse.scope);
+        }
+        true
+    });
 }
 
 fn warn(scope: &Scope) {
@@ -95,4 +141,8 @@ fn warn(scope: &Scope) {
          `.await` instead, or make it a plain `fn` with the option `blocking`",
         (LOOKS - 1)
     );
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

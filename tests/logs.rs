@@ -1,0 +1,169 @@
+//! What the log says. Every test here captures it first: where one thread already logs while another begins to listen,
+//! `tracing` may have decided that nobody does.
+
+mod support;
+
+use eventbus::memory::MemoryBroker;
+use eventbus::{Bus, Error, Event, subscribe};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+use support::{Log, Ping, bus, bus_with};
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+#[derive(Event, Clone, Serialize, Deserialize)]
+#[event(topic = "pong.sent")]
+struct Pong {
+    number: u64,
+}
+
+#[subscribe]
+async fn play(ping: Ping) -> Pong {
+    Pong { number: ping.number }
+}
+
+#[subscribe]
+async fn play_back(pong: Pong) -> Ping {
+    Ping { number: pong.number }
+}
+
+/// On two real threads, so that a blocked one leaves another.
+#[test]
+fn a_handler_that_blocks_its_thread_is_named_in_the_log_and_does_not_stop_the_others() {
+    let (log, _guard) = Log::capture();
+    let dispatch = tracing::dispatcher::get_default(Clone::clone);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    // The watchdog has a thread of its own, so the log is the whole program's.
+    tracing::dispatcher::set_global_default(dispatch).unwrap();
+    let (release, blocked) = std::sync::mpsc::channel::<()>();
+    let blocked = Arc::new(std::sync::Mutex::new(blocked));
+    runtime.block_on(async {
+        let (bus, broker) = bus().await;
+        let healthy = Arc::new(Notify::new());
+        bus.on(move |_: Arc<Ping>| {
+            let blocked = Arc::clone(&blocked);
+            async move { blocked.lock().unwrap().recv().unwrap_or_default() }
+        })
+        .group("blocking")
+        .await
+        .unwrap();
+        let seen = Arc::clone(&healthy);
+        bus.on(move |_: Arc<Ping>| {
+            let seen = Arc::clone(&seen);
+            async move { seen.notify_one() }
+        })
+        .group("healthy")
+        .await
+        .unwrap();
+        bus.start().unwrap();
+        bus.publish(&Ping { number: 1 }).await.unwrap();
+        healthy.notified().await;
+        while !log.text().contains("the handler has blocked its thread") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let warning = log.text();
+        let warning = warning.lines().find(|line| line.contains("blocked its thread")).unwrap();
+        assert!(warning.contains("group=blocking") && warning.contains("tests/logs.rs:"), "{warning}");
+        release.send(()).unwrap();
+        broker.settled().await;
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_dead_letters_an_event_is_logged_and_dropped() {
+    let (log, _guard) = Log::capture();
+    let (bus, broker) = bus().await;
+    bus.on(|_: Arc<Ping>| async { Err::<(), _>("no use") }).retries(0).dead_letter(false).await.unwrap();
+    bus.start().unwrap();
+    let id = bus.publish(&Ping { number: 1 }).await.unwrap();
+    broker.settled().await;
+    assert!(bus.dead_letters().unwrap().list().await.unwrap().is_empty());
+    let text = log.text();
+    let line = text.lines().find(|line| line.contains("given up and dropped")).expect("it is logged");
+    assert!(line.contains("ERROR") && line.contains(&id.to_string()) && line.contains("no use"), "{line}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_store_is_bounded_and_says_what_it_drops() {
+    let (log, _guard) = Log::capture();
+    let broker = MemoryBroker::builder().dead_letter_capacity(2).build();
+    let bus = Bus::builder().only([] as [&str; 0]).broker(broker.clone()).await.unwrap();
+    bus.on(|_: Arc<Ping>| async { Err::<(), _>("no") }).retries(0).await.unwrap();
+    bus.start().unwrap();
+    let mut ids = Vec::new();
+    for number in 0..3 {
+        ids.push(bus.publish(&Ping { number }).await.unwrap());
+        broker.settled().await;
+    }
+    let kept: Vec<_> = bus.dead_letters().unwrap().list().await.unwrap();
+    assert_eq!(kept.iter().map(|(_, letter)| letter.envelope.id().clone()).collect::<Vec<_>>(), ids[1..]);
+    let text = log.text();
+    assert!(
+        text.lines().any(|line| line.contains("oldest dead letter") && line.contains(&ids[0].to_string()))
+    );
+}
+
+#[tokio::test]
+async fn a_circle_of_topics_is_a_warning_and_an_error_when_strict() {
+    let (log, _guard) = Log::capture();
+    let circle = || Bus::builder().only([play::SUBSCRIBER, play_back::SUBSCRIBER]);
+    circle().connect("memory:").await.unwrap();
+    let warning = "these topics cause themselves: ping.sent → pong.sent → ping.sent";
+    assert!(log.text().contains(warning), "{}", log.text());
+    let error = circle().strict().connect("memory:").await.unwrap_err();
+    assert!(matches!(error, Error::Startup(_)) && error.to_string().contains(warning), "{error}");
+}
+
+#[tokio::test]
+async fn a_circle_that_is_made_at_run_time_is_a_warning_too() {
+    let (log, _guard) = Log::capture();
+    let (bus, _broker) = bus().await;
+    bus.on(|pong: Arc<Pong>| async move { Ping { number: pong.number } }).await.unwrap();
+    bus.on(|ping: Arc<Ping>| async move { Pong { number: ping.number } }).await.unwrap();
+    let warnings = log.text().matches("these topics cause themselves").count();
+    assert_eq!(warnings, 1, "{}", log.text());
+}
+
+#[tokio::test]
+async fn the_census_is_logged() {
+    let (log, _guard) = Log::capture();
+    Bus::builder().only([play::SUBSCRIBER]).connect("memory:").await.unwrap();
+    let text = log.text();
+    assert!(text.contains("1 subscriptions from 1 packages"), "{text}");
+    assert!(text.contains("DEBUG") && text.contains("group=eventbus.play"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_drain_could_not_handle_is_counted_in_the_log() {
+    let (log, _guard) = Log::capture();
+    let (bus, _broker) = bus_with(Bus::builder().drain(Duration::from_secs(2)).in_flight(1)).await;
+    bus.on(|_: Arc<Ping>| sleep(Duration::from_secs(1))).concurrency(1).await.unwrap();
+    bus.start().unwrap();
+    for number in 0..10 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    let _ = bus.shutdown().await;
+    drop(bus);
+    tokio::task::yield_now().await;
+    let text = log.text();
+    let line = text.lines().find(|line| line.contains("they are lost")).expect("it is logged");
+    assert!(line.contains("deliveries="), "{line}");
+}
+
+#[tokio::test]
+async fn a_handler_runs_in_a_span_that_names_topic_group_id_and_attempt() {
+    let (log, _guard) = Log::capture();
+    let (bus, broker) = bus().await;
+    bus.on(|_: Arc<Ping>| async { tracing::info!("inside the handler") }).group("pings").await.unwrap();
+    bus.start().unwrap();
+    let id = bus.publish(&Ping { number: 1 }).await.unwrap();
+    broker.settled().await;
+    let text = log.text();
+    let line = text.lines().find(|line| line.contains("inside the handler")).expect("it is logged");
+    for words in
+        ["handle{", "topic=ping.sent", "group=pings", &format!("id={id}"), "attempt=1", "traceparent="]
+    {
+        assert!(line.contains(words), "{words}: {line}");
+    }
+}
