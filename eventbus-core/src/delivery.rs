@@ -15,6 +15,15 @@ use std::sync::{Arc, OnceLock};
 ///
 /// It is cheap to clone and does not settle anything: what becomes of the delivery is decided by the handler's
 /// [`Outcome`](crate::Outcome) alone.
+///
+/// ```
+/// use eventbus::{Delivery, subscribe};
+///
+/// #[subscribe("order.>")]
+/// async fn audit(delivery: &Delivery) {
+///     println!("{} at {}, attempt {}", delivery.envelope().topic(), delivery.offset(), delivery.attempt());
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Delivery {
     envelope: Arc<Envelope>,

@@ -12,6 +12,18 @@ use std::sync::Arc;
 ///
 /// The derive macro connects the type with its topic, so that publishing needs no address and a subscriber's
 /// topic and argument are compared when the program compiles.
+///
+/// ```
+/// use eventbus::Event;
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Event, Clone, Serialize, Deserialize)]
+/// #[event(topic = "order.placed", key = id)]
+/// struct OrderPlaced { id: u64 }
+///
+/// assert_eq!(OrderPlaced::META.topic, "order.placed");
+/// assert_eq!(OrderPlaced { id: 7 }.key().unwrap().as_str(), "7");
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an event",
     label = "this type has no topic",

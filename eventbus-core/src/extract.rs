@@ -249,6 +249,24 @@ impl FromBatch<'_> for Publisher {
 /// The members of a batch with their envelopes, as an argument of a batch handler.
 ///
 /// The handler answers for all of them with `Result<(), E>`, or for each with a `Vec<Outcome>` in their order.
+///
+/// ```
+/// use eventbus::{Batch, Event, Outcome, subscribe};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Event, Clone, Serialize, Deserialize)]
+/// #[event(topic = "page.viewed")]
+/// struct PageViewed { path: String }
+///
+/// #[subscribe(batch = 100, linger = "50ms")]
+/// async fn count(views: Batch<PageViewed>) -> Vec<Outcome> {
+///     let known = |path: &str| path.starts_with('/');
+///     let outcome = |view: &PageViewed| {
+///         if known(&view.path) { Outcome::Ack } else { Outcome::Reject("no such page".into()) }
+///     };
+///     views.iter().map(|(view, _)| outcome(view)).collect()
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Batch<E>(Vec<(Arc<E>, Arc<Envelope>)>);
 

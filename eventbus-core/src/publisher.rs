@@ -35,12 +35,34 @@ impl Publisher {
 
     /// Publishes an event, to the topic of its type. Awaited, it answers with the event's id once the broker has
     /// confirmed; before that, key and headers can be set.
+    ///
+    /// ```
+    /// # use eventbus::{Bus, Event};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Event, Clone, Debug, Serialize, Deserialize)]
+    /// # #[event(topic = "order.placed")]
+    /// # struct OrderPlaced { id: u64 }
+    /// # async fn place(bus: Bus) -> Result<(), eventbus::PublishError> {
+    /// bus.publish(&OrderPlaced { id: 1 }).header("tenant", "acme").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`PublishError`], once awaited; nothing is stored then.
     pub fn publish(&self, event: impl IntoEvent) -> Publish<'_> {
         self.start(Ok(Envelope::from_event(event)))
     }
 
     /// Publishes a value without an event type, as JSON. A topic that is not well-formed and a value without a
     /// form in JSON are errors of the answer.
+    ///
+    /// ```
+    /// # async fn place(bus: eventbus::Bus) -> Result<(), eventbus::PublishError> {
+    /// bus.publish_to("user.created", &serde_json::json!({ "name": "Ada" })).key("ada").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn publish_to<T: Serialize + ?Sized>(&self, topic: impl AsRef<str>, value: &T) -> Publish<'_> {
         self.start(match Topic::new(topic) {
             Ok(topic) => Envelope::from_json(topic, value),
@@ -54,6 +76,19 @@ impl Publisher {
     }
 
     /// Publishes several events of one type in one go, and answers for each in their order.
+    ///
+    /// ```
+    /// # use eventbus::{Bus, Event};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Event, Clone, Debug, Serialize, Deserialize)]
+    /// # #[event(topic = "order.placed")]
+    /// # struct OrderPlaced { id: u64 }
+    /// # async fn place(bus: Bus) -> Result<(), eventbus::PublishError> {
+    /// let orders = [OrderPlaced { id: 1 }, OrderPlaced { id: 2 }];
+    /// let ids: Vec<_> = bus.publish_all(&orders).await.into_iter().collect::<Result<_, _>>()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// Each event has its own; the others are published all the same.

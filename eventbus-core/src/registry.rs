@@ -13,6 +13,14 @@ use std::sync::OnceLock;
 ///
 /// The function that carries `#[subscribe]` has a twin of the same name among the types, which holds it:
 /// `send_confirmation::SUBSCRIBER`.
+///
+/// ```
+/// #[eventbus::subscribe("order.>", retries = 8)]
+/// async fn audit(_envelope: &eventbus::Envelope) {}
+///
+/// assert_eq!(audit::SUBSCRIBER.subscription.pattern, "order.>");
+/// assert_eq!(audit::SUBSCRIBER.subscription.options.retries, Some(8));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Subscriber {
     /// Who listens on what, and how.

@@ -26,6 +26,25 @@ use tower_service::Service;
 
 /// The settings of a [`Bus`]. Options that `#[subscribe]` also has carry the same name, and are the default for
 /// subscriptions that leave them out.
+///
+/// ```
+/// use eventbus::{Backoff, Bus};
+/// use std::time::Duration;
+///
+/// # async fn connect() -> eventbus::Result<Bus> {
+/// struct Mailer;
+///
+/// let bus = Bus::builder()
+///     .state(Mailer)
+///     .retries(8)
+///     .backoff(Backoff::parse("200ms..1m"))
+///     .timeout(Duration::from_secs(10))
+///     .source("/shop")
+///     .connect("memory:")
+///     .await?;
+/// # Ok(bus)
+/// # }
+/// ```
 #[must_use = "a builder does nothing until it is connected"]
 pub struct BusBuilder {
     states: States,
@@ -104,6 +123,11 @@ impl BusBuilder {
 
     /// Runs only the subscriptions of these groups, so that one program can be deployed in several roles: group
     /// names, or constants such as `send_confirmation::SUBSCRIBER`. Default: all.
+    ///
+    /// ```
+    /// # use eventbus::Bus;
+    /// let mailers = Bus::builder().only(["shop.send_confirmation", "shop.send_invoice"]);
+    /// ```
     pub fn only<G: AsRef<str>>(mut self, groups: impl IntoIterator<Item = G>) -> Self {
         self.only.get_or_insert_default().extend(groups.into_iter().map(|group| group.as_ref().to_owned()));
         self
@@ -177,6 +201,11 @@ impl BusBuilder {
     }
 
     /// Calls `hook` on every envelope before it is published, to set headers such as a tenant or a trace.
+    ///
+    /// ```
+    /// # use eventbus::Bus;
+    /// let builder = Bus::builder().on_publish(|envelope| envelope.headers_mut().insert("tenant", "acme"));
+    /// ```
     pub fn on_publish(mut self, hook: impl Fn(&mut Envelope) + Send + Sync + 'static) -> Self {
         self.on_publish.push(Box::new(hook));
         self

@@ -30,6 +30,26 @@ use tokio::time::{Instant, timeout_at};
 ///
 /// It is cheap to clone; all clones are one bus. It publishes through its [`Publisher`], whose methods it has.
 /// From the moment it is connected its subscriptions miss nothing; they are handled once it runs.
+///
+/// ```
+/// # use eventbus::{Bus, Event, subscribe};
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Event, Clone, Debug, Serialize, Deserialize)]
+/// # #[event(topic = "order.placed")]
+/// # struct OrderPlaced { id: u64 }
+/// #[subscribe]
+/// async fn confirm(order: OrderPlaced) {
+///     println!("order {} confirmed", order.id);
+/// }
+///
+/// # #[tokio::main]
+/// # async fn main() -> eventbus::Result<()> {
+/// let bus = Bus::builder().only([confirm::SUBSCRIBER]).connect("memory:").await?;
+/// bus.start()?;
+/// bus.publish(&OrderPlaced { id: 1 }).await?;
+/// bus.shutdown().await
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Bus {
     publisher: Publisher,
@@ -87,6 +107,13 @@ impl Bus {
     }
 
     /// Handles deliveries until `stop` resolves, then [shuts down](Self::shutdown).
+    ///
+    /// ```no_run
+    /// # async fn stopped_by_an_operator() {}
+    /// # async fn run(bus: eventbus::Bus) -> eventbus::Result<()> {
+    /// bus.run_until(stopped_by_an_operator()).await
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -161,6 +188,18 @@ impl Bus {
 
     /// The events that subscriptions gave up on: to list them, to deliver them again to the group that failed,
     /// and to purge them.
+    ///
+    /// ```
+    /// # async fn mend(bus: eventbus::Bus) -> eventbus::Result<()> {
+    /// let dead_letters = bus.dead_letters()?;
+    /// for (id, letter) in dead_letters.list().await? {
+    ///     if letter.group == "billing.charge" {
+    ///         dead_letters.republish(id, None).await?;
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// Where the broker keeps no dead letters.

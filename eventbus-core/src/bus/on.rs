@@ -23,6 +23,23 @@ impl Bus {
     /// awaited.
     ///
     /// Its group is made of the source line, unless `group` names one.
+    ///
+    /// ```
+    /// # use eventbus::{Bus, Event};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Event, Clone, Debug, Serialize, Deserialize)]
+    /// # #[event(topic = "order.placed")]
+    /// # struct OrderPlaced { id: u64 }
+    /// # async fn watch(bus: Bus) -> eventbus::Result<()> {
+    /// let watching = bus.on(|order: std::sync::Arc<OrderPlaced>| async move { println!("{order:?}") }).await?;
+    /// // … and when nobody watches any more:
+    /// watching.stop().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Awaited, as [`Bus::connect`], for this one subscription.
     #[track_caller]
     pub fn on<E, R>(&self, handler: impl Fn(Arc<E>) -> R + Send + Sync + 'static) -> On
     where
@@ -36,6 +53,16 @@ impl Bus {
     }
 
     /// Subscribes a closure to a pattern, whatever the events on it are.
+    ///
+    /// ```
+    /// # async fn watch(bus: eventbus::Bus) -> eventbus::Result<()> {
+    /// bus.on_topic("order.>", |delivery| async move { println!("{}", delivery.envelope().topic()) }).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Awaited, where the pattern is not well-formed, and as [`Bus::connect`], for this one subscription.
     #[track_caller]
     pub fn on_topic<R>(
         &self,
