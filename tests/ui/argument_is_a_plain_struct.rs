@@ -1,0 +1,10 @@
+struct Order {
+    id: u64,
+}
+
+#[eventbus::subscribe("order.placed")]
+async fn on_order(_order: Order) {
+    println!("{}", order.id);
+}
+
+fn main() {}

@@ -1,0 +1,8 @@
+mod shop;
+
+#[eventbus::subscribe(batch = 10)]
+async fn on_orders(_orders: Vec<shop::OrderPlaced>) -> shop::OrderShipped {
+    shop::OrderShipped { id: orders[0].id }
+}
+
+fn main() {}

@@ -1,0 +1,3 @@
+eventbus::topics! { ORDER_PLACED = "order placed", ORDER_SHIPPED = "order.shipped" }
+
+fn main() {}

@@ -1,0 +1,3 @@
+eventbus::topics! { ORDERS = "order.*" }
+
+fn main() {}

@@ -1,0 +1,7 @@
+mod shop;
+
+#[derive(eventbus::Event, Clone, serde::Serialize, serde::Deserialize)]
+#[event(topic = "order.placed", upcast_from = shop::OrderPlaced)]
+struct OrderPlaced;
+
+fn main() {}

@@ -1,0 +1,2 @@
+#[eventbus::main]
+fn main() {}

@@ -1,0 +1,2 @@
+#[eventbus::main(flavor = "current_thread")]
+async fn main() {}

@@ -1,0 +1,6 @@
+mod shop;
+
+#[eventbus::subscribe]
+async fn on_order(_order: shop::OrderPlaced) -> impl eventbus::IntoOutcome {}
+
+fn main() {}

@@ -1,0 +1,4 @@
+#[eventbus::subscribe("order.placed")]
+enum OnOrder {}
+
+fn main() {}

@@ -1,0 +1,6 @@
+struct OnOrder;
+
+#[eventbus::subscribe("order.placed")]
+impl OnOrder {}
+
+fn main() {}

@@ -1,0 +1,4 @@
+#[eventbus::subscribe("order.placed")]
+struct OnOrder;
+
+fn main() {}

@@ -1,0 +1,11 @@
+mod shop;
+
+struct Shop;
+
+#[eventbus::subscriber]
+impl Shop {
+    #[eventbus::subscribe]
+    async fn on_order(_order: shop::OrderPlaced) {}
+}
+
+fn main() {}

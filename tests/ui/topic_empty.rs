@@ -1,0 +1,4 @@
+#[eventbus::subscribe("")]
+async fn on_order(_envelope: &eventbus::Envelope) {}
+
+fn main() {}

@@ -1,0 +1,4 @@
+#[eventbus::subscribe(retries = 3, "order.placed")]
+async fn on_order(_envelope: &eventbus::Envelope) {}
+
+fn main() {}
