@@ -142,7 +142,11 @@ fn a_handler_that_blocks_its_thread_is_named_in_the_log_and_does_not_stop_the_ot
 async fn ten_thousand_panics_are_ten_thousand_dead_letters_and_nothing_else() {
     std::panic::set_hook(Box::new(|_| {}));
     let (bus, broker) = bus().await;
-    bus.on(|ping: Arc<Ping>| async move { assert!(ping.number > u64::MAX - 1, "again") }).group("panicking").retries(0).await.unwrap();
+    bus.on(|ping: Arc<Ping>| async move { assert!(ping.number > u64::MAX - 1, "again") })
+        .group("panicking")
+        .retries(0)
+        .await
+        .unwrap();
     bus.start().unwrap();
     for number in 0..10_000 {
         bus.publish(&Ping { number }).await.unwrap();
