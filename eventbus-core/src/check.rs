@@ -178,6 +178,41 @@ pub const fn topic_of(events: &[Option<&'static EventMeta>]) -> &'static str {
     }
 }
 
+/// `From`, as a version of an event needs it to read the one before.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not say how to read `{Old}`",
+    label = "add `impl From<{Old}> for {Self}`"
+)]
+pub trait Upcast<Old> {
+    /// The older version as this one.
+    fn upcast(old: Old) -> Self;
+}
+
+#[diagnostic::do_not_recommend]
+impl<Old, New: From<Old>> Upcast<Old> for New {
+    fn upcast(old: Old) -> Self {
+        old.into()
+    }
+}
+
+/// What each option of `#[subscribe]` is, under its own word, so that the compiler's message points at the word.
+#[allow(non_camel_case_types, reason = "named after the options")]
+pub mod option {
+    use crate::backoff::Backoff;
+    use crate::subscription::Start;
+    use std::time::Duration;
+
+    pub type retries = u32;
+    pub type backoff = Backoff;
+    pub type timeout = Duration;
+    pub type concurrency = usize;
+    pub type start = Start;
+    pub type dead_letter = bool;
+    pub type replay = bool;
+    pub type batch = usize;
+    pub type linger = Duration;
+}
+
 /// One outcome for every member of a batch.
 pub fn all(members: usize, outcome: Outcome) -> Vec<Outcome> {
     vec![outcome; members]

@@ -35,7 +35,7 @@ use std::sync::Arc;
     message = "a subscriber cannot take an argument of type `{Self}`",
     label = "not an event, and not something a delivery carries",
     note = "arguments may be: an event as `T`, `&T` or `Arc<T>`; `&Envelope`, `Json<V>`, `Bytes`; `Headers`, \
-            `State<S>`, `Attempt`, `Publisher`, `&Delivery`; with the option `batch`: `Vec<T>` or `Batch<T>`",
+            `State<S>` of a `Send + Sync` type, `Attempt`, `Publisher`, `&Delivery`; with the option `batch`: `Vec<T>` or `Batch<T>`",
     note = "to make `{Self}` an event: `#[derive(Event)] #[event(topic = \"…\")]`; \
             to share one between handlers, take `State<{Self}>` and give it to the bus with `.state(…)`"
 )]

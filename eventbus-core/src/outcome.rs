@@ -235,7 +235,7 @@ impl IntoOutcome for Outcome {
     }
 }
 
-#[diagnostic::do_not_recommend]
+// Recommended, so that the compiler names the part of a `Result` that is wrong.
 impl<T: IntoOutcome, E: SubscriberError> IntoOutcome for Result<T, E> {
     const PUBLISHES: Option<&'static EventMeta> = T::PUBLISHES;
 

@@ -14,9 +14,8 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> TokenStream {
 }
 
 fn try_expand(attribute: TokenStream, item: TokenStream) -> syn::Result<TokenStream> {
-    if !attribute.is_empty() {
-        return Err(Error::new_spanned(attribute, "`#[eventbus::main]` takes nothing"));
-    }
+    let refused = (!attribute.is_empty())
+        .then(|| Error::new_spanned(attribute, "`#[eventbus::main]` takes nothing").to_compile_error());
     let mut function: ItemFn = syn::parse2(item)?;
     if function.sig.asyncness.take().is_none() {
         return Err(Error::new_spanned(
@@ -36,5 +35,5 @@ fn try_expand(attribute: TokenStream, item: TokenStream) -> syn::Result<TokenStr
         #private::block_on(__main)
     }))?;
     *function.block = block;
-    Ok(quote!(#links #function))
+    Ok(quote!(#refused #links #function))
 }

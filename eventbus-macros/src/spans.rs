@@ -3,7 +3,7 @@
 use proc_macro2::Span;
 use quote::ToTokens;
 use syn::spanned::Spanned;
-use syn::{Ident, Type};
+use syn::{GenericArgument, Ident, PathArguments, PathSegment, Type};
 
 /// A span that points at the user's code, and belongs to the macro: the caret lands on the culprit, and the lints
 /// of the user's crate do not apply to what the macro wrote.
@@ -11,17 +11,35 @@ pub(crate) fn at(place: &impl ToTokens) -> Span {
     Span::call_site().located_at(place.span())
 }
 
-/// The same for a type. Spans cannot be joined on stable, so it points at the last segment of a path, or at the
-/// first token.
+/// The same for a type, or for the event in it. Spans cannot be joined on stable, so it points at the last segment
+/// of a path, or at the first token.
 pub(crate) fn at_type(place: &Type) -> Span {
-    match place {
-        Type::Reference(reference) => at_type(&reference.elem),
-        Type::Group(group) => at_type(&group.elem),
+    match inside(place) {
         Type::Path(path) => match path.path.segments.last() {
             Some(segment) => at(&segment.ident),
             None => at(path),
         },
         other => at(other),
+    }
+}
+
+/// The type that a reference, an `Arc`, a `Vec` or a `Batch` is made of.
+pub(crate) fn inside(place: &Type) -> &Type {
+    match place {
+        Type::Reference(reference) => inside(&reference.elem),
+        Type::Group(group) => inside(&group.elem),
+        Type::Path(path) => match path.path.segments.last() {
+            Some(PathSegment { ident, arguments: PathArguments::AngleBracketed(inner) })
+                if ident == "Arc" || ident == "Vec" || ident == "Batch" =>
+            {
+                match inner.args.first() {
+                    Some(GenericArgument::Type(inner)) => self::inside(inner),
+                    _ => place,
+                }
+            }
+            _ => place,
+        },
+        _ => place,
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::fallback::{Errors, with_item};
 use crate::subscribe::{self, Args, Handler, Place, registration};
 use proc_macro2::TokenStream;
-use quote::{ToTokens, quote};
+use quote::quote;
 use syn::parse::{Parse, ParseStream};
 use syn::{Error, ImplItem, ImplItemFn, ItemImpl, Path, Result, Token};
 
@@ -15,16 +15,12 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> TokenStream {
             return with_item(item.clone(), &Error::new_spanned(item.into_iter().next(), message));
         }
     };
-    match try_expand(attribute, &mut block) {
-        Ok(registrations) => quote!(#block #registrations),
-        Err(error) => {
-            // The methods stay, without the attributes that could not be understood.
-            for method in methods(&mut block) {
-                method.attrs.retain(|attribute| !subscribe::is_subscribe(attribute));
-            }
-            with_item(block.into_token_stream(), &error)
-        }
+    let registrations = try_expand(attribute, &mut block).unwrap_or_else(|error| error.to_compile_error());
+    // The methods stay, without the attributes that could not be understood.
+    for method in methods(&mut block) {
+        method.attrs.retain(|attribute| !subscribe::is_subscribe(attribute));
     }
+    quote!(#block #registrations)
 }
 
 fn try_expand(attribute: TokenStream, block: &mut ItemImpl) -> Result<TokenStream> {
@@ -45,7 +41,9 @@ fn try_expand(attribute: TokenStream, block: &mut ItemImpl) -> Result<TokenStrea
             registrations.extend(registration);
         }
     }
-    errors.finish(registrations)
+    // The methods without a mistake are registered, so that it brings no others with it.
+    let errors = errors.finish(()).err().map(|error| error.to_compile_error());
+    Ok(quote!(#errors #registrations))
 }
 
 fn method_registration(

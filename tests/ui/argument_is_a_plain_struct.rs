@@ -3,7 +3,7 @@ struct Order {
 }
 
 #[eventbus::subscribe("order.placed")]
-async fn on_order(_order: Order) {
+async fn on_order(order: Order) {
     println!("{}", order.id);
 }
 

@@ -1,7 +1,7 @@
 mod shop;
 
 #[eventbus::subscribe]
-async fn on_order(_order: shop::OrderPlaced) -> u64 {
+async fn on_order(order: shop::OrderPlaced) -> u64 {
     order.id
 }
 

@@ -60,8 +60,12 @@ pub(crate) fn expand(event: &Event) -> TokenStream {
 
             #event_impl
 
+            // The bound is always met; that it is stated keeps a missing `Clone` from being told here again.
             #[diagnostic::do_not_recommend]
-            impl __p::IntoEvent for #name {
+            impl __p::IntoEvent for #name
+            where
+                for<'__a> #name: __p::Event,
+            {
                 type Event = Self;
 
                 fn into_event(self) -> __p::Arc<Self> {
@@ -97,11 +101,12 @@ fn upcast(event: &Event) -> (Option<TokenStream>, Option<TokenStream>) {
     let Some(old) = &event.upcast_from else { return (None, None) };
     let span = spans::at_type(old);
     let version = event.version;
-    let convert = quote_spanned!(span=> <Self as __p::From<#old>>::from);
+    let upcast = quote_spanned!(span=> __p::check::Upcast::upcast(__old));
     let decode = quote! {
         fn decode(__version: u32, __content_type: &str, __payload: &[u8]) -> __p::Result<Self, __p::DecodeError> {
             if __version < #version {
-                <#old as __p::Event>::decode(__version, __content_type, __payload).map(#convert)
+                let __old = <#old as __p::Event>::decode(__version, __content_type, __payload)?;
+                __p::Ok(#upcast)
             } else {
                 __p::decode_current(__version, __content_type, __payload)
             }

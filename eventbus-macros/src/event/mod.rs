@@ -9,15 +9,13 @@ use proc_macro2::TokenStream;
 use syn::DeriveInput;
 
 pub(crate) fn expand(item: TokenStream) -> TokenStream {
-    let result = syn::parse2::<DeriveInput>(item).and_then(|item| {
-        let mut errors = Errors::default();
-        let attributes = errors.take(attr::EventAttr::of(&item));
-        let model = attributes.and_then(|attributes| errors.take(model::Event::new(&item, attributes)));
-        errors.finish(model)
+    let mut errors = Errors::default();
+    let event = errors.take(syn::parse2::<DeriveInput>(item)).and_then(|item| {
+        let attributes = errors.take(attr::EventAttr::of(&item))?;
+        let event = model::Event::new(&item, attributes, &mut errors);
+        errors.take(event)
     });
-    match result {
-        Ok(Some(event)) => expand::expand(&event),
-        Ok(None) => TokenStream::new(),
-        Err(error) => error.to_compile_error(),
-    }
+    let mut tokens = event.map(|event| expand::expand(&event)).unwrap_or_default();
+    tokens.extend(errors.finish(()).err().map(|error| error.to_compile_error()));
+    tokens
 }

@@ -1,6 +1,7 @@
 //! An event as the macro sees it.
 
 use super::attr::{EventAttr, Topic};
+use crate::fallback::Errors;
 use quote::ToTokens;
 use syn::{Data, DeriveInput, Error, Fields, Ident, Member, Path, Result, Type};
 
@@ -19,7 +20,8 @@ pub(crate) struct Event {
 }
 
 impl Event {
-    pub(crate) fn new(item: &DeriveInput, attr: EventAttr) -> Result<Self> {
+    /// The event, with what is wrong in its other options noted and left out: who uses it sees no other error.
+    pub(crate) fn new(item: &DeriveInput, attr: EventAttr, errors: &mut Errors) -> Result<Self> {
         let name = item.ident.clone();
         if let Some(parameter) = item.generics.params.first() {
             let message =
@@ -33,16 +35,18 @@ impl Event {
             let message = "an event needs a topic: `#[event(topic = \"order.placed\")]`";
             return Err(Error::new(name.span(), message));
         };
-        let (version, upcast_from) = chain(&name, attr.version, attr.upcast_from)?;
-        for member in [&attr.key, &attr.subject].into_iter().flatten() {
-            check_member(item, member)?;
-        }
+        let chain = errors.take(chain(&name, attr.version, attr.upcast_from));
+        let (version, upcast_from) = chain.unwrap_or((1, None));
+        let mut field = |member: Option<Member>| {
+            member.filter(|member| errors.take(check_member(item, member)).is_some())
+        };
+        let (key, subject) = (field(attr.key), field(attr.subject));
         Ok(Self {
             topic,
             version,
             upcast_from,
-            key: attr.key,
-            subject: attr.subject,
+            key,
+            subject,
             codec: attr.codec,
             facade: attr.facade,
             schema: schema(&item.data),

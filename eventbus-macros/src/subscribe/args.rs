@@ -74,6 +74,7 @@ impl Args {
         let word = name.to_string();
         if word == "blocking" {
             if input.peek(Token![=]) {
+                skip_value(input)?;
                 return Err(Error::new(name.span(), "`blocking` is a flag; write it without a value"));
             }
             self.blocking = Some(name);
@@ -114,6 +115,10 @@ impl Args {
                 literal::check_duration(text)?;
                 self.push(&name, |p| quote_spanned!(text.span()=> #p::check::duration(#text)));
             }
+            ("timeout" | "linger", None) if literal::number(&value).is_some() => {
+                let message = "a duration has a unit (ms, s, m or h), as in \"500ms\" or \"30s\"";
+                return Err(Error::new_spanned(value, message));
+            }
             ("backoff", Some(text)) => {
                 literal::check_backoff(text)?;
                 self.push(&name, |p| quote_spanned!(text.span()=> #p::Backoff::parse(#text)));
@@ -149,20 +154,22 @@ impl Parse for Args {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
         let (mut args, mut errors) = (Self::default(), Errors::default());
         let mut seen: Vec<String> = Vec::new();
-        let mut first = true;
+        let (mut first, mut has_topic) = (true, false);
         while !input.is_empty() {
             let is_topic = input.peek(LitStr)
                 || (input.peek(syn::Ident) && !is_option(input))
                 || input.peek(Token![::])
                 || (input.peek(Token![crate]) && input.peek2(Token![::]));
             if is_topic && first {
+                has_topic = true;
                 args.topic = errors.take(parse_topic(input));
             } else if is_topic && input.peek(LitStr) {
-                let second: LitStr = input.parse()?;
-                errors.push(Error::new(
-                    second.span(),
-                    "a subscription has one topic; for a second one, add another `#[subscribe]`",
-                ));
+                let late: LitStr = input.parse()?;
+                let message = match has_topic {
+                    true => "a subscription has one topic; for a second one, add another `#[subscribe]`",
+                    false => "the topic comes first: `#[subscribe(\"order.placed\", option = value)]`",
+                };
+                errors.push(Error::new(late.span(), message));
             } else {
                 let ahead = input.fork();
                 let name = ahead.call(Ident::parse_any)?;

@@ -3,7 +3,7 @@
 use super::args::{Args, Topic};
 use super::model::Handler;
 use crate::{crate_path, spans};
-use proc_macro2::{Span, TokenStream};
+use proc_macro2::{Ident, Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
 use syn::Type;
 
@@ -24,25 +24,26 @@ pub(crate) fn registration(all: &[Args], handler: &Handler, place: &Place) -> To
         (0..all.len()).map(|number| format_ident!("__EVENTBUS_SUBSCRIBER_{number}")).collect();
     let subscribers = all.iter().zip(&statics).enumerate().map(|(number, (args, name))| {
         let adapter = format_ident!("__Adapter{number}");
-        let (checks, adapter_impl, subscriber) = (
-            checks(args, handler),
+        let topic = Pattern::of(args, number);
+        let (constant, checks, adapter_impl, subscriber) = (
+            &topic.constant,
+            checks(args, &topic, handler, number),
             adapter_impl(args, handler, &adapter),
-            subscriber(args, handler, &adapter),
+            subscriber(args, &topic, handler, &adapter),
         );
         quote! {
+            #constant
+            #checks
             struct #adapter;
             #adapter_impl
-            static #name: __p::Subscriber = {
-                #checks
-                #subscriber
-            };
+            static #name: __p::Subscriber = #subscriber;
             const _: () = { __p::submit! { __p::Entry::Subscriber(&#name) } };
         }
     });
     let first = &statics[0];
     let docs = "The subscription of this function, as constant data.";
     let all_docs = "All subscriptions of this function, in the order of its attributes.";
-    let constants = |one: &proc_macro2::Ident, many: &proc_macro2::Ident| {
+    let constants = |one: &Ident, many: &Ident| {
         quote! {
             #[doc = #docs]
             pub const #one: &'static __p::Subscriber = &#first;
@@ -92,6 +93,27 @@ pub(crate) fn registration(all: &[Args], handler: &Handler, place: &Place) -> To
     }
 }
 
+/// The topic or pattern that a subscription names.
+struct Pattern {
+    /// Where the user names a constant, its value: one constant of ours, so that one of a wrong type is one error.
+    constant: Option<TokenStream>,
+    value: Option<TokenStream>,
+}
+
+impl Pattern {
+    fn of(args: &Args, number: usize) -> Self {
+        match &args.topic {
+            Some(Topic::Literal(topic)) => Self { constant: None, value: Some(quote!(#topic)) },
+            Some(Topic::Constant(path)) => {
+                let (span, name) = (spans::at(path), format_ident!("__TOPIC_{number}"));
+                let constant = quote_spanned!(span=> const #name: &str = #path;);
+                Self { constant: Some(constant), value: Some(quote!(#name)) }
+            }
+            None => Self { constant: None, value: None },
+        }
+    }
+}
+
 /// The trait that gives an argument its value.
 fn source(args: &Args) -> TokenStream {
     if args.batch.is_some() { quote!(FromBatch) } else { quote!(FromDelivery) }
@@ -103,13 +125,11 @@ fn event_of(argument: &Type, source: &TokenStream) -> TokenStream {
 }
 
 /// Compares topic and arguments when the user's crate is compiled; each culprit is named by a call at its place.
-fn checks(args: &Args, handler: &Handler) -> TokenStream {
+fn checks(args: &Args, pattern: &Pattern, handler: &Handler, number: usize) -> TokenStream {
     let source = source(args);
-    let (pattern, literal) = match &args.topic {
-        Some(Topic::Literal(topic)) => (quote!(__p::Some(#topic)), true),
-        Some(Topic::Constant(path)) => (quote!(__p::Some(#path)), false),
-        None => (quote!(__p::None), false),
-    };
+    let literal = matches!(args.topic, Some(Topic::Literal(_)));
+    let value = &pattern.value;
+    let pattern = value.as_ref().map_or_else(|| quote!(__p::None), |value| quote!(__p::Some(#value)));
     let arguments = handler.arguments.iter().map(|argument| {
         let (span, event) = (spans::at_type(argument), event_of(argument, &source));
         quote_spanned!(span=> __event = __p::check::argument(__pattern, #literal, #event, __event);)
@@ -124,7 +144,7 @@ fn checks(args: &Args, handler: &Handler) -> TokenStream {
         }
         Some(Topic::Constant(path)) => {
             let span = spans::at(path);
-            quote_spanned!(span=> __p::check::constant(#path);)
+            quote_spanned!(span=> __p::check::constant(#value);)
         }
         None => {
             let span = spans::at(&handler.name);
@@ -135,8 +155,13 @@ fn checks(args: &Args, handler: &Handler) -> TokenStream {
         let span = spans::at(group);
         quote_spanned!(span=> __p::check::group(#group);)
     });
+    // The compiler names the constant in its message.
+    let name = match number {
+        0 => format_ident!("subscription"),
+        _ => format_ident!("subscription_{}", number + 1),
+    };
     quote! {
-        const subscription: () = {
+        const #name: () = {
             let __pattern: __p::Option<&'static str> = #pattern;
             let mut __event = __p::None;
             #(#arguments)*
@@ -147,7 +172,7 @@ fn checks(args: &Args, handler: &Handler) -> TokenStream {
 }
 
 /// The handler as data.
-fn subscriber(args: &Args, handler: &Handler, adapter: &proc_macro2::Ident) -> TokenStream {
+fn subscriber(args: &Args, pattern: &Pattern, handler: &Handler, adapter: &Ident) -> TokenStream {
     let source = source(args);
     let name = match (&args.name, &handler.receiver) {
         (Some(name), _) => name.value(),
@@ -160,11 +185,7 @@ fn subscriber(args: &Args, handler: &Handler, adapter: &proc_macro2::Ident) -> T
     };
     let events = handler.arguments.iter().map(|argument| event_of(argument, &source));
     let events = quote!(&[#(#events),*]);
-    let pattern = match &args.topic {
-        Some(Topic::Literal(topic)) => quote!(#topic),
-        Some(Topic::Constant(path)) => quote!(#path),
-        None => quote!(__p::check::topic_of(#events)),
-    };
+    let pattern = pattern.value.clone().unwrap_or_else(|| quote!(__p::check::topic_of(#events)));
     let states = handler.arguments.iter().map(|argument| {
         let span = spans::at_type(argument);
         quote_spanned!(span=> <#argument as __p::#source<'_>>::STATE)
@@ -180,7 +201,7 @@ fn subscriber(args: &Args, handler: &Handler, adapter: &proc_macro2::Ident) -> T
     };
     let options = args.options.iter().map(|(name, value)| {
         let span = spans::at(name);
-        quote_spanned!(span=> #name: __p::Some(#value),)
+        quote_spanned!(span=> #name: __p::Some({ let __value: __p::check::option::#name = #value; __value }),)
     });
     let worker = if args.batch.is_some() { quote!(of_batch) } else { quote!(of) };
     let (docs, line) = (&handler.docs, spans::line(&handler.name));
@@ -206,7 +227,7 @@ fn subscriber(args: &Args, handler: &Handler, adapter: &proc_macro2::Ident) -> T
 }
 
 /// The function that takes the arguments out of a delivery, calls the handler, and reads its answer.
-fn adapter_impl(args: &Args, handler: &Handler, adapter: &proc_macro2::Ident) -> TokenStream {
+fn adapter_impl(args: &Args, handler: &Handler, adapter: &Ident) -> TokenStream {
     let name = &handler.name;
     let at_name = spans::at(name);
     let source = source(args);
@@ -294,7 +315,7 @@ fn adapter_impl(args: &Args, handler: &Handler, adapter: &proc_macro2::Ident) ->
 }
 
 /// The name of an identifier without `r#`.
-fn plain(name: &proc_macro2::Ident) -> String {
+fn plain(name: &Ident) -> String {
     name.to_string().trim_start_matches("r#").to_owned()
 }
 

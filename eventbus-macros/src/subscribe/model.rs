@@ -2,7 +2,7 @@
 
 use super::{at_name, check};
 use crate::fallback::Errors;
-use quote::ToTokens;
+use crate::spans;
 use syn::{
     Attribute, Expr, ExprLit, FnArg, Ident, Lit, Meta, Result, ReturnType, Signature, Type, Visibility,
 };
@@ -82,24 +82,14 @@ fn docs(attributes: &[Attribute]) -> String {
     lines.collect::<Vec<_>>().join("\n").trim().to_owned()
 }
 
-/// The last segment of the first argument that may be an event.
+/// The last segment of an argument that may be an event.
 fn event_name(argument: &Type) -> Option<String> {
-    match argument {
-        Type::Reference(reference) => event_name(&reference.elem),
+    const OTHERS: &[&str] =
+        &["State", "Attempt", "Publisher", "Headers", "Envelope", "Delivery", "Json", "Bytes"];
+    match spans::inside(argument) {
         Type::Path(path) => {
-            let last = path.path.segments.last()?;
-            match last.ident.to_string().as_str() {
-                "Arc" | "Vec" | "Batch" => match &last.arguments {
-                    syn::PathArguments::AngleBracketed(inner) => match inner.args.first()? {
-                        syn::GenericArgument::Type(inner) => event_name(inner),
-                        _ => None,
-                    },
-                    _ => None,
-                },
-                "State" | "Attempt" | "Publisher" | "Headers" | "Envelope" | "Delivery" | "Json"
-                | "Bytes" => None,
-                _ => Some(last.ident.to_token_stream().to_string()),
-            }
+            let name = path.path.segments.last()?.ident.to_string();
+            (!OTHERS.contains(&name.as_str())).then_some(name)
         }
         _ => None,
     }

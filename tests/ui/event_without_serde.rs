@@ -1,7 +1,0 @@
-use eventbus::Event;
-
-#[derive(Event, Clone)]
-#[event(topic = "order.placed")]
-struct OrderPlaced;
-
-fn main() {}
