@@ -2,6 +2,7 @@
 
 use crate::event::EventMeta;
 use crate::topic::TopicError;
+use std::fmt;
 use std::time::Duration;
 
 /// An error of any type, as it comes from a codec, a broker or a subscriber.
@@ -194,10 +195,17 @@ impl BrokerError {
 }
 
 /// The mistakes that the start-up checks found, each in a line or two with its source lines.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[error("the bus cannot start:{}", self.list())]
 pub struct StartupError {
     mistakes: Vec<String>,
+}
+
+impl fmt::Debug for StartupError {
+    /// As a text of lines, since a `main` that returns the error shows it in this form.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl StartupError {
