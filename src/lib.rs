@@ -1,22 +1,46 @@
-//! Event-driven programs from plain async functions.
-
+#![doc = include_str!("docs/tour.md")]
 #![forbid(unsafe_code)]
 
 #[doc(hidden)]
 pub use eventbus_core::__private;
 pub use eventbus_core::*;
-pub use eventbus_macros::{Event, link_all, main, publish, subscribe, subscriber, topics};
 
-/// Links crates that no code names.
+#[doc = include_str!("docs/event.md")]
+#[doc(inline)]
+pub use eventbus_macros::Event;
+#[doc = include_str!("docs/link_all.md")]
+#[doc(inline)]
+pub use eventbus_macros::link_all;
+#[doc = include_str!("docs/main.md")]
+#[doc(inline)]
+pub use eventbus_macros::main;
+#[doc = include_str!("docs/publish.md")]
+#[doc(inline)]
+pub use eventbus_macros::publish;
+#[doc = include_str!("docs/subscribe.md")]
+#[doc(inline)]
+pub use eventbus_macros::subscribe;
+#[doc = include_str!("docs/subscriber.md")]
+#[doc(inline)]
+pub use eventbus_macros::subscriber;
+#[doc = include_str!("docs/topics.md")]
+#[doc(inline)]
+pub use eventbus_macros::topics;
+
+#[doc = include_str!("docs/link.md")]
 #[macro_export]
 macro_rules! link {
     ($($name:ident),+ $(,)?) => { $(#[allow(unused_imports)] use ::$name as _;)+ };
 }
 
-/// Writes a test that checks the topology.
+#[doc = include_str!("docs/check.md")]
 #[macro_export]
 macro_rules! check {
     () => {
         $crate::__private::check_test!();
     };
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -2,7 +2,8 @@
 
 use proc_macro2::{Span, TokenStream};
 use quote::{quote, quote_spanned};
-use syn::Path;
+use syn::parse::{Parse, ParseStream, Parser};
+use syn::{Path, Result, Token};
 
 /// The path of the module for generated code.
 pub(crate) fn private(facade: Option<&Path>) -> TokenStream {
@@ -10,4 +11,27 @@ pub(crate) fn private(facade: Option<&Path>) -> TokenStream {
         Some(path) => quote_spanned!(Span::call_site()=> #path::__private),
         None => quote!(::eventbus::__private),
     }
+}
+
+/// `crate = path`, or nothing.
+pub(crate) struct Facade(pub(crate) Option<Path>);
+
+impl Parse for Facade {
+    fn parse(input: ParseStream<'_>) -> Result<Self> {
+        if !input.peek(Token![crate]) || !input.peek2(Token![=]) {
+            return Ok(Self(None));
+        }
+        input.parse::<Token![crate]>()?;
+        input.parse::<Token![=]>()?;
+        input.call(Path::parse_mod_style).map(|path| Self(Some(path)))
+    }
+}
+
+/// All that an attribute takes: `crate = path`, or nothing.
+pub(crate) fn only(attribute: TokenStream, message: &str) -> Result<Option<Path>> {
+    let parse = |input: ParseStream<'_>| match (input.parse::<Facade>()?, input.is_empty()) {
+        (Facade(facade), true) => Ok(facade),
+        (_, false) => Err(input.error(message)),
+    };
+    parse.parse2(attribute)
 }

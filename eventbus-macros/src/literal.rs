@@ -20,29 +20,28 @@ pub(crate) fn number(value: &Expr) -> Option<u64> {
 
 /// Checks the topic of an event.
 pub(crate) fn check_topic(topic: &LitStr) -> Result<()> {
-    explain(topic, |text| eventbus_grammar::check_topic(text).map_err(|fault| fault.explain(text)))
+    explain(topic, |text| Some(eventbus_grammar::check_topic(text).err()?.explain(text)))
 }
 
 /// Checks the pattern of a subscription.
 pub(crate) fn check_pattern(pattern: &LitStr) -> Result<()> {
-    explain(pattern, |text| eventbus_grammar::check_pattern(text).map_err(|fault| fault.explain(text)))
+    explain(pattern, |text| Some(eventbus_grammar::check_pattern(text).err()?.explain(text)))
 }
 
 /// Checks a duration.
 pub(crate) fn check_duration(duration: &LitStr) -> Result<()> {
-    explain(duration, |text| eventbus_grammar::duration(text).map(drop).map_err(|fault| fault.explain(text)))
+    explain(duration, |text| Some(eventbus_grammar::duration(text).err()?.explain(text)))
 }
 
 /// Checks a backoff.
 pub(crate) fn check_backoff(backoff: &LitStr) -> Result<()> {
-    explain(backoff, |text| {
-        eventbus_grammar::duration_range(text).map(drop).map_err(|fault| fault.explain(text))
-    })
+    explain(backoff, |text| Some(eventbus_grammar::duration_range(text).err()?.explain(text)))
 }
 
-fn explain(
-    literal: &LitStr,
-    check: impl Fn(&str) -> std::result::Result<(), eventbus_grammar::Text>,
-) -> Result<()> {
-    check(&literal.value()).map_err(|explanation| Error::new(literal.span(), explanation.as_str()))
+/// What is wrong with a literal, at its place.
+fn explain(literal: &LitStr, fault: impl Fn(&str) -> Option<eventbus_grammar::Text>) -> Result<()> {
+    match fault(&literal.value()) {
+        Some(explanation) => Err(Error::new(literal.span(), explanation.as_str())),
+        None => Ok(()),
+    }
 }

@@ -14,8 +14,8 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> TokenStream {
 }
 
 fn try_expand(attribute: TokenStream, item: TokenStream) -> syn::Result<TokenStream> {
-    let refused = (!attribute.is_empty())
-        .then(|| Error::new_spanned(attribute, "`#[eventbus::main]` takes nothing").to_compile_error());
+    let facade = crate_path::only(attribute, "`#[eventbus::main]` takes `crate = path` and nothing else");
+    let refused = facade.as_ref().err().map(Error::to_compile_error);
     let mut function: ItemFn = syn::parse2(item)?;
     if function.sig.asyncness.take().is_none() {
         return Err(Error::new_spanned(
@@ -24,7 +24,7 @@ fn try_expand(attribute: TokenStream, item: TokenStream) -> syn::Result<TokenStr
         ));
     }
     let links = link::link(std::env::args());
-    let private = crate_path::private(None);
+    let private = crate_path::private(facade.ok().flatten().as_ref());
     let (body, output) = (&function.block, &function.sig.output);
     let answer = match output {
         syn::ReturnType::Default => quote!(()),

@@ -1,11 +1,11 @@
 //! `#[subscriber]` on an `impl` block: its methods may have `#[subscribe]`, and take `&self` from the state.
 
+use crate::crate_path;
 use crate::fallback::{Errors, with_item};
 use crate::subscribe::{self, Args, Handler, Place, registration};
 use proc_macro2::TokenStream;
 use quote::quote;
-use syn::parse::{Parse, ParseStream};
-use syn::{Error, ImplItem, ImplItemFn, ItemImpl, Path, Result, Token};
+use syn::{Attribute, Error, ImplItem, ImplItemFn, ItemImpl, Path, Result};
 
 pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let mut block = match syn::parse2::<ItemImpl>(item.clone()) {
@@ -24,31 +24,42 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> TokenStream {
 }
 
 fn try_expand(attribute: TokenStream, block: &mut ItemImpl) -> Result<TokenStream> {
-    let Facade(facade) = syn::parse2(attribute)?;
+    let facade = crate_path::only(
+        attribute,
+        "`#[subscriber]` takes `crate = path` and nothing else; options go to the methods' `#[subscribe]`",
+    )?;
     if let Some(parameter) = block.generics.params.first() {
         let message = "a subscriber is registered once, when the program is linked, so its `impl` block cannot be generic";
         return Err(Error::new_spanned(parameter, message));
     }
     let receiver = (*block.self_ty).clone();
-    let (mut errors, mut registrations) = (Errors::default(), TokenStream::new());
+    let mut registrations = TokenStream::new();
     for method in methods(block) {
         let attributes: Vec<_> =
             method.attrs.extract_if(.., |other| subscribe::is_subscribe(other)).collect();
-        if !attributes.is_empty()
-            && let Some(registration) =
-                errors.take(method_registration(method, &attributes, &receiver, facade.as_ref()))
-        {
-            registrations.extend(registration);
+        if attributes.is_empty() {
+            continue;
         }
+        // The methods without a mistake are registered, so that it brings no others with it.
+        let registration = method_registration(method, &attributes, &receiver, facade.as_ref())
+            .unwrap_or_else(|error| error.to_compile_error());
+        let (conditions, paths) =
+            (subscribe::conditions(&method.attrs), attributes.iter().map(Attribute::path));
+        registrations.extend(quote! {
+            #(#conditions)*
+            const _: () = {
+                // This expansion took the attributes away: their import is used all the same.
+                #(#[allow(unused_imports)] use #paths as _;)*
+                #registration
+            };
+        });
     }
-    // The methods without a mistake are registered, so that it brings no others with it.
-    let errors = errors.finish(()).err().map(|error| error.to_compile_error());
-    Ok(quote!(#errors #registrations))
+    Ok(registrations)
 }
 
 fn method_registration(
     method: &mut ImplItemFn,
-    attributes: &[syn::Attribute],
+    attributes: &[Attribute],
     receiver: &syn::Type,
     facade: Option<&Path>,
 ) -> Result<TokenStream> {
@@ -76,21 +87,4 @@ fn methods(block: &mut ItemImpl) -> impl Iterator<Item = &mut ImplItemFn> {
         ImplItem::Fn(method) => Some(method),
         _ => None,
     })
-}
-
-/// `crate = path`, or nothing.
-struct Facade(Option<Path>);
-
-impl Parse for Facade {
-    fn parse(input: ParseStream<'_>) -> Result<Self> {
-        if input.is_empty() {
-            return Ok(Self(None));
-        }
-        if !input.peek(Token![crate]) {
-            return Err(input.error("`#[subscriber]` takes `crate = path` and nothing else; options go to the methods' `#[subscribe]`"));
-        }
-        input.parse::<Token![crate]>()?;
-        input.parse::<Token![=]>()?;
-        input.call(Path::parse_mod_style).map(|path| Self(Some(path)))
-    }
 }

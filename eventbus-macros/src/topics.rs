@@ -1,6 +1,7 @@
 //! `topics!` declares a catalog of topics, and `publish!` publishes to one of them.
 
-use crate::{crate_path, fallback::Errors, literal, spans};
+use crate::crate_path::{self, Facade};
+use crate::{fallback::Errors, literal, spans};
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::parse::{Parse, ParseStream};
@@ -24,10 +25,8 @@ impl Parse for Catalog {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
         let (mut extends, mut facade) = (Vec::new(), None);
         loop {
-            if input.peek(Token![crate]) {
-                input.parse::<Token![crate]>()?;
-                input.parse::<Token![=]>()?;
-                facade = Some(input.call(Path::parse_mod_style)?);
+            if let Facade(Some(path)) = input.parse()? {
+                facade = Some(path);
             } else if input.fork().parse::<Ident>().is_ok_and(|word| word == "extends")
                 && !input.peek2(Token![=])
             {
@@ -67,11 +66,9 @@ pub(crate) fn expand(catalog: TokenStream) -> TokenStream {
     let errors = errors.finish(()).err().map(|error| error.to_compile_error());
     let private = crate_path::private(facade.as_ref());
     let constants = topics.iter().map(|Declared { attributes, name, topic }| {
-        let docs = attributes.iter().any(|attribute| attribute.path().is_ident("doc")).then_some(());
-        let docs = docs
-            .is_none()
-            .then(|| format!("The topic `{}`.", topic.value()))
-            .map(|docs| quote!(#[doc = #docs]));
+        let documented = attributes.iter().any(|attribute| attribute.path().is_ident("doc"));
+        let docs = (!documented).then(|| format!("The topic `{}`.", topic.value()));
+        let docs = docs.map(|docs| quote!(#[doc = #docs]));
         quote!(#docs #(#attributes)* pub const #name: &str = #topic;)
     });
     let texts = topics.iter().map(|declared| &declared.topic);
@@ -98,8 +95,9 @@ pub(crate) fn expand(catalog: TokenStream) -> TokenStream {
     }
 }
 
-/// `publish!(bus, "topic", { json })`
+/// `publish!(bus, "topic", { json })`, with `crate = path;` before it where the facade has another name.
 struct PublishCall {
+    facade: Option<Path>,
     bus: Expr,
     topic: LitStr,
     value: TokenStream,
@@ -107,22 +105,26 @@ struct PublishCall {
 
 impl Parse for PublishCall {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
+        let Facade(facade) = input.parse()?;
+        if facade.is_some() {
+            input.parse::<Token![;]>()?;
+        }
         let bus = input.parse()?;
         input.parse::<Token![,]>()?;
         let topic = input.parse()?;
         input.parse::<Token![,]>()?;
-        Ok(Self { bus, topic, value: input.parse()? })
+        Ok(Self { facade, bus, topic, value: input.parse()? })
     }
 }
 
 pub(crate) fn expand_publish(call: TokenStream) -> TokenStream {
     let parsed =
         syn::parse2::<PublishCall>(call).and_then(|call| literal::check_topic(&call.topic).map(|()| call));
-    let PublishCall { bus, topic, value } = match parsed {
+    let PublishCall { facade, bus, topic, value } = match parsed {
         Ok(call) => call,
         Err(error) => return error.to_compile_error(),
     };
-    let private = crate_path::private(None);
+    let private = crate_path::private(facade.as_ref());
     let span = spans::at(&topic);
     let check = quote_spanned! {span=>
         { use __p::no_catalog::*; { use crate::*; __p::check::catalog(__EVENTBUS_CATALOG, #topic, __p::None); } }

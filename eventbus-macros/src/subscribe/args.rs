@@ -3,7 +3,7 @@
 use crate::fallback::Errors;
 use crate::{literal, nearest};
 use proc_macro2::TokenStream;
-use quote::{ToTokens, quote_spanned};
+use quote::{ToTokens, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream};
 use syn::{Attribute, Error, Expr, Ident, LitStr, Meta, Path, Result, Token};
@@ -145,8 +145,7 @@ impl Args {
     }
 
     fn push(&mut self, name: &Ident, value: impl FnOnce(TokenStream) -> TokenStream) {
-        let private = TokenStream::from(quote::quote!(__p));
-        self.options.push((name.clone(), value(private)));
+        self.options.push((name.clone(), value(quote!(__p))));
     }
 }
 

@@ -8,7 +8,7 @@ mod model;
 pub(crate) use args::Args;
 pub(crate) use check::fits;
 pub(crate) use expand::{Place, registration};
-pub(crate) use model::Handler;
+pub(crate) use model::{Handler, conditions};
 
 use crate::fallback::with_item;
 use proc_macro2::{Ident, TokenStream};

@@ -60,15 +60,16 @@ impl Handler {
             arguments,
             answer,
             is_async: signature.asyncness.is_some(),
-            conditions: attributes
-                .iter()
-                .filter(|attribute| attribute.path().is_ident("cfg"))
-                .cloned()
-                .collect(),
+            conditions: conditions(attributes),
             docs: docs(attributes),
         };
         errors.finish(handler)
     }
+}
+
+/// The `#[cfg]` attributes.
+pub(crate) fn conditions(attributes: &[Attribute]) -> Vec<Attribute> {
+    attributes.iter().filter(|attribute| attribute.path().is_ident("cfg")).cloned().collect()
 }
 
 fn docs(attributes: &[Attribute]) -> String {
