@@ -292,13 +292,13 @@ impl Lanes {
     /// Calls another worker, on behalf of the watchdog, if those at work take too long. `false`: nothing waits.
     pub(super) fn look(self: &Arc<Self>) -> bool {
         let mut state = self.lock();
-        state.minded = state.deferred;
         let few = replace(&mut state.came, 0) < WORTH_A_CALL;
         let call = if state.deferred && few { self.call(&mut state) } else { Call::Nobody };
-        let minded = state.minded;
+        state.minded = state.deferred;
+        let look_again = state.minded;
         drop(state);
         self.make(call);
-        minded
+        look_again
     }
 
     /// Notes what became of a delivery, outside of `poll_next`.
@@ -413,15 +413,16 @@ impl Lanes {
 
     /// Leaves what is at hand to the worker that computes, until its handler waits or the watchdog is out of patience.
     fn defer(self: &Arc<Self>, state: &mut State) {
-        let all_busy = state.workers.len() == self.policy.concurrency
-            && state.workers.iter().all(|slot| matches!(slot.doing, Doing::Busy));
-        if all_busy || state.stopped {
-            return;
-        }
-        state.deferred = true;
-        if !replace(&mut state.minded, true) {
+        if !state.minded {
+            let all_busy = state.workers.len() == self.policy.concurrency
+                && state.workers.iter().all(|slot| matches!(slot.doing, Doing::Busy));
+            if all_busy || state.stopped {
+                return;
+            }
+            state.minded = true;
             self.watchdog.mind(self);
         }
+        state.deferred = true;
     }
 
     /// Chooses a worker to come for work: one that sleeps, or a new one while there may be more.
