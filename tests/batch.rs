@@ -9,6 +9,20 @@ use std::time::Duration;
 use support::{OrderPlaced, Ping, Seen};
 use tokio::time::{Instant, sleep};
 
+/// Blocks its thread until another batch is being handled, too.
+#[subscribe(batch = 2, linger = "1ms", concurrency = 2)]
+async fn meet(pings: Vec<Ping>, meeting: State<std::sync::Barrier>) {
+    assert!(!pings.is_empty());
+    meeting.wait();
+}
+
+/// Waits until two other batches are being handled, too.
+#[subscribe(batch = 2, linger = "1ms", concurrency = 3)]
+async fn wait(pings: Vec<Ping>, meeting: State<tokio::sync::Barrier>) {
+    assert!(!pings.is_empty());
+    meeting.wait().await;
+}
+
 type Batches = Seen<(Vec<u64>, Instant)>;
 
 #[subscribe(batch = 10, linger = "50ms", concurrency = 1)]
@@ -146,4 +160,17 @@ async fn each_member_passes_the_layers_by_itself() {
     assert_eq!(passed.all(), ["before 0", "before 1", "before 2", "after 0", "after 2"]);
     assert_eq!(batches.all()[0].0, [0, 2]);
     assert_eq!(bus.dead_letters().unwrap().list().await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_are_handled_beside_each_other_up_to_the_concurrency() {
+    let builder = Bus::builder().state(std::sync::Barrier::new(2)).state(tokio::sync::Barrier::new(3));
+    let broker = MemoryBroker::new();
+    let bus = builder.only([meet::SUBSCRIBER, wait::SUBSCRIBER]).broker(broker.clone()).await.unwrap();
+    for number in 0..12 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    bus.start().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), broker.settled()).await.expect("batches meet");
+    assert!(bus.dead_letters().unwrap().list().await.unwrap().is_empty());
 }

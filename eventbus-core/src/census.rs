@@ -27,6 +27,19 @@ pub(crate) fn check(subscriptions: &[&Subscription]) -> Findings {
     findings
 }
 
+/// Checks one more subscription, beside others that were checked before.
+pub(crate) fn check_new(known: &[&Subscription], new: &Subscription) -> Findings {
+    let mut group: Vec<_> = known.iter().copied().filter(|known| known.group == new.group).collect();
+    group.push(new);
+    let mut findings = Findings { mistakes: shared_groups(&group), warnings: Vec::new() };
+    findings.warnings.extend(unknown_topics(&[new], &registry::events(), &registry::declared_topics()));
+    if let Some(published) = new.publishes {
+        let all: Vec<_> = known.iter().copied().chain([new]).collect();
+        findings.warnings.extend(cycles(&all).into_iter().filter(|circle| circle.contains(published.topic)));
+    }
+    findings
+}
+
 /// Checks subscriptions against the states and the broker that they are to run with.
 pub(crate) fn check_fit(
     subscriptions: &[&Subscription],

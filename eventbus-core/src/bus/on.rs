@@ -76,6 +76,24 @@ impl Bus {
     }
 }
 
+impl Bus {
+    /// Checks a new subscription against those that there are.
+    fn check(&self, new: &Subscription) -> Result<(), StartupError> {
+        let shared = &self.shared;
+        let stage = shared.stage();
+        let known: Vec<_> = stage.lanes.iter().map(|lanes| lanes.subscription()).collect();
+        let census::Findings { mut mistakes, warnings } = census::check_new(&known, new);
+        mistakes.extend(census::check_fit(
+            &[new],
+            &shared.states,
+            shared.broker.name(),
+            shared.broker.features(),
+        ));
+        warnings.iter().for_each(|warning| tracing::warn!(target: "eventbus", "{warning}"));
+        if mistakes.is_empty() { Ok(()) } else { Err(StartupError::new(mistakes)) }
+    }
+}
+
 /// A subscription that is about to begin: set its options, then `.await` it.
 #[must_use = "nothing is subscribed until you `.await` this"]
 pub struct On {
@@ -151,21 +169,8 @@ impl On {
     async fn begin(self) -> Result<SubscriptionHandle> {
         let Self { bus, subscriber } = self;
         Pattern::new(&subscriber.subscription.pattern)?;
-        let lanes = {
-            let known = bus.subscriptions();
-            let mut all: Vec<_> = known.iter().collect();
-            all.push(&subscriber.subscription);
-            let before = census::check(&all[..known.len()]).warnings;
-            let census::Findings { mut mistakes, warnings } = census::check(&all);
-            let new = warnings.iter().filter(|warning| !before.contains(warning));
-            new.for_each(|warning| tracing::warn!(target: "eventbus", "{warning}"));
-            let (name, features) = (bus.shared.broker.name(), bus.shared.broker.features());
-            mistakes.extend(census::check_fit(&all[known.len()..], &bus.shared.states, name, features));
-            if !mistakes.is_empty() {
-                return Err(StartupError::new(mistakes).into());
-            }
-            bus.open(&subscriber).await?
-        };
+        bus.check(&subscriber.subscription)?;
+        let lanes = bus.open(&subscriber).await?;
         let mut stage = bus.shared.stage();
         if stage.closed {
             return Err(Error::Closed);

@@ -30,7 +30,7 @@ const RECEIVE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Where fewer deliveries than this are handled within the watchdog's patience, another worker is worth its call:
 /// handlers that compute for less than ten microseconds are faster alone.
-const WORTH_A_CALL: u128 = PATIENCE.as_micros() / 10;
+const WORTH_A_CALL: u32 = PATIENCE.as_micros() as u32 / 10;
 
 /// One subscription at work.
 pub(crate) struct Lanes {
@@ -89,7 +89,7 @@ struct State {
     /// The watchdog looks at what is deferred.
     minded: bool,
     /// How often workers came for more since the watchdog looked.
-    came: u128,
+    came: u32,
     receiving: bool,
     stopped: bool,
 }
