@@ -187,7 +187,9 @@ async fn handlers_that_never_await_run_in_parallel_on_several_threads() {
     bus.on(move |_: Arc<Ping>| {
         let meeting = Arc::clone(&seen);
         // Blocks its thread until another handler of the same subscription does so, too.
-        async move { drop(meeting.wait()) }
+        async move {
+            let _ = meeting.wait();
+        }
     })
     .concurrency(2)
     .await

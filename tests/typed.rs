@@ -61,7 +61,7 @@ async fn an_event_is_not_encoded_where_both_ends_know_its_type_and_once_where_no
         .await
         .unwrap();
     }
-    bus.publish(&Counted(8)).await.unwrap();
+    bus.publish(Counted(8)).await.unwrap();
     broker.settled().await;
     assert_eq!(bytes.all(), ["8", "8"].map(Bytes::from));
     assert_eq!((ENCODED.load(Ordering::SeqCst), DECODED.load(Ordering::SeqCst)), (1, 0));
