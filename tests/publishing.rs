@@ -20,10 +20,11 @@ async fn an_event_is_published_by_value_by_reference_and_shared() {
     bus.start().unwrap();
     let order = |number| OrderPlaced { customer: 1, number };
     bus.publish(order(1)).await.unwrap();
-    bus.publish(order(2)).await.unwrap();
+    let second = order(2);
+    bus.publish(&second).await.unwrap();
     bus.publish(Arc::new(order(3))).await.unwrap();
     broker.settled().await;
-    assert_eq!(seen.all(), [1, 2, 3]);
+    assert_eq!(seen.all(), [1, second.number, 3]);
 }
 
 #[tokio::test]
