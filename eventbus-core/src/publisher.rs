@@ -306,12 +306,15 @@ impl Outlet {
             .collect();
         let sent = prepared.iter().filter_map(|envelope| envelope.as_ref().ok().cloned()).collect();
         let mut stored = self.broker.publish_all(sent).await.into_iter();
-        let unanswered = || Err(PublishError::Closed { topic: String::new() });
         prepared
             .into_iter()
             .map(|envelope| {
                 let envelope = envelope?;
-                self.confirm(&envelope, stored.next().unwrap_or_else(unanswered))
+                let result = stored.next().unwrap_or_else(|| {
+                    let source = "the broker did not answer for this event of a batch".into();
+                    Err(PublishError::Broker { topic: envelope.topic().to_string(), source })
+                });
+                self.confirm(&envelope, result)
             })
             .collect()
     }
