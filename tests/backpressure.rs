@@ -6,7 +6,7 @@ use eventbus::memory::{MemoryBroker, MemoryBrokerBuilder, Overflow};
 use eventbus::{Bus, PublishError};
 use std::sync::Arc;
 use std::time::Duration;
-use support::{Ping, Seen};
+use support::{Ping, Seen, pings};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -51,15 +51,7 @@ async fn a_publisher_waits_while_a_queue_is_full_and_goes_on_when_there_is_room(
 #[tokio::test]
 async fn a_publisher_is_told_which_queue_is_full_and_no_group_gets_the_event() {
     let (bus, broker) = bus_on(MemoryBroker::builder().capacity(2).overflow(Overflow::Error)).await;
-    let roomy = Seen::new();
-    let seen = roomy.clone();
-    bus.on(move |ping: Arc<Ping>| {
-        let seen = seen.clone();
-        async move { seen.push(ping.number) }
-    })
-    .group("roomy")
-    .await
-    .unwrap();
+    let roomy = pings(&bus, "roomy").await;
     let other = Bus::builder().only([] as [&str; 0]).broker(broker.clone()).await.unwrap();
     other.on(|_: Arc<Ping>| async {}).group("stalled").await.unwrap();
     bus.start().unwrap();

@@ -7,7 +7,7 @@ use eventbus::broker::FailureKind;
 use eventbus::{Delivery, Envelope, Reason, Topic};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use support::{OrderPlaced, Ping, Seen, bus};
+use support::{OrderPlaced, Ping, Seen, bus, pings};
 
 #[tokio::test(start_paused = true)]
 async fn a_dead_letter_tells_everything_that_is_known_of_the_failure() {
@@ -44,7 +44,7 @@ async fn a_dead_letter_tells_everything_that_is_known_of_the_failure() {
 #[tokio::test(start_paused = true)]
 async fn a_dead_letter_is_published_again_to_the_group_that_failed_and_to_no_other() {
     let (bus, broker) = bus().await;
-    let (broken, mended, other) = (Arc::new(AtomicBool::new(true)), Seen::new(), Seen::new());
+    let (broken, mended) = (Arc::new(AtomicBool::new(true)), Seen::new());
     let (is_broken, seen) = (Arc::clone(&broken), mended.clone());
     bus.on_topic("ping.sent", move |delivery: Delivery| {
         let (broken, seen) = (is_broken.load(Ordering::SeqCst), seen.clone());
@@ -60,14 +60,7 @@ async fn a_dead_letter_is_published_again_to_the_group_that_failed_and_to_no_oth
     .retries(0)
     .await
     .unwrap();
-    let seen = other.clone();
-    bus.on(move |ping: Arc<Ping>| {
-        let seen = seen.clone();
-        async move { seen.push(ping.number) }
-    })
-    .group("other")
-    .await
-    .unwrap();
+    let other = pings(&bus, "other").await;
     bus.start().unwrap();
     bus.publish(&Ping { number: 1 }).await.unwrap();
     broker.settled().await;
@@ -87,14 +80,7 @@ async fn a_dead_letter_is_published_again_to_the_group_that_failed_and_to_no_oth
 #[tokio::test(start_paused = true)]
 async fn a_dead_letter_can_be_mended_before_it_is_published_again_and_can_be_purged() {
     let (bus, broker) = bus().await;
-    let seen = Seen::new();
-    let numbers = seen.clone();
-    bus.on(move |ping: Arc<Ping>| {
-        let numbers = numbers.clone();
-        async move { numbers.push(ping.number) }
-    })
-    .await
-    .unwrap();
+    let seen = pings(&bus, "mended").await;
     bus.start().unwrap();
     for _ in 0..2 {
         bus.publish_to("ping.sent", &serde_json::json!({ "number": "one" })).await.unwrap();

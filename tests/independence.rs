@@ -6,7 +6,7 @@ use eventbus::broker::FailureKind;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
-use support::{Ping, Seen, bus};
+use support::{Ping, Seen, bus, pings};
 
 #[tokio::test(start_paused = true)]
 async fn a_failing_subscriber_does_not_delay_the_others() {
@@ -34,7 +34,6 @@ async fn a_failing_subscriber_does_not_delay_the_others() {
 #[tokio::test(start_paused = true)]
 async fn a_panicking_subscriber_hurts_nobody_and_its_event_is_kept() {
     let (bus, broker) = bus().await;
-    let healthy = Seen::new();
     bus.on(|ping: Arc<Ping>| async move {
         if ping.number == 1 {
             panic!("number {}", ping.number)
@@ -44,14 +43,7 @@ async fn a_panicking_subscriber_hurts_nobody_and_its_event_is_kept() {
     .retries(0)
     .await
     .unwrap();
-    let seen = healthy.clone();
-    bus.on(move |ping: Arc<Ping>| {
-        let seen = seen.clone();
-        async move { seen.push(ping.number) }
-    })
-    .group("healthy")
-    .await
-    .unwrap();
+    let healthy = pings(&bus, "healthy").await;
     bus.start().unwrap();
     for number in 0..3 {
         bus.publish(&Ping { number }).await.unwrap();
@@ -66,21 +58,13 @@ async fn a_panicking_subscriber_hurts_nobody_and_its_event_is_kept() {
 #[tokio::test(start_paused = true)]
 async fn a_subscriber_that_never_finishes_holds_up_only_itself_and_times_out() {
     let (bus, broker) = bus().await;
-    let healthy = Seen::new();
     bus.on(|_: Arc<Ping>| pending::<()>())
         .group("stuck")
         .timeout(Duration::from_secs(5))
         .retries(1)
         .await
         .unwrap();
-    let seen = healthy.clone();
-    bus.on(move |ping: Arc<Ping>| {
-        let seen = seen.clone();
-        async move { seen.push(ping.number) }
-    })
-    .group("healthy")
-    .await
-    .unwrap();
+    let healthy = pings(&bus, "healthy").await;
     bus.start().unwrap();
     let start = tokio::time::Instant::now();
     bus.publish(&Ping { number: 1 }).await.unwrap();

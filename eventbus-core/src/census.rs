@@ -86,8 +86,8 @@ pub(crate) fn check_packages(expected: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// Checks that groups which were chosen exist.
-pub(crate) fn check_groups(chosen: &[String]) -> Vec<String> {
+/// Checks that groups which an option names exist.
+pub(crate) fn check_groups(option: &str, chosen: &[String]) -> Vec<String> {
     let known: BTreeSet<_> =
         registry::subscribers().iter().map(|subscriber| &*subscriber.subscription.group).collect();
     chosen
@@ -95,7 +95,7 @@ pub(crate) fn check_groups(chosen: &[String]) -> Vec<String> {
         .filter(|group| !known.contains(group.as_str()))
         .map(|group| {
             let hint = nearest(group, known.iter().copied());
-            format!("`only` names the group `{group}`, and no subscriber has it{hint}")
+            format!("`{option}` names the group `{group}`, and no subscriber has it{hint}")
         })
         .collect()
 }

@@ -35,6 +35,18 @@ pub async fn bus_with(builder: BusBuilder) -> (Bus, MemoryBroker) {
     (bus, broker)
 }
 
+/// Subscribes a group that notes the number of every ping.
+pub async fn pings(bus: &Bus, group: &str) -> Seen<u64> {
+    let seen = Seen::new();
+    let numbers = seen.clone();
+    let note = move |ping: Arc<Ping>| {
+        let numbers = numbers.clone();
+        async move { numbers.push(ping.number) }
+    };
+    bus.on(note).group(group).await.expect("the group is free");
+    seen
+}
+
 /// What handlers have seen, in order.
 #[derive(Clone)]
 pub struct Seen<T>(Arc<Mutex<Vec<T>>>);

@@ -4,13 +4,11 @@ use super::{Bus, Shared, Stage};
 use crate::backoff::Backoff;
 use crate::broker::Broker;
 use crate::census;
-use crate::delivery::Delivery;
 use crate::envelope::Envelope;
-use crate::error::{BoxError, Error, Result, StartupError};
+use crate::error::{Error, Result, StartupError};
 use crate::memory::MemoryBroker;
-use crate::middleware::{AnyLayer, HandlerService};
+use crate::middleware::HandlerLayer;
 use crate::observe::Observer;
-use crate::outcome::Outcome;
 use crate::publisher::{Outlet, PublishHook, Publisher};
 use crate::registry::{self, Subscriber};
 use crate::state::States;
@@ -21,8 +19,6 @@ use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::sync::Notify;
-use tower_layer::Layer;
-use tower_service::Service;
 
 /// The settings of a [`Bus`]. Options that `#[subscribe]` also has carry the same name, and are the default for
 /// subscriptions that leave them out.
@@ -49,7 +45,7 @@ use tower_service::Service;
 pub struct BusBuilder {
     states: States,
     policy: Policy,
-    layers: Vec<(Option<String>, AnyLayer)>,
+    layers: Vec<(Option<String>, Arc<dyn HandlerLayer>)>,
     only: Option<Vec<String>>,
     expected: Vec<String>,
     strict: bool,
@@ -91,33 +87,14 @@ impl BusBuilder {
     }
 
     /// Puts a layer around every handler. The first layer is the outermost.
-    pub fn layer<L>(self, layer: L) -> Self
-    where
-        L: Layer<HandlerService> + Send + Sync + 'static,
-        L::Service: Service<Delivery, Response = Outcome, Error: Into<BoxError>, Future: Send>
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-    {
-        self.add_layer(None, AnyLayer::new(layer))
+    pub fn layer(mut self, layer: impl HandlerLayer) -> Self {
+        self.layers.push((None, Arc::new(layer)));
+        self
     }
 
     /// Puts a layer around the handlers of one group: `layer_for(send_confirmation::SUBSCRIBER, …)`, or by name.
-    pub fn layer_for<L>(self, group: impl AsRef<str>, layer: L) -> Self
-    where
-        L: Layer<HandlerService> + Send + Sync + 'static,
-        L::Service: Service<Delivery, Response = Outcome, Error: Into<BoxError>, Future: Send>
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-    {
-        self.add_layer(Some(group.as_ref().to_owned()), AnyLayer::new(layer))
-    }
-
-    fn add_layer(mut self, group: Option<String>, layer: AnyLayer) -> Self {
-        self.layers.push((group, layer));
+    pub fn layer_for(mut self, group: impl AsRef<str>, layer: impl HandlerLayer) -> Self {
+        self.layers.push((Some(group.as_ref().to_owned()), Arc::new(layer)));
         self
     }
 
@@ -276,9 +253,12 @@ impl BusBuilder {
     }
 
     fn check(&self, subscriptions: &[&Subscription], broker: &dyn Broker) -> Result<(), StartupError> {
-        let census::Findings { mut mistakes, warnings } = census::check(subscriptions);
+        let census::Findings { mut mistakes, mut warnings } = census::check(subscriptions);
+        // A subscription that is made at run time may still take such a group.
+        let layered: Vec<_> = self.layers.iter().filter_map(|(group, _)| group.clone()).collect();
+        warnings.extend(census::check_groups("layer_for", &layered));
         mistakes.extend(census::check_packages(&self.expected));
-        mistakes.extend(census::check_groups(self.only.as_deref().unwrap_or_default()));
+        mistakes.extend(census::check_groups("only", self.only.as_deref().unwrap_or_default()));
         mistakes.extend(census::check_fit(subscriptions, &self.states, broker.name(), broker.features()));
         if self.strict {
             mistakes.extend(warnings);

@@ -11,7 +11,7 @@ use crate::broker::{Broker, DeadLetters, SubscribeRequest};
 use crate::census;
 use crate::delivery::Scope;
 use crate::error::{BrokerError, Error, Result, StartupError};
-use crate::middleware::AnyLayer;
+use crate::middleware::HandlerLayer;
 use crate::publisher::{Outlet, Publisher};
 use crate::registry::Subscriber;
 use crate::state::States;
@@ -61,7 +61,7 @@ struct Shared {
     outlet: Arc<Outlet>,
     states: Arc<States>,
     policy: Policy,
-    layers: Vec<(Option<String>, AnyLayer)>,
+    layers: Vec<(Option<String>, Arc<dyn HandlerLayer>)>,
     drain: Duration,
     watchdog: OnceLock<Arc<Watchdog>>,
     stage: Mutex<Stage>,
@@ -230,7 +230,7 @@ impl Bus {
             .layers
             .iter()
             .filter(|(group, _)| group.as_ref().is_none_or(|group| *group == subscription.group))
-            .map(|(_, layer)| layer.clone())
+            .map(|(_, layer)| Arc::clone(layer))
             .collect();
         let scope = Arc::new(Scope {
             subscription: subscription.clone(),

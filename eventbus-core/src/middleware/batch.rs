@@ -1,6 +1,6 @@
 //! Layers around batch handlers: each member passes the layers by itself, and inside them all members meet.
 
-use super::{AnyLayer, HandlerService, service_of};
+use super::{HandlerLayer, HandlerService, service_of};
 use crate::delivery::Delivery;
 use crate::handler::{BatchHandler, Handler};
 use crate::outcome::Outcome;
@@ -18,7 +18,7 @@ pub(crate) struct BatchLayers {
 }
 
 impl BatchLayers {
-    pub(crate) fn new(layers: &[AnyLayer]) -> Self {
+    pub(crate) fn new(layers: &[Arc<dyn HandlerLayer>]) -> Self {
         let meeting = Arc::new(Meeting::default());
         let innermost = service_of(Arc::clone(&meeting));
         Self { service: layers.iter().rev().fold(innermost, |inner, layer| layer.around(inner)), meeting }

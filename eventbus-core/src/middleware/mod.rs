@@ -71,46 +71,53 @@ pub(crate) fn service_of(handler: Arc<impl Handler>) -> HandlerService {
     HandlerService(Arc::new(Innermost(handler)))
 }
 
-/// A layer of any type, around handlers of any type.
-#[derive(Clone)]
-pub(crate) struct AnyLayer(Arc<dyn Fn(HandlerService) -> HandlerService + Send + Sync>);
+/// A layer that can be put around handlers: every layer of `tower` whose service takes a [`Delivery`], answers with an
+/// [`Outcome`], and is `Clone + Send + Sync + 'static`. An error of that service counts as a failed attempt.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be put around handlers",
+    label = "not a layer for `Service<Delivery, Response = Outcome>`",
+    note = "its service must be `Clone + Send + Sync + 'static`, have a `Send` future, and an error that turns into \
+            `BoxError`; `middleware::from_fn` makes a layer of a function"
+)]
+pub trait HandlerLayer: Send + Sync + 'static {
+    /// Puts the layer around a handler.
+    fn around(&self, handler: HandlerService) -> HandlerService;
+}
 
-impl AnyLayer {
-    pub(crate) fn new<L>(layer: L) -> Self
-    where
-        L: Layer<HandlerService> + Send + Sync + 'static,
-        L::Service: Service<Delivery, Response = Outcome, Error: Into<BoxError>, Future: Send>
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-    {
-        struct Layered<S>(S);
-
-        impl<S> Call for Layered<S>
-        where
-            S: Service<Delivery, Response = Outcome, Error: Into<BoxError>, Future: Send>
-                + Clone
-                + Send
-                + Sync
-                + 'static,
-        {
-            fn call(self: Arc<Self>, delivery: Delivery) -> BoxFuture<Outcome> {
-                let mut service = self.0.clone();
-                Box::pin(async move {
-                    if let Err(error) = poll_fn(|context| service.poll_ready(context)).await {
-                        return failed(error);
-                    }
-                    service.call(delivery).await.unwrap_or_else(failed)
-                })
-            }
-        }
-
-        Self(Arc::new(move |inner| HandlerService(Arc::new(Layered(layer.layer(inner))))))
+#[diagnostic::do_not_recommend]
+impl<L, S> HandlerLayer for L
+where
+    L: Layer<HandlerService, Service = S> + Send + Sync + 'static,
+    S: Service<Delivery, Response = Outcome, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    fn around(&self, handler: HandlerService) -> HandlerService {
+        HandlerService(Arc::new(Layered(self.layer(handler))))
     }
+}
 
-    pub(crate) fn around(&self, inner: HandlerService) -> HandlerService {
-        (self.0)(inner)
+/// The service of a layer, as a handler.
+struct Layered<S>(S);
+
+impl<S> Call for Layered<S>
+where
+    S: Service<Delivery, Response = Outcome, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    fn call(self: Arc<Self>, delivery: Delivery) -> BoxFuture<Outcome> {
+        let mut service = self.0.clone();
+        Box::pin(async move {
+            if let Err(error) = poll_fn(|context| service.poll_ready(context)).await {
+                return failed(error);
+            }
+            service.call(delivery).await.unwrap_or_else(failed)
+        })
     }
 }
 

@@ -10,7 +10,7 @@ pub(crate) use lanes::Lanes;
 pub(crate) use watchdog::Watchdog;
 
 use crate::handler::{Handler, Static, StaticBatchHandler, StaticHandler};
-use crate::middleware::{AnyLayer, BatchLayers, HandlerService, service_of};
+use crate::middleware::{BatchLayers, HandlerLayer, HandlerService, service_of};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -56,7 +56,7 @@ impl Worker {
     }
 
     /// This worker with `layers` around its handler, the first one outermost.
-    pub(crate) fn layered(&self, layers: &[AnyLayer]) -> Layered {
+    pub(crate) fn layered(&self, layers: &[Arc<dyn HandlerLayer>]) -> Layered {
         let service = match &self.0 {
             _ if layers.is_empty() => return Layered { worker: self.clone(), batch_layers: None },
             Kind::Batches(_) => {
