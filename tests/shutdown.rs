@@ -68,6 +68,48 @@ async fn handlers_may_publish_while_the_bus_drains_and_nobody_else_may() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_shuts_down_second_and_who_runs_the_bus_wait_for_the_first() {
+    let (bus, _broker) = bus().await;
+    let done = Seen::new();
+    let seen = done.clone();
+    bus.on(move |ping: Arc<Ping>| {
+        let seen = seen.clone();
+        async move {
+            sleep(Duration::from_secs(3)).await;
+            seen.push(ping.number);
+        }
+    })
+    .await
+    .unwrap();
+    let run = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.run_until(std::future::pending()).await }
+    });
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    sleep(Duration::from_millis(1)).await;
+    let first = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.shutdown().await }
+    });
+    tokio::task::yield_now().await;
+    bus.shutdown().await.unwrap();
+    assert_eq!(done.all(), [1], "the second call came back before the handler had finished");
+    run.await.unwrap().unwrap();
+    first.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_that_is_dropped_has_ended_the_bus() {
+    let (bus, _broker) = bus().await;
+    bus.on(|_: Arc<Ping>| sleep(Duration::from_secs(20))).await.unwrap();
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(1), bus.shutdown()).await.unwrap_err();
+    assert!(matches!(bus.publish(&Ping { number: 2 }).await, Err(PublishError::Closed { .. })));
+    bus.shutdown().await.expect("it is over");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_handler_that_outlives_the_drain_is_cut_off_and_never_acked() {
     let (bus, broker) = bus_with(Bus::builder().drain(Duration::from_secs(2))).await;
     bus.on(|_: Arc<Ping>| sleep(Duration::from_secs(50))).await.unwrap();

@@ -49,7 +49,7 @@ impl Backoff {
     /// The delay after `attempt` has failed, with jitter.
     pub(crate) fn jittered(self, attempt: u32) -> Duration {
         let delay = self.delay(attempt);
-        delay + delay.mul_f64(fastrand::f64())
+        delay.saturating_add(delay.mul_f64(fastrand::f64()))
     }
 }
 
@@ -62,6 +62,11 @@ mod tests {
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
         let delays: Vec<_> = [1, 2, 3, 9, 10, 1_000].map(|attempt| backoff.delay(attempt).as_millis()).into();
         assert_eq!(delays, [100, 200, 400, 25_600, 30_000, 30_000]);
+    }
+
+    #[test]
+    fn the_longest_of_delays_does_not_overflow() {
+        assert_eq!(Backoff::new(Duration::MAX, Duration::MAX).jittered(9), Duration::MAX);
     }
 
     #[test]

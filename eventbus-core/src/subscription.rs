@@ -116,8 +116,8 @@ pub struct Policy {
     pub timeout: Duration,
     /// How many deliveries (or batches) are handled at once. Default: the number of cores, at least 4.
     pub concurrency: usize,
-    /// How many deliveries are held at once: handled, waiting for their lane, or parked for a retry.
-    /// Default: 1,024.
+    /// How many deliveries are held at once: handled, waiting for their lane, or parked for a retry. Default: 1,024;
+    /// never fewer than `concurrency` or `batch`.
     pub in_flight: usize,
     /// Where a new group begins. Default: [`Start::Latest`].
     pub start: Start,
@@ -153,16 +153,18 @@ impl Policy {
     /// These rules, with what `options` sets in place of them.
     #[must_use]
     pub fn with(self, options: &Options) -> Self {
+        let concurrency = options.concurrency.unwrap_or(self.concurrency).max(1);
+        let batch = options.batch.unwrap_or(self.batch).max(1);
         Self {
             retries: options.retries.unwrap_or(self.retries),
             backoff: options.backoff.unwrap_or(self.backoff),
             timeout: options.timeout.unwrap_or(self.timeout),
-            concurrency: options.concurrency.unwrap_or(self.concurrency).max(1),
-            in_flight: self.in_flight.max(1),
+            concurrency,
+            in_flight: self.in_flight.max(concurrency).max(batch),
             start: options.start.unwrap_or(self.start),
             dead_letter: options.dead_letter.unwrap_or(self.dead_letter),
             replay: options.replay.unwrap_or(self.replay),
-            batch: options.batch.unwrap_or(self.batch).max(1),
+            batch,
             linger: options.linger.unwrap_or(self.linger),
         }
     }

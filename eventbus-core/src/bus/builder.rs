@@ -147,7 +147,7 @@ impl BusBuilder {
     }
 
     /// How many deliveries one subscription holds at once: handled, waiting for their lane, or parked for a
-    /// retry. Default: 1,024.
+    /// retry. Default: 1,024; never fewer than its `concurrency` or `batch`.
     pub fn in_flight(mut self, deliveries: usize) -> Self {
         self.policy.in_flight = deliveries.max(1);
         self
@@ -177,7 +177,8 @@ impl BusBuilder {
         self
     }
 
-    /// Calls `hook` on every envelope before it is published, to set headers such as a tenant or a trace.
+    /// Calls `hook` on every envelope before it is published, to set headers such as a tenant or a trace. It must not
+    /// panic.
     ///
     /// ```
     /// # use eventbus::Bus;
@@ -234,7 +235,7 @@ impl BusBuilder {
                 drain: self.drain,
                 watchdog: OnceLock::new(),
                 stage: Mutex::new(Stage::default()),
-                closed: Notify::new(),
+                ended: Notify::new(),
             }),
         };
         for subscriber in subscribers {

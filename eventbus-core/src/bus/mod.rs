@@ -65,13 +65,16 @@ struct Shared {
     drain: Duration,
     watchdog: OnceLock<Arc<Watchdog>>,
     stage: Mutex<Stage>,
-    closed: Notify,
+    ended: Notify,
 }
 
 #[derive(Default)]
 struct Stage {
     running: bool,
+    /// A shutdown has begun.
     closed: bool,
+    /// A shutdown is over.
+    ended: bool,
     lanes: Vec<Arc<Lanes>>,
 }
 
@@ -97,7 +100,7 @@ impl Bus {
     pub async fn run(&self) -> Result<()> {
         self.start()?;
         let mut signals = signal::Signals::new()?;
-        race(signals.next(), self.closed()).await;
+        race(signals.next(), self.ended()).await;
         tracing::info!(target: "eventbus", "shutting down; another signal cuts it short");
         let forced = async {
             signals.next().await;
@@ -119,7 +122,7 @@ impl Bus {
     /// As [`run`](Self::run).
     pub async fn run_until(&self, stop: impl Future<Output = ()>) -> Result<()> {
         self.start()?;
-        race(stop, self.closed()).await;
+        race(stop, self.ended()).await;
         self.shutdown().await
     }
 
@@ -145,19 +148,20 @@ impl Bus {
     ///
     /// A broker that is not durable handles its backlog first. All of it may take as long as the bus's `drain`
     /// allows; deliveries that are not done by then stay unsettled and are never acked. To shut down twice is to
-    /// shut down once.
+    /// shut down once: the second call waits for the first.
     ///
     /// # Errors
     /// [`Error::Drain`] where handlers were cut off, and what the broker reports.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the bus has ended all the same; handlers that run are not waited for.
     pub async fn shutdown(&self) -> Result<()> {
         let shared = &self.shared;
-        let (lanes, running) = {
-            let mut stage = shared.stage();
-            if std::mem::replace(&mut stage.closed, true) {
-                return Ok(());
-            }
-            (stage.lanes.clone(), stage.running)
+        let Some((lanes, running)) = shared.stage().close() else {
+            self.ended().await;
+            return Ok(());
         };
+        let ending = Ending(self);
         let deadline = Instant::now() + shared.drain;
         shared.outlet.drain();
         if running {
@@ -171,10 +175,7 @@ impl Bus {
             }
         });
         let cut_off = finished.await.is_err().then(|| self.cut_off());
-        shared.outlet.close();
-        shared.stage().lanes.clear();
-        shared.closed.notify_waiters();
-        drop(lanes);
+        drop((lanes, ending));
         shared.broker.close().await?;
         cut_off.map_or(Ok(()), Err)
     }
@@ -241,12 +242,24 @@ impl Bus {
         Ok(Lanes::new(scope, policy, worker.layered(&layers), source.await?, Arc::clone(watchdog)))
     }
 
-    async fn closed(&self) {
-        let mut closed = std::pin::pin!(self.shared.closed.notified());
-        closed.as_mut().enable();
-        if !self.shared.stage().closed {
-            closed.await;
+    /// Resolves once a shutdown is over.
+    async fn ended(&self) {
+        let mut ended = std::pin::pin!(self.shared.ended.notified());
+        ended.as_mut().enable();
+        if !self.shared.stage().ended {
+            ended.await;
         }
+    }
+
+    /// Nothing is published and nothing is handled any more.
+    fn end(&self) {
+        self.shared.outlet.close();
+        let mut stage = self.shared.stage();
+        stage.ended = true;
+        let lanes = std::mem::take(&mut stage.lanes);
+        drop(stage);
+        lanes.iter().for_each(|lanes| lanes.stop());
+        self.shared.ended.notify_waiters();
     }
 
     /// Drops what is still being handled, unsettled.
@@ -255,6 +268,15 @@ impl Bus {
         let unfinished = lanes.iter().map(|lanes| lanes.handled()).sum();
         lanes.iter().for_each(|lanes| lanes.abort());
         Error::Drain { unfinished, drain: self.shared.drain }
+    }
+}
+
+/// Ends the bus when a shutdown is over, or is dropped before.
+struct Ending<'a>(&'a Bus);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
@@ -274,6 +296,14 @@ impl fmt::Debug for Bus {
             .field("subscriptions", &stage.lanes.len())
             .field("running", &(stage.running && !stage.closed))
             .finish_non_exhaustive()
+    }
+}
+
+impl Stage {
+    /// Begins the shutdown: what is to be ended, and whether it runs. Nothing, where it has begun before.
+    fn close(&mut self) -> Option<(Vec<Arc<Lanes>>, bool)> {
+        let first = !std::mem::replace(&mut self.closed, true);
+        first.then(|| (self.lanes.clone(), self.running))
     }
 }
 
