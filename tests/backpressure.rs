@@ -3,7 +3,8 @@
 mod support;
 
 use eventbus::memory::{MemoryBroker, MemoryBrokerBuilder, Overflow};
-use eventbus::{Bus, PublishError};
+use eventbus::{Bus, Envelope, PublishError};
+use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
 use support::{Ping, Seen, pings};
@@ -111,4 +112,20 @@ async fn a_backlog_does_not_grow_past_its_capacity() {
     }
     assert!(refused >= 10_000 - 102, "{refused}");
     broker.settled().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_handlers_publish_has_a_reserve_of_the_same_size_and_never_waits() {
+    let (bus, _broker) = bus_on(MemoryBroker::builder().capacity(1)).await;
+    bus.on(|_: Arc<Ping>| async {}).group("stalled").await.unwrap();
+    let cause = Envelope::from_event(&Ping { number: 0 });
+    let caused =
+        |number| bus.publish_envelope(Envelope::from_event(&Ping { number }).caused_by(&cause)).into_future();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    caused(2).await.expect("the reserve takes it");
+    let third =
+        timeout(Duration::from_secs(3600), caused(3)).await.expect("a handler does not wait for itself");
+    assert!(matches!(third, Err(PublishError::Full { .. })), "{third:?}");
+    let outside = timeout(Duration::from_secs(3600), bus.publish(&Ping { number: 4 }).into_future()).await;
+    assert!(outside.is_err(), "a publisher outside waits for room");
 }

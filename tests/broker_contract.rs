@@ -242,6 +242,21 @@ async fn a_broker_from_outside_runs_the_same_handlers_and_recovers_by_itself() {
     assert!(matches!(bus.dead_letters(), Err(Error::Broker(_))), "this broker keeps none, and says so");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_finishes_what_is_handled_and_leaves_the_rest_to_a_broker_that_keeps_it() {
+    let pipe = Pipe::default();
+    let bus = Bus::builder().only([] as [&str; 0]).broker(pipe.clone()).await.unwrap();
+    bus.on(|_: Arc<Ping>| tokio::time::sleep(Duration::from_secs(1))).concurrency(2).await.unwrap();
+    for number in 0..10 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    bus.start().unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    bus.shutdown().await.unwrap();
+    let state = pipe.0.lock().unwrap();
+    assert_eq!((state.acked, state.waiting.len()), (2, 8));
+}
+
 #[tokio::test]
 async fn a_pattern_is_refused_where_the_broker_has_none() {
     let bus = Bus::builder().only([] as [&str; 0]).broker(Pipe::default()).await.unwrap();

@@ -61,6 +61,10 @@ async fn a_dead_letter_is_published_again_to_the_group_that_failed_and_to_no_oth
     .await
     .unwrap();
     let other = pings(&bus, "other").await;
+    let mut further = Vec::new();
+    for group in ["a", "b", "c", "d", "e", "f"] {
+        further.push(pings(&bus, group).await);
+    }
     bus.start().unwrap();
     bus.publish(&Ping { number: 1 }).await.unwrap();
     broker.settled().await;
@@ -71,6 +75,7 @@ async fn a_dead_letter_is_published_again_to_the_group_that_failed_and_to_no_oth
     broker.settled().await;
     assert_eq!(mended.all(), [1], "attempts count from 1 again");
     assert_eq!(other.all(), [1], "the other group has seen the event once");
+    assert!(further.iter().all(|group| group.all() == [1]), "and so have all further ones");
     assert!(dead_letters.list().await.unwrap().is_empty());
     assert!(!dead_letters.republish(id, None).await.unwrap(), "to publish it twice is to publish it once");
     broker.settled().await;
