@@ -1,10 +1,10 @@
 //! The census: which subscriptions there are, and what is wrong with them before anything runs.
 
-use crate::broker::Features;
+use crate::broker::{Features, Start};
 use crate::event::EventMeta;
 use crate::registry;
 use crate::state::States;
-use crate::subscription::{Start, Subscription};
+use crate::subscription::Subscription;
 use eventbus_grammar::{is_near, matches, overlap};
 use std::collections::{BTreeMap, BTreeSet};
 

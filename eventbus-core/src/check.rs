@@ -199,7 +199,7 @@ impl<Old, New: From<Old>> Upcast<Old> for New {
 #[allow(non_camel_case_types, reason = "named after the options")]
 pub mod option {
     use crate::backoff::Backoff;
-    use crate::subscription::Start;
+    use crate::broker::Start;
     use std::time::Duration;
 
     pub type retries = u32;

@@ -5,6 +5,10 @@ use crate::event::Event;
 use crate::outcome::{IntoOutcome, Outcome};
 use std::future::Future;
 use std::marker::PhantomData;
+use std::pin::Pin;
+
+/// A future of any type.
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// What a worker calls for each delivery. A worker is compiled for each handler, so that the call is direct and
 /// its future is not boxed.

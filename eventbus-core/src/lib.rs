@@ -5,10 +5,10 @@
 //!
 //! 1. words: events, topics, headers, envelopes, codecs, errors
 //! 2. the contract of brokers, and the in-process broker
-//! 3. publishing, deliveries, and what handlers take and return
-//! 4. subscriptions and their policy, middleware
-//! 5. workers: lanes, attempts, settlement
-//! 6. the registry and its census
+//! 3. subscriptions and their policy, as plain data
+//! 4. publishing, deliveries, and what handlers take and return
+//! 5. middleware, and workers: lanes, attempts, settlement
+//! 6. the registry, its census, and the checks at compile time
 //! 7. the bus
 
 #[doc(hidden)]
@@ -43,7 +43,7 @@ mod trace_context;
 mod worker;
 
 pub use backoff::Backoff;
-pub use broker::Broker;
+pub use broker::{Broker, Start};
 pub use bus::{Bus, BusBuilder, On, SubscriptionHandle};
 pub use codec::{Codec, Json};
 pub use delivery::Delivery;
@@ -58,5 +58,5 @@ pub use outcome::{IntoOutcome, IntoOutcomes, Outcome, Permanent, Reason, Subscri
 pub use publisher::{Publish, Publisher, Publishing};
 pub use registry::{Catalog, Subscriber};
 pub use state::State;
-pub use subscription::{Options, Policy, Start, StateType, Subscription};
+pub use subscription::{Options, Policy, StateType, Subscription};
 pub use topic::{Pattern, Topic, TopicError};

@@ -1,6 +1,7 @@
 //! Used by generated code, and by nothing else: no promise is made about what is in here.
 
 pub use crate::backoff::Backoff;
+pub use crate::broker::Start;
 pub use crate::check;
 pub use crate::codec::Json;
 pub use crate::delivery::Delivery;
@@ -11,7 +12,7 @@ pub use crate::handler::{StaticBatchHandler, StaticHandler};
 pub use crate::outcome::{IntoOutcome, IntoOutcomes, Outcome};
 pub use crate::registry::*;
 pub use crate::state::State;
-pub use crate::subscription::{Options, Start, StateType, Subscription};
+pub use crate::subscription::{Options, StateType, Subscription};
 pub use crate::worker::Worker;
 pub use crate::{__check as check_test, __submit as submit};
 pub use serde_json;

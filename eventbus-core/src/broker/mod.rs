@@ -8,16 +8,17 @@ mod features;
 mod future;
 mod replay;
 mod settle;
+mod start;
 
 pub use dead_letters::{DeadLetter, DeadLetterId, DeadLetterList, DeadLetters, FailureKind};
 pub use features::Features;
 pub use future::BrokerFuture;
 pub use replay::{ReplayFrom, ReplayRequest, Replayable};
 pub use settle::{Acker, Receipt, Settler};
+pub use start::Start;
 
 use crate::envelope::Envelope;
 use crate::error::{BrokerError, PublishError};
-use crate::subscription::Start;
 use crate::topic::Pattern;
 use std::fmt;
 use std::sync::Arc;

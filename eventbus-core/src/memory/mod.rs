@@ -8,11 +8,10 @@ mod routes;
 
 use crate::broker::{
     Broker, BrokerFuture, DeadLetters, Deliveries, Features, Offset, Receipt, ReplayRequest, Replayable,
-    SubscribeRequest,
+    Start, SubscribeRequest,
 };
 use crate::envelope::Envelope;
 use crate::error::{BrokerError, PublishError};
-use crate::subscription::Start;
 use crate::topic::Pattern;
 use dead_letters::MemoryDeadLetters;
 use history::History;

@@ -2,9 +2,8 @@
 
 use super::{HandlerLayer, HandlerService, service_of};
 use crate::delivery::Delivery;
-use crate::handler::{BatchHandler, Handler};
+use crate::handler::{BatchHandler, BoxFuture, Handler};
 use crate::outcome::Outcome;
-use crate::worker::BoxFuture;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -2,8 +2,8 @@
 
 use super::HandlerService;
 use crate::delivery::Delivery;
+use crate::handler::BoxFuture;
 use crate::outcome::Outcome;
-use crate::worker::BoxFuture;
 use std::convert::Infallible;
 use std::future::Future;
 use std::task::{Context, Poll};

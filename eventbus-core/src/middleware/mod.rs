@@ -9,9 +9,8 @@ pub use from_fn::{FromFn, Next, from_fn};
 
 use crate::delivery::Delivery;
 use crate::error::BoxError;
-use crate::handler::Handler;
+use crate::handler::{BoxFuture, Handler};
 use crate::outcome::{Outcome, Reason};
-use crate::worker::BoxFuture;
 use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, poll_fn};

@@ -9,15 +9,10 @@ mod watchdog;
 pub(crate) use lanes::Lanes;
 pub(crate) use watchdog::Watchdog;
 
-use crate::handler::{Handler, Static, StaticBatchHandler, StaticHandler};
+use crate::handler::{BoxFuture, Handler, Static, StaticBatchHandler, StaticHandler};
 use crate::middleware::{BatchLayers, HandlerLayer, HandlerService, service_of};
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-
-/// A future of any type.
-pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// What runs a handler: the whole loop from delivery to settlement, compiled for that handler, so that the calls
 /// inside it are direct.
