@@ -6,7 +6,7 @@ use crate::registry;
 use crate::state::States;
 use crate::subscription::Subscription;
 use eventbus_grammar::{is_near, matches, overlap};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What the checks found: mistakes, with which no bus starts, and warnings.
 #[derive(Debug, Default)]
@@ -206,20 +206,11 @@ fn cycles(subscriptions: &[&Subscription]) -> Vec<String> {
         .filter_map(|subscription| Some((*subscription, subscription.publishes?)))
         .collect();
     for (_, start) in &publishing {
-        let mut path = vec![start.topic];
-        while let Some(&topic) = path.last()
-            && let Some((_, next)) = publishing.iter().find(|(subscription, next)| {
-                matches(&subscription.pattern, topic)
-                    && (next.topic == start.topic || !path.contains(&next.topic))
-            })
+        // Each circle is found from each of its topics, and told from the first one in the alphabet.
+        if let Some(path) = circle(start.topic, &publishing)
+            && path.iter().min() == path.first()
         {
-            if next.topic == start.topic {
-                if path.iter().min() == path.first() {
-                    found.insert(path);
-                }
-                break;
-            }
-            path.push(next.topic);
+            found.insert(path);
         }
     }
     found
@@ -233,6 +224,24 @@ fn cycles(subscriptions: &[&Subscription]) -> Vec<String> {
             )
         })
         .collect()
+}
+
+/// The shortest way from a topic back to itself.
+fn circle<'a>(start: &'a str, publishing: &[(&Subscription, &'a EventMeta)]) -> Option<Vec<&'a str>> {
+    let mut seen = BTreeSet::from([start]);
+    let mut paths = VecDeque::from([vec![start]]);
+    while let Some(path) = paths.pop_front() {
+        let topic = path[path.len() - 1];
+        for (_, next) in publishing.iter().filter(|(subscription, _)| matches(&subscription.pattern, topic)) {
+            if next.topic == start {
+                return Some(path);
+            }
+            if seen.insert(next.topic) {
+                paths.push_back([path.as_slice(), &[next.topic]].concat());
+            }
+        }
+    }
+    None
 }
 
 fn describe(subscription: &Subscription) -> String {
@@ -258,4 +267,46 @@ fn nearest<'a>(typed: &str, known: impl Iterator<Item = &'a str>) -> String {
         .min_by_key(|known| eventbus_grammar::distance(typed, known))
         .map(|known| format!("; did you mean \"{known}\"?"))
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::subscription::Options;
+
+    const fn event(topic: &'static str) -> EventMeta {
+        EventMeta { topic, name: "", version: 1, schema: 0, package: "", file: "", line: 0 }
+    }
+
+    fn publishing(pattern: &'static str, published: &'static EventMeta) -> Subscription {
+        Subscription {
+            name: pattern.into(),
+            group: pattern.into(),
+            pattern: pattern.into(),
+            event: None,
+            publishes: Some(published),
+            states: &[],
+            options: Options::DEFAULT,
+            package: "",
+            module: "",
+            file: "",
+            line: 0,
+            docs: "",
+        }
+    }
+
+    #[test]
+    fn a_circle_is_found_beside_a_way_that_ends() {
+        static A: EventMeta = event("a");
+        static B: EventMeta = event("b");
+        static C: EventMeta = event("c");
+        let subscriptions = [publishing("a", &B), publishing("a", &C), publishing("*", &A)];
+        let found = cycles(&subscriptions.iter().collect::<Vec<_>>());
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("a → a"), "{found:?}");
+        let ends = [publishing("a", &B), publishing("a", &C), publishing("c", &A)];
+        let found = cycles(&ends.iter().collect::<Vec<_>>());
+        assert!(found.len() == 1 && found[0].contains("a → c → a"), "{found:?}");
+        assert!(cycles(&[&publishing("a", &B), &publishing("b", &C)]).is_empty());
+    }
 }
