@@ -2,21 +2,17 @@
 //!
 //! Deliveries with one key share a lane. A lane has at most one delivery open, from its first attempt until it is
 //! settled, so that the next one waits while it is handled or parked for a retry; deliveries without a key wait
-//! for nobody. Workers take what may be handled, and a subscription without work has none.
-//!
-//! While a worker computes, it most likely comes back sooner than another one could come, and two would only stand
-//! in each other's way. So another one is called, up to the subscription's concurrency, when a handler waits for
-//! something, or when the watchdog sees that deliveries wait for handlers that compute for long.
+//! for nobody. Workers take what may be handled; which of them comes is decided by the crew (`crew.rs`).
 
 use super::Layered;
-use super::watchdog::{PATIENCE, Pulse, Watchdog};
+use super::crew::{Call, Crew};
+use super::watchdog::{Pulse, Watchdog};
 use crate::broker::{Acker, Deliveries, Received};
 use crate::delivery::{Delivery, Scope};
 use crate::event::Key;
 use crate::subscription::{Policy, Subscription};
 use jiff::Timestamp;
 use std::collections::{HashMap, VecDeque};
-use std::mem::replace;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -27,10 +23,6 @@ use tokio::time::Instant;
 
 /// After the broker failed to deliver, it is asked again this much later.
 const RECEIVE_AGAIN: Duration = Duration::from_secs(1);
-
-/// Where fewer deliveries than this are handled within the watchdog's patience, another worker is worth its call:
-/// handlers that compute for less than ten microseconds are faster alone.
-const WORTH_A_CALL: u32 = PATIENCE.as_micros() as u32 / 10;
 
 /// One subscription at work.
 pub(crate) struct Lanes {
@@ -80,32 +72,10 @@ struct State {
     /// Ready, waiting, parked and being handled.
     held: usize,
     handled: usize,
-    workers: Vec<Slot>,
+    crew: Crew,
     tasks: Vec<AbortHandle>,
-    /// Workers that were woken and have not come yet.
-    called: usize,
-    /// Something is at hand, and nobody was called for it because a worker computes.
-    deferred: bool,
-    /// The watchdog looks at what is deferred.
-    minded: bool,
-    /// How often workers came for more since the watchdog looked.
-    came: u32,
     receiving: bool,
     stopped: bool,
-}
-
-/// The place of one worker.
-struct Slot {
-    doing: Doing,
-    /// By which the watchdog notices that it hangs.
-    pulse: Arc<Pulse>,
-}
-
-/// What a worker does.
-enum Doing {
-    Called,
-    Busy,
-    Idle(Waker),
 }
 
 /// What became of a delivery, for its lane.
@@ -114,13 +84,6 @@ pub(super) enum Settled {
     Done(Option<Key>),
     /// It is tried again later.
     Parked,
-}
-
-/// A worker to be woken once the lock is released.
-enum Call {
-    Nobody,
-    Wake(Waker),
-    Start(usize),
 }
 
 impl Lanes {
@@ -147,12 +110,8 @@ impl Lanes {
                 last_parked: 0,
                 held: 0,
                 handled: 0,
-                workers: Vec::new(),
+                crew: Crew::new(policy.concurrency),
                 tasks: Vec::new(),
-                called: 0,
-                deferred: false,
-                minded: false,
-                came: 0,
                 receiving: true,
                 stopped: false,
             }),
@@ -185,7 +144,7 @@ impl Lanes {
             std::mem::take(&mut state.parked),
         );
         state.held = state.handled;
-        let idle: Vec<_> = state.workers.iter_mut().filter_map(|slot| slot.rouse(Doing::Busy)).collect();
+        let idle = state.crew.dismiss();
         drop(state);
         drop(given_back);
         idle.into_iter().for_each(Waker::wake);
@@ -217,7 +176,7 @@ impl Lanes {
 
     /// The pulse of the worker in `slot`.
     pub(super) fn pulse(&self, slot: usize) -> Arc<Pulse> {
-        Arc::clone(&self.lock().workers[slot].pulse)
+        self.lock().crew.pulse(slot)
     }
 
     /// The next delivery for the worker in `slot`, which says what became of its last one. `None`: stop.
@@ -229,7 +188,7 @@ impl Lanes {
     ) -> Poll<Option<Open>> {
         let budget = std::task::ready!(tokio::task::coop::poll_proceed(context));
         let mut state = self.lock();
-        state.arrive(slot);
+        state.crew.arrive(slot);
         if let Some(settled) = last.take() {
             self.note(&mut state, settled);
         }
@@ -241,7 +200,7 @@ impl Lanes {
         if state.ready.is_empty() && self.policy.concurrency > 1 {
             let _ = self.receive(&mut state);
         }
-        state.deferred = false;
+        state.crew.took();
         if !state.ready.is_empty() {
             self.defer(&mut state);
         }
@@ -250,7 +209,7 @@ impl Lanes {
 
     /// The worker in `slot` has started, and waits for its turn to gather.
     pub(super) fn arrive(&self, slot: usize) {
-        self.lock().arrive(slot);
+        self.lock().crew.arrive(slot);
     }
 
     /// Moves what is ready into `batch`, up to `size`; ready once there is something. `false`: stop.
@@ -262,7 +221,7 @@ impl Lanes {
         size: usize,
     ) -> Poll<bool> {
         let mut state = self.lock();
-        state.arrive(slot);
+        state.crew.arrive(slot);
         let before = batch.len();
         while batch.len() < size
             && let Some(open) = self.take(&mut state)
@@ -284,7 +243,7 @@ impl Lanes {
     pub(super) fn handler_waits(self: &Arc<Self>, pulse: &Pulse) {
         pulse.pause();
         let mut state = self.lock();
-        let call = if state.deferred { self.call(&mut state) } else { Call::Nobody };
+        let call = if state.crew.is_deferred() { self.call(&mut state) } else { Call::Nobody };
         drop(state);
         self.make(call);
     }
@@ -292,10 +251,8 @@ impl Lanes {
     /// Calls another worker, on behalf of the watchdog, if those at work take too long. `false`: nothing waits.
     pub(super) fn look(self: &Arc<Self>) -> bool {
         let mut state = self.lock();
-        let few = replace(&mut state.came, 0) < WORTH_A_CALL;
-        let call = if state.deferred && few { self.call(&mut state) } else { Call::Nobody };
-        state.minded = state.deferred;
-        let look_again = state.minded;
+        let call = if state.crew.takes_long() { self.call(&mut state) } else { Call::Nobody };
+        let look_again = state.crew.mind_again();
         drop(state);
         self.make(call);
         look_again
@@ -397,14 +354,13 @@ impl Lanes {
         if state.stopped {
             return Poll::Ready(None);
         }
-        state.deferred = false;
-        state.workers[slot].doing = Doing::Idle(context.waker().clone());
+        state.crew.rest(slot, context.waker().clone());
         Poll::Pending
     }
 
     /// Chooses a worker to come for work, unless one that computes comes back for it.
     fn call_or_defer(self: &Arc<Self>, state: &mut State) -> Call {
-        if !state.workers.iter().any(Slot::computes) {
+        if !state.crew.computes() {
             return self.call(state);
         }
         self.defer(state);
@@ -413,34 +369,14 @@ impl Lanes {
 
     /// Leaves what is at hand to the worker that computes, until its handler waits or the watchdog is out of patience.
     fn defer(self: &Arc<Self>, state: &mut State) {
-        if !state.minded {
-            let all_busy = state.workers.len() == self.policy.concurrency
-                && state.workers.iter().all(|slot| matches!(slot.doing, Doing::Busy));
-            if all_busy || state.stopped {
-                return;
-            }
-            state.minded = true;
+        if !state.stopped && state.crew.defer() {
             self.watchdog.mind(self);
         }
-        state.deferred = true;
     }
 
-    /// Chooses a worker to come for work: one that sleeps, or a new one while there may be more.
+    /// Chooses a worker to come for work.
     fn call(&self, state: &mut State) -> Call {
-        if state.called > 0 || state.stopped {
-            return Call::Nobody;
-        }
-        state.deferred = false;
-        if let Some(waker) = state.workers.iter_mut().find_map(|slot| slot.rouse(Doing::Called)) {
-            state.called += 1;
-            return Call::Wake(waker);
-        }
-        if state.workers.len() == self.policy.concurrency {
-            return Call::Nobody;
-        }
-        state.workers.push(Slot { doing: Doing::Called, pulse: self.watchdog.watch(&self.scope) });
-        state.called += 1;
-        Call::Start(state.workers.len() - 1)
+        if state.stopped { Call::Nobody } else { state.crew.call(|| self.watchdog.watch(&self.scope)) }
     }
 
     fn make(self: &Arc<Self>, call: Call) {
@@ -459,32 +395,7 @@ impl Lanes {
     }
 }
 
-impl Slot {
-    fn computes(&self) -> bool {
-        matches!(self.doing, Doing::Busy) && !self.pulse.is_paused()
-    }
-
-    /// What wakes the worker, if it sleeps; from then on it does something else.
-    fn rouse(&mut self, to: Doing) -> Option<Waker> {
-        match replace(&mut self.doing, to) {
-            Doing::Idle(waker) => Some(waker),
-            other => {
-                self.doing = other;
-                None
-            }
-        }
-    }
-}
-
 impl State {
-    /// The worker in `slot` has come.
-    fn arrive(&mut self, slot: usize) {
-        self.came += 1;
-        if matches!(replace(&mut self.workers[slot].doing, Doing::Busy), Doing::Called) {
-            self.called -= 1;
-        }
-    }
-
     /// Takes what was received into its lanes.
     fn admit(&mut self, timed: bool) {
         let since = timed.then(Instant::now);

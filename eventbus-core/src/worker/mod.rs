@@ -1,6 +1,7 @@
 //! Workers: what runs a subscription's handler.
 
 mod attempt;
+mod crew;
 mod lanes;
 mod run;
 mod settle;
