@@ -104,6 +104,8 @@ async fn a_subscription_that_is_made_at_run_time_obeys_the_same_rules() {
     bus.on(|_: Arc<Ping>| async {}).group("twice").await.unwrap();
     let error = bus.on_topic("ping.*", |_| async {}).group("twice").await.unwrap_err().to_string();
     assert!(error.contains("`twice`") && error.matches("tests/startup.rs:").count() == 2, "{error}");
+    let error = bus.on_topic("pong.sent", |_| async {}).group("two words").await.unwrap_err().to_string();
+    assert!(error.contains("`two words`") && error.contains("[A-Za-z0-9_.-]"), "{error}");
     let error = bus.on_topic("ping..sent", |_| async {}).await.unwrap_err();
     assert!(matches!(error, Error::Topic(_)), "{error}");
     assert_eq!(bus.subscriptions().len(), 1);

@@ -5,7 +5,7 @@ use crate::event::EventMeta;
 use crate::registry;
 use crate::state::States;
 use crate::subscription::Subscription;
-use eventbus_grammar::{is_near, matches, overlap};
+use eventbus_grammar::{MAX_GROUP, is_group, is_near, matches, overlap};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What the checks found: mistakes, with which no bus starts, and warnings.
@@ -32,6 +32,13 @@ pub(crate) fn check_new(known: &[&Subscription], new: &Subscription) -> Findings
     let mut group: Vec<_> = known.iter().copied().filter(|known| known.group == new.group).collect();
     group.push(new);
     let mut findings = Findings { mistakes: shared_groups(&group), warnings: Vec::new() };
+    if !is_group(&new.group) {
+        findings.mistakes.push(format!(
+            "{} names the group `{}`; names of groups are 1 to {MAX_GROUP} characters of [A-Za-z0-9_.-]",
+            describe(new),
+            new.group
+        ));
+    }
     findings.warnings.extend(unknown_topics(&[new], &registry::events(), &registry::declared_topics()));
     if let Some(published) = new.publishes {
         let all: Vec<_> = known.iter().copied().chain([new]).collect();

@@ -4,7 +4,7 @@
 use crate::event::EventMeta;
 use crate::outcome::Outcome;
 use crate::registry::Catalog;
-use eventbus_grammar::{Text, check_pattern, check_topic, distance, is_near, matches, overlap};
+use eventbus_grammar::{Text, check_pattern, check_topic, distance, is_group, is_near, matches, overlap};
 use std::time::Duration;
 
 /// Compares one argument with the topic; returns the event that the subscriber takes so far.
@@ -91,14 +91,7 @@ pub const fn inferred(event: Option<&'static EventMeta>) {
 /// Checks a group that comes from an expression.
 #[track_caller]
 pub const fn group(group: &str) {
-    let bytes = group.as_bytes();
-    let mut fits = !bytes.is_empty() && bytes.len() <= 200;
-    let mut at = 0;
-    while at < bytes.len() {
-        fits = fits && (bytes[at].is_ascii_alphanumeric() || matches!(bytes[at], b'_' | b'-' | b'.'));
-        at += 1;
-    }
-    if !fits {
+    if !is_group(group) {
         fail(Text::new().push("names of groups are 1 to 200 characters of [A-Za-z0-9_.-]"));
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::fallback::Errors;
 use crate::{literal, nearest};
+use eventbus_grammar::{MAX_GROUP, is_group};
 use proc_macro2::TokenStream;
 use quote::{ToTokens, quote, quote_spanned};
 use syn::ext::IdentExt;
@@ -56,9 +57,6 @@ const OPTIONS: &[&str] = &[
     "name",
     "crate",
 ];
-
-/// The longest name of a group, in bytes.
-const MAX_GROUP: usize = 200;
 
 impl Args {
     /// The arguments of an attribute that was found on the item.
@@ -224,9 +222,7 @@ fn skip_value(input: ParseStream<'_>) -> Result<()> {
 }
 
 fn check_group(text: &LitStr) -> Result<()> {
-    let group = text.value();
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-    if group.is_empty() || group.len() > MAX_GROUP || !group.bytes().all(fits) {
+    if !is_group(&text.value()) {
         let message =
             format!("names of groups and subscribers are 1 to {MAX_GROUP} characters of [A-Za-z0-9_.-]");
         return Err(Error::new(text.span(), message));
