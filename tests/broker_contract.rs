@@ -4,7 +4,7 @@ mod support;
 
 use eventbus::broker::{
     BrokerFuture, DeadLetter, Deliveries, Features, Offset, Receipt, Received, ReplayFrom, ReplayRequest,
-    Settler, SubscribeRequest,
+    ReplayUntil, Settler, SubscribeRequest,
 };
 use eventbus::memory::MemoryBroker;
 use eventbus::{Broker, BrokerError, Bus, Envelope, Error, Pattern, PublishError, subscribe};
@@ -42,10 +42,10 @@ async fn a_new_group_can_begin_with_the_oldest_event_that_is_kept() {
     assert_eq!(seen.all(), [2, 3, 4, 5]);
 }
 
-async fn replayed(broker: &MemoryBroker, from: ReplayFrom, until: Option<Offset>) -> Vec<u64> {
+async fn replayed(broker: &MemoryBroker, from: ReplayFrom, until: ReplayUntil) -> Vec<u64> {
     let request =
         ReplayRequest { group: "again".into(), pattern: Pattern::new("ping.*").unwrap(), from, until };
-    let mut deliveries = broker.replayable().unwrap().replay(request).await.unwrap();
+    let mut deliveries = broker.replayable().unwrap().replay(request).await.unwrap().deliveries;
     let mut numbers = Vec::new();
     loop {
         let mut received = Vec::new();
@@ -53,7 +53,7 @@ async fn replayed(broker: &MemoryBroker, from: ReplayFrom, until: Option<Offset>
         if received.is_empty() {
             return numbers;
         }
-        for Received { receipt, replayed, settler } in received {
+        for Received { receipt, replayed, settler, .. } in received {
             assert!(replayed);
             numbers.push(receipt.envelope.event::<Ping>().unwrap().number);
             settler.ack(receipt).await.unwrap();
@@ -75,11 +75,11 @@ async fn a_replay_delivers_a_part_of_the_history_and_moves_nobody() {
     bus.start().unwrap();
     published(&broker, 0..5).await;
     broker.settled().await;
-    assert_eq!(replayed(&broker, ReplayFrom::Beginning, None).await, [0, 1, 2, 3, 4]);
-    let middle = (ReplayFrom::Offset(Offset::new(1)), Some(Offset::new(3)));
+    assert_eq!(replayed(&broker, ReplayFrom::Beginning, ReplayUntil::Now).await, [0, 1, 2, 3, 4]);
+    let middle = (ReplayFrom::Offset(Offset::new(1)), ReplayUntil::Offset(Offset::new(3)));
     assert_eq!(replayed(&broker, middle.0, middle.1).await, [1, 2, 3]);
     let future = ReplayFrom::Time(jiff::Timestamp::MAX);
-    assert!(replayed(&broker, future, None).await.is_empty());
+    assert!(replayed(&broker, future, ReplayUntil::Now).await.is_empty());
     bus.publish(&Ping { number: 5 }).await.unwrap();
     broker.settled().await;
     assert_eq!(seen.all(), [0, 1, 2, 3, 4, 5], "the live group of the same name saw each event once");
@@ -189,6 +189,7 @@ impl Deliveries for Pipe {
         into.extend(state.waiting.drain(..count).map(|receipt| Received {
             receipt,
             replayed: false,
+            parked: None,
             settler: Arc::clone(&settler),
         }));
         Poll::Ready(Ok(()))

@@ -79,6 +79,19 @@ pub enum PublishError {
         /// How many events the queue may hold.
         capacity: usize,
     },
+    /// The payload is larger than the broker takes.
+    #[error(
+        "cannot publish to \"{topic}\": its payload has {size} bytes, and {limit} are allowed; \
+         publish a reference to what is stored elsewhere, or raise the broker's `max_payload`"
+    )]
+    TooLarge {
+        /// The topic that was published to.
+        topic: String,
+        /// The payload's size, in bytes.
+        size: usize,
+        /// The largest size that the broker takes, in bytes.
+        limit: usize,
+    },
     /// The event is the end of a long chain of events that caused each other, most likely a loop.
     #[error(
         "cannot publish to \"{topic}\": it would be caused by {limit} events in a row, the last one on \"{cause}\"; \

@@ -4,6 +4,7 @@
 //! wasm, which linkme does not support, and wherever its feature is on: a core that is built as a `dylib`, and
 //! plugins, have sections of their own, which linkme cannot see together.
 
+use crate::broker::Scheme;
 use crate::event::EventMeta;
 use crate::subscription::Subscription;
 use crate::worker::Worker;
@@ -57,6 +58,8 @@ pub enum Entry {
     Event(&'static EventMeta),
     /// A catalog of topics.
     Catalog(&'static Catalog),
+    /// The scheme of a broker's addresses.
+    Scheme(&'static Scheme),
     /// Nothing: some linkers cannot make a section without any entry.
     Sentinel,
 }
@@ -159,4 +162,39 @@ pub(crate) fn declared_topics() -> Vec<&'static str> {
         .flatten()
         .copied()
         .collect()
+}
+
+/// The schemes of the brokers that are linked, by name.
+pub(crate) fn schemes() -> Vec<&'static Scheme> {
+    let mut schemes: Vec<_> = backend::entries()
+        .filter_map(|entry| if let Entry::Scheme(scheme) = entry { Some(scheme) } else { None })
+        .collect();
+    schemes.sort_by_key(|scheme| scheme.name);
+    schemes
+}
+
+/// Leaves a broker's [`Scheme`](crate::broker::Scheme) in the registry, for `Bus::connect`. Once in a module.
+///
+/// ```
+/// use eventbus_core::broker::{BrokerFuture, Scheme};
+/// use eventbus_core::memory::MemoryBroker;
+/// use std::sync::Arc;
+///
+/// eventbus_core::register_scheme!(Scheme {
+///     name: "small-memory",
+///     open: |_address| {
+///         let broker = MemoryBroker::builder().capacity(10).build();
+///         BrokerFuture::ready(Ok(Arc::new(broker)))
+///     },
+/// });
+/// # fn main() {}
+/// ```
+#[macro_export]
+macro_rules! register_scheme {
+    ($scheme:expr) => {
+        const _: () = {
+            static SCHEME: $crate::broker::Scheme = $scheme;
+            $crate::__submit!($crate::__private::Entry::Scheme(&SCHEME));
+        };
+    };
 }

@@ -4,6 +4,7 @@ use super::BrokerFuture;
 use crate::envelope::Envelope;
 use crate::error::BrokerError;
 use crate::headers::Headers;
+use crate::topic::Pattern;
 use bytes::Bytes;
 use jiff::Timestamp;
 use std::fmt;
@@ -71,18 +72,50 @@ pub enum FailureKind {
     Undecodable,
     /// The event is of a type or a version that the handler does not know.
     UnknownType,
+    /// The broker's own record of the event is damaged: its checksum is wrong.
+    Damaged,
 }
 
-impl fmt::Display for FailureKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl FailureKind {
+    const ALL: [Self; 7] = [
+        Self::Failed,
+        Self::Rejected,
+        Self::Panicked,
+        Self::TimedOut,
+        Self::Undecodable,
+        Self::UnknownType,
+        Self::Damaged,
+    ];
+
+    /// The kind that is written as `text`.
+    ///
+    /// ```
+    /// use eventbus_core::broker::FailureKind;
+    /// assert_eq!(FailureKind::parse("timed-out"), Some(FailureKind::TimedOut));
+    /// ```
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+
+    /// The kind as text.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Failed => "failed",
             Self::Rejected => "rejected",
             Self::Panicked => "panicked",
             Self::TimedOut => "timed-out",
             Self::Undecodable => "undecodable",
             Self::UnknownType => "unknown-type",
-        })
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
+impl fmt::Display for FailureKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -99,10 +132,51 @@ impl fmt::Display for DeadLetterId {
 /// Dead letters under their names in the store, oldest first.
 pub type DeadLetterList = Vec<(DeadLetterId, Arc<DeadLetter>)>;
 
+/// Which dead letters are asked for: those that meet every condition that is set.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DeadLetterQuery {
+    /// Under this name in the store.
+    pub id: Option<DeadLetterId>,
+    /// Given up by this group.
+    pub group: Option<String>,
+    /// Published on these topics.
+    pub pattern: Option<Pattern>,
+    /// For this reason.
+    pub kind: Option<FailureKind>,
+    /// Behind this one.
+    pub after: Option<DeadLetterId>,
+    /// At most so many. Default: no limit.
+    pub limit: usize,
+}
+
+impl Default for DeadLetterQuery {
+    fn default() -> Self {
+        Self { id: None, group: None, pattern: None, kind: None, after: None, limit: usize::MAX }
+    }
+}
+
+impl DeadLetterQuery {
+    /// Whether a dead letter meets every condition.
+    #[must_use]
+    pub fn matches(&self, id: DeadLetterId, letter: &DeadLetter) -> bool {
+        self.id.is_none_or(|wanted| wanted == id)
+            && self.group.as_deref().is_none_or(|group| group == letter.group)
+            && self.pattern.as_ref().is_none_or(|pattern| pattern.matches(letter.envelope.topic().as_str()))
+            && self.kind.is_none_or(|kind| kind == letter.kind)
+            && self.after.is_none_or(|after| id > after)
+    }
+}
+
 /// A store of dead letters. Each operation is idempotent: done twice, it does what it does once.
 pub trait DeadLetters: Send + Sync + 'static {
+    /// The dead letters that `query` describes, oldest first.
+    fn find(&self, query: DeadLetterQuery) -> BrokerFuture<Result<DeadLetterList, BrokerError>>;
+
     /// All dead letters, oldest first.
-    fn list(&self) -> BrokerFuture<Result<DeadLetterList, BrokerError>>;
+    fn list(&self) -> BrokerFuture<Result<DeadLetterList, BrokerError>> {
+        self.find(DeadLetterQuery::default())
+    }
 
     /// Delivers a dead letter again, to the group that gave it up and to no other, and removes it. With
     /// `payload` the envelope carries those bytes instead of its own. `Ok(false)` means that there is none

@@ -3,18 +3,24 @@
 //! A broker moves envelopes; it never sees types, handlers or retry policies. [`memory`](crate::memory) is the
 //! reference implementation.
 
+mod audit;
 mod dead_letters;
 mod features;
 mod future;
+mod groups;
 mod replay;
+mod scheme;
 mod settle;
 mod start;
 
-pub use dead_letters::{DeadLetter, DeadLetterId, DeadLetterList, DeadLetters, FailureKind};
+pub use audit::{AuditLog, AuditQuery, CauseTree, Recorded};
+pub use dead_letters::{DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters, FailureKind};
 pub use features::Features;
 pub use future::BrokerFuture;
-pub use replay::{ReplayFrom, ReplayRequest, Replayable};
-pub use settle::{Acker, Receipt, Settler};
+pub use groups::{GroupState, Groups};
+pub use replay::{Replay, ReplayFrom, ReplayRequest, ReplayUntil, Replayable};
+pub use scheme::{OpenedBroker, Scheme};
+pub use settle::{Acker, Parked, Receipt, Settler};
 pub use start::Start;
 
 use crate::envelope::Envelope;
@@ -67,6 +73,16 @@ pub trait Broker: Send + Sync + 'static {
         None
     }
 
+    /// The audit log, where the broker can be asked what was published.
+    fn audit_log(&self) -> Option<Arc<dyn AuditLog>> {
+        None
+    }
+
+    /// The cursors of groups, where the broker keeps them.
+    fn groups(&self) -> Option<Arc<dyn Groups>> {
+        None
+    }
+
     /// Called first at shutdown, while subscriptions still run: resolves once nothing is kept that would be lost
     /// with the process. A durable broker has nothing to wait for.
     fn drain(&self) -> BrokerFuture<()> {
@@ -111,6 +127,9 @@ pub struct Received {
     pub receipt: Receipt,
     /// Whether the delivery is part of a replay.
     pub replayed: bool,
+    /// What was noted when it was parked, where it waited for its next attempt as the program ended. Its lane
+    /// stays closed until it is due.
+    pub parked: Option<Parked>,
     /// Who settles it.
     pub settler: Arc<dyn Settler>,
 }

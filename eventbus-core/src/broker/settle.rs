@@ -32,15 +32,43 @@ pub trait Settler: Send + Sync + fmt::Debug + 'static {
     /// The subscription gave the delivery up. `Ok` means that its dead letter is stored.
     fn reject(&self, receipt: Receipt, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>>;
 
-    /// The subscription will try again itself at `due`, and holds the delivery until then. A durable broker
+    /// The subscription will try again itself when it is due, and holds the delivery until then. A durable broker
     /// writes this down, so that after a crash attempts go on counting and the delivery comes back when due.
-    fn park(&self, receipt: &Receipt, due: Timestamp) -> BrokerFuture<Result<(), BrokerError>> {
-        let _ = (receipt, due);
+    fn park(&self, receipt: &Receipt, parked: Parked) -> BrokerFuture<Result<(), BrokerError>> {
+        let _ = (receipt, parked);
         BrokerFuture::ready(Ok(()))
+    }
+
+    /// Whether the delivery may still be handled here. A broker says no once another process may have been given
+    /// it, because a lease ran out; then it is dropped without being handled.
+    fn holds(&self, receipt: &Receipt) -> bool {
+        let _ = receipt;
+        true
     }
 
     /// The delivery was dropped unsettled: deliver it again. Called from destructors, so it must not block.
     fn release(&self, receipt: Receipt);
+}
+
+/// A delivery's wait for its next attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parked {
+    /// When the first attempt failed.
+    pub first_failed_at: Timestamp,
+    /// When the last attempt failed.
+    pub last_failed_at: Timestamp,
+    /// When the next attempt is due.
+    pub due: Timestamp,
+}
+
+impl Parked {
+    /// How long to wait from `now`: never longer than was meant, should the clock have been set back.
+    #[must_use]
+    pub fn delay(&self, now: Timestamp) -> Duration {
+        let meant = self.due.duration_since(self.last_failed_at);
+        let left = self.due.duration_since(now).min(meant);
+        Duration::try_from(left).unwrap_or_default()
+    }
 }
 
 /// Settles one delivery: each method consumes it, and dropping it leaves the delivery to be delivered again.
@@ -79,15 +107,25 @@ impl Acker {
         self.settler.reject(receipt, dead_letter)
     }
 
-    /// Notes that the subscription tries again at `due`, as `attempt`; from now on this is what the receipt says.
-    pub(crate) fn park(&mut self, attempt: u32, due: Timestamp) -> BrokerFuture<Result<(), BrokerError>> {
+    /// Notes that the subscription tries again, as `attempt`; from now on this is what the receipt says.
+    pub(crate) fn park(&mut self, attempt: u32, parked: Parked) -> BrokerFuture<Result<(), BrokerError>> {
         match &mut self.receipt {
             Some(receipt) => {
                 receipt.attempt = attempt;
-                self.settler.park(receipt, due)
+                self.settler.park(receipt, parked)
             }
             None => BrokerFuture::ready(Ok(())),
         }
+    }
+
+    /// Whether the delivery may still be handled here.
+    pub(crate) fn holds(&self) -> bool {
+        self.settler.holds(self.receipt())
+    }
+
+    /// Lets go of a delivery that is not held any more.
+    pub(crate) fn forget(mut self) -> Receipt {
+        self.take()
     }
 
     fn take(&mut self) -> Receipt {

@@ -1,12 +1,11 @@
 //! The builder: everything that is settled before a bus opens its broker.
 
-use super::{Bus, Shared, Stage};
+use super::{Bus, Shared, Stage, address};
 use crate::backoff::Backoff;
 use crate::broker::Broker;
 use crate::census;
 use crate::envelope::Envelope;
-use crate::error::{Error, Result, StartupError};
-use crate::memory::MemoryBroker;
+use crate::error::{Result, StartupError};
 use crate::middleware::HandlerLayer;
 use crate::observe::Observer;
 use crate::publisher::{Outlet, PublishHook, Publisher};
@@ -195,23 +194,34 @@ impl BusBuilder {
         self
     }
 
-    /// Connects to the broker at `url`, after the start-up checks. `memory:` is the in-process broker.
+    /// Connects to the broker at `url`, after the start-up checks. `memory:` is the in-process broker, and
+    /// `sqlite:shop.db` the embedded log (Cargo feature `sqlite`).
     ///
     /// # Errors
-    /// Where no broker of this build has the address's scheme, and as [`broker`](Self::broker).
+    /// Where no broker of this build has the address's scheme, what the broker reports, and as
+    /// [`broker`](Self::broker).
     pub async fn connect(self, url: &str) -> Result<Bus> {
-        match url {
-            "memory:" | "memory://" => self.broker(MemoryBroker::new()).await,
-            _ => Err(unknown(url)),
-        }
+        self.open(address::open(url).await?).await
+    }
+
+    /// Connects to the broker at the address in the environment variable `EVENTBUS_URL`; where it is not set, to
+    /// the embedded log `sqlite:eventbus.db` in the current folder.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_from_env(self) -> Result<Bus> {
+        self.open(address::open(&address::from_env()?).await?).await
     }
 
     /// Connects to a broker that was made from its own settings, after the start-up checks.
     ///
     /// # Errors
-    /// [`Error::Startup`] with everything that the checks found, and what the broker reports.
+    /// [`Error::Startup`](crate::Error::Startup) with everything that the checks found, and what the broker reports.
     pub async fn broker(self, broker: impl Broker) -> Result<Bus> {
-        let broker: Arc<dyn Broker> = Arc::new(broker);
+        self.open(Arc::new(broker)).await
+    }
+
+    async fn open(self, broker: Arc<dyn Broker>) -> Result<Bus> {
         let subscribers = self.chosen();
         let subscriptions: Vec<_> = subscribers.iter().map(|subscriber| &subscriber.subscription).collect();
         self.check(&subscriptions, &*broker)?;
@@ -298,40 +308,4 @@ fn program() -> SmolStr {
     let program = std::env::current_exe().ok();
     let name = program.as_ref().and_then(|path| path.file_stem()).map(|name| name.to_string_lossy());
     format!("/{}", name.as_deref().unwrap_or("eventbus")).into()
-}
-
-fn unknown(url: &str) -> Error {
-    let reason = match url.split_once(':') {
-        Some((scheme, _)) => format!(
-            "no broker of this build has the scheme `{scheme}`; there is `memory:`, \
-             and any other broker can be given to `Bus::builder().broker(…)`"
-        ),
-        None => "an address starts with a scheme, such as `memory:`".to_owned(),
-    };
-    Error::Url { url: without_password(url), reason }
-}
-
-/// The address as it may be shown.
-fn without_password(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    match authority.rsplit_once('@') {
-        Some((user, host)) => {
-            let user = user.split(':').next().unwrap_or_default();
-            format!("{scheme}://{user}:***@{host}{}", &rest[authority.len()..])
-        }
-        None => url.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::without_password;
-
-    #[test]
-    fn addresses_are_shown_without_their_password() {
-        assert_eq!(without_password("amqp://ada:p@ss@host:5672/v?x=1"), "amqp://ada:***@host:5672/v?x=1");
-        assert_eq!(without_password("nats://host"), "nats://host");
-        assert_eq!(without_password("memory:"), "memory:");
-    }
 }

@@ -1,5 +1,6 @@
 //! The bus: publish, run, shut down.
 
+mod address;
 mod builder;
 mod on;
 mod signal;
@@ -7,7 +8,7 @@ mod signal;
 pub use builder::BusBuilder;
 pub use on::{On, SubscriptionHandle};
 
-use crate::broker::{Broker, DeadLetters, SubscribeRequest};
+use crate::broker::{AuditLog, Broker, DeadLetters, Groups, SubscribeRequest};
 use crate::census;
 use crate::delivery::Scope;
 use crate::error::{BrokerError, Error, Result, StartupError};
@@ -90,6 +91,15 @@ impl Bus {
     /// Where the address cannot be used, or the start-up checks find mistakes.
     pub async fn connect(url: &str) -> Result<Self> {
         Self::builder().connect(url).await
+    }
+
+    /// A bus with the default settings, on the broker that the environment names; see
+    /// [`BusBuilder::connect_from_env`].
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn from_env() -> Result<Self> {
+        Self::builder().connect_from_env().await
     }
 
     /// Handles deliveries until Ctrl-C or SIGTERM, then [shuts down](Self::shutdown). A second signal cuts the
@@ -205,10 +215,40 @@ impl Bus {
     /// # Errors
     /// Where the broker keeps no dead letters.
     pub fn dead_letters(&self) -> Result<Arc<dyn DeadLetters>> {
-        self.shared.broker.dead_letters().ok_or_else(|| {
-            let name = self.shared.broker.name();
-            Error::Broker(BrokerError::new(format!("the {name} broker keeps no dead letters")))
-        })
+        self.shared.broker.dead_letters().ok_or_else(|| self.lacks("keeps no dead letters"))
+    }
+
+    /// The audit log: what was published on this bus, whoever published it.
+    ///
+    /// ```
+    /// # use eventbus::broker::AuditQuery;
+    /// # async fn audit(bus: eventbus::Bus) -> eventbus::Result<()> {
+    /// let mut query = AuditQuery::default();
+    /// query.key = Some("1042".into());
+    /// for event in bus.audit_log()?.query(query).await? {
+    ///     println!("{} {} {}", event.offset, event.envelope.time(), event.envelope.topic());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Where the broker keeps no log that can be asked.
+    pub fn audit_log(&self) -> Result<Arc<dyn AuditLog>> {
+        self.shared.broker.audit_log().ok_or_else(|| self.lacks("keeps no log that can be asked"))
+    }
+
+    /// The groups that the broker knows: to see how far each has come, and to move or drop the cursor of one
+    /// whose subscription is gone.
+    ///
+    /// # Errors
+    /// Where the broker keeps no cursors.
+    pub fn groups(&self) -> Result<Arc<dyn Groups>> {
+        self.shared.broker.groups().ok_or_else(|| self.lacks("keeps no cursors of groups"))
+    }
+
+    fn lacks(&self, what: &str) -> Error {
+        BrokerError::new(format!("the {} broker {what}", self.shared.broker.name())).into()
     }
 
     /// A publisher of this bus, to be kept where the bus itself is not wanted.

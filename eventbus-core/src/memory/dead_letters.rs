@@ -3,7 +3,7 @@
 use super::Outstanding;
 use super::queue::Waiting;
 use super::routes::Routes;
-use crate::broker::{BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, DeadLetters};
+use crate::broker::{BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters};
 use crate::envelope::Envelope;
 use crate::error::BrokerError;
 use bytes::Bytes;
@@ -74,8 +74,10 @@ impl MemoryDeadLetters {
 }
 
 impl DeadLetters for MemoryDeadLetters {
-    fn list(&self) -> BrokerFuture<Result<DeadLetterList, BrokerError>> {
-        let letters = self.lock().letters.iter().map(|(id, letter)| (*id, Arc::clone(letter))).collect();
+    fn find(&self, query: DeadLetterQuery) -> BrokerFuture<Result<DeadLetterList, BrokerError>> {
+        let kept = self.lock();
+        let wanted = kept.letters.iter().filter(|(id, letter)| query.matches(**id, letter));
+        let letters = wanted.map(|(id, letter)| (*id, Arc::clone(letter))).take(query.limit).collect();
         BrokerFuture::ready(Ok(letters))
     }
 

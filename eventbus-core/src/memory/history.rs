@@ -1,7 +1,7 @@
 //! The history of the in-process broker: the latest events, for groups that begin early, and for replays.
 
 use super::queue::Waiting;
-use crate::broker::{Offset, ReplayFrom, ReplayRequest};
+use crate::broker::{Offset, ReplayFrom, ReplayRequest, ReplayUntil};
 use crate::envelope::Envelope;
 use crate::topic::Pattern;
 use std::collections::VecDeque;
@@ -48,9 +48,17 @@ impl Events {
             ReplayFrom::Offset(from) => offset >= from,
             ReplayFrom::Time(from) => envelope.time() >= from,
         };
-        self.select(&request.pattern, |offset, envelope| {
-            begins(offset, envelope) && request.until.is_none_or(|until| offset <= until)
-        })
+        let ends = |offset: Offset, envelope: &Envelope| match request.until {
+            ReplayUntil::Now | ReplayUntil::Live => false,
+            ReplayUntil::Offset(until) => offset > until,
+            ReplayUntil::Time(until) => envelope.time() >= until,
+        };
+        self.select(&request.pattern, |offset, envelope| begins(offset, envelope) && !ends(offset, envelope))
+    }
+
+    /// The place of the latest event.
+    pub(super) fn latest(&self) -> Option<Offset> {
+        self.0.back().map(|(offset, _)| *offset)
     }
 
     fn select(&self, pattern: &Pattern, wanted: impl Fn(Offset, &Envelope) -> bool) -> Vec<Waiting> {

@@ -7,8 +7,8 @@ mod queue;
 mod routes;
 
 use crate::broker::{
-    Broker, BrokerFuture, DeadLetters, Deliveries, Features, Offset, Receipt, ReplayRequest, Replayable,
-    Start, SubscribeRequest,
+    Broker, BrokerFuture, DeadLetters, Deliveries, Features, Offset, Receipt, Replay, ReplayRequest,
+    Replayable, Start, SubscribeRequest,
 };
 use crate::envelope::Envelope;
 use crate::error::{BrokerError, PublishError};
@@ -263,15 +263,18 @@ impl Broker for MemoryBroker {
 }
 
 impl Replayable for MemoryBroker {
-    fn replay(&self, request: ReplayRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
+    fn replay(&self, request: ReplayRequest) -> BrokerFuture<Result<Replay, BrokerError>> {
         let Some(history) = &self.0.history else {
             let message = "the in-process broker keeps no history; build it with `.history(events)`";
             return BrokerFuture::ready(Err(BrokerError::new(message)));
         };
-        let events = history.lock().requested(&request);
-        let queue = self.0.queue(&request.group, &request.pattern, events);
+        let history = history.lock();
+        let (deliveries, latest) = (history.requested(&request), history.latest());
+        let events = deliveries.len() as u64;
+        let queue = self.0.queue(&request.group, &request.pattern, deliveries);
         queue.add_reader();
-        BrokerFuture::ready(Ok(Box::new(MemoryDeliveries::new(queue, Arc::clone(&self.0.routes), true))))
+        let deliveries = Box::new(MemoryDeliveries::new(queue, Arc::clone(&self.0.routes), true));
+        BrokerFuture::ready(Ok(Replay { deliveries, events, latest }))
     }
 }
 

@@ -236,6 +236,7 @@ impl Deliveries for MemoryDeliveries {
         into.extend(self.taken.drain(..).map(|Waiting { envelope, offset, attempt }| Received {
             receipt: Receipt { envelope, offset, attempt, token: 0 },
             replayed: self.replayed,
+            parked: None,
             settler: Arc::clone(&self.settler),
         }));
         Poll::Ready(Ok(()))

@@ -7,7 +7,7 @@
 use super::Layered;
 use super::crew::{Call, Crew};
 use super::watchdog::{Pulse, Watchdog};
-use crate::broker::{Acker, Deliveries, Received};
+use crate::broker::{Acker, Deliveries, Parked, Received};
 use crate::delivery::{Delivery, Scope};
 use crate::event::Key;
 use crate::subscription::{Policy, Subscription};
@@ -43,7 +43,10 @@ pub(crate) struct Lanes {
 pub(super) struct Open {
     pub(super) acker: Acker,
     replayed: bool,
-    pub(super) first_failed_at: Option<Timestamp>,
+    /// What was noted when it last failed.
+    pub(super) parked: Option<Parked>,
+    /// When it is due, where it came while it waited for its next attempt.
+    due: Option<Instant>,
     /// When it came, for the age of a batch.
     pub(super) since: Option<Instant>,
 }
@@ -270,10 +273,13 @@ impl Lanes {
             drop(state);
             return drop(open);
         }
+        self.park_in(&mut state, open, delay);
+    }
+
+    fn park_in(self: &Arc<Self>, state: &mut State, open: Open, delay: Duration) {
         state.last_parked += 1;
         let parked = state.last_parked;
         state.parked.insert(parked, open);
-        drop(state);
         let lanes = Arc::downgrade(self);
         self.runtime.spawn(async move {
             tokio::time::sleep(delay).await;
@@ -308,11 +314,19 @@ impl Lanes {
     }
 
     /// Takes what may be handled now, from the broker where nothing is at hand.
-    fn take(&self, state: &mut State) -> Option<Open> {
-        while state.ready.is_empty() && self.receive(state).is_ready() {}
-        let open = state.ready.pop_front()?;
-        state.handled += 1;
-        Some(open)
+    fn take(self: &Arc<Self>, state: &mut State) -> Option<Open> {
+        loop {
+            while state.ready.is_empty() && self.receive(state).is_ready() {}
+            let mut open = state.ready.pop_front()?;
+            if !open.acker.holds() {
+                state.forget(open);
+            } else if let Some(due) = open.due.take().filter(|due| *due > Instant::now()) {
+                self.park_in(state, open, due - Instant::now());
+            } else {
+                state.handled += 1;
+                return Some(open);
+            }
+        }
     }
 
     /// Takes in what the broker has, within the limit of what is held. Pending: the bell rings when there is more.
@@ -400,8 +414,9 @@ impl State {
     fn admit(&mut self, timed: bool) {
         let since = timed.then(Instant::now);
         self.held += self.received.len();
-        for Received { receipt, replayed, settler } in self.received.drain(..) {
-            let open = Open { acker: Acker::new(settler, receipt), replayed, first_failed_at: None, since };
+        for Received { receipt, replayed, parked, settler } in self.received.drain(..) {
+            let due = parked.map(|parked| Instant::now() + parked.delay(Timestamp::now()));
+            let open = Open { acker: Acker::new(settler, receipt), replayed, parked, due, since };
             match open.key() {
                 None => self.ready.push_back(open),
                 Some(key) => match self.waiting.get_mut(key) {
@@ -413,6 +428,12 @@ impl State {
                 },
             }
         }
+    }
+
+    /// Somebody else has the delivery now.
+    fn forget(&mut self, open: Open) {
+        self.held -= 1;
+        self.open_lane(open.acker.forget().envelope.lane_key().cloned());
     }
 
     /// The delivery that was open in the lane of `key` is done.

@@ -2,7 +2,7 @@
 
 use super::attempt::Broken;
 use super::lanes::{Lanes, Open, Settled};
-use crate::broker::{Acker, DeadLetter, FailureKind};
+use crate::broker::{Acker, DeadLetter, FailureKind, Parked};
 use crate::delivery::Delivery;
 use crate::envelope::Envelope;
 use crate::error::PublishError;
@@ -97,7 +97,6 @@ pub(super) async fn ack(lanes: &Lanes, delivery: &Delivery, acker: Acker) -> Set
 async fn fail(lanes: &Arc<Lanes>, mut open: Open, delivery: &Delivery, failure: Failure) -> Settled {
     let (attempt, envelope) = (delivery.attempt(), delivery.envelope());
     let now = Timestamp::now();
-    open.first_failed_at.get_or_insert(now);
     let delay = match failure.again {
         Again::Never => None,
         _ if attempt > lanes.policy.retries => None,
@@ -110,7 +109,13 @@ async fn fail(lanes: &Arc<Lanes>, mut open: Open, delivery: &Delivery, failure: 
         attempt, kind = %failure.kind, reason = %failure.reason, ?delay, "the handler failed; it is tried again"
     );
     let due = now.checked_add(jiff::SignedDuration::try_from(delay).unwrap_or(jiff::SignedDuration::MAX));
-    if let Err(error) = open.acker.park(attempt + 1, due.unwrap_or(Timestamp::MAX)).await {
+    let parked = Parked {
+        first_failed_at: open.parked.map_or(now, |parked| parked.first_failed_at),
+        last_failed_at: now,
+        due: due.unwrap_or(Timestamp::MAX),
+    };
+    open.parked = Some(parked);
+    if let Err(error) = open.acker.park(attempt + 1, parked).await {
         tracing::warn!(
             target: "eventbus", group = %lanes.scope.subscription.group, id = %envelope.id(), %error,
             "the broker did not note the retry; after a crash the attempts are counted from an earlier one"
@@ -128,7 +133,7 @@ async fn give_up(
     failure: Failure,
     now: Timestamp,
 ) -> Settled {
-    let Open { acker, first_failed_at, .. } = open;
+    let Open { acker, parked, .. } = open;
     let (settled, envelope) = (done(delivery), delivery.envelope());
     let subscription = &lanes.scope.subscription;
     let Failure { kind, reason, .. } = failure;
@@ -149,7 +154,7 @@ async fn give_up(
         kind,
         reason,
         attempts: delivery.attempt(),
-        first_failed_at: first_failed_at.unwrap_or(now),
+        first_failed_at: parked.map_or(now, |parked| parked.first_failed_at),
         last_failed_at: now,
         offset: delivery.offset(),
     };

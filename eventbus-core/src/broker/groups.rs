@@ -1,0 +1,48 @@
+//! Groups: which logical subscribers a broker knows, and how far each has come.
+
+use super::{BrokerFuture, Offset};
+use crate::error::BrokerError;
+
+/// What a broker knows of one group on one pattern.
+#[derive(Clone, Debug)]
+pub struct GroupState {
+    /// The group.
+    pub group: String,
+    /// The pattern that it listens on.
+    pub pattern: String,
+    /// Its cursor: everything up to here is settled. None before the first event.
+    pub cursor: Option<Offset>,
+    /// How many events it has yet to settle.
+    pub backlog: u64,
+    /// How many of them wait for their next attempt.
+    pub parked: u64,
+    /// How many dead letters it has.
+    pub dead_letters: u64,
+    /// Whether some process handles its events now.
+    pub active: bool,
+}
+
+/// A broker that keeps the cursors of groups.
+///
+/// A group whose subscription was renamed or removed leaves its cursor behind; here it is moved or dropped.
+pub trait Groups: Send + Sync + 'static {
+    /// All groups, by name.
+    fn list(&self) -> BrokerFuture<Result<Vec<GroupState>, BrokerError>>;
+
+    /// Moves the cursor of a group to behind `offset` on all of its patterns, or with none before the first
+    /// event. What was unfinished before counts as settled.
+    ///
+    /// Fails while a process handles the group. `Ok(false)` means that there is no such group.
+    fn seek(&self, group: &str, offset: Option<Offset>) -> BrokerFuture<Result<bool, BrokerError>>;
+
+    /// Gives the cursor, the unfinished deliveries and the dead letters of the group `from` to the group `to`,
+    /// whose own cursor they replace.
+    ///
+    /// Fails while a process handles either. `Ok(false)` means that there is no group `from`.
+    fn rename(&self, from: &str, to: &str) -> BrokerFuture<Result<bool, BrokerError>>;
+
+    /// Forgets a group: its cursor and its unfinished deliveries. Its dead letters stay.
+    ///
+    /// Fails while a process handles it. `Ok(false)` means that there is no such group (any more).
+    fn remove(&self, group: &str) -> BrokerFuture<Result<bool, BrokerError>>;
+}
