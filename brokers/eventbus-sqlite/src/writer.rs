@@ -345,7 +345,11 @@ impl Writer {
         for job in jobs {
             outcome.answers.push(job(&mut work));
         }
-        for subscription in work.dirty {
+        // A save is the difference to the one before, so there is one of each.
+        let mut dirty = work.dirty;
+        dirty.sort_unstable_by_key(|subscription| subscription.number);
+        dirty.dedup_by_key(|subscription| subscription.number);
+        for subscription in dirty {
             let Some(saving) = Saving::of(&subscription) else { continue };
             let ours = saving.write(&self.connection);
             if let Ok(false) = ours {
