@@ -5,7 +5,7 @@ mod keeper;
 mod support;
 
 use eventbus::memory::MemoryBroker;
-use eventbus::{BrokerError, Bus, Delivery, Error, State, subscribe};
+use eventbus::{Broker, BrokerError, Bus, Delivery, Envelope, Error, State, subscribe};
 use keeper::Keeper;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -116,6 +116,31 @@ async fn the_new_model_has_each_event_once_though_events_are_published_all_the_w
     until(|| keeper.cursor("model") == 5_000).await;
     goes_on(&bus, &live, 5_000).await;
     bus.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_published_while_it_catches_up_is_in_the_new_model_before_the_swap() {
+    let (keeper, live) = (Keeper::default(), Model::new());
+    let bus = bus_on(&keeper, &live).await;
+    publish(&bus, 3).await;
+    let (built, mut late) = (Model::new(), Some(Envelope::from_event(&Ping { number: 3 })));
+    let broker = keeper.clone();
+    let (exchange, at_swap) = (exchange(&live, &built), Seen::new());
+    let (new, seen) = (built.clone(), at_swap.clone());
+    bus.rebuild("model")
+        .state(built)
+        // Told for the first time when the first pass is over.
+        .on_progress(move |_| {
+            late.take().into_iter().for_each(|late| drop(broker.publish(Arc::new(late))));
+        })
+        .swap(move || {
+            seen.push(new.now().all());
+            exchange()
+        })
+        .await
+        .unwrap();
+    assert_eq!(at_swap.all(), [[0, 1, 2, 3]]);
+    goes_on(&bus, &live, 4).await;
 }
 
 #[tokio::test]

@@ -326,3 +326,19 @@ async fn a_shutdown_ends_a_replay_with_an_error() {
     assert_eq!(seen.len(), 1);
     assert!(matches!(bus.replay("held.up").await, Err(Error::Closed)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_that_a_shutdown_ends_while_only_a_retry_is_left_is_no_success() {
+    let (bus, _broker, _) = bus_of(&[]).await;
+    bus.on(|_: Arc<Ping>| async { Err::<(), _>("not yet") })
+        .group("slow")
+        .backoff(eventbus::Backoff::parse("1h..1h"))
+        .await
+        .unwrap();
+    publish(&bus, 0..1).await;
+    let replay = tokio::spawn(bus.replay("slow").into_future());
+    sleep(Duration::from_secs(60)).await;
+    assert!(!replay.is_finished());
+    bus.shutdown().await.unwrap();
+    assert!(matches!(replay.await.unwrap(), Err(Error::Closed)));
+}
