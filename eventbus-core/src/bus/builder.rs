@@ -225,6 +225,7 @@ impl BusBuilder {
         let subscribers = self.chosen();
         let subscriptions: Vec<_> = subscribers.iter().map(|subscriber| &subscriber.subscription).collect();
         self.check(&subscriptions, &*broker)?;
+        self.check_kept(&*broker).await?;
         announce(&subscriptions);
         let source = self.source.unwrap_or_else(program);
         let outlet = Arc::new(Outlet::new(
@@ -277,6 +278,23 @@ impl BusBuilder {
             warnings.iter().for_each(|warning| tracing::warn!(target: "eventbus", "{warning}"));
         }
         if mistakes.is_empty() { Ok(()) } else { Err(StartupError::new(mistakes)) }
+    }
+}
+
+impl BusBuilder {
+    /// Checks the groups that the broker keeps. It is asked before the subscriptions are opened, which makes their
+    /// groups known to it.
+    async fn check_kept(&self, broker: &dyn Broker) -> Result<()> {
+        let Some(groups) = broker.groups() else { return Ok(()) };
+        let kept = groups.list().await?;
+        // Also what this bus does not run: another process may.
+        let all: Vec<_> = registry::subscribers().iter().map(|subscriber| &subscriber.subscription).collect();
+        let orphans = census::orphans(&kept, &all);
+        if self.strict && !orphans.is_empty() {
+            return Err(StartupError::new(orphans).into());
+        }
+        orphans.iter().for_each(|orphan| tracing::warn!(target: "eventbus", "{orphan}"));
+        Ok(())
     }
 }
 
