@@ -5,7 +5,7 @@
 
 use crate::broker::Store;
 use crate::delivery::Saving;
-use crate::publish::{self, insert};
+use crate::publish::{self, Insert};
 use crate::reader::{Names, head};
 use crate::schema::explain;
 use crate::subscribe::Subscription;
@@ -328,9 +328,9 @@ impl Writer {
         let found = head(&self.connection)?;
         outcome.overtaken = found != self.head;
         let mut last = found;
-        let now = Timestamp::now();
+        let mut insert = Insert::new(&self.connection, &mut self.numbers, Timestamp::now())?;
         for record in publishes.iter().flat_map(Publishing::records) {
-            let stored = match insert(&self.connection, &mut self.numbers, last + 1, now, record) {
+            let stored = match insert.write(last + 1, record) {
                 Ok(true) => {
                     last += 1;
                     Ok(Some(last))
@@ -341,6 +341,7 @@ impl Writer {
             };
             outcome.stored.push(stored);
         }
+        drop(insert);
         let mut work = Work { connection: &self.connection, names: &mut self.names, dirty };
         for job in jobs {
             outcome.answers.push(job(&mut work));
