@@ -135,3 +135,18 @@ async fn a_topic_that_is_made_at_run_time_is_checked_when_it_is_published_to() {
         assert!(error.contains(words), "{topic}: {error}");
     }
 }
+
+#[tokio::test]
+async fn a_check_finds_what_a_start_would_refuse() {
+    let builder = || Bus::builder().only([mail::SUBSCRIBER, from_the_start::SUBSCRIBER]);
+    let found = builder().check("memory:").await.expect("what is found is no error").mistakes;
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found, mistakes(builder()).await);
+}
+
+#[tokio::test]
+async fn a_bus_without_subscriptions_has_none_whatever_was_chosen_before() {
+    let builder = Bus::builder().only([mail::SUBSCRIBER]).without_subscriptions();
+    let bus = builder.connect("memory:").await.expect("no subscription lacks a state");
+    assert!(bus.subscriptions().is_empty());
+}
