@@ -3,8 +3,8 @@
 mod support;
 
 use eventbus::broker::{
-    BrokerFuture, DeadLetter, Deliveries, Features, Offset, Receipt, Received, ReplayFrom, ReplayRequest,
-    ReplayUntil, Settler, SubscribeRequest,
+    AuditQuery, BrokerFuture, DeadLetter, Deliveries, Features, Offset, Receipt, Received, ReplayFrom,
+    ReplayRequest, ReplayUntil, Settler, SubscribeRequest,
 };
 use eventbus::memory::MemoryBroker;
 use eventbus::{Broker, BrokerError, Bus, Envelope, Error, Pattern, PublishError, subscribe};
@@ -266,4 +266,48 @@ async fn a_pattern_is_refused_where_the_broker_has_none() {
         error.contains("pipe") && error.contains("\"ping.*\"") && error.contains("tests/broker_contract.rs"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn the_audit_log_of_the_in_process_broker_finds_what_is_kept_in_either_order_and_page_by_page() {
+    let broker = MemoryBroker::builder().history(5).build();
+    let bus = published(&broker, 0..6).await;
+    bus.publish_to("order.placed", &1).key("ada").await.unwrap();
+    let log = bus.audit_log().unwrap();
+    let places = async |change: &dyn Fn(&mut AuditQuery)| {
+        let mut query = AuditQuery::default();
+        change(&mut query);
+        let found = log.query(query).await.unwrap();
+        found.iter().map(|event| event.offset.get()).collect::<Vec<_>>()
+    };
+    assert_eq!(places(&|_| {}).await, [2, 3, 4, 5, 6], "the oldest two are forgotten");
+    assert_eq!(places(&|query| query.limit = 2).await, [2, 3]);
+    assert_eq!(places(&|query| query.after = Some(Offset::new(4))).await, [5, 6]);
+    assert_eq!(places(&|query| query.key = Some("ada".into())).await, [6]);
+    let latest_two = |query: &mut AuditQuery| {
+        (query.newest_first, query.limit, query.after) = (true, 2, Some(Offset::new(5)));
+    };
+    assert_eq!(places(&latest_two).await, [4, 3]);
+    assert_eq!(log.latest().await.unwrap(), Some(Offset::new(6)));
+    assert!(matches!(
+        Bus::builder().only([] as [&str; 0]).connect("memory:").await.unwrap().audit_log(),
+        Err(Error::Broker(_))
+    ));
+}
+
+#[tokio::test]
+async fn whoever_follows_the_audit_log_is_woken_by_the_next_event() {
+    let broker = MemoryBroker::builder().history(5).build();
+    let log = broker.audit_log().unwrap();
+    let first = tokio::spawn(log.wait(None));
+    tokio::task::yield_now().await;
+    assert!(!first.is_finished());
+    published(&broker, 0..1).await;
+    first.await.unwrap().unwrap();
+    log.wait(None).await.unwrap();
+    let second = tokio::spawn(log.wait(Some(Offset::new(0))));
+    tokio::task::yield_now().await;
+    assert!(!second.is_finished());
+    published(&broker, 1..2).await;
+    second.await.unwrap().unwrap();
 }

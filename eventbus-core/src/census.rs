@@ -134,6 +134,17 @@ pub(crate) fn check_groups(option: &str, chosen: &[String]) -> Vec<String> {
         .collect()
 }
 
+/// Why a bus whose subscriptions have the groups `known` has none of the group `wanted`.
+pub(crate) fn unknown_group<'a>(wanted: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let known: BTreeSet<_> = known.collect();
+    if registry::subscribers().iter().any(|subscriber| subscriber.subscription.group == wanted) {
+        return "this bus does not run it; name it in `only` too".to_owned();
+    }
+    let hint = nearest(wanted, known.iter().copied());
+    let known = if known.is_empty() { "none".to_owned() } else { list(&known) };
+    format!("no subscription of this bus has this group{hint}; there are: {known}")
+}
+
 /// The sentence for a bus that has nothing to run.
 pub(crate) const NO_SUBSCRIPTIONS: &str = "there are no subscriptions: a crate that no code names is not linked, so if \
      your subscribers are in a library (also in the `src/lib.rs` beside this `main.rs`), name it with \

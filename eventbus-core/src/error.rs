@@ -38,6 +38,14 @@ pub enum Error {
     /// The bus was shut down; build another one.
     #[error("the bus was shut down; build another one")]
     Closed,
+    /// A replay was refused.
+    #[error("cannot replay `{group}`: {reason}")]
+    Replay {
+        /// The group that was to be replayed.
+        group: String,
+        /// Why not, and what to do.
+        reason: String,
+    },
     /// Handlers were still running when the drain time was over; their deliveries stay unsettled.
     #[error(
         "{unfinished} deliveries were not finished within the drain time of {drain:?}; they stay unsettled \

@@ -217,6 +217,7 @@ impl SubscriptionHandle {
     pub async fn stop(self) {
         self.lanes.stop();
         self.lanes.idle().await;
+        self.lanes.close();
         self.bus.shared.stage().lanes.retain(|lanes| !Arc::ptr_eq(lanes, &self.lanes));
     }
 }
