@@ -113,5 +113,5 @@ async fn conclude(mut session: Session, verb: impl AsyncFnOnce(&mut Session) -> 
     if let Some(text) = failure.text() {
         session.out.error(text);
     }
-    failure.exit_code()
+    ExitCode::from(failure.exit_code())
 }

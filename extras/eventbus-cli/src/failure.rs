@@ -2,7 +2,6 @@
 
 use eventbus_core::{BoxError, BrokerError, DecodeError, Error, PublishError, TopicError};
 use std::io;
-use std::process::ExitCode;
 
 pub(crate) type Result<T = (), E = Failure> = std::result::Result<T, E>;
 
@@ -38,12 +37,12 @@ impl Failure {
         }
     }
 
-    pub(crate) fn exit_code(&self) -> ExitCode {
+    pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Closed => ExitCode::SUCCESS,
-            Self::Failed(_) | Self::Told => ExitCode::FAILURE,
-            Self::Usage(_) => ExitCode::from(2),
-            Self::NotFound(_) => ExitCode::from(3),
+            Self::Closed => 0,
+            Self::Failed(_) | Self::Told => 1,
+            Self::Usage(_) => 2,
+            Self::NotFound(_) => 3,
         }
     }
 }

@@ -31,6 +31,7 @@
 //! | `subscriptions` | who listens on what, where its handler stands, and how far its group has come |
 //! | `topics` | the event types and declared topics of the program |
 //! | `check` | the start-up checks, without starting |
+//! | `replay` | delivers events of the past again, to one group |
 //! | `publish` | publishes JSON or bytes, one event or one for each line |
 //! | `tail` | follows what is published |
 //! | `log` | asks the audit log; `log show` one event, `log causes` the tree of what caused what |
@@ -78,6 +79,8 @@ mod failure;
 mod json;
 mod options;
 mod output;
+#[cfg(test)]
+mod scenarios;
 mod session;
 mod table;
 mod text;

@@ -47,6 +47,13 @@ impl Output {
         }
     }
 
+    /// Output into two texts, what is written and what is remarked.
+    #[cfg(test)]
+    pub(crate) fn captured(json: bool, out: Captured, remarks: Captured) -> Self {
+        let writer = BufWriter::new(Box::new(out) as Box<dyn Write>);
+        Self { json, width: None, writer, remarks: Box::new(remarks), interactive: false }
+    }
+
     /// One line.
     pub(crate) fn line(&mut self, line: impl Display) -> Result {
         writeln!(self.writer, "{line}")?;
@@ -110,5 +117,28 @@ fn choice(color: clap::ColorChoice, stream: &impl anstream::stream::RawStream) -
         clap::ColorChoice::Auto => AutoStream::choice(stream),
         clap::ColorChoice::Always => ColorChoice::Always,
         clap::ColorChoice::Never => ColorChoice::Never,
+    }
+}
+
+/// A text that is being written.
+#[cfg(test)]
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Captured(std::rc::Rc<std::cell::RefCell<Vec<u8>>>);
+
+#[cfg(test)]
+impl Captured {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.borrow().clone()).unwrap()
+    }
+}
+
+#[cfg(test)]
+impl Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

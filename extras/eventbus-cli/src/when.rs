@@ -1,6 +1,6 @@
 //! Times and places as they are written on the command line.
 
-use eventbus_core::broker::Offset;
+use eventbus_core::broker::{Offset, ReplayFrom, ReplayUntil};
 use jiff::civil::Date;
 use jiff::{SpanRelativeTo, Timestamp};
 
@@ -59,6 +59,33 @@ pub(crate) fn cursor(text: &str) -> Result<Cursor, String> {
     }
 }
 
+/// Reads where a replay begins.
+pub(crate) fn from(text: &str) -> Result<ReplayFrom, String> {
+    match text {
+        "beginning" => Ok(ReplayFrom::Beginning),
+        text => match offset(text) {
+            Ok(offset) => Ok(ReplayFrom::Offset(offset)),
+            Err(_) => {
+                time(text).map(ReplayFrom::Time).map_err(|error| format!("{error}, an offset or `beginning`"))
+            }
+        },
+    }
+}
+
+/// Reads where a replay ends.
+pub(crate) fn until(text: &str) -> Result<ReplayUntil, String> {
+    match text {
+        "now" => Ok(ReplayUntil::Now),
+        "live" => Ok(ReplayUntil::Live),
+        text => match offset(text) {
+            Ok(offset) => Ok(ReplayUntil::Offset(offset)),
+            Err(_) => time(text)
+                .map(ReplayUntil::Time)
+                .map_err(|error| format!("{error}, an offset, `now` or `live`")),
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,5 +113,14 @@ mod tests {
         assert_eq!(cursor("7"), Ok(Cursor::Behind(Offset::new(7))));
         assert_eq!((cursor("beginning"), cursor("end")), (Ok(Cursor::Beginning), Ok(Cursor::End)));
         assert!(cursor("2h").is_err() && cursor("-1").is_err());
+    }
+
+    #[test]
+    fn a_replay_begins_and_ends_at_an_offset_a_time_or_a_word() {
+        assert_eq!(from("beginning"), Ok(ReplayFrom::Beginning));
+        assert_eq!(from("120"), Ok(ReplayFrom::Offset(Offset::new(120))));
+        assert!(matches!(from("2h"), Ok(ReplayFrom::Time(_))));
+        assert_eq!(until("live"), Ok(ReplayUntil::Live));
+        assert!(from("live").is_err() && until("beginning").is_err());
     }
 }

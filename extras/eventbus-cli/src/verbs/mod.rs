@@ -5,6 +5,7 @@ mod dead_letters;
 mod groups;
 mod log;
 mod publish;
+mod replay;
 mod run;
 mod subscriptions;
 mod tail;
@@ -24,6 +25,8 @@ pub(crate) enum Verb {
     Topics,
     /// Run the start-up checks, without starting
     Check,
+    /// Deliver events of the past again, to one group
+    Replay(replay::Replay),
     #[command(flatten)]
     Broker(BrokerVerb),
 }
@@ -48,7 +51,7 @@ pub(crate) enum BrokerVerb {
 impl Verb {
     /// Whether the settings of the application matter.
     pub(crate) fn needs_program(&self) -> bool {
-        matches!(self, Self::Run | Self::Check | Self::Broker(BrokerVerb::Publish(_)))
+        matches!(self, Self::Run | Self::Check | Self::Replay(_) | Self::Broker(BrokerVerb::Publish(_)))
     }
 
     pub(crate) async fn execute(self, session: &mut Session) -> Result {
@@ -57,6 +60,7 @@ impl Verb {
             Self::Subscriptions => subscriptions::execute(session).await,
             Self::Topics => topics::execute(session),
             Self::Check => check::execute(session).await,
+            Self::Replay(replay) => replay.execute(session).await,
             Self::Broker(verb) => verb.execute(session).await,
         }
     }
