@@ -5,7 +5,7 @@ use crate::failure::Result;
 use crate::session::Session;
 use crate::table::Columns;
 use eventbus_core::Pattern;
-use eventbus_core::broker::{AuditQuery, Recorded};
+use eventbus_core::broker::{AuditQuery, Offset, Recorded};
 
 /// How many events are asked for at once.
 const PAGE: usize = 500;
@@ -44,17 +44,21 @@ impl Tail {
         query.limit = PAGE;
         loop {
             log.wait(query.after).await?;
-            // Other events may stand between those that match; they need not be looked at again.
             let reached = log.latest().await?;
             let events = log.query(query.clone()).await?;
-            let last = events.last().map(|event| event.offset);
-            let looked_at = if events.len() < PAGE { reached.max(last) } else { last };
-            query.after = query.after.max(looked_at);
+            query.after = query.after.max(looked_at(&events, reached));
             if printer.print(session, &events)? {
                 return Ok(bus.shutdown().await?);
             }
         }
     }
+}
+
+/// How far the log was looked at, by a page that was asked for when the log had `reached` some place. Other events may
+/// stand between those that match, and must not be looked at again and again.
+fn looked_at(page: &[Recorded], reached: Option<Offset>) -> Option<Offset> {
+    let last = page.last().map(|event| event.offset);
+    if page.len() < PAGE { reached.max(last) } else { last }
 }
 
 /// Writes events as they come, in columns that grow.
@@ -83,5 +87,27 @@ impl Printer {
         out.flush()?;
         self.left = self.left.map(|left| left.saturating_sub(events.len()));
         Ok(self.left == Some(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use eventbus_core::{Envelope, Topic};
+    use std::sync::Arc;
+
+    #[test]
+    fn events_that_do_not_match_are_looked_at_once_and_a_full_page_skips_none() {
+        let envelope = Arc::new(Envelope::from_json(Topic::from_static("a"), &1).unwrap());
+        let page = |events: u128| -> Vec<_> {
+            (0..events)
+                .map(|place| Recorded { offset: Offset::new(place), envelope: Arc::clone(&envelope) })
+                .collect()
+        };
+        let reached = Some(Offset::new(9_000));
+        assert_eq!(looked_at(&page(0), reached), reached);
+        assert_eq!(looked_at(&page(10), reached), reached);
+        assert_eq!(looked_at(&page(PAGE as u128), reached), Some(Offset::new(PAGE as u128 - 1)));
+        assert_eq!(looked_at(&page(10), Some(Offset::new(3))), Some(Offset::new(9)));
     }
 }
