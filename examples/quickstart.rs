@@ -82,7 +82,7 @@ async fn main() -> eventbus::Result<()> {
         .state(Mailer { refusals: AtomicU64::new(2) })
         .state(Analytics { revenue_cents: AtomicU64::new(0) })
         .state(Stock::of(&[("book", 2), ("pen", 10)]))
-        .connect("memory:")
+        .connect(&std::env::var("EVENTBUS_URL").unwrap_or_else(|_| "memory:".to_owned()))
         .await?;
     bus.start()?;
 
@@ -91,7 +91,7 @@ async fn main() -> eventbus::Result<()> {
     service.place(2, "alan@example.com", &["unicorn"], 99_900).await?;
 
     // A server would call `bus.run()`, which ends with Ctrl-C or SIGTERM. This ends when everything is handled.
-    bus.shutdown().await?;
+    bus.settled().await?;
 
     println!("\ndead letters:");
     for (id, letter) in bus.dead_letters()?.list().await? {
@@ -104,7 +104,7 @@ async fn main() -> eventbus::Result<()> {
             letter.reason
         );
     }
-    Ok(())
+    bus.shutdown().await
 }
 
 // What the consumers work with, in a real program a mail client, a statistics client and a database.

@@ -5,6 +5,10 @@
 pub use eventbus_core::__private;
 pub use eventbus_core::*;
 
+#[cfg(feature = "sqlite")]
+#[doc(inline)]
+pub use eventbus_sqlite as sqlite;
+
 #[doc = include_str!("docs/event.md")]
 #[doc(inline)]
 pub use eventbus_macros::Event;

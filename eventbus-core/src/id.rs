@@ -47,8 +47,15 @@ impl EventId {
         Self(Repr::Uuid(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()))
     }
 
+    /// The id of a UUID that a broker stored as a number.
+    #[must_use]
+    pub const fn from_u128(uuid: u128) -> Self {
+        Self(Repr::Uuid(Uuid::from_u128(uuid)))
+    }
+
     /// The id as a number of 128 bits, where it is a UUID.
-    pub(crate) fn as_u128(&self) -> Option<u128> {
+    #[must_use]
+    pub fn as_u128(&self) -> Option<u128> {
         match &self.0 {
             Repr::Uuid(uuid) => Some(uuid.as_u128()),
             Repr::Text(_) => None,

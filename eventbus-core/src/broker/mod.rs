@@ -83,6 +83,12 @@ pub trait Broker: Send + Sync + 'static {
         None
     }
 
+    /// Resolves once every event that was stored is settled by every subscription of this process, where the broker
+    /// can tell; retries that wait count as not settled.
+    fn settled(&self) -> Option<BrokerFuture<()>> {
+        None
+    }
+
     /// Called first at shutdown, while subscriptions still run: resolves once nothing is kept that would be lost
     /// with the process. A durable broker has nothing to wait for.
     fn drain(&self) -> BrokerFuture<()> {

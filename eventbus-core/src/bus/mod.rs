@@ -199,6 +199,26 @@ impl Bus {
         cut_off.map_or(Ok(()), Err)
     }
 
+    /// Resolves once every event that was published is settled by every subscription of this bus, retries included:
+    /// for programs that end when their work is done, such as an import.
+    ///
+    /// ```
+    /// # async fn import(bus: eventbus::Bus) -> eventbus::Result<()> {
+    /// bus.start()?;
+    /// bus.publish_to("user.created", "Ada").await?;
+    /// bus.settled().await?;
+    /// bus.shutdown().await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Where the broker cannot tell.
+    pub async fn settled(&self) -> Result<()> {
+        let settled = self.shared.broker.settled();
+        settled.ok_or_else(|| self.lacks("cannot tell whether everything is settled"))?.await;
+        Ok(())
+    }
+
     /// The subscriptions of this bus: those of the registry by their places in the source, then those that were
     /// made at run time.
     #[must_use]

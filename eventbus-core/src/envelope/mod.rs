@@ -85,10 +85,20 @@ impl Envelope {
         Self::new(topic, content_type, Payload::Bytes(payload))
     }
 
+    /// An envelope out of a broker's own store, where its id and its time are known already.
+    #[must_use]
+    pub fn stored(topic: Topic, id: EventId, time: Timestamp, payload: Bytes) -> Self {
+        Self::at(topic, id, time, SmolStr::new_static("application/json"), Payload::Bytes(payload))
+    }
+
     fn new(topic: Topic, content_type: SmolStr, payload: Payload) -> Self {
         let time = Timestamp::now();
+        Self::at(topic, EventId::at(time), time, content_type, payload)
+    }
+
+    fn at(topic: Topic, id: EventId, time: Timestamp, content_type: SmolStr, payload: Payload) -> Self {
         Self {
-            id: EventId::at(time),
+            id,
             source: SmolStr::new_static(""),
             topic,
             event_type: None,
@@ -182,6 +192,22 @@ impl Envelope {
     #[must_use]
     pub fn with_payload(mut self, payload: Bytes) -> Self {
         self.payload = Payload::Bytes(payload);
+        self
+    }
+
+    /// Sets the media type of the payload, which is `application/json` in an envelope out of a store.
+    #[must_use]
+    pub fn with_content_type(mut self, content_type: impl AsRef<str>) -> Self {
+        self.content_type = SmolStr::new(content_type);
+        self
+    }
+
+    /// Sets what caused the event, as a broker's store tells it; an event that is published is marked by the bus.
+    #[must_use]
+    pub fn with_causes(mut self, correlation_id: EventId, causation_id: Option<EventId>, depth: u32) -> Self {
+        self.correlation_id = (correlation_id != self.id).then_some(correlation_id);
+        self.causation_id = causation_id;
+        self.causation_depth = depth;
         self
     }
 

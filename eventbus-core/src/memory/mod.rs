@@ -264,9 +264,14 @@ impl Broker for MemoryBroker {
         self.0.history.is_some().then(|| Arc::new(self.clone()) as Arc<dyn AuditLog>)
     }
 
+    fn settled(&self) -> Option<BrokerFuture<()>> {
+        let outstanding = Arc::clone(&self.0.outstanding);
+        Some(BrokerFuture::new(async move { outstanding.settled().await }))
+    }
+
     fn drain(&self) -> BrokerFuture<()> {
-        let broker = self.clone();
-        BrokerFuture::new(async move { broker.settled().await })
+        let outstanding = Arc::clone(&self.0.outstanding);
+        BrokerFuture::new(async move { outstanding.settled().await })
     }
 }
 

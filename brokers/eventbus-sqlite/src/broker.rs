@@ -1,0 +1,351 @@
+//! The broker: what its subscriptions, publishers and readers share, and the contract that it keeps.
+
+use crate::config::SqliteBrokerBuilder;
+use crate::lease::{self, Process};
+use crate::reader::Readers;
+use crate::schema::open_writer;
+use crate::subscribe::{SqliteDeliveries, Subscription};
+use crate::tail::Tail;
+use crate::wire::Record;
+use crate::writer::{Publishing, Writer, Writes, closed};
+use eventbus_core::broker::{
+    AuditLog, Broker, BrokerFuture, DeadLetters, Deliveries, Features, Groups, OpenedBroker, Replayable,
+    SubscribeRequest,
+};
+use eventbus_core::{BrokerError, Envelope, PublishError};
+use std::fmt;
+use std::path::Path;
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+use tokio::sync::{Notify, oneshot};
+
+/// The embedded durable log, in one SQLite file.
+///
+/// It is cheap to clone; all clones are one log. When the last one is dropped, or when the bus shuts down, the file is
+/// left in order.
+///
+/// ```no_run
+/// use eventbus::Bus;
+/// use eventbus_sqlite::SqliteBroker;
+///
+/// # async fn connect() -> eventbus::Result<()> {
+/// let bus = Bus::builder().broker(SqliteBroker::open("shop.db").await?).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct SqliteBroker(Arc<Handle>);
+
+/// Ends the writer with the last broker.
+struct Handle(Arc<Store>);
+
+/// What everything that belongs to one open log shares.
+pub(crate) struct Store {
+    this: Weak<Self>,
+    pub(crate) settings: SqliteBrokerBuilder,
+    pub(crate) process: Process,
+    pub(crate) readers: Arc<Readers>,
+    pub(crate) writes: Writes,
+    tail: Mutex<Tail>,
+    subscriptions: Mutex<Arc<Vec<Arc<Subscription>>>>,
+    /// Counts the changes of `subscriptions`.
+    generation: AtomicU64,
+    last_number: AtomicU64,
+    /// The place of the latest event.
+    head: AtomicI64,
+    /// Rings when there are new events.
+    stored: Notify,
+    /// Rings when deliveries were settled and saved.
+    pub(crate) saved: Notify,
+    /// How many wait for new events without a subscription.
+    followers: AtomicUsize,
+    opened: Instant,
+}
+
+impl SqliteBroker {
+    /// Opens the log at `path` with the default settings, and creates it where there is none.
+    ///
+    /// # Errors
+    /// As [`SqliteBrokerBuilder::open`].
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self, BrokerError> {
+        Self::builder(path).open().await
+    }
+
+    /// A log with settings of its own.
+    pub fn builder(path: impl AsRef<Path>) -> SqliteBrokerBuilder {
+        SqliteBrokerBuilder::new(path.as_ref())
+    }
+
+    pub(crate) async fn open_with(settings: SqliteBrokerBuilder) -> Result<Self, BrokerError> {
+        let opening = tokio::task::spawn_blocking(move || {
+            let connection = open_writer(&settings.path, settings.durability)?;
+            let process = Process::enter(&settings.path)?;
+            let store = Arc::new_cyclic(|this| Store {
+                this: Weak::clone(this),
+                process,
+                readers: Readers::new(&settings.path),
+                settings,
+                writes: Writes::default(),
+                tail: Mutex::default(),
+                subscriptions: Mutex::default(),
+                generation: AtomicU64::new(0),
+                last_number: AtomicU64::new(0),
+                head: AtomicI64::new(0),
+                stored: Notify::new(),
+                saved: Notify::new(),
+                followers: AtomicUsize::new(0),
+                opened: Instant::now(),
+            });
+            Writer::start(Arc::clone(&store), connection)?;
+            Ok(Self(Arc::new(Handle(store))))
+        });
+        opening.await.map_err(|error| BrokerError::new("the log was not opened").with_source(error))?
+    }
+
+    fn store(&self) -> &Arc<Store> {
+        &self.0.0
+    }
+}
+
+/// Opens the broker of an address such as `sqlite:shop.db`.
+pub(crate) fn open_address(url: &str) -> OpenedBroker {
+    let settings = SqliteBrokerBuilder::parse(url);
+    BrokerFuture::new(async move { Ok(Arc::new(settings?.open().await?) as Arc<dyn Broker>) })
+}
+
+impl Broker for SqliteBroker {
+    fn name(&self) -> &str {
+        "SQLite"
+    }
+
+    fn features(&self) -> Features {
+        let mut features = Features::none();
+        features.durable = true;
+        features.key_order = true;
+        features.patterns = true;
+        features.start_earliest = true;
+        features.replay = true;
+        features.multi_process = true;
+        features.max_payload = Some(self.store().settings.max_payload);
+        features
+    }
+
+    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
+        let record = match self.store().record(envelope) {
+            Ok(record) => record,
+            Err(error) => return BrokerFuture::ready(Err(error)),
+        };
+        let (waiting, stored) = oneshot::channel();
+        if let Err(Publishing::One(record, _)) = self.store().writes.publish(Publishing::One(record, waiting))
+        {
+            return BrokerFuture::ready(Err(unwritten(&record.envelope)));
+        }
+        BrokerFuture::new(async move {
+            stored.await.unwrap_or_else(|_| {
+                Err(PublishError::Broker { topic: "?".to_owned(), source: closed().into() })
+            })
+        })
+    }
+
+    fn publish_all(&self, envelopes: Vec<Arc<Envelope>>) -> BrokerFuture<Vec<Result<(), PublishError>>> {
+        let topics: Vec<_> = envelopes.iter().map(Arc::clone).collect();
+        let mut results = Vec::with_capacity(envelopes.len());
+        let mut records = Vec::with_capacity(envelopes.len());
+        for envelope in envelopes {
+            results.push(self.store().record(envelope).map(|record| records.push(record)));
+        }
+        let (waiting, stored) = oneshot::channel();
+        // What is refused is dropped, and with it `waiting`.
+        drop(self.store().writes.publish(Publishing::Many(records, waiting)));
+        BrokerFuture::new(async move {
+            let mut stored = stored.await.unwrap_or_default().into_iter();
+            for (result, envelope) in results.iter_mut().zip(&topics) {
+                if result.is_ok() {
+                    *result = stored.next().unwrap_or_else(|| Err(unwritten(envelope)));
+                }
+            }
+            results
+        })
+    }
+
+    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
+        let store = Arc::clone(self.store());
+        BrokerFuture::new(async move {
+            let subscription = Subscription::new(Arc::clone(&store), request);
+            let beginning = Arc::clone(&subscription);
+            let begun = store.writes.run(move |work| {
+                beginning.store.add(&beginning);
+                beginning.begin(work.connection, work.names)
+            });
+            // From here on the group is left when the deliveries are dropped.
+            let deliveries = Box::new(SqliteDeliveries::new(subscription));
+            begun.await?;
+            Ok(deliveries as Box<dyn Deliveries>)
+        })
+    }
+
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
+        Some(Arc::clone(self.store()) as Arc<dyn DeadLetters>)
+    }
+
+    fn replayable(&self) -> Option<Arc<dyn Replayable>> {
+        Some(Arc::clone(self.store()) as Arc<dyn Replayable>)
+    }
+
+    fn audit_log(&self) -> Option<Arc<dyn AuditLog>> {
+        Some(Arc::clone(self.store()) as Arc<dyn AuditLog>)
+    }
+
+    fn groups(&self) -> Option<Arc<dyn Groups>> {
+        Some(Arc::clone(self.store()) as Arc<dyn Groups>)
+    }
+
+    fn settled(&self) -> Option<BrokerFuture<()>> {
+        let store = Arc::clone(self.store());
+        Some(BrokerFuture::new(async move { store.settled().await }))
+    }
+
+    fn close(&self) -> BrokerFuture<Result<(), BrokerError>> {
+        let closed = self.store().writes.close();
+        BrokerFuture::new(async move {
+            // An error means that it was closed before.
+            let _ = closed.await;
+            Ok(())
+        })
+    }
+}
+
+impl Store {
+    pub(crate) fn this(&self) -> Option<Arc<Self>> {
+        self.this.upgrade()
+    }
+
+    /// An envelope as it is written; refused where it is too large.
+    fn record(&self, envelope: Arc<Envelope>) -> Result<Record, PublishError> {
+        let topic = || envelope.topic().to_string();
+        let limit = self.settings.max_payload;
+        match Record::new(Arc::clone(&envelope)) {
+            Ok(record) if record.payload.len() > limit => {
+                Err(PublishError::TooLarge { topic: topic(), size: record.payload.len(), limit })
+            }
+            Ok(record) => Ok(record),
+            Err(error) => Err(PublishError::Encode { topic: topic(), source: error.into() }),
+        }
+    }
+
+    pub(crate) fn tail(&self) -> MutexGuard<'_, Tail> {
+        lock(&self.tail)
+    }
+
+    pub(crate) fn next_number(&self) -> u64 {
+        self.last_number.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn subscriptions(&self) -> Arc<Vec<Arc<Subscription>>> {
+        Arc::clone(&lock(&self.subscriptions))
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    fn add(&self, subscription: &Arc<Subscription>) {
+        Arc::make_mut(&mut lock(&self.subscriptions)).push(Arc::clone(subscription));
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn remove(&self, number: u64) {
+        Arc::make_mut(&mut lock(&self.subscriptions)).retain(|subscription| subscription.number != number);
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether a group with this owner may be taken over.
+    pub(crate) fn is_free(&self, owner: &str, leased_until: i64) -> bool {
+        match self.process.number(owner) {
+            Some(number) => {
+                let subscriptions = self.subscriptions();
+                !subscriptions.iter().any(|one| one.number == number && one.is_active())
+            }
+            None => {
+                lease::has_ended(&self.settings.path, owner)
+                    || lease::is_over(leased_until, self.settings.lease)
+            }
+        }
+    }
+
+    /// Milliseconds since the log was opened, whatever the clock on the wall does.
+    pub(crate) fn clock(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether somebody here wants to know what other processes store.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.followers.load(Ordering::Acquire) > 0 || !lock(&self.subscriptions).is_empty()
+    }
+
+    pub(crate) fn set_head(&self, head: i64) {
+        if self.head.swap(head, Ordering::AcqRel) != head {
+            self.stored.notify_waiters();
+        }
+    }
+
+    pub(crate) fn head(&self) -> i64 {
+        self.head.load(Ordering::Acquire)
+    }
+
+    /// Resolves once every subscription of this process has settled everything.
+    async fn settled(&self) {
+        loop {
+            let mut saved = std::pin::pin!(self.saved.notified());
+            saved.as_mut().enable();
+            if self.subscriptions().iter().all(|subscription| subscription.is_settled()) {
+                return;
+            }
+            saved.await;
+        }
+    }
+
+    /// Resolves once there is an event behind `position`.
+    pub(crate) async fn stored_after(&self, position: i64) {
+        struct Follower<'a>(&'a Store);
+        impl Drop for Follower<'_> {
+            fn drop(&mut self) {
+                self.0.followers.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+
+        self.followers.fetch_add(1, Ordering::AcqRel);
+        let _follower = Follower(self);
+        self.writes.wake();
+        loop {
+            let mut stored = std::pin::pin!(self.stored.notified());
+            stored.as_mut().enable();
+            if self.head() > position {
+                return;
+            }
+            stored.await;
+        }
+    }
+}
+
+fn unwritten(envelope: &Envelope) -> PublishError {
+    PublishError::Broker { topic: envelope.topic().to_string(), source: closed().into() }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // The writer leaves the file in order; nobody is left to wait for it.
+        drop(self.0.writes.close());
+    }
+}
+
+impl fmt::Debug for SqliteBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteBroker").field("path", &self.store().settings.path).finish_non_exhaustive()
+    }
+}

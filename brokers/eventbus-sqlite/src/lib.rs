@@ -1,0 +1,46 @@
+//! The embedded durable log of eventbus: events, cursors, retries and dead letters in one SQLite file.
+//!
+//! ```no_run
+//! # async fn connect() -> eventbus::Result<()> {
+//! let bus = eventbus::Bus::connect("sqlite:shop.db").await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - **Stored means stored.** A publish is acknowledged once the transaction that holds it is committed and synced
+//!   ([`Durability`]). One thread writes, and takes whatever waits into one transaction, so that a thousand publishers
+//!   share a sync and a single one does not wait for others.
+//! - **Progress survives.** A group's cursor never passes what is unfinished; attempts, retries that wait, and dead
+//!   letters are rows. After a crash what was being handled is delivered again, and nothing else.
+//! - **Several processes** may publish and subscribe on one file. A group is handled by one of them at a time, so that
+//!   the order by key holds; another one takes over when that process ends, or stops answering for longer than its
+//!   [lease](SqliteBrokerBuilder::lease).
+//! - **An event is stored once.** Publishing an event again with the same source and id changes nothing.
+//! - **Readable.** `sqlite3 shop.db 'select time, topic, key, payload from events order by offset desc limit 20'`; the
+//!   views `groups` and `dead_letters` tell the rest.
+//!
+//! The file must be on a disk of this machine: SQLite's write-ahead log does not work over a network file system.
+
+#![forbid(unsafe_code)]
+
+mod audit;
+mod broker;
+mod config;
+mod dead_letters;
+mod delivery;
+mod groups;
+mod lease;
+mod publish;
+mod reader;
+mod replay;
+mod retention;
+mod schema;
+mod subscribe;
+mod tail;
+mod wire;
+mod writer;
+
+pub use broker::SqliteBroker;
+pub use config::{Durability, Retention, SqliteBrokerBuilder};
+
+eventbus_core::register_scheme!(eventbus_core::broker::Scheme { name: "sqlite", open: broker::open_address });

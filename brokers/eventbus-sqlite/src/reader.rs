@@ -1,0 +1,243 @@
+//! Reading: connections of their own, beside the one that writes, on threads where they may block.
+
+use crate::schema::{explain, open_reader};
+use crate::wire::{COLUMNS, Stored, read};
+use eventbus_core::{BrokerError, Pattern, Topic};
+use rusqlite::{Connection, OptionalExtension, Row, Statement};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Semaphore;
+
+/// How many readers there may be at once.
+const READERS: usize = 4;
+/// How many events are read at once.
+pub(crate) const EVENTS: usize = 1_024;
+/// How many bytes of payload are read at once, give or take one event.
+const BYTES: usize = 1 << 20;
+
+/// The readers of one log.
+pub(crate) struct Readers {
+    path: PathBuf,
+    idle: Mutex<Vec<Reader>>,
+    permits: Semaphore,
+}
+
+impl Readers {
+    pub(crate) fn new(path: &Path) -> Arc<Self> {
+        Arc::new(Self { path: path.to_owned(), idle: Mutex::default(), permits: Semaphore::new(READERS) })
+    }
+
+    /// Reads on a thread that may block.
+    pub(crate) async fn read<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&mut Reader) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, BrokerError> {
+        let closed = || BrokerError::new("the log is closed; open it again");
+        let _permit = self.permits.acquire().await.map_err(|_| closed())?;
+        let readers = Arc::clone(self);
+        let reading = tokio::task::spawn_blocking(move || {
+            let idle = readers.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let mut reader = match idle {
+                Some(reader) => reader,
+                None => Reader::open(&readers.path).map_err(|error| explain(&readers.path, error))?,
+            };
+            let result = read(&mut reader).map_err(|error| explain(&readers.path, error));
+            if result.is_ok() && !readers.permits.is_closed() {
+                readers.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+            }
+            result
+        });
+        reading.await.map_err(|error| BrokerError::new("the log was not read").with_source(error))?
+    }
+
+    /// Closes the connections.
+    pub(crate) fn close(&self) {
+        self.permits.close();
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// A connection that reads, and the names behind the numbers that it has met.
+pub(crate) struct Reader {
+    pub(crate) connection: Connection,
+    names: Names,
+}
+
+/// The names behind the numbers of topics and sources.
+#[derive(Default)]
+pub(crate) struct Names {
+    topics: HashMap<i64, Topic>,
+    sources: HashMap<i64, String>,
+}
+
+/// Events that were read in one go.
+pub(crate) struct Batch {
+    pub(crate) events: Vec<Stored>,
+    /// Everything up to here was looked at.
+    pub(crate) position: i64,
+    /// Whether there was nothing more.
+    pub(crate) complete: bool,
+}
+
+impl Reader {
+    fn open(path: &Path) -> rusqlite::Result<Self> {
+        Ok(Self { connection: open_reader(path)?, names: Names::default() })
+    }
+
+    /// The place of the latest event; 0 where there is none.
+    pub(crate) fn head(&self) -> rusqlite::Result<i64> {
+        head(&self.connection)
+    }
+
+    /// The next events on `pattern` behind `position`, at most up to `until`.
+    pub(crate) fn read_after(
+        &mut self,
+        pattern: &Pattern,
+        position: i64,
+        until: Option<i64>,
+    ) -> rusqlite::Result<Batch> {
+        // An event that is stored from now on has a higher offset, so nothing below this one is missed.
+        let head = self.head()?;
+        let end = until.map_or(head, |until| until.min(head));
+        let Self { connection, names } = self;
+        let mut batch = Batch { events: Vec::new(), position: end, complete: true };
+        let mut bytes = 0;
+        if pattern.is_exact() {
+            let Some(topic) = topic_number(connection, pattern.as_str())? else { return Ok(batch) };
+            let sql = format!(
+                "select {COLUMNS} from event e where e.topic = ?1 and e.offset > ?2 and e.offset <= ?3 order by e.offset"
+            );
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut rows = statement.query((topic, position, end))?;
+            while let Some(row) = rows.next()? {
+                if batch.is_full(bytes) {
+                    break;
+                }
+                batch.add(names.read(connection, row)?, &mut bytes);
+            }
+            return Ok(batch);
+        }
+        let mut wanted: HashMap<i64, bool> = HashMap::new();
+        let sql =
+            format!("select {COLUMNS} from event e where e.offset > ?1 and e.offset <= ?2 order by e.offset");
+        let mut statement = connection.prepare_cached(&sql)?;
+        let mut rows = statement.query((position, end))?;
+        while let Some(row) = rows.next()? {
+            if batch.is_full(bytes) {
+                break;
+            }
+            let topic = row.get(1)?;
+            let matches = match wanted.get(&topic) {
+                Some(matches) => *matches,
+                None => {
+                    let matches = pattern.matches(names.topic(connection, topic)?.as_str());
+                    wanted.insert(topic, matches);
+                    matches
+                }
+            };
+            if matches {
+                batch.add(names.read(connection, row)?, &mut bytes);
+            }
+        }
+        Ok(batch)
+    }
+
+    /// Every event that `statement` finds, whose first columns are [`COLUMNS`]; `extra` reads the others.
+    pub(crate) fn select<T>(
+        &mut self,
+        sql: &str,
+        parameters: impl rusqlite::Params,
+        mut extra: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<Vec<(Stored, T)>> {
+        let Self { connection, names } = self;
+        let mut statement: Statement<'_> = connection.prepare(sql)?;
+        let mut rows = statement.query(parameters)?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            found.push((names.read(connection, row)?, extra(row)?));
+        }
+        Ok(found)
+    }
+
+    /// The numbers of the topics that `pattern` covers.
+    pub(crate) fn topics(&self, pattern: &Pattern) -> rusqlite::Result<Vec<i64>> {
+        topics(&self.connection, pattern)
+    }
+}
+
+impl Batch {
+    fn add(&mut self, stored: Stored, bytes: &mut usize) {
+        *bytes += stored.envelope.payload().map_or(0, |payload| payload.len());
+        self.events.push(stored);
+    }
+
+    /// Whether no more fits. Then there may be more, behind the last event that was taken.
+    fn is_full(&mut self, bytes: usize) -> bool {
+        let full = self.events.len() >= EVENTS || bytes >= BYTES;
+        if let (true, Some(last)) = (full, self.events.last()) {
+            (self.position, self.complete) = (last.offset, false);
+        }
+        full
+    }
+}
+
+impl Names {
+    /// Reads a row of [`COLUMNS`].
+    pub(crate) fn read(&mut self, connection: &Connection, row: &Row<'_>) -> rusqlite::Result<Stored> {
+        let (topic, source) = (row.get(1)?, row.get(3)?);
+        let topic = self.topic(connection, topic)?;
+        let source = match self.sources.entry(source) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(name(connection, "source", source)?),
+        };
+        read(row, topic, source)
+    }
+
+    fn topic(&mut self, connection: &Connection, number: i64) -> rusqlite::Result<Topic> {
+        if let Some(topic) = self.topics.get(&number) {
+            return Ok(topic.clone());
+        }
+        let name = name(connection, "topic", number)?;
+        let topic = Topic::new(&name).map_err(|error| {
+            rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, error.into())
+        })?;
+        self.topics.insert(number, topic.clone());
+        Ok(topic)
+    }
+}
+
+/// The place of the latest event; 0 where there is none.
+pub(crate) fn head(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.prepare_cached("select coalesce(max(offset), 0) from event")?.query_row([], |row| row.get(0))
+}
+
+/// The numbers of the topics that `pattern` covers.
+pub(crate) fn topics(connection: &Connection, pattern: &Pattern) -> rusqlite::Result<Vec<i64>> {
+    if pattern.is_exact() {
+        return Ok(topic_number(connection, pattern.as_str())?.into_iter().collect());
+    }
+    let mut statement = connection.prepare_cached("select id, name from topic")?;
+    let mut rows = statement.query([])?;
+    let mut numbers = Vec::new();
+    while let Some(row) = rows.next()? {
+        if pattern.matches(row.get_ref(1)?.as_str()?) {
+            numbers.push(row.get(0)?);
+        }
+    }
+    Ok(numbers)
+}
+
+fn topic_number(connection: &Connection, topic: &str) -> rusqlite::Result<Option<i64>> {
+    connection
+        .prepare_cached("select id from topic where name = ?1")?
+        .query_row([topic], |row| row.get(0))
+        .optional()
+}
+
+fn name(connection: &Connection, table: &str, number: i64) -> rusqlite::Result<String> {
+    connection
+        .prepare_cached(&format!("select name from {table} where id = ?1"))?
+        .query_row([number], |row| row.get(0))
+}

@@ -1,0 +1,213 @@
+//! Replay: reading the history with a cursor that is thrown away.
+
+use crate::broker::Store;
+use crate::reader::{Batch, EVENTS, Reader};
+use crate::subscribe::{offset_of, place};
+use crate::wire::nanoseconds;
+use crate::writer::closed;
+use eventbus_core::broker::{
+    BrokerFuture, DeadLetter, Deliveries, Receipt, Received, Replay, ReplayFrom, ReplayRequest, ReplayUntil,
+    Replayable, Settler,
+};
+use eventbus_core::{BrokerError, Envelope, Pattern};
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// One replay.
+struct History {
+    store: Arc<Store>,
+    pattern: Pattern,
+    /// The last place that is delivered; none: it goes on live.
+    until: Option<i64>,
+    runtime: Handle,
+    state: Mutex<State>,
+}
+
+struct State {
+    position: i64,
+    complete: bool,
+    fetching: bool,
+    at_hand: VecDeque<(i64, Arc<Envelope>, u32)>,
+    waker: Option<Waker>,
+    error: Option<BrokerError>,
+}
+
+/// The places before the first and of the last event of a replay, how many there are, and the latest of all.
+fn bounds(reader: &mut Reader, request: &ReplayRequest) -> rusqlite::Result<(i64, i64, u64, i64)> {
+    let head = reader.head()?;
+    let connection = &reader.connection;
+    let before = |time| -> rusqlite::Result<Option<i64>> {
+        connection
+            .prepare_cached("select min(offset) from event where time >= ?1")?
+            .query_row([nanoseconds(time)], |row| row.get(0))
+    };
+    let from = match request.from {
+        ReplayFrom::Offset(offset) => place(offset) - 1,
+        ReplayFrom::Time(time) => before(time)?.map_or(head, |offset| offset - 1),
+        _ => 0,
+    };
+    let until = match request.until {
+        ReplayUntil::Offset(offset) => place(offset).min(head),
+        ReplayUntil::Time(time) => before(time)?.map_or(head, |offset| offset - 1),
+        _ => head,
+    };
+    let mut events = 0;
+    for topic in reader.topics(&request.pattern)? {
+        events += connection
+            .prepare_cached("select count(*) from event where topic = ?1 and offset > ?2 and offset <= ?3")?
+            .query_row((topic, from, until), |row| row.get::<_, u64>(0))?;
+    }
+    Ok((from, until, events, head))
+}
+
+impl Replayable for Store {
+    fn replay(&self, request: ReplayRequest) -> BrokerFuture<Result<Replay, BrokerError>> {
+        let Some(store) = self.this() else { return BrokerFuture::ready(Err(closed())) };
+        BrokerFuture::new(async move {
+            let (pattern, live) = (request.pattern.clone(), request.until == ReplayUntil::Live);
+            let (from, until, events, head) =
+                store.readers.read(move |reader| bounds(reader, &request)).await?;
+            let history = Arc::new(History {
+                store,
+                pattern,
+                until: (!live).then_some(until),
+                runtime: Handle::current(),
+                state: Mutex::new(State {
+                    position: from,
+                    complete: false,
+                    fetching: false,
+                    at_hand: VecDeque::new(),
+                    waker: None,
+                    error: None,
+                }),
+            });
+            let deliveries =
+                Box::new(HistoryDeliveries { settler: Arc::clone(&history) as Arc<dyn Settler>, history });
+            Ok(Replay { deliveries, events, latest: (head > 0).then(|| offset_of(head)) })
+        })
+    }
+}
+
+impl History {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state and wakes the reader, outside of the lock.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.lock();
+        change(&mut state);
+        let waker = state.waker.take();
+        drop(state);
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// Reads ahead.
+    fn refill(self: &Arc<Self>, state: &mut State) {
+        if state.fetching || state.complete || state.at_hand.len() >= EVENTS {
+            return;
+        }
+        state.fetching = true;
+        let (history, position) = (Arc::clone(self), state.position);
+        self.runtime.spawn(async move {
+            let (pattern, until) = (history.pattern.clone(), history.until);
+            if until.is_none() {
+                history.store.stored_after(position).await;
+            }
+            let read =
+                history.store.readers.read(move |reader| reader.read_after(&pattern, position, until)).await;
+            history.change(|state| {
+                state.fetching = false;
+                match read {
+                    Ok(batch) => history.take_in(state, batch),
+                    Err(error) => state.error = Some(error),
+                }
+            });
+        });
+    }
+
+    fn take_in(&self, state: &mut State, batch: Batch) {
+        state.position = batch.position;
+        state.complete = batch.complete && self.until.is_some();
+        for event in batch.events {
+            if event.intact {
+                state.at_hand.push_back((event.offset, Arc::new(event.envelope), 1));
+            } else {
+                tracing::error!(
+                    target: "eventbus", offset = event.offset, topic = %event.envelope.topic(),
+                    "an event in the log is damaged: its checksum is wrong; the replay leaves it out"
+                );
+            }
+        }
+    }
+}
+
+/// The reader of a replay.
+struct HistoryDeliveries {
+    history: Arc<History>,
+    settler: Arc<dyn Settler>,
+}
+
+impl Deliveries for HistoryDeliveries {
+    fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut Vec<Received>,
+        limit: usize,
+    ) -> Poll<Result<(), BrokerError>> {
+        let mut state = self.history.lock();
+        if let Some(error) = state.error.take() {
+            return Poll::Ready(Err(error));
+        }
+        let count = limit.min(state.at_hand.len());
+        into.extend(state.at_hand.drain(..count).map(|(offset, envelope, attempt)| Received {
+            receipt: Receipt { envelope, offset: offset_of(offset), attempt, token: 0 },
+            replayed: true,
+            parked: None,
+            settler: Arc::clone(&self.settler),
+        }));
+        self.history.refill(&mut state);
+        if count > 0 || (state.complete && state.at_hand.is_empty()) {
+            return Poll::Ready(Ok(()));
+        }
+        state.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Settler for History {
+    fn ack(&self, _receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
+        BrokerFuture::ready(Ok(()))
+    }
+
+    fn nack(&self, mut receipt: Receipt, _delay: Duration) -> BrokerFuture<Result<(), BrokerError>> {
+        receipt.attempt = receipt.attempt.saturating_add(1);
+        self.release(receipt);
+        BrokerFuture::ready(Ok(()))
+    }
+
+    fn reject(&self, receipt: Receipt, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
+        let offset = place(receipt.offset);
+        self.store
+            .writes
+            .run(move |work| crate::dead_letters::insert(work.connection, offset, &dead_letter, false))
+    }
+
+    fn release(&self, receipt: Receipt) {
+        let Receipt { envelope, offset, attempt, .. } = receipt;
+        self.change(|state| state.at_hand.push_front((place(offset), envelope, attempt)));
+    }
+}
+
+impl fmt::Debug for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("History")
+            .field("pattern", &self.pattern)
+            .field("until", &self.until)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,157 @@
+//! The file: opening it, telling ours from others, and its versions.
+
+use crate::config::Durability;
+use eventbus_core::BrokerError;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use std::path::Path;
+use std::time::Duration;
+
+/// What marks a file as a log of ours, in SQLite's `application_id`: "EvBs" in ASCII.
+const APPLICATION: i32 = 0x4576_4273;
+/// What brings a file from each version to the next; `user_version` counts them.
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+/// How long to wait for another process that writes.
+const BUSY: Duration = Duration::from_secs(30);
+/// The write-ahead log is copied into the file when it has so many pages.
+const CHECKPOINT_PAGES: u32 = 4_000;
+/// The write-ahead log is cut back to this size, in bytes, when it was copied.
+const WAL_SIZE: u64 = 64 << 20;
+
+/// Opens the file for the one connection that writes, creates it where there is none, and migrates it.
+pub(crate) fn open_writer(path: &Path, durability: Durability) -> Result<Connection, BrokerError> {
+    create(path)?;
+    let opened = || -> rusqlite::Result<Connection> {
+        let connection = connect(path)?;
+        connection.pragma_query_value(None, "schema_version", |_| Ok(()))?;
+        Ok(connection)
+    };
+    let mut connection = opened().map_err(|error| explain(path, error))?;
+    identify(path, &connection)?;
+    prepare(&mut connection, durability).map_err(|error| explain(path, error))?;
+    Ok(connection)
+}
+
+/// Opens one more connection, for reading.
+pub(crate) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = connect(path)?;
+    connection.pragma_update(None, "query_only", true)?;
+    Ok(connection)
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// Creates the file, readable by nobody else; SQLite gives its companions the same mode.
+fn create(path: &Path) -> Result<(), BrokerError> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    match options.open(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(BrokerError::new(format!(
+            "cannot create the log `{}` ({error}); choose a folder that exists and can be written to",
+            path.display()
+        ))
+        .with_source(error)),
+    }
+}
+
+/// Refuses a file that is not ours, or newer than we are.
+fn identify(path: &Path, connection: &Connection) -> Result<(), BrokerError> {
+    let read = || -> rusqlite::Result<(i32, usize, i64)> {
+        Ok((
+            connection.pragma_query_value(None, "application_id", |row| row.get(0))?,
+            connection.pragma_query_value(None, "user_version", |row| row.get(0))?,
+            connection.query_row("select count(*) from sqlite_schema", [], |row| row.get(0))?,
+        ))
+    };
+    let (application, version, entries) = read().map_err(|error| explain(path, error))?;
+    if application != APPLICATION && (application != 0 || entries > 0) {
+        return Err(BrokerError::new(format!(
+            "`{}` is an SQLite database of another program; choose another file for the log",
+            path.display()
+        )));
+    }
+    if version > MIGRATIONS.len() {
+        return Err(BrokerError::new(format!(
+            "the log `{}` has version {version}, and this program knows up to version {}; \
+             use the newer eventbus that wrote it",
+            path.display(),
+            MIGRATIONS.len()
+        )));
+    }
+    Ok(())
+}
+
+fn prepare(connection: &mut Connection, durability: Durability) -> rusqlite::Result<()> {
+    let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version == 0 {
+        // Only an empty file can be told so.
+        connection.pragma_update(None, "auto_vacuum", "incremental")?;
+    }
+    connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
+    connection.pragma_update(None, "synchronous", durability.synchronous())?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    connection.pragma_update(None, "journal_size_limit", WAL_SIZE)?;
+    connection.pragma_update(None, "cache_size", -16_384)?;
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    // Another process may have been faster.
+    let version: usize = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    for migration in MIGRATIONS.iter().skip(version) {
+        transaction.execute_batch(migration)?;
+    }
+    if version < MIGRATIONS.len() {
+        transaction.pragma_update(None, "application_id", APPLICATION)?;
+        transaction.pragma_update(None, "user_version", MIGRATIONS.len())?;
+    }
+    transaction.commit()
+}
+
+impl Durability {
+    /// The same in SQLite's words.
+    pub(crate) fn synchronous(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Normal => "normal",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// What an error of SQLite means for whoever runs the program.
+pub(crate) fn explain(path: &Path, error: rusqlite::Error) -> BrokerError {
+    let file = path.display();
+    let message = match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => {
+            format!("`{file}` is not an SQLite database; choose another file for the log")
+        }
+        Some(ErrorCode::DatabaseCorrupt) => format!(
+            "the log `{file}` is damaged ({error}); restore it from a backup, or save what can be read with \
+             `sqlite3 {file} .recover`"
+        ),
+        Some(ErrorCode::DiskFull) => format!("the disk of the log `{file}` is full; make room"),
+        Some(ErrorCode::ReadOnly) => format!(
+            "the log `{file}` cannot be written; make the file and its folder writable for this program"
+        ),
+        Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => format!(
+            "the log `{file}` cannot be opened ({error}); its folder must exist, and this program must be allowed \
+             to write to both"
+        ),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            format!("another program has held the log `{file}` for more than {BUSY:?}; end the one that does")
+        }
+        Some(ErrorCode::SystemIoFailure) => {
+            format!("the log `{file}` cannot be read or written ({error}); look at its disk")
+        }
+        _ => format!("the log `{file}` failed: {error}"),
+    };
+    BrokerError::new(message).with_source(error)
+}

@@ -1,0 +1,564 @@
+//! The writer: one thread owns the connection that writes, and takes whatever waits into one transaction.
+//!
+//! A publish that finds nobody before it is written at once; while that is synced, others gather and share the next
+//! transaction. Acks alone wait a moment for others, since nobody waits for them.
+
+use crate::broker::Store;
+use crate::delivery::Saving;
+use crate::publish::{self, insert};
+use crate::reader::{Names, head};
+use crate::schema::explain;
+use crate::subscribe::Subscription;
+use crate::wire::Record;
+use crate::{lease, retention};
+use eventbus_core::broker::BrokerFuture;
+use eventbus_core::{BrokerError, PublishError, Topic};
+use jiff::Timestamp;
+use rusqlite::Connection;
+use std::collections::HashMap;
+use std::mem::take;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// How long acks wait for others.
+const SOON: Duration = Duration::from_millis(2);
+/// How long to wait after a transaction failed, before acks are saved again.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// How often idle subscriptions are moved on, and groups that others left are looked for.
+const HOUSEKEEPING: Duration = Duration::from_millis(250);
+
+/// What waits for the writer.
+#[derive(Default)]
+pub(crate) struct Writes {
+    queue: Mutex<Queue>,
+    bell: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    publishes: Vec<Publishing>,
+    jobs: Vec<Job>,
+    dirty: Vec<Arc<Subscription>>,
+    /// When to save at the latest.
+    save_at: Option<Instant>,
+    closing: Option<oneshot::Sender<()>>,
+    closed: bool,
+}
+
+/// Events whose publishers wait.
+pub(crate) enum Publishing {
+    One(Record, oneshot::Sender<Result<(), PublishError>>),
+    Many(Vec<Record>, oneshot::Sender<Vec<Result<(), PublishError>>>),
+}
+
+/// Something else to write; its answer is called when the transaction is over.
+type Job = Box<dyn FnOnce(&mut Work<'_>) -> Answer + Send>;
+type Answer = Box<dyn FnOnce(Result<(), &BrokerError>) + Send>;
+
+/// How soon a save is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Save {
+    Now,
+    Soon,
+    AfterFailure,
+}
+
+/// What a job works with.
+pub(crate) struct Work<'a> {
+    pub(crate) connection: &'a Connection,
+    pub(crate) names: &'a mut Names,
+    dirty: Vec<Arc<Subscription>>,
+}
+
+impl Work<'_> {
+    /// Saves the subscription in this transaction, too.
+    pub(crate) fn save(&mut self, subscription: &Arc<Subscription>) {
+        self.dirty.push(Arc::clone(subscription));
+    }
+}
+
+impl Writes {
+    /// Publishes; `Err` gives it back, since the log is closed.
+    pub(crate) fn publish(&self, publishing: Publishing) -> Result<(), Publishing> {
+        let mut queue = self.lock();
+        if queue.closed {
+            return Err(publishing);
+        }
+        queue.publishes.push(publishing);
+        drop(queue);
+        self.bell.notify_one();
+        Ok(())
+    }
+
+    /// Runs a job inside of a transaction; what it answers counts once that is committed. A job that fails leaves
+    /// nothing behind.
+    pub(crate) fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Work<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> BrokerFuture<Result<T, BrokerError>> {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |work| {
+            let result = in_savepoint(work, job);
+            Box::new(move |committed| {
+                // Whoever asked may have been cancelled.
+                let _ = answer.send(match (committed, result) {
+                    (Err(error), _) => Err(BrokerError::new(error.to_string())),
+                    (Ok(()), result) => {
+                        result.map_err(|error| BrokerError::new(error.to_string()).with_source(error))
+                    }
+                });
+            })
+        });
+        let mut queue = self.lock();
+        if !queue.closed {
+            queue.jobs.push(job);
+        }
+        drop(queue);
+        self.bell.notify_one();
+        BrokerFuture::new(async move { answered.await.unwrap_or_else(|_| Err(closed())) })
+    }
+
+    /// Saves how far a subscription has come.
+    pub(crate) fn save(&self, subscription: Arc<Subscription>, save: Save) {
+        let mut queue = self.lock();
+        queue.dirty.push(subscription);
+        let wait = match save {
+            Save::Now => Duration::ZERO,
+            Save::Soon => SOON,
+            Save::AfterFailure => AFTER_FAILURE,
+        };
+        let at = Instant::now() + wait;
+        // An earlier bell rings already.
+        let ring = queue.save_at.is_none_or(|earlier| at + SOON / 2 < earlier);
+        queue.save_at = Some(queue.save_at.map_or(at, |earlier| earlier.min(at)));
+        drop(queue);
+        if ring {
+            self.bell.notify_one();
+        }
+    }
+
+    /// Lets the writer look around.
+    pub(crate) fn wake(&self) {
+        let mut queue = self.lock();
+        queue.save_at = Some(Instant::now());
+        drop(queue);
+        self.bell.notify_one();
+    }
+
+    /// Ends the writer, after what waits now.
+    pub(crate) fn close(&self) -> oneshot::Receiver<()> {
+        let (done, closed) = oneshot::channel();
+        let mut queue = self.lock();
+        if !queue.closed {
+            queue.closing = Some(done);
+        }
+        drop(queue);
+        self.bell.notify_one();
+        closed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for something to do, for at most `pause`.
+    fn take(&self, pause: Option<Duration>) -> Queue {
+        let look_again = pause.map(|pause| Instant::now() + pause);
+        let mut queue = self.lock();
+        loop {
+            let now = Instant::now();
+            let due = queue.save_at.is_some_and(|at| at <= now) || look_again.is_some_and(|at| at <= now);
+            if due || !queue.publishes.is_empty() || !queue.jobs.is_empty() || queue.closing.is_some() {
+                let closing = queue.closing.is_some();
+                let taken = take(&mut *queue);
+                queue.closed = closing;
+                return taken;
+            }
+            let wake_at = [queue.save_at, look_again].into_iter().flatten().min();
+            queue = match wake_at {
+                Some(at) => {
+                    let wait = at.saturating_duration_since(now);
+                    self.bell.wait_timeout(queue, wait).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.bell.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+}
+
+/// The one who writes.
+pub(crate) struct Writer {
+    store: Arc<Store>,
+    connection: Connection,
+    names: Names,
+    numbers: publish::Names,
+    /// Which subscriptions listen on a topic, and of which generation of subscriptions that is told.
+    routes: (u64, HashMap<Topic, Vec<Arc<Subscription>>>),
+    /// The place of the latest event.
+    head: i64,
+    data_version: i64,
+    synced: Option<bool>,
+    failed: bool,
+    look_at: Instant,
+    renew_at: Instant,
+    housekeeping_at: Instant,
+    retention_at: Instant,
+}
+
+impl Writer {
+    /// Starts the writer on a thread of its own.
+    pub(crate) fn start(store: Arc<Store>, connection: Connection) -> Result<(), BrokerError> {
+        let path = store.settings.path.clone();
+        let now = Instant::now();
+        let mut writer = Self {
+            head: head(&connection).map_err(|error| explain(&path, error))?,
+            data_version: 0,
+            store,
+            connection,
+            names: Names::default(),
+            numbers: publish::Names::default(),
+            routes: Default::default(),
+            synced: None,
+            failed: false,
+            look_at: now,
+            renew_at: now,
+            housekeeping_at: now,
+            retention_at: now,
+        };
+        writer.data_version = writer.read_data_version().map_err(|error| explain(&path, error))?;
+        writer.store.set_head(writer.head);
+        std::thread::Builder::new().name("eventbus-sqlite".to_owned()).spawn(move || writer.work()).map_err(
+            |error| BrokerError::new("cannot start the thread that writes the log").with_source(error),
+        )?;
+        Ok(())
+    }
+
+    fn work(mut self) {
+        loop {
+            let mut queue = self.store.writes.take(self.pause());
+            let closing = queue.closing.take();
+            self.transact(queue);
+            if let Some(done) = closing {
+                self.finish();
+                // The last connection that closes tidies the file up.
+                drop(self);
+                // Whoever closed may have been cancelled.
+                let _ = done.send(());
+                return;
+            }
+            let now = Instant::now();
+            if now >= self.look_at {
+                self.look_at = now + self.store.settings.poll_interval;
+                if let Err(error) = self.look_around(now) {
+                    let error = explain(&self.store.settings.path, error);
+                    tracing::warn!(target: "eventbus", %error, "cannot look after the log; trying again");
+                }
+            }
+        }
+    }
+
+    /// How long to wait at most, before looking around.
+    fn pause(&self) -> Option<Duration> {
+        let settings = &self.store.settings;
+        let watching = self.store.is_watched().then_some(settings.poll_interval);
+        let keeping = (!retention::is_forever(&settings.retention))
+            .then(|| self.retention_at.saturating_duration_since(Instant::now()));
+        [watching, keeping].into_iter().flatten().min()
+    }
+
+    /// Writes what waits in one transaction, and answers.
+    fn transact(&mut self, queue: Queue) {
+        let Queue { publishes, jobs, dirty, .. } = queue;
+        if publishes.is_empty()
+            && jobs.is_empty()
+            && !dirty.iter().any(|subscription| subscription.lock().dirty)
+        {
+            return;
+        }
+        let mut outcome = Outcome::default();
+        let result = self.try_transact(&publishes, jobs, dirty, &mut outcome);
+        let failed = result.err().map(|error| explain(&self.store.settings.path, error));
+        self.failed = failed.is_some();
+        if let Some(error) = &failed {
+            tracing::error!(target: "eventbus", %error, "nothing of a transaction was written");
+            // It may have been rolled back already.
+            let _ = self.connection.execute_batch("rollback");
+            self.numbers = publish::Names::default();
+        } else {
+            self.announce(&publishes, &outcome);
+        }
+        let committed = || failed.as_ref().map_or(Ok(()), Err);
+        for lost in outcome.lost {
+            lost.lose();
+        }
+        for saving in outcome.savings {
+            let subscription = Arc::clone(&saving.subscription);
+            let republished = saving.settles_republished();
+            saving.finish(committed());
+            if republished {
+                // There may be more of them than are taken at once.
+                let finding = Arc::clone(&subscription);
+                drop(
+                    self.store.writes.run(move |work| finding.find_republished(work.connection, work.names)),
+                );
+            }
+            if subscription.lock().dirty {
+                self.store
+                    .writes
+                    .save(subscription, if self.failed { Save::AfterFailure } else { Save::Soon });
+            }
+        }
+        self.store.saved.notify_waiters();
+        for answer in outcome.answers {
+            answer(committed());
+        }
+        answer(publishes, outcome.stored, failed.as_ref());
+    }
+
+    fn try_transact(
+        &mut self,
+        publishes: &[Publishing],
+        jobs: Vec<Job>,
+        dirty: Vec<Arc<Subscription>>,
+        outcome: &mut Outcome,
+    ) -> rusqlite::Result<()> {
+        self.sync_at_commit(!publishes.is_empty())?;
+        self.connection.execute_batch("begin immediate")?;
+        let found = head(&self.connection)?;
+        outcome.overtaken = found != self.head;
+        let mut last = found;
+        let now = Timestamp::now();
+        for record in publishes.iter().flat_map(Publishing::records) {
+            let stored = match insert(&self.connection, &mut self.numbers, last + 1, now, record) {
+                Ok(true) => {
+                    last += 1;
+                    Ok(Some(last))
+                }
+                Ok(false) => Ok(None),
+                Err(error) if publish::is_of_one(&error) => Err(error.to_string()),
+                Err(error) => return Err(error),
+            };
+            outcome.stored.push(stored);
+        }
+        let mut work = Work { connection: &self.connection, names: &mut self.names, dirty };
+        for job in jobs {
+            outcome.answers.push(job(&mut work));
+        }
+        for subscription in work.dirty {
+            let Some(saving) = Saving::of(&subscription) else { continue };
+            let ours = saving.write(&self.connection);
+            if let Ok(false) = ours {
+                outcome.lost.push(subscription);
+            }
+            outcome.savings.push(saving);
+            ours?;
+        }
+        self.connection.execute_batch("commit")?;
+        self.head = last;
+        Ok(())
+    }
+
+    /// Only events need to be synced: what a power cut may take of the rest is done again.
+    fn sync_at_commit(&mut self, publishes: bool) -> rusqlite::Result<()> {
+        if self.synced != Some(publishes) {
+            let mode = self.store.settings.durability.synchronous();
+            let mode = if publishes || mode == "off" { mode } else { "normal" };
+            self.connection.pragma_update(None, "synchronous", mode)?;
+            self.synced = Some(publishes);
+        }
+        Ok(())
+    }
+
+    /// Tells the subscriptions of this process what was stored.
+    fn announce(&mut self, publishes: &[Publishing], outcome: &Outcome) {
+        let subscriptions = self.store.subscriptions();
+        if !subscriptions.is_empty() {
+            let mut tail = self.store.tail();
+            for (record, stored) in publishes.iter().flat_map(Publishing::records).zip(&outcome.stored) {
+                if let Ok(Some(offset)) = stored {
+                    tail.push(*offset, Arc::clone(&record.envelope), record.payload.len());
+                }
+            }
+        }
+        self.store.set_head(self.head);
+        if outcome.overtaken {
+            return subscriptions.iter().for_each(|subscription| subscription.call());
+        }
+        let generation = self.store.generation();
+        if self.routes.0 != generation {
+            self.routes = (generation, HashMap::new());
+        }
+        let mut called: Vec<u64> = Vec::new();
+        for record in publishes.iter().flat_map(Publishing::records) {
+            let topic = record.envelope.topic();
+            if !self.routes.1.contains_key(topic) {
+                let listening =
+                    subscriptions.iter().filter(|one| one.pattern.matches(topic.as_str())).cloned();
+                self.routes.1.insert(topic.clone(), listening.collect());
+            }
+            for subscription in &self.routes.1[topic] {
+                if !called.contains(&subscription.number) {
+                    called.push(subscription.number);
+                    subscription.call();
+                }
+            }
+        }
+    }
+
+    /// Looks for what others have written, keeps leases, and moves idle subscriptions on.
+    fn look_around(&mut self, now: Instant) -> rusqlite::Result<()> {
+        let subscriptions = self.store.subscriptions();
+        let version = self.read_data_version()?;
+        if version != self.data_version {
+            self.data_version = version;
+            self.store.tail().clear();
+            self.head = head(&self.connection)?;
+            self.store.set_head(self.head);
+            for subscription in subscriptions.iter() {
+                subscription.find_republished(&self.connection, &mut self.names)?;
+                subscription.call();
+            }
+        }
+        if !subscriptions.is_empty() && now >= self.renew_at {
+            self.renew_at = now + self.store.settings.lease / 3;
+            self.renew(&subscriptions)?;
+        }
+        if now >= self.housekeeping_at {
+            self.housekeeping_at = now + HOUSEKEEPING;
+            for subscription in subscriptions.iter() {
+                if subscription.is_active() {
+                    subscription.skip_to(self.head);
+                } else if subscription.is_free(&self.connection)? {
+                    let taking = Arc::clone(subscription);
+                    drop(self.store.writes.run(move |work| taking.take_over(work.connection, work.names)));
+                }
+            }
+        }
+        if !retention::is_forever(&self.store.settings.retention) && now >= self.retention_at {
+            let more = retention::apply(&self.connection, &self.store.settings.retention)?;
+            self.retention_at =
+                now + if more { Duration::ZERO } else { self.store.settings.retention_interval };
+        }
+        Ok(())
+    }
+
+    /// Says that this process goes on, and learns what others have taken meanwhile.
+    fn renew(&mut self, subscriptions: &[Arc<Subscription>]) -> rusqlite::Result<()> {
+        let store = Arc::clone(&self.store);
+        let lease = u64::try_from(store.settings.lease.as_millis()).unwrap_or(u64::MAX / 2);
+        let until = store.clock().saturating_add(lease);
+        let leased_until = lease::now().saturating_add(i64::try_from(lease).unwrap_or(i64::MAX));
+        self.sync_at_commit(false)?;
+        self.connection
+            .prepare_cached("update subscription set leased_until = ?2 where owner glob ?1")?
+            .execute((store.process.owners(), leased_until))?;
+        for subscription in subscriptions.iter().filter(|subscription| subscription.is_active()) {
+            let ours: bool = self
+                .connection
+                .prepare_cached("select count(*) from subscription where owner = ?1")?
+                .query_row([subscription.owner()], |row| row.get(0))?;
+            if !ours {
+                subscription.lose();
+            } else if subscription.refused.swap(false, std::sync::atomic::Ordering::AcqRel) {
+                // Some deliveries were dropped in the meantime: begin again from what is saved.
+                let again = Arc::clone(subscription);
+                drop(self.store.writes.run(move |work| again.take_over(work.connection, work.names)));
+            } else {
+                subscription.hold_until(until);
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves every group, and the file as if nobody had been here.
+    fn finish(&mut self) {
+        let subscriptions = self.store.subscriptions();
+        for subscription in subscriptions.iter() {
+            subscription.skip_to(self.head);
+        }
+        let dirty = subscriptions.to_vec();
+        self.transact(Queue { dirty, ..Queue::default() });
+        let owners = self.store.process.owners();
+        let left =
+            self.connection.execute("update subscription set owner = null where owner glob ?1", [owners]);
+        self.store.readers.close();
+        self.store.process.leave();
+        if let Err(error) = left {
+            tracing::warn!(
+                target: "eventbus", error = %explain(&self.store.settings.path, error),
+                "groups were not left; another process takes them over once this one has ended"
+            );
+        }
+    }
+
+    fn read_data_version(&self) -> rusqlite::Result<i64> {
+        self.connection.prepare_cached("pragma data_version")?.query_row([], |row| row.get(0))
+    }
+}
+
+/// What became of what a transaction holds.
+#[derive(Default)]
+struct Outcome {
+    /// Each event's place; none where it was there already.
+    stored: Vec<Result<Option<i64>, String>>,
+    answers: Vec<Answer>,
+    savings: Vec<Saving>,
+    lost: Vec<Arc<Subscription>>,
+    /// Another process has stored events meanwhile.
+    overtaken: bool,
+}
+
+impl Publishing {
+    fn records(&self) -> &[Record] {
+        match self {
+            Self::One(record, _) => std::slice::from_ref(record),
+            Self::Many(records, _) => records,
+        }
+    }
+}
+
+/// Answers the publishers.
+fn answer(
+    publishes: Vec<Publishing>,
+    stored: Vec<Result<Option<i64>, String>>,
+    failed: Option<&BrokerError>,
+) {
+    let mut stored = stored.into_iter();
+    let mut answer = |record: &Record| {
+        let problem = match (failed, stored.next()) {
+            (Some(error), _) => error.to_string(),
+            (None, Some(Ok(_))) => return Ok(()),
+            (None, Some(Err(problem))) => problem,
+            (None, None) => "the event was not written".to_owned(),
+        };
+        Err(PublishError::Broker { topic: record.envelope.topic().to_string(), source: problem.into() })
+    };
+    for publishing in publishes {
+        // Whoever published may have been cancelled.
+        match publishing {
+            Publishing::One(record, waiting) => drop(waiting.send(answer(&record))),
+            Publishing::Many(records, waiting) => {
+                drop(waiting.send(records.iter().map(&mut answer).collect()))
+            }
+        }
+    }
+}
+
+/// Runs a part of a transaction that can fail by itself.
+fn in_savepoint<T>(
+    work: &mut Work<'_>,
+    part: impl FnOnce(&mut Work<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    work.connection.execute_batch("savepoint job")?;
+    let result = part(work);
+    let end = if result.is_ok() { "release job" } else { "rollback to job; release job" };
+    let ended = work.connection.execute_batch(end);
+    let result = result?;
+    ended?;
+    Ok(result)
+}
+
+pub(crate) fn closed() -> BrokerError {
+    BrokerError::new("the log is closed; open it again")
+}
