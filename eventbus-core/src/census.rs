@@ -6,7 +6,7 @@
 //! }
 //! ```
 
-use crate::broker::{Features, Start};
+use crate::broker::{Features, GroupState, Start};
 use crate::event::EventMeta;
 use crate::registry::{self, Catalog, Subscriber};
 use crate::state::States;
@@ -133,6 +133,43 @@ pub(crate) fn check_groups(option: &str, chosen: &[String]) -> Vec<String> {
         })
         .collect()
 }
+
+/// Finds the groups that a broker keeps and that no subscription has: most likely renamed, or removed.
+pub(crate) fn orphans(kept: &[GroupState], subscriptions: &[&Subscription]) -> Vec<String> {
+    let mut groups: BTreeMap<&str, Vec<&GroupState>> = BTreeMap::new();
+    for state in kept {
+        groups.entry(&state.group).or_default().push(state);
+    }
+    let has = |group: &str| subscriptions.iter().any(|subscription| subscription.group == group);
+    groups
+        .iter()
+        .filter(|(group, states)| !has(group) && !states.iter().any(|state| state.active))
+        // The default name of a group that is made at run time, and may be made again later.
+        .filter(|(group, _)| !group.starts_with(RUN_TIME_GROUP))
+        .map(|(group, states)| {
+            let heir = subscriptions
+                .iter()
+                .filter(|new| !groups.contains_key(&*new.group))
+                .filter(|new| states.iter().any(|state| state.pattern == new.pattern))
+                .min_by_key(|new| eventbus_grammar::distance(group, &new.group));
+            let (renamed, to) = match heir {
+                Some(new) => (format!("; was it renamed to `{}`, {}?", new.group, describe(new)), &*new.group),
+                None => (";".to_owned(), "<new>"),
+            };
+            let backlog: u64 = states.iter().map(|state| state.backlog).sum();
+            let patterns: BTreeSet<_> = states.iter().map(|state| format!("\"{}\"", state.pattern)).collect();
+            format!(
+                "the broker keeps the group `{group}` on {} with a backlog of {backlog} events, and no subscriber of \
+                 this program has it{renamed} move it with `eventbus groups move {group} {to}`, or drop it with \
+                 `eventbus groups drop {group}` (in code: `bus.groups()`)",
+                patterns.into_iter().collect::<Vec<_>>().join(", ")
+            )
+        })
+        .collect()
+}
+
+/// What the names of groups begin with that `bus.on` makes of a source line.
+pub(crate) const RUN_TIME_GROUP: &str = "on.";
 
 /// Why a bus whose subscriptions have the groups `known` has none of the group `wanted`.
 pub(crate) fn unknown_group<'a>(wanted: &str, known: impl Iterator<Item = &'a str>) -> String {
@@ -343,6 +380,48 @@ mod tests {
             line: 0,
             docs: "",
         }
+    }
+
+    fn kept(group: &str, pattern: &str, active: bool) -> GroupState {
+        GroupState {
+            group: group.to_owned(),
+            pattern: pattern.to_owned(),
+            cursor: None,
+            backlog: 7,
+            parked: 0,
+            dead_letters: 0,
+            active,
+        }
+    }
+
+    #[test]
+    fn a_group_that_nobody_has_is_an_orphan_and_its_heir_is_the_new_one_on_its_pattern() {
+        static A: EventMeta = event("a");
+        let group = |pattern: &'static str, group: &'static str| {
+            let mut subscription = publishing(pattern, &A);
+            subscription.group = group.into();
+            subscription
+        };
+        let subscriptions = [group("a", "shop.mails"), group("a", "shop.stock"), group("b", "shop.other")];
+        let subscriptions: Vec<_> = subscriptions.iter().collect();
+        let states = [
+            kept("shop.stock", "a", false),
+            kept("elsewhere", "a", true),
+            kept("on.src-main-rs-7", "a", false),
+            kept("shop.mail", "a", false),
+        ];
+        let found = orphans(&states, &subscriptions);
+        assert_eq!(found.len(), 1, "{found:?}");
+        for words in [
+            "the group `shop.mail` on \"a\" with a backlog of 7 events",
+            "was it renamed to `shop.mails`",
+            "`eventbus groups move shop.mail shop.mails`",
+            "`eventbus groups drop shop.mail`",
+        ] {
+            assert!(found[0].contains(words), "{words}: {found:?}");
+        }
+        let found = orphans(&[kept("gone", "c", false)], &subscriptions);
+        assert!(!found[0].contains("renamed") && found[0].contains("move gone <new>"), "{found:?}");
     }
 
     #[test]

@@ -245,15 +245,15 @@ impl BusBuilder {
         let broker = address::open(url).await?;
         let subscribers = self.chosen();
         let subscriptions: Vec<_> = subscribers.iter().map(|subscriber| &subscriber.subscription).collect();
-        let findings = self.findings(&subscriptions, &*broker);
+        let findings = self.findings(&subscriptions, &*broker).await;
         broker.close().await?;
-        Ok(findings)
+        findings
     }
 
     async fn open(self, broker: Arc<dyn Broker>) -> Result<Bus> {
         let subscribers = self.chosen();
         let subscriptions: Vec<_> = subscribers.iter().map(|subscriber| &subscriber.subscription).collect();
-        let Findings { mistakes, warnings } = self.findings(&subscriptions, &*broker);
+        let Findings { mistakes, warnings } = self.findings(&subscriptions, &*broker).await?;
         warnings.iter().for_each(|warning| tracing::warn!(target: "eventbus", "{warning}"));
         if !mistakes.is_empty() {
             return Err(StartupError::new(mistakes).into());
@@ -296,7 +296,7 @@ impl BusBuilder {
         registry::subscribers().iter().filter(chosen).copied().collect()
     }
 
-    fn findings(&self, subscriptions: &[&Subscription], broker: &dyn Broker) -> Findings {
+    async fn findings(&self, subscriptions: &[&Subscription], broker: &dyn Broker) -> Result<Findings> {
         let mut findings = census::check(subscriptions);
         // A subscription that is made at run time may still take such a group.
         let layered: Vec<_> = self.layers.iter().filter_map(|(group, _)| group.clone()).collect();
@@ -305,10 +305,19 @@ impl BusBuilder {
         mistakes.extend(census::check_packages(&self.expected));
         mistakes.extend(census::check_groups("only", self.only.as_deref().unwrap_or_default()));
         mistakes.extend(census::check_fit(subscriptions, &self.states, broker.name(), broker.features()));
+        // A bus without subscriptions says nothing about those of its program.
+        if !subscriptions.is_empty()
+            && let Some(groups) = broker.groups()
+        {
+            // Also what this bus does not run: another process may.
+            let all: Vec<_> =
+                registry::subscribers().iter().map(|subscriber| &subscriber.subscription).collect();
+            findings.warnings.extend(census::orphans(&groups.list().await?, &all));
+        }
         if self.strict {
             mistakes.append(&mut findings.warnings);
         }
-        findings
+        Ok(findings)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod address;
 mod builder;
+mod causes;
 mod on;
 mod pace;
 mod pass;

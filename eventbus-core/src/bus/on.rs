@@ -109,7 +109,7 @@ impl On {
             subscriber: Subscriber {
                 subscription: Subscription {
                     name: "closure".into(),
-                    group: format!("on.{file}-{}", place.line()).into(),
+                    group: format!("{}{file}-{}", census::RUN_TIME_GROUP, place.line()).into(),
                     pattern: pattern.to_owned().into(),
                     event: None,
                     publishes: None,
