@@ -1,8 +1,8 @@
 //! The whole command line of a program, from its arguments to its exit code.
 
-use crate::command::{Command, execute_on_broker};
+use crate::command::{Command, execute_standalone};
 use crate::options::Options;
-use crate::verbs::BrokerVerb;
+use crate::verbs::StandaloneVerb;
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
 use eventbus_core::{BoxError, BusBuilder};
@@ -48,8 +48,8 @@ pub async fn main_with<E: Into<BoxError>>(build: impl AsyncFnOnce() -> Result<Bu
         Err(code) => return code,
     };
     match program.verb {
-        ProgramVerb::Completions { shell } => completions::<Program>(shell),
-        ProgramVerb::Command(command) => command.execute_with(build, &program.options).await,
+        ProgramCommand::Completions { shell } => completions::<Program>(shell),
+        ProgramCommand::Command(command) => command.execute_with(build, &program.options).await,
     }
 }
 
@@ -61,8 +61,8 @@ pub async fn standalone() -> ExitCode {
         Err(code) => return code,
     };
     match program.verb {
-        StandaloneVerb::Completions { shell } => completions::<Standalone>(shell),
-        StandaloneVerb::Broker(verb) => execute_on_broker(verb, &program.options).await,
+        StandaloneCommand::Completions { shell } => completions::<Standalone>(shell),
+        StandaloneCommand::Verb(verb) => execute_standalone(verb, &program.options).await,
     }
 }
 
@@ -81,11 +81,11 @@ struct Program {
     #[command(flatten)]
     options: Options,
     #[command(subcommand)]
-    verb: ProgramVerb,
+    verb: ProgramCommand,
 }
 
 #[derive(clap::Subcommand)]
-enum ProgramVerb {
+enum ProgramCommand {
     #[command(flatten)]
     Command(Command),
     /// Write a script that completes verbs and options in a shell
@@ -107,13 +107,13 @@ struct Standalone {
     #[command(flatten)]
     options: Options,
     #[command(subcommand)]
-    verb: StandaloneVerb,
+    verb: StandaloneCommand,
 }
 
 #[derive(clap::Subcommand)]
-enum StandaloneVerb {
+enum StandaloneCommand {
     #[command(flatten)]
-    Broker(BrokerVerb),
+    Verb(StandaloneVerb),
     /// Write a script that completes verbs and options in a shell
     Completions {
         /// The shell

@@ -3,7 +3,7 @@
 use crate::failure::Result;
 use crate::options::Options;
 use crate::session::Session;
-use crate::verbs::{BrokerVerb, Verb};
+use crate::verbs::{StandaloneVerb, Verb};
 use clap::{ArgMatches, FromArgMatches, Subcommand};
 use eventbus_core::{BoxError, Bus, BusBuilder};
 use std::convert::Infallible;
@@ -101,7 +101,7 @@ impl Subcommand for Command {
 }
 
 /// Does what a verb of the standalone binary says.
-pub(crate) async fn execute_on_broker(verb: BrokerVerb, options: &Options) -> ExitCode {
+pub(crate) async fn execute_standalone(verb: StandaloneVerb, options: &Options) -> ExitCode {
     conclude(Session::new(options, Bus::builder()), async |session| verb.execute(session).await).await
 }
 

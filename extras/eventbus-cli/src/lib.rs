@@ -39,11 +39,12 @@
 //! | `groups` | `list`, `seek`, `move` and `drop` the cursors of groups |
 //! | `completions` | a script that completes all this in a shell |
 //!
-//! The binary `eventbus` of this crate has those that need no handlers, for any address.
+//! The binary `eventbus` of this crate has those that need no handlers, for any address; its `topics` counts what is in
+//! the log. What a program does while it runs is in its `tracing` log, whose subscriber the program sets up.
 //!
 //! # Which broker
 //! The one at `--url`, or in the environment variable `EVENTBUS_URL`, or `sqlite:eventbus.db`. The address's broker
-//! is one that the program links; a broker that is made in code gets an address with
+//! is one that the program links (this crate's feature `sqlite`, which is on by default, links the embedded log); a broker that is made in code gets an address with
 //! [`register_scheme!`](eventbus_core::register_scheme).
 //!
 //! # Output
@@ -86,6 +87,10 @@ mod table;
 mod text;
 mod verbs;
 mod when;
+
+// A broker that no code names is not linked.
+#[cfg(feature = "sqlite")]
+use eventbus_sqlite as _;
 
 pub use clap_complete::Shell;
 pub use cli::{completions, main, main_with, standalone};

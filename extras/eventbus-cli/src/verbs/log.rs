@@ -85,13 +85,20 @@ impl Log {
                 }
             }
             Some(One::Causes { event }) => {
-                let event = find(&*log, event).await?;
-                let trees = causes(&*log, event.envelope.correlation_id()).await?;
+                let id = match find(&*log, event).await {
+                    // What it caused may be kept longer than the event.
+                    Err(Failure::NotFound(_)) => EventId::new(event),
+                    found => found?.envelope.id().clone(),
+                };
+                let trees = bus.causes(&id).await?;
+                if trees.is_empty() {
+                    return Err(missing(event));
+                }
                 for tree in &trees {
                     if session.out.json {
                         session.out.object(tree_object(tree)?)?;
                     } else {
-                        draw(session, tree, event.envelope.id(), "", "")?;
+                        draw(session, tree, &id, "", "")?;
                     }
                 }
             }
@@ -146,14 +153,11 @@ async fn find(log: &dyn AuditLog, event: &str) -> Result<Recorded> {
             return Ok(found);
         }
     }
-    Err(Failure::not_found(format!("there is no event with the id or the offset `{}`", plain(event))))
+    Err(missing(event))
 }
 
-/// The events of one chain.
-async fn causes(log: &dyn AuditLog, correlation: &EventId) -> Result<Vec<CauseTree>> {
-    let mut chain = AuditQuery::default();
-    (chain.correlation_id, chain.limit) = (Some(correlation.clone()), usize::MAX);
-    Ok(CauseTree::of(log.query(chain).await?))
+fn missing(event: &str) -> Failure {
+    Failure::not_found(format!("there is no event with the id or the offset `{}`", plain(event)))
 }
 
 /// Draws a tree; `first` stands before its event, and `rest` before everything below.

@@ -10,6 +10,7 @@ mod run;
 mod subscriptions;
 mod tail;
 mod topics;
+mod topics_in_log;
 
 use crate::failure::Result;
 use crate::session::Session;
@@ -27,6 +28,15 @@ pub(crate) enum Verb {
     Check,
     /// Deliver events of the past again, to one group
     Replay(replay::Replay),
+    #[command(flatten)]
+    Broker(BrokerVerb),
+}
+
+/// Every verb of the standalone binary.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub(crate) enum StandaloneVerb {
+    /// Count the events of each topic in the log
+    Topics(topics_in_log::TopicsInLog),
     #[command(flatten)]
     Broker(BrokerVerb),
 }
@@ -61,6 +71,15 @@ impl Verb {
             Self::Topics => topics::execute(session),
             Self::Check => check::execute(session).await,
             Self::Replay(replay) => replay.execute(session).await,
+            Self::Broker(verb) => verb.execute(session).await,
+        }
+    }
+}
+
+impl StandaloneVerb {
+    pub(crate) async fn execute(self, session: &mut Session) -> Result {
+        match self {
+            Self::Topics(topics) => topics.execute(session).await,
             Self::Broker(verb) => verb.execute(session).await,
         }
     }
