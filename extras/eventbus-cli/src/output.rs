@@ -3,6 +3,7 @@
 use crate::failure::Result;
 use crate::json::Object;
 use crate::table::Table;
+use crate::text::plain_lines;
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use std::fmt::Display;
@@ -18,7 +19,10 @@ pub(crate) const NONE: Style = Style::new();
 
 /// The text in a style. The writer takes the style out where it is not wanted.
 pub(crate) fn paint(style: Style, text: impl Display) -> String {
-    format!("{style}{text}{style:#}")
+    match text.to_string() {
+        text if text.is_empty() => text,
+        text => format!("{style}{text}{style:#}"),
+    }
 }
 
 /// Where a verb writes to: standard output, with remarks on standard error.
@@ -36,6 +40,8 @@ impl Output {
     pub(crate) fn standard(json: bool, color: clap::ColorChoice) -> Self {
         let (out, err) = (io::stdout(), io::stderr());
         let terminal = out.is_terminal();
+        // Progress bars decide by themselves otherwise.
+        console::set_colors_enabled_stderr(choice(color, &err) != ColorChoice::Never);
         let width = terminal.then(|| usize::from(console::Term::stdout().size().1));
         let writer = AutoStream::new(out.lock(), choice(color, &out));
         Self {
@@ -83,15 +89,15 @@ impl Output {
 
     /// Says something beside the output. What cannot be said there is not said.
     pub(crate) fn remark(&mut self, text: &str) {
-        let _ = writeln!(self.remarks, "{}", paint(DIM, text));
+        let _ = writeln!(self.remarks, "{}", paint(DIM, plain_lines(text)));
     }
 
     pub(crate) fn warn(&mut self, text: &str) {
-        let _ = writeln!(self.remarks, "{} {text}", paint(CARE.bold(), "warning:"));
+        let _ = writeln!(self.remarks, "{} {}", paint(CARE.bold(), "warning:"), plain_lines(text));
     }
 
     pub(crate) fn error(&mut self, text: &str) {
-        let _ = writeln!(self.remarks, "{} {text}", paint(BAD.bold(), "error:"));
+        let _ = writeln!(self.remarks, "{} {}", paint(BAD.bold(), "error:"), plain_lines(text));
     }
 
     /// Asks for a yes where somebody can answer; where nobody can, it is taken as given.

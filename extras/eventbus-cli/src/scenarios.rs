@@ -216,6 +216,14 @@ async fn what_is_no_json_is_not_published_unless_it_says_so() {
 }
 
 #[tokio::test]
+async fn a_slip_in_a_topic_is_noticed() {
+    let warned = shop("slip", "publish order.plcaed 1").await;
+    assert!(warned.code == 0 && warned.error.contains("did you mean \"order.placed\"?"), "{warned:?}");
+    assert_eq!(shop("slip", "publish order.placed 1").await.error, "");
+    assert_eq!(shop("slip", "publish door.opened 1").await.error, "");
+}
+
+#[tokio::test]
 async fn lines_are_published_in_their_order_up_to_the_first_that_is_wrong() {
     let lines = (0..1_000).map(|number| format!("{number}\n")).collect::<String>();
     let done = shop("lines", &format!("publish a --lines '{lines}'")).await;

@@ -6,7 +6,8 @@ use crate::output::{GOOD, Output, TOPIC, paint};
 use crate::session::Session;
 use crate::text::{counted, plain};
 use bytes::Bytes;
-use eventbus_core::{Bus, Envelope, EventId, PublishError, Topic};
+use eventbus_core::{Bus, Envelope, EventId, PublishError, Topic, census};
+use eventbus_grammar::{distance, is_near};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::future::IntoFuture;
 use std::io::{self, BufRead, IsTerminal, Read};
@@ -57,6 +58,12 @@ impl Publish {
     pub(super) async fn execute(self, session: &mut Session) -> Result {
         let bus = session.look().await?;
         let out = &mut session.out;
+        if let Some(known) = self.slip() {
+            let topic = &self.topic;
+            out.warn(&format!(
+                "no event of this program has the topic \"{topic}\"; did you mean \"{known}\"?"
+            ));
+        }
         if self.lines {
             self.publish_lines(&bus, out).await?;
         } else {
@@ -70,6 +77,14 @@ impl Publish {
             }
         }
         Ok(bus.shutdown().await?)
+    }
+
+    /// The topic that was meant, most likely, where the program has it and not this one.
+    fn slip(&self) -> Option<&'static str> {
+        let events = census::events().into_iter().map(|event| event.topic);
+        let known = events.chain(census::catalogs().into_iter().flat_map(|catalog| catalog.topics).copied());
+        let nearest = known.min_by_key(|known| distance(self.topic.as_str(), known))?;
+        (nearest != self.topic.as_str() && is_near(self.topic.as_str(), nearest)).then_some(nearest)
     }
 
     fn payload(&self) -> Result<Bytes> {
