@@ -44,7 +44,7 @@ mod worker;
 
 pub use backoff::Backoff;
 pub use broker::{Broker, Start};
-pub use bus::{Bus, BusBuilder, On, ReplayProgress, ReplayReport, Replaying, SubscriptionHandle};
+pub use bus::{Bus, BusBuilder, On, Rebuilding, ReplayProgress, ReplayReport, Replaying, SubscriptionHandle};
 pub use codec::{Codec, Json};
 pub use delivery::Delivery;
 pub use envelope::Envelope;

@@ -6,11 +6,13 @@ mod causes;
 mod on;
 mod pace;
 mod pass;
+mod rebuild;
 mod replay;
 mod signal;
 
 pub use builder::BusBuilder;
 pub use on::{On, SubscriptionHandle};
+pub use rebuild::Rebuilding;
 pub use replay::{ReplayProgress, ReplayReport, Replaying};
 
 use crate::broker::{AuditLog, Broker, DeadLetters, Groups, SubscribeRequest};
