@@ -148,6 +148,14 @@ impl Running {
     }
 }
 
+impl Drop for Running {
+    /// A test that fails leaves nothing running.
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Waits for a condition, up to ten seconds.
 #[track_caller]
 fn wait(condition: impl Fn() -> bool) {
