@@ -163,3 +163,18 @@ fn the_environment_names_the_broker_and_without_it_there_is_a_file_in_the_curren
     assert!(default.contains("connected: ") && default.contains("SQLite"), "{default}");
     assert!(folder.path().join("eventbus.db").exists());
 }
+
+#[tokio::test]
+async fn a_check_finds_what_a_start_would_refuse() {
+    let builder = || Bus::builder().only([mail::SUBSCRIBER, from_the_start::SUBSCRIBER]);
+    let found = builder().check("memory:").await.expect("what is found is no error").mistakes;
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found, mistakes(builder()).await);
+}
+
+#[tokio::test]
+async fn a_bus_without_subscriptions_has_none_whatever_was_chosen_before() {
+    let builder = Bus::builder().only([mail::SUBSCRIBER]).without_subscriptions();
+    let bus = builder.connect("memory:").await.expect("no subscription lacks a state");
+    assert!(bus.subscriptions().is_empty());
+}

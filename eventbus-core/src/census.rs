@@ -1,23 +1,50 @@
-//! The census: which subscriptions there are, and what is wrong with them before anything runs.
+//! The census: what the program declares, and what is wrong with it before anything runs.
+//!
+//! ```
+//! for event in eventbus_core::census::events() {
+//!     println!("{} v{} ({}:{})", event.topic, event.version, event.file, event.line);
+//! }
+//! ```
 
 use crate::broker::{Features, GroupState, Start};
 use crate::event::EventMeta;
-use crate::registry;
+use crate::registry::{self, Catalog, Subscriber};
 use crate::state::States;
 use crate::subscription::Subscription;
 use eventbus_grammar::{MAX_GROUP, is_group, is_near, matches, overlap};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// What the checks found: mistakes, with which no bus starts, and warnings.
-#[derive(Debug, Default)]
-pub(crate) struct Findings {
-    pub(crate) mistakes: Vec<String>,
-    pub(crate) warnings: Vec<String>,
+/// What the start-up checks found.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Findings {
+    /// With these no bus starts.
+    pub mistakes: Vec<String>,
+    /// These are likely mistakes; a [`strict`](crate::BusBuilder::strict) bus does not start with them either.
+    pub warnings: Vec<String>,
+}
+
+/// Every `#[subscribe]` of the program, in the order of their places in the source.
+#[must_use]
+pub fn subscribers() -> &'static [&'static Subscriber] {
+    registry::subscribers()
+}
+
+/// Every event type of the program, by topic and version.
+#[must_use]
+pub fn events() -> Vec<&'static EventMeta> {
+    registry::events()
+}
+
+/// Every `topics!` of the program, by package.
+#[must_use]
+pub fn catalogs() -> Vec<&'static Catalog> {
+    registry::catalogs()
 }
 
 /// Checks what the program declares, and what does not depend on how its bus is built.
 pub(crate) fn check(subscriptions: &[&Subscription]) -> Findings {
-    let (events, declared) = (registry::events(), registry::declared_topics());
+    let (events, declared) = (events(), declared_topics());
     let mut findings = Findings::default();
     findings.mistakes.extend(rival_events(&events));
     findings.mistakes.extend(shared_groups(subscriptions));
@@ -39,7 +66,7 @@ pub(crate) fn check_new(known: &[&Subscription], new: &Subscription) -> Findings
             new.group
         ));
     }
-    findings.warnings.extend(unknown_topics(&[new], &registry::events(), &registry::declared_topics()));
+    findings.warnings.extend(unknown_topics(&[new], &events(), &declared_topics()));
     if let Some(published) = new.publishes {
         let all: Vec<_> = known.iter().copied().chain([new]).collect();
         findings.warnings.extend(cycles(&all).into_iter().filter(|circle| circle.contains(published.topic)));
@@ -159,6 +186,11 @@ pub(crate) fn unknown_group<'a>(wanted: &str, known: impl Iterator<Item = &'a st
 pub(crate) const NO_SUBSCRIPTIONS: &str = "there are no subscriptions: a crate that no code names is not linked, so if \
      your subscribers are in a library (also in the `src/lib.rs` beside this `main.rs`), name it with \
      `eventbus::link!(that_crate);`; a program that only publishes needs no `run`";
+
+/// Every topic that some crate declares with `topics!`.
+fn declared_topics() -> Vec<&'static str> {
+    catalogs().into_iter().flat_map(|catalog| catalog.topics).copied().collect()
+}
 
 fn rival_events(events: &[&EventMeta]) -> Vec<String> {
     let rivals = events.windows(2).filter(|pair| {

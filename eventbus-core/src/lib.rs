@@ -18,7 +18,7 @@ mod backoff;
 pub mod broker;
 mod bus;
 mod causation;
-mod census;
+pub mod census;
 #[doc(hidden)]
 pub mod check;
 mod codec;

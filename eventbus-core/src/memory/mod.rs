@@ -260,13 +260,13 @@ impl Broker for MemoryBroker {
         self.0.history.is_some().then(|| Arc::new(self.clone()) as Arc<dyn Replayable>)
     }
 
+    fn audit_log(&self) -> Option<Arc<dyn AuditLog>> {
+        self.0.history.is_some().then(|| Arc::new(self.clone()) as Arc<dyn AuditLog>)
+    }
+
     fn settled(&self) -> Option<BrokerFuture<()>> {
         let outstanding = Arc::clone(&self.0.outstanding);
         Some(BrokerFuture::new(async move { outstanding.settled().await }))
-    }
-
-    fn audit_log(&self) -> Option<Arc<dyn AuditLog>> {
-        self.0.history.is_some().then(|| Arc::new(self.clone()) as Arc<dyn AuditLog>)
     }
 
     fn drain(&self) -> BrokerFuture<()> {
