@@ -44,6 +44,7 @@ struct Queue {
     save_at: Option<Instant>,
     closing: Option<oneshot::Sender<()>>,
     closed: bool,
+    writer_sleeps: bool,
 }
 
 /// Events whose publishers wait.
@@ -86,8 +87,7 @@ impl Writes {
             return Err(publishing);
         }
         queue.publishes.push(publishing);
-        drop(queue);
-        self.bell.notify_one();
+        self.ring(queue);
         Ok(())
     }
 
@@ -114,8 +114,7 @@ impl Writes {
         if !queue.closed {
             queue.jobs.push(job);
         }
-        drop(queue);
-        self.bell.notify_one();
+        self.ring(queue);
         BrokerFuture::new(async move { answered.await.unwrap_or_else(|_| Err(closed())) })
     }
 
@@ -129,12 +128,9 @@ impl Writes {
             Save::AfterFailure => AFTER_FAILURE,
         };
         let at = Instant::now() + wait;
-        // An earlier bell rings already.
-        let ring = queue.save_at.is_none_or(|earlier| at + SOON / 2 < earlier);
-        queue.save_at = Some(queue.save_at.map_or(at, |earlier| earlier.min(at)));
-        drop(queue);
-        if ring {
-            self.bell.notify_one();
+        if queue.save_at.is_none_or(|earlier| at < earlier) {
+            queue.save_at = Some(at);
+            self.ring(queue);
         }
     }
 
@@ -142,8 +138,7 @@ impl Writes {
     pub(crate) fn wake(&self) {
         let mut queue = self.lock();
         queue.save_at = Some(Instant::now());
-        drop(queue);
-        self.bell.notify_one();
+        self.ring(queue);
     }
 
     /// Ends the writer, after what waits now.
@@ -153,9 +148,17 @@ impl Writes {
         if !queue.closed {
             queue.closing = Some(done);
         }
-        drop(queue);
-        self.bell.notify_one();
+        self.ring(queue);
         closed
+    }
+
+    /// Wakes the writer if it sleeps: one that is at work looks at the queue before it sleeps.
+    fn ring(&self, mut queue: MutexGuard<'_, Queue>) {
+        let sleeps = std::mem::take(&mut queue.writer_sleeps);
+        drop(queue);
+        if sleeps {
+            self.bell.notify_one();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -169,12 +172,14 @@ impl Writes {
         loop {
             let now = Instant::now();
             let due = queue.save_at.is_some_and(|at| at <= now) || look_again.is_some_and(|at| at <= now);
+            queue.writer_sleeps = false;
             if due || !queue.publishes.is_empty() || !queue.jobs.is_empty() || queue.closing.is_some() {
                 let closing = queue.closing.is_some();
                 let taken = take(&mut *queue);
                 queue.closed = closing;
                 return taken;
             }
+            queue.writer_sleeps = true;
             let wake_at = [queue.save_at, look_again].into_iter().flatten().min();
             queue = match wake_at {
                 Some(at) => {
