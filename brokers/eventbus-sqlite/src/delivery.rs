@@ -63,21 +63,40 @@ pub(crate) struct Unfinished {
     pub(crate) mended: bool,
 }
 
+/// Which rows of a subscription are read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Which {
+    All,
+    /// At most so many of what was published again.
+    Republished(usize),
+    At(i64),
+}
+
 impl Unfinished {
-    /// Reads the rows of a subscription: all of them, or only so many of what was published again.
+    /// Reads rows of a subscription.
     pub(crate) fn read(
         connection: &Connection,
         names: &mut Names,
         subscription: i64,
-        republished: Option<usize>,
+        which: Which,
     ) -> rusqlite::Result<Vec<Self>> {
+        let (condition, limit, at) = match which {
+            Which::All => ("", -1, None),
+            Which::Republished(limit) => ("and d.republished", i64::try_from(limit).unwrap_or(-1), None),
+            Which::At(offset) => ("and d.offset = ?3", -1, Some(offset)),
+        };
         let sql = format!(
             "select {COLUMNS}, d.attempt, d.first_failed, d.last_failed, d.due, d.republished, d.payload \
              from delivery d join event e on e.offset = d.offset \
-             where d.subscription = ?1 and (?2 is null or d.republished) order by d.offset limit coalesce(?2, -1)"
+             where d.subscription = ?1 {condition} order by d.offset limit ?2"
         );
         let mut statement = connection.prepare_cached(&sql)?;
-        let mut rows = statement.query((subscription, republished.map(|limit| limit as i64)))?;
+        statement.raw_bind_parameter(1, subscription)?;
+        statement.raw_bind_parameter(2, limit)?;
+        if let Some(offset) = at {
+            statement.raw_bind_parameter(3, offset)?;
+        }
+        let mut rows = statement.raw_query();
         let mut unfinished = Vec::new();
         while let Some(row) = rows.next()? {
             let mut event = names.read(connection, row)?;
@@ -190,12 +209,6 @@ impl Saving {
             }
         }
         Ok(true)
-    }
-
-    /// Whether deliveries are settled whose dead letters were published again.
-    pub(crate) fn settles_republished(&self) -> bool {
-        let state = self.subscription.lock();
-        self.gone.iter().any(|offset| state.saved.rows.get(offset).is_some_and(|noted| noted.republished))
     }
 
     /// The transaction is over.

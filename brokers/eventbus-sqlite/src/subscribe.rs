@@ -1,7 +1,7 @@
 //! Subscriptions: who reads which events, and how far a group has come.
 
 use crate::broker::Store;
-use crate::delivery::{Noted, Opened, Saved, Saving, Unfinished};
+use crate::delivery::{Noted, Opened, Saved, Saving, Unfinished, Which};
 use crate::lease;
 use crate::reader::{self, Batch, Names};
 use crate::tail::Caught;
@@ -77,6 +77,8 @@ pub(crate) struct State {
     /// Something is to be saved.
     pub(crate) dirty: bool,
     pub(crate) saved: Saved,
+    /// More was published again than is taken at once.
+    more_republished: bool,
     /// Who waits until what was noted is saved.
     pub(crate) waiting: Vec<tokio::sync::oneshot::Sender<Result<(), BrokerError>>>,
 }
@@ -190,7 +192,7 @@ impl Subscription {
         connection
             .prepare_cached("update subscription set owner = ?2, leased_until = ?3 where id = ?1")?
             .execute((row, self.owner(), leased_until))?;
-        let unfinished = Unfinished::read(connection, names, row, None)?;
+        let unfinished = Unfinished::read(connection, names, row, Which::All)?;
         self.hold_until(until);
         self.refused.store(false, Ordering::Release);
         self.epoch.fetch_add(1, Ordering::AcqRel);
@@ -199,6 +201,7 @@ impl Subscription {
             state.active = true;
             (state.position, state.handed, state.settled) = (reached, reached, reached);
             state.saved = Saved { cursor, reached, rows: BTreeMap::new() };
+            state.more_republished = false;
             self.take_in_unfinished(state, unfinished);
             state.call();
         });
@@ -227,28 +230,52 @@ impl Subscription {
         );
     }
 
-    /// Dead letters were published again.
+    /// The dead letter of the event at `offset` was published again.
+    pub(crate) fn take_republished(
+        self: &Arc<Self>,
+        connection: &Connection,
+        names: &mut Names,
+        offset: i64,
+    ) -> rusqlite::Result<()> {
+        let row = {
+            let mut state = self.lock();
+            state.more_republished |= state.republished() >= READ_AHEAD;
+            state.row.filter(|_| state.active && !state.more_republished)
+        };
+        let Some(row) = row else { return Ok(()) };
+        let unfinished = Unfinished::read(connection, names, row, Which::At(offset))?;
+        self.change(|state| self.take_in_unfinished(state, unfinished));
+        Ok(())
+    }
+
+    /// Looks for dead letters that were published again, by other processes or more than were taken at once.
     pub(crate) fn find_republished(
         self: &Arc<Self>,
         connection: &Connection,
         names: &mut Names,
     ) -> rusqlite::Result<()> {
-        let (row, known) = {
+        let (row, limit) = {
             let state = self.lock();
             let (true, Some(row)) = (state.active, state.row) else { return Ok(()) };
-            let known = state.saved.rows.values().filter(|noted| noted.republished).count();
-            (row, known)
+            (row, state.republished() + READ_AHEAD)
         };
-        let unfinished = Unfinished::read(connection, names, row, Some(known + READ_AHEAD))?;
+        let unfinished = Unfinished::read(connection, names, row, Which::Republished(limit))?;
         self.change(|state| {
+            state.more_republished = unfinished.len() == limit;
             self.take_in_unfinished(state, unfinished);
-            state.ring = true;
         });
         Ok(())
     }
 
+    /// Whether more was published again than is known here, and there is room for it.
+    pub(crate) fn wants_republished(&self) -> bool {
+        let state = self.lock();
+        state.more_republished && state.republished() < READ_AHEAD / 2
+    }
+
     /// Opens the deliveries that have a row and are not known yet.
     fn take_in_unfinished(self: &Arc<Self>, state: &mut State, unfinished: Vec<Unfinished>) {
+        state.ring |= !unfinished.is_empty();
         for Unfinished { event, noted, mended } in unfinished {
             let offset = event.offset;
             if !state.open.contains_key(&offset) && state.saved.rows.insert(offset, noted).is_none() {
@@ -401,8 +428,14 @@ impl State {
             unsaved: 0,
             dirty: false,
             saved: Saved::default(),
+            more_republished: false,
             waiting: Vec::new(),
         }
+    }
+
+    /// How many deliveries are known that were published again.
+    fn republished(&self) -> usize {
+        self.saved.rows.values().filter(|noted| noted.republished).count()
     }
 
     fn call(&mut self) {

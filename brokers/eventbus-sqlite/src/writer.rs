@@ -299,10 +299,8 @@ impl Writer {
         }
         for saving in outcome.savings {
             let subscription = Arc::clone(&saving.subscription);
-            let republished = saving.settles_republished();
             saving.finish(committed());
-            if republished {
-                // There may be more of them than are taken at once.
+            if subscription.wants_republished() {
                 let finding = Arc::clone(&subscription);
                 drop(
                     self.store.writes.run(move |work| finding.find_republished(work.connection, work.names)),

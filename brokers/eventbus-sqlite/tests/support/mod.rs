@@ -1,0 +1,105 @@
+//! What several test binaries share: a log in a folder of its own, two event types, and a list that handlers write to.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this")]
+
+use eventbus::{Bus, BusBuilder, Event};
+use eventbus_sqlite::{SqliteBroker, SqliteBrokerBuilder};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use tempfile::TempDir;
+
+/// An event with a key.
+#[derive(Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[event(topic = "order.placed", key = customer)]
+pub struct OrderPlaced {
+    pub customer: u64,
+    pub number: u64,
+}
+
+/// An event without a key.
+#[derive(Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[event(topic = "ping.sent")]
+pub struct Ping {
+    pub number: u64,
+}
+
+/// A log in a folder that is removed in the end.
+pub struct Log(TempDir);
+
+impl Log {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().expect("a folder"))
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.0.path().join("log.db")
+    }
+
+    pub async fn broker(&self) -> SqliteBroker {
+        self.broker_with(|settings| settings).await
+    }
+
+    pub async fn broker_with(
+        &self,
+        set: impl FnOnce(SqliteBrokerBuilder) -> SqliteBrokerBuilder,
+    ) -> SqliteBroker {
+        set(SqliteBroker::builder(self.path())).open().await.expect("the log opens")
+    }
+
+    /// A bus on the log, with no subscription yet.
+    pub async fn bus(&self) -> Bus {
+        self.bus_with(Bus::builder()).await
+    }
+
+    pub async fn bus_with(&self, builder: BusBuilder) -> Bus {
+        builder.without_subscriptions().broker(self.broker().await).await.expect("the bus connects")
+    }
+}
+
+/// Subscribes a group that notes the number of every ping.
+pub async fn pings(bus: &Bus, group: &str) -> Seen<u64> {
+    let seen = Seen::new();
+    let numbers = seen.clone();
+    let note = move |ping: Arc<Ping>| {
+        let numbers = numbers.clone();
+        async move { numbers.push(ping.number) }
+    };
+    bus.on(note).group(group).await.expect("the group is free");
+    seen
+}
+
+/// Publishes pings.
+pub async fn publish_pings(bus: &Bus, numbers: std::ops::Range<u64>) {
+    for result in bus.publish_all(numbers.map(|number| Arc::new(Ping { number }))).await {
+        result.expect("the log takes it");
+    }
+}
+
+/// What handlers have seen, in order.
+#[derive(Clone)]
+pub struct Seen<T>(Arc<Mutex<Vec<T>>>);
+
+impl<T: Clone + Ord> Seen<T> {
+    pub fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    pub fn push(&self, item: T) {
+        self.0.lock().unwrap().push(item);
+    }
+
+    pub fn all(&self) -> Vec<T> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub fn sorted(&self) -> Vec<T> {
+        let mut all = self.all();
+        all.sort();
+        all
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
