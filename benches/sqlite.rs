@@ -53,6 +53,15 @@ fn main() {
     if run("consume") {
         runtime.block_on(consume(scale));
     }
+    if run("replay") {
+        runtime.block_on(replay(scale));
+    }
+    if run("memory") {
+        runtime.block_on(memory(scale));
+    }
+    if run("reopen") {
+        runtime.block_on(reopen(scale));
+    }
 }
 
 /// Durable publishing, beside appending to a file with the same syncs.
@@ -216,6 +225,88 @@ async fn consume(scale: Scale) {
     println!(
         "consume + ack of a backlog: {rate:>8.0}/s; a scan of its rows {scan:>8.0}/s, ratio {:.2}",
         rate / scan
+    );
+}
+
+/// A replay through a handler that does nothing, beside reading the rows.
+async fn replay(scale: Scale) {
+    let folder = Folder::new();
+    let path = folder.file("log.db");
+    let count = scale.events * 2;
+    fill(&path, count).await;
+    let bus = Bus::builder().broker(SqliteBroker::open(&path).await.unwrap()).await.unwrap();
+    bus.on(|event: Arc<Stored>| async move { drop(event) }).group("replay").await.unwrap();
+    let (mut rates, mut scans) = (Vec::new(), Vec::new());
+    for _ in 0..scale.rounds {
+        scans.push(scan(&path));
+        let report = bus.replay("replay").await.unwrap();
+        assert_eq!(report.acked, count);
+        rates.push(count as f64 / report.elapsed.as_secs_f64());
+    }
+    let (rate, scan) = (median(&mut rates), median(&mut scans));
+    println!(
+        "replay of {count} events: {rate:>8.0}/s; a scan of its rows {scan:>8.0}/s, ratio {:.2}",
+        rate / scan
+    );
+    bus.shutdown().await.unwrap();
+}
+
+/// What a slow handler before a long backlog holds in memory.
+async fn memory(scale: Scale) {
+    let folder = Folder::new();
+    let path = folder.file("log.db");
+    let idle = {
+        let bus = Bus::builder().broker(SqliteBroker::open(&path).await.unwrap()).await.unwrap();
+        bus.on(|_: Arc<Stored>| async {}).group("slow").await.unwrap();
+        bus.shutdown().await.unwrap();
+        resident()
+    };
+    fill(&path, scale.events).await;
+    let bus = Bus::builder().broker(SqliteBroker::open(&path).await.unwrap()).await.unwrap();
+    bus.on(|_: Arc<Stored>| tokio::time::sleep(Duration::from_millis(1))).group("slow").await.unwrap();
+    bus.start().unwrap();
+    let mut most = 0;
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        most = most.max(resident());
+    }
+    let more = most.saturating_sub(idle) >> 20;
+    println!(
+        "a backlog of {} events and a slow handler: {more} MiB above idle ({} MiB)",
+        scale.events,
+        idle >> 20
+    );
+    bus.shutdown().await.unwrap();
+}
+
+/// The memory of this process, in bytes.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    status.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
+}
+
+/// Opening a long log again, after an end in order.
+async fn reopen(scale: Scale) {
+    let folder = Folder::new();
+    let path = folder.file("log.db");
+    let count = scale.events * 10;
+    fill(&path, count).await;
+    let (mut raw, mut opened) = (Vec::new(), Vec::new());
+    for _ in 0..scale.rounds {
+        let started = Instant::now();
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        let _: i64 = connection.query_row("select max(offset) from event", [], |row| row.get(0)).unwrap();
+        raw.push(started.elapsed().as_secs_f64() * 1e3);
+        drop(connection);
+        let started = Instant::now();
+        let bus = Bus::builder().broker(SqliteBroker::open(&path).await.unwrap()).await.unwrap();
+        bus.on(|_: Arc<Stored>| async {}).group("reopen").await.unwrap();
+        opened.push(started.elapsed().as_secs_f64() * 1e3);
+        bus.shutdown().await.unwrap();
+    }
+    let (raw, opened) = (median(&mut raw), median(&mut opened));
+    println!(
+        "opening a log of {count} events, with a subscription: {opened:.1} ms; SQLite alone {raw:.1} ms"
     );
 }
 
