@@ -30,10 +30,12 @@ pub(crate) struct Opened {
     pub(crate) mended: bool,
     /// Its dead letter is being written; once that is done, it is settled.
     pub(crate) leaving: bool,
+    /// The size of its payload, while it is handed out.
+    pub(crate) size: usize,
 }
 
 impl Opened {
-    pub(crate) const FIRST: Self = Self { noted: Noted::FIRST, mended: false, leaving: false };
+    pub(crate) const FIRST: Self = Self { noted: Noted::FIRST, mended: false, leaving: false, size: 0 };
 }
 
 /// What a row of `delivery` says of a delivery.
@@ -223,10 +225,10 @@ impl Saving {
                 state.open.values_mut().for_each(|opened| opened.leaving = false);
                 return;
             }
-            let left: Vec<_> =
-                self.left.iter().filter(|offset| state.open.remove(*offset).is_some()).collect();
-            if let Some(last) = left.last() {
-                state.settled = state.settled.max(**last);
+            for offset in &self.left {
+                if state.close(*offset).is_some_and(|opened| !opened.noted.republished) {
+                    state.settled = state.settled.max(*offset);
+                }
             }
             state.saved.cursor = self.cursor;
             state.saved.reached = self.reached;
@@ -258,7 +260,7 @@ impl State {
 
     /// Notes that the delivery at `offset` is settled, and tells whether to save.
     fn settle(&mut self, offset: i64) -> Option<Save> {
-        if let Some(opened) = self.open.remove(&offset)
+        if let Some(opened) = self.close(offset)
             && !opened.noted.republished
         {
             self.settled = self.settled.max(offset);
@@ -337,7 +339,7 @@ impl Settler for Subscription {
         if receipt.token != self.epoch() {
             return BrokerFuture::ready(Err(self.lost()));
         }
-        if let Some(save) = self.lock().settle(place(receipt.offset)) {
+        if let Some(save) = self.change(|state| state.settle(place(receipt.offset))) {
             self.save(save);
         }
         BrokerFuture::ready(Ok(()))

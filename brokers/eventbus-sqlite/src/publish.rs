@@ -22,13 +22,13 @@ pub(crate) struct Names {
 struct Numbers {
     known: HashMap<String, i64>,
     /// The name that was asked for last; most often it is the next one, too.
-    last: (String, i64),
+    last: Option<(String, i64)>,
 }
 
 impl Numbers {
     fn of(&mut self, connection: &Connection, table: &str, name: &str) -> rusqlite::Result<i64> {
-        if self.last.0 == name {
-            return Ok(self.last.1);
+        if let Some((_, number)) = self.last.as_ref().filter(|(last, _)| last == name) {
+            return Ok(*number);
         }
         let number = match self.known.get(name) {
             Some(number) => *number,
@@ -38,7 +38,7 @@ impl Numbers {
                 number
             }
         };
-        self.last = (name.to_owned(), number);
+        self.last = Some((name.to_owned(), number));
         Ok(number)
     }
 }

@@ -53,8 +53,9 @@ pub(crate) enum Publishing {
     Many(Vec<Record>, oneshot::Sender<Vec<Result<(), PublishError>>>),
 }
 
-/// Something else to write; its answer is called when the transaction is over.
-type Job = Box<dyn FnOnce(&mut Work<'_>) -> Answer + Send>;
+/// Something else to write. None: the transaction had failed before its turn.
+type Job = Box<dyn FnOnce(Option<&mut Work<'_>>) -> Answer + Send>;
+/// What is called when the transaction is over.
 type Answer = Box<dyn FnOnce(Result<(), &BrokerError>) + Send>;
 
 /// How soon a save is wanted.
@@ -99,14 +100,15 @@ impl Writes {
     ) -> BrokerFuture<Result<T, BrokerError>> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |work| {
-            let result = in_savepoint(work, job);
+            let result = work.map(|work| in_savepoint(work, job));
             Box::new(move |committed| {
                 // Whoever asked may have been cancelled.
                 let _ = answer.send(match (committed, result) {
-                    (Err(error), _) => Err(BrokerError::new(error.to_string())),
-                    (Ok(()), result) => {
+                    (Ok(()), Some(result)) => {
                         result.map_err(|error| BrokerError::new(error.to_string()).with_source(error))
                     }
+                    (Ok(()), None) => Err(closed()),
+                    (Err(error), _) => Err(BrokerError::new(error.to_string())),
                 });
             })
         });
@@ -274,7 +276,7 @@ impl Writer {
 
     /// Writes what waits in one transaction, and answers.
     fn transact(&mut self, queue: Queue) {
-        let Queue { publishes, jobs, dirty, .. } = queue;
+        let Queue { publishes, mut jobs, dirty, .. } = queue;
         if publishes.is_empty()
             && jobs.is_empty()
             && !dirty.iter().any(|subscription| subscription.lock().dirty)
@@ -282,7 +284,7 @@ impl Writer {
             return;
         }
         let mut outcome = Outcome::default();
-        let result = self.try_transact(&publishes, jobs, dirty, &mut outcome);
+        let result = self.try_transact(&publishes, &mut jobs, dirty, &mut outcome);
         let failed = result.err().map(|error| explain(&self.store.settings.path, error));
         self.failed = failed.is_some();
         if let Some(error) = &failed {
@@ -313,7 +315,8 @@ impl Writer {
             }
         }
         self.store.saved.notify_waiters();
-        for answer in outcome.answers {
+        let never_run = jobs.into_iter().map(|job| job(None));
+        for answer in outcome.answers.into_iter().chain(never_run) {
             answer(committed());
         }
         answer(publishes, outcome.stored, failed.as_ref());
@@ -322,7 +325,7 @@ impl Writer {
     fn try_transact(
         &mut self,
         publishes: &[Publishing],
-        jobs: Vec<Job>,
+        jobs: &mut Vec<Job>,
         dirty: Vec<Arc<Subscription>>,
         outcome: &mut Outcome,
     ) -> rusqlite::Result<()> {
@@ -346,8 +349,8 @@ impl Writer {
         }
         drop(insert);
         let mut work = Work { connection: &self.connection, names: &mut self.names, dirty };
-        for job in jobs {
-            outcome.answers.push(job(&mut work));
+        for job in jobs.drain(..) {
+            outcome.answers.push(job(Some(&mut work)));
         }
         // A save is the difference to the one before, so there is one of each.
         let mut dirty = work.dirty;

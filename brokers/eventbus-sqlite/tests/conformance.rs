@@ -2,12 +2,13 @@
 
 mod support;
 
-use eventbus::broker::{AuditQuery, Groups, ReplayFrom, ReplayUntil};
+use eventbus::broker::{AuditQuery, Groups, Received, ReplayFrom, ReplayUntil, SubscribeRequest};
 use eventbus::{
-    Backoff, Broker, Bus, Delivery, Envelope, EventId, Outcome, PublishError, State, Topic, subscribe,
+    Backoff, Broker, Bus, Delivery, Envelope, EventId, Outcome, PublishError, Start, State, Topic, subscribe,
 };
 use eventbus_sqlite::SqliteBroker;
 use std::collections::{BTreeMap, HashMap};
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -669,4 +670,73 @@ async fn ten_thousand_dead_letters_go_again_once_each() {
     bus.settled().await.unwrap();
     assert_eq!(seen.sorted(), (0..10_000).collect::<Vec<_>>());
     assert!(dead_letters.list().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_group_whose_pattern_is_changed_goes_on_from_its_cursor() {
+    let log = Log::new();
+    let publisher = log.bus().await;
+    let handled = async |pattern: &str| {
+        let bus = log.bus().await;
+        let seen = Seen::new();
+        let topics = seen.clone();
+        let note = move |delivery: Delivery| {
+            let topics = topics.clone();
+            async move { topics.push(delivery.envelope().topic().to_string()) }
+        };
+        bus.on_topic(pattern, note).group("orders").await.unwrap();
+        bus.start().unwrap();
+        bus.settled().await.unwrap();
+        bus.shutdown().await.unwrap();
+        seen.sorted()
+    };
+    assert!(handled("order.placed").await.is_empty());
+    publisher.publish_to("order.placed", &1).await.unwrap();
+    publisher.publish_to("order.paid", &1).await.unwrap();
+    assert_eq!(handled("order.*").await, ["order.paid", "order.placed"], "nothing is missed by the change");
+    publisher.publish_to("order.placed", &2).await.unwrap();
+    publisher.publish_to("order.paid", &2).await.unwrap();
+    assert_eq!(handled("order.paid").await, ["order.paid"]);
+    let groups = publisher.groups().unwrap().list().await.unwrap();
+    assert_eq!((groups.len(), groups[0].pattern.as_str()), (1, "order.paid"));
+}
+
+#[tokio::test]
+async fn large_payloads_are_handed_out_a_few_at_a_time() {
+    let log = Log::new();
+    let broker = log.broker().await;
+    let request =
+        SubscribeRequest { group: "g".into(), pattern: "a.b".parse().unwrap(), start: Start::Latest };
+    let mut deliveries = broker.subscribe(request).await.unwrap();
+    for _ in 0..100 {
+        let payload = vec![b'x'; 1 << 20].into();
+        let envelope = Envelope::from_bytes(Topic::from_static("a.b"), "text/plain", payload);
+        broker.publish(Arc::new(envelope)).await.unwrap();
+    }
+    let (mut open, mut handled) = (Vec::new(), 0);
+    while handled < 100 {
+        let receive = poll_fn(|context| deliveries.poll_receive(context, &mut open, 1_000));
+        if tokio::time::timeout(Duration::from_millis(200), receive).await.is_ok() {
+            assert!(open.len() <= 65, "{} MiB are handed out", open.len());
+        } else {
+            for Received { receipt, settler, .. } in open.drain(..) {
+                settler.ack(receipt).await.unwrap();
+                handled += 1;
+            }
+        }
+    }
+    assert_eq!(handled, 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bus_whose_groups_others_handle_is_settled_when_they_are_done() {
+    let log = Log::new();
+    let (first, second) = (log.bus().await, log.bus().await);
+    let here = pings(&first, "pings").await;
+    pings(&second, "pings").await;
+    first.start().unwrap();
+    second.start().unwrap();
+    publish_pings(&second, 0..500).await;
+    second.settled().await.unwrap();
+    assert_eq!(here.len(), 500);
 }
