@@ -40,7 +40,8 @@
 //! | `completions` | a script that completes all this in a shell |
 //!
 //! The binary `eventbus` of this crate has those that need no handlers, for any address; its `topics` counts what is in
-//! the log. What a program does while it runs is in its `tracing` log, whose subscriber the program sets up.
+//! the log. What a program does while it runs is in its `tracing` log; where the program sets up no subscriber for
+//! that, `run` writes it to standard error.
 //!
 //! # Which broker
 //! The one at `--url`, or in the environment variable `EVENTBUS_URL`, or `sqlite:eventbus.db`. The address's broker
