@@ -345,7 +345,11 @@ impl Writer {
         for job in jobs {
             outcome.answers.push(job(&mut work));
         }
-        for subscription in work.dirty {
+        // Each once: a second save would start from what was saved before the first.
+        let mut dirty = work.dirty;
+        dirty.sort_unstable_by_key(|subscription| subscription.number);
+        dirty.dedup_by_key(|subscription| subscription.number);
+        for subscription in dirty {
             let Some(saving) = Saving::of(&subscription) else { continue };
             let ours = saving.write(&self.connection);
             if let Ok(false) = ours {
