@@ -264,17 +264,18 @@ impl Subscription {
         self.change(State::call);
     }
 
-    /// Nothing behind what was read is for this subscription, up to `head`.
-    pub(crate) fn skip_to(&self, head: i64) {
+    /// Nothing behind what was read is for this subscription, up to `head`. `true`: that is to be saved.
+    pub(crate) fn skip_to(&self, head: i64) -> bool {
         let mut state = self.lock();
-        if state.active
+        let skips = state.active
             && !state.behind
             && !state.fetching
             && state.at_hand.is_empty()
-            && state.position < head
-        {
+            && state.position < head;
+        if skips {
             (state.position, state.handed, state.dirty) = (head, head, true);
         }
+        skips
     }
 
     /// Saves what is settled, and leaves the group to whoever comes next.

@@ -432,7 +432,9 @@ impl Writer {
             self.housekeeping_at = now + HOUSEKEEPING;
             for subscription in subscriptions.iter() {
                 if subscription.is_active() {
-                    subscription.skip_to(self.head);
+                    if subscription.skip_to(self.head) {
+                        self.store.writes.save(Arc::clone(subscription), Save::Soon);
+                    }
                 } else if subscription.is_free(&self.connection)? {
                     let taking = Arc::clone(subscription);
                     drop(self.store.writes.run(move |work| taking.take_over(work.connection, work.names)));
