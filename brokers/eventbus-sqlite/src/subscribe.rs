@@ -174,10 +174,26 @@ impl Subscription {
         connection: &Connection,
         names: &mut Names,
     ) -> rusqlite::Result<()> {
-        let Some(row) = self.lock().row else { return Ok(()) };
-        if !self.is_free(connection)? {
+        if self.lock().row.is_none() || !self.is_free(connection)? {
             return Ok(());
         }
+        self.take(connection, names)
+    }
+
+    /// Begins again from what is saved: some deliveries were dropped while the lease was over, and nobody else has
+    /// taken the group meanwhile.
+    pub(crate) fn begin_again(
+        self: &Arc<Self>,
+        connection: &Connection,
+        names: &mut Names,
+    ) -> rusqlite::Result<()> {
+        // What is settled is not to be repeated.
+        let Some(saving) = Saving::of(self) else { return self.take(connection, names) };
+        if saving.write(connection)? { self.take(connection, names) } else { Ok(()) }
+    }
+
+    fn take(self: &Arc<Self>, connection: &Connection, names: &mut Names) -> rusqlite::Result<()> {
+        let Some(row) = self.lock().row else { return Ok(()) };
         let found = connection
             .prepare_cached("select cursor, reached from subscription where id = ?1")?
             .query_row([row], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -192,8 +208,8 @@ impl Subscription {
             .execute((row, self.owner(), leased_until))?;
         let unfinished = Unfinished::read(connection, names, row, None)?;
         self.hold_until(until);
-        self.refused.store(false, Ordering::Release);
         self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.refused.store(false, Ordering::Release);
         self.change(|state| {
             state.forget();
             state.active = true;

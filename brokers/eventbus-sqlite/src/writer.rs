@@ -467,9 +467,8 @@ impl Writer {
             if !ours {
                 subscription.lose();
             } else if subscription.refused.swap(false, std::sync::atomic::Ordering::AcqRel) {
-                // Some deliveries were dropped in the meantime: begin again from what is saved.
                 let again = Arc::clone(subscription);
-                drop(self.store.writes.run(move |work| again.take_over(work.connection, work.names)));
+                drop(self.store.writes.run(move |work| again.begin_again(work.connection, work.names)));
             } else {
                 subscription.hold_until(until);
             }
