@@ -46,6 +46,12 @@ async fn keyed(orders: Vec<OrderPlaced>, batches: State<Batches>) {
     batches.push((orders.iter().map(|order| order.number).collect(), Instant::now()));
 }
 
+#[subscribe(batch = 2, linger = "1ms", concurrency = 2)]
+async fn slowly(orders: Vec<OrderPlaced>, batches: State<Batches>) {
+    sleep(Duration::from_millis(5)).await;
+    batches.push((orders.iter().map(|order| order.number).collect(), Instant::now()));
+}
+
 async fn run(builder: BusBuilder, subscriber: &eventbus::Subscriber) -> (Bus, MemoryBroker, Batches) {
     let (broker, batches) = (MemoryBroker::new(), Seen::new());
     let bus = builder.state(batches.clone()).only([subscriber]).broker(broker.clone()).await.unwrap();
@@ -173,4 +179,18 @@ async fn batches_are_handled_beside_each_other_up_to_the_concurrency() {
     bus.start().unwrap();
     tokio::time::timeout(Duration::from_secs(60), broker.settled()).await.expect("batches meet");
     assert!(bus.dead_letters().unwrap().list().await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_event_of_a_key_does_not_wait_for_an_event_of_another() {
+    let (bus, broker, batches) = run(Bus::builder(), slowly::SUBSCRIBER).await;
+    bus.start().unwrap();
+    for number in 0..40 {
+        bus.publish(&OrderPlaced { customer: number % 2, number }).await.unwrap();
+    }
+    // While one worker handles a batch, the other one waits for the lanes to open.
+    tokio::time::timeout(Duration::from_secs(10), broker.settled()).await.expect("everything is handled");
+    let mut numbers: Vec<_> = batches.all().into_iter().flat_map(|(numbers, _)| numbers).collect();
+    numbers.sort_unstable();
+    assert!(numbers.into_iter().eq(0..40));
 }

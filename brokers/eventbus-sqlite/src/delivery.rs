@@ -387,7 +387,8 @@ impl Settler for Subscription {
 
     fn holds(&self, receipt: &Receipt) -> bool {
         let held = self.is_held(receipt.token);
-        if !held {
+        // Deliveries of an earlier time were at hand again when the group was taken over.
+        if !held && receipt.token == self.epoch() {
             self.refused.store(true, Ordering::Release);
         }
         held

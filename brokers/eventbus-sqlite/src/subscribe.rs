@@ -234,10 +234,26 @@ impl Subscription {
         connection: &Connection,
         names: &mut Names,
     ) -> rusqlite::Result<()> {
-        let Some(row) = self.lock().row else { return Ok(()) };
-        if !self.is_free(connection)? {
+        if self.lock().row.is_none() || !self.is_free(connection)? {
             return Ok(());
         }
+        self.take(connection, names)
+    }
+
+    /// Begins again from what is saved: some deliveries were dropped while the lease was over, and nobody else has
+    /// taken the group meanwhile.
+    pub(crate) fn begin_again(
+        self: &Arc<Self>,
+        connection: &Connection,
+        names: &mut Names,
+    ) -> rusqlite::Result<()> {
+        // What is settled is not to be repeated.
+        let Some(saving) = Saving::of(self) else { return self.take(connection, names) };
+        if saving.write(connection)? { self.take(connection, names) } else { Ok(()) }
+    }
+
+    fn take(self: &Arc<Self>, connection: &Connection, names: &mut Names) -> rusqlite::Result<()> {
+        let Some(row) = self.lock().row else { return Ok(()) };
         let found = connection
             .prepare_cached("select cursor, reached from subscription where id = ?1")?
             .query_row([row], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -253,8 +269,8 @@ impl Subscription {
         self.adopt(connection, row)?;
         let unfinished = Unfinished::read(connection, names, row, Which::All)?;
         self.hold_until(until);
-        self.refused.store(false, Ordering::Release);
         self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.refused.store(false, Ordering::Release);
         self.change(|state| {
             state.forget();
             state.active = true;
@@ -350,17 +366,18 @@ impl Subscription {
         self.change(State::call);
     }
 
-    /// Nothing behind what was read is for this subscription, up to `head`.
-    pub(crate) fn skip_to(&self, head: i64) {
+    /// Moves a subscription that has read everything on behind events of others, up to `head`. `true`: that is to be
+    /// saved.
+    pub(crate) fn skip_to(&self, head: i64) -> bool {
         let mut state = self.lock();
-        if state.active
-            && !state.behind
-            && !state.fetching
-            && state.at_hand.is_empty()
-            && state.position < head
-        {
-            (state.position, state.handed, state.dirty) = (head, head, true);
+        if !state.active || state.behind || state.fetching || !state.at_hand.is_empty() {
+            return false;
         }
+        let end = state.position.max(head);
+        (state.position, state.handed) = (end, end);
+        let unsaved = state.open.is_empty() && state.saved.cursor < end;
+        state.dirty |= unsaved;
+        unsaved
     }
 
     /// Saves what is settled, and leaves the group to whoever comes next.

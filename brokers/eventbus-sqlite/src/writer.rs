@@ -439,7 +439,9 @@ impl Writer {
             self.housekeeping_at = now + HOUSEKEEPING;
             for subscription in subscriptions.iter() {
                 if subscription.is_active() {
-                    subscription.skip_to(self.head);
+                    if subscription.skip_to(self.head) {
+                        self.store.writes.save(Arc::clone(subscription), Save::Soon);
+                    }
                 } else if subscription.is_free(&self.connection)? {
                     let taking = Arc::clone(subscription);
                     drop(self.store.writes.run(move |work| taking.take_over(work.connection, work.names)));
@@ -472,9 +474,8 @@ impl Writer {
             if !ours {
                 subscription.lose();
             } else if subscription.refused.swap(false, std::sync::atomic::Ordering::AcqRel) {
-                // Some deliveries were dropped in the meantime: begin again from what is saved.
                 let again = Arc::clone(subscription);
-                drop(self.store.writes.run(move |work| again.take_over(work.connection, work.names)));
+                drop(self.store.writes.run(move |work| again.begin_again(work.connection, work.names)));
             } else {
                 subscription.hold_until(until);
             }

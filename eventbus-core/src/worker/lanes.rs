@@ -316,9 +316,12 @@ impl Lanes {
         Poll::Ready(true)
     }
 
-    /// Makes sure that another worker gathers the next batch while this one is handled.
-    pub(super) fn call_successor(self: &Arc<Self>) {
-        self.defer(&mut self.lock());
+    /// The worker in `slot` has its batch; another one is to gather the next while this one is handled.
+    pub(super) fn call_successor(self: &Arc<Self>, slot: usize) {
+        let mut state = self.lock();
+        // It may have been asleep when its batch became old enough, and is not to be woken in another one's place.
+        state.crew.arrive(slot);
+        self.defer(&mut state);
     }
 
     /// A handler waits for something, so that another worker can use the time.
@@ -340,9 +343,13 @@ impl Lanes {
         look_again
     }
 
-    /// Notes what became of a delivery, outside of `poll_next`.
-    pub(super) fn settled(&self, settled: Settled) {
-        self.note(&mut self.lock(), settled);
+    /// Notes what became of a delivery, outside of `poll_next`. Whoever gathers may sleep until its lane opens.
+    pub(super) fn settled(self: &Arc<Self>, settled: Settled) {
+        let mut state = self.lock();
+        self.note(&mut state, settled);
+        let call = if state.ready.is_empty() { Call::Nobody } else { self.call(&mut state) };
+        drop(state);
+        self.make(call);
     }
 
     /// Parks a delivery until its next attempt is due; its lane stays closed, nothing else waits.

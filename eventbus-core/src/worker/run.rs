@@ -75,6 +75,6 @@ async fn gather(lanes: &Arc<Lanes>, slot: usize) -> Option<Vec<Open>> {
             }
         }
     }
-    lanes.call_successor();
+    lanes.call_successor(slot);
     Some(batch)
 }

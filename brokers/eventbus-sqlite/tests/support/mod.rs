@@ -7,7 +7,11 @@ use eventbus_sqlite::{SqliteBroker, SqliteBrokerBuilder};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
+
+/// How long to wait for what should happen soon.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An event with a key.
 #[derive(Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -69,6 +73,52 @@ pub async fn pings(bus: &Bus, group: &str) -> Seen<u64> {
     seen
 }
 
+/// A folder for the log of one test.
+pub fn folder() -> TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+/// The log in it.
+pub fn log(folder: &TempDir) -> PathBuf {
+    folder.path().join("log.db")
+}
+
+/// The same as an address.
+pub fn address(folder: &TempDir) -> String {
+    // The scheme is registered by the crate, which has to be linked for that.
+    let _ = eventbus_sqlite::SqliteBroker::builder(log(folder));
+    format!("sqlite:{}", log(folder).display())
+}
+
+/// A bus on it, on which no `#[subscribe]` of the binary runs.
+pub async fn connect(folder: &TempDir) -> Bus {
+    Bus::builder().only([] as [&str; 0]).connect(&address(folder)).await.expect("the bus connects")
+}
+
+/// Subscribes a group that notes the number of every ping.
+pub async fn note(bus: &Bus, group: &str, seen: &Seen<u64>) {
+    let seen = seen.clone();
+    let handler = move |ping: Arc<Ping>| {
+        let seen = seen.clone();
+        async move { seen.push(ping.number) }
+    };
+    bus.on(handler).group(group).await.expect("the group is free");
+}
+
+/// Waits until everything is settled.
+pub async fn settled(bus: &Bus) {
+    tokio::time::timeout(PATIENCE, bus.settled()).await.expect("everything is settled in time").unwrap();
+}
+
+/// Waits until `condition` holds.
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let since = Instant::now();
+    while !condition().await {
+        assert!(since.elapsed() < PATIENCE, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 /// Publishes pings.
 pub async fn publish_pings(bus: &Bus, numbers: std::ops::Range<u64>) {
     for result in bus.publish_all(numbers.map(|number| Arc::new(Ping { number }))).await {
@@ -80,7 +130,7 @@ pub async fn publish_pings(bus: &Bus, numbers: std::ops::Range<u64>) {
 #[derive(Clone)]
 pub struct Seen<T>(Arc<Mutex<Vec<T>>>);
 
-impl<T: Clone + Ord> Seen<T> {
+impl<T: Clone> Seen<T> {
     pub fn new() -> Self {
         Self(Arc::default())
     }
@@ -93,7 +143,10 @@ impl<T: Clone + Ord> Seen<T> {
         self.0.lock().unwrap().clone()
     }
 
-    pub fn sorted(&self) -> Vec<T> {
+    pub fn sorted(&self) -> Vec<T>
+    where
+        T: Ord,
+    {
         let mut all = self.all();
         all.sort();
         all
