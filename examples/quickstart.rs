@@ -4,6 +4,8 @@
 //! cargo run --example quickstart
 //! ```
 //!
+//! It runs in the memory of the process, or on the broker that `EVENTBUS_URL` names, such as `sqlite:demo.db`.
+//!
 //! Mail fails twice and recovers; an order for something that is not in stock ends as a dead letter of the
 //! inventory, while its confirmation and its statistics are not touched by that.
 
@@ -78,11 +80,12 @@ async fn reserve_inventory(order: &OrderPlaced, stock: State<Stock>) -> Result<(
 
 #[tokio::main]
 async fn main() -> eventbus::Result<()> {
+    let url = std::env::var("EVENTBUS_URL").unwrap_or_else(|_| "memory:".to_owned());
     let bus = Bus::builder()
         .state(Mailer { refusals: AtomicU64::new(2) })
         .state(Analytics { revenue_cents: AtomicU64::new(0) })
         .state(Stock::of(&[("book", 2), ("pen", 10)]))
-        .connect(&std::env::var("EVENTBUS_URL").unwrap_or_else(|_| "memory:".to_owned()))
+        .connect(&url)
         .await?;
     bus.start()?;
 

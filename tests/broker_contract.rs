@@ -1,20 +1,24 @@
 //! The contract of brokers, from the outside: replay of the in-process broker, and a broker of this test's own.
 
+#[path = "support/keeper.rs"]
+mod keeper;
 mod support;
 
 use eventbus::broker::{
-    BrokerFuture, DeadLetter, Deliveries, Features, Offset, Receipt, Received, ReplayFrom, ReplayRequest,
-    ReplayUntil, Settler, SubscribeRequest,
+    AuditQuery, BrokerFuture, DeadLetter, Deliveries, Features, Offset, Parked, Receipt, Received,
+    ReplayFrom, ReplayRequest, ReplayUntil, Settler, SubscribeRequest,
 };
 use eventbus::memory::MemoryBroker;
 use eventbus::{Broker, BrokerError, Bus, Envelope, Error, Pattern, PublishError, subscribe};
+use keeper::Keeper;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use support::{Ping, Seen};
+use support::{OrderPlaced, Ping, Seen};
+use tokio::time::Instant;
 
 #[subscribe(start = "earliest", group = "early")]
 async fn early(ping: Ping, seen: eventbus::State<Seen<u64>>) {
@@ -266,4 +270,119 @@ async fn a_pattern_is_refused_where_the_broker_has_none() {
         error.contains("pipe") && error.contains("\"ping.*\"") && error.contains("tests/broker_contract.rs"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn the_audit_log_of_the_in_process_broker_finds_what_is_kept_in_either_order_and_page_by_page() {
+    let broker = MemoryBroker::builder().history(5).build();
+    let bus = published(&broker, 0..6).await;
+    bus.publish_to("order.placed", &1).key("ada").await.unwrap();
+    let log = bus.audit_log().unwrap();
+    let places = async |change: &dyn Fn(&mut AuditQuery)| {
+        let mut query = AuditQuery::default();
+        change(&mut query);
+        let found = log.query(query).await.unwrap();
+        found.iter().map(|event| event.offset.get()).collect::<Vec<_>>()
+    };
+    assert_eq!(places(&|_| {}).await, [2, 3, 4, 5, 6], "the oldest two are forgotten");
+    assert_eq!(places(&|query| query.limit = 2).await, [2, 3]);
+    assert_eq!(places(&|query| query.after = Some(Offset::new(4))).await, [5, 6]);
+    assert_eq!(places(&|query| query.key = Some("ada".into())).await, [6]);
+    let latest_two = |query: &mut AuditQuery| {
+        (query.newest_first, query.limit, query.after) = (true, 2, Some(Offset::new(5)));
+    };
+    assert_eq!(places(&latest_two).await, [4, 3]);
+    assert_eq!(log.latest().await.unwrap(), Some(Offset::new(6)));
+    assert!(matches!(
+        Bus::builder().only([] as [&str; 0]).connect("memory:").await.unwrap().audit_log(),
+        Err(Error::Broker(_))
+    ));
+}
+
+#[tokio::test]
+async fn whoever_follows_the_audit_log_is_woken_by_the_next_event() {
+    let broker = MemoryBroker::builder().history(5).build();
+    let log = broker.audit_log().unwrap();
+    let first = tokio::spawn(log.wait(None));
+    tokio::task::yield_now().await;
+    assert!(!first.is_finished());
+    published(&broker, 0..1).await;
+    first.await.unwrap().unwrap();
+    log.wait(None).await.unwrap();
+    let second = tokio::spawn(log.wait(Some(Offset::new(0))));
+    tokio::task::yield_now().await;
+    assert!(!second.is_finished());
+    published(&broker, 1..2).await;
+    second.await.unwrap().unwrap();
+}
+
+/// A broker as an earlier process has left it: three orders of two customers for the group `orders`.
+async fn left_behind() -> Keeper {
+    let keeper = Keeper::default();
+    keeper.leave("orders", "order.placed", 0);
+    let bus = Bus::builder().only([] as [&str; 0]).broker(keeper.clone()).await.unwrap();
+    for (customer, number) in [(1, 0), (1, 1), (2, 2)] {
+        bus.publish(&OrderPlaced { customer, number }).await.unwrap();
+    }
+    keeper
+}
+
+fn seconds(seconds: i64) -> jiff::SignedDuration {
+    jiff::SignedDuration::from_secs(seconds)
+}
+
+/// Handles what was left behind: the number and the attempt of each delivery, and the second it came in. The order
+/// with the number 0 fails.
+async fn taken_up(keeper: &Keeper) -> Vec<(u64, u32, u64)> {
+    let bus = Bus::builder().only([] as [&str; 0]).broker(keeper.clone()).await.unwrap();
+    let (seen, begun) = (Seen::new(), Instant::now());
+    let handled = seen.clone();
+    bus.on_topic("order.placed", move |delivery: eventbus::Delivery| {
+        let order = delivery.arc_event::<OrderPlaced>().unwrap();
+        handled.push((order.number, delivery.attempt(), begun.elapsed().as_secs_f64().round() as u64));
+        async move { if order.number == 0 { Err("still not") } else { Ok(()) } }
+    })
+    .group("orders")
+    .retries(2)
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    while keeper.cursor("orders") < 3 && begun.elapsed() < Duration::from_secs(3_600) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bus.shutdown().await.unwrap();
+    seen.all()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_that_comes_back_parked_keeps_its_lane_closed_until_it_is_due() {
+    let keeper = left_behind().await;
+    let now = jiff::Timestamp::now();
+    let parked = Parked { first_failed_at: now - seconds(60), last_failed_at: now, due: now + seconds(10) };
+    keeper.state().groups.get_mut("orders").unwrap().parked.insert(0, (3, parked));
+    assert_eq!(taken_up(&keeper).await, [(2, 1, 0), (0, 3, 10), (1, 1, 10)]);
+    let state = keeper.state();
+    let letter = &state.dead_letters[0];
+    assert_eq!((letter.attempts, letter.first_failed_at), (3, parked.first_failed_at), "attempts count on");
+    assert!(letter.last_failed_at >= now);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_was_set_back_makes_nobody_wait_longer_than_was_meant() {
+    let keeper = left_behind().await;
+    let ahead = jiff::Timestamp::now() + seconds(36_000);
+    let parked = Parked { first_failed_at: ahead, last_failed_at: ahead, due: ahead + seconds(5) };
+    keeper.state().groups.get_mut("orders").unwrap().parked.insert(0, (2, parked));
+    let first = taken_up(&keeper).await.into_iter().find(|(number, ..)| *number == 0);
+    assert_eq!(first, Some((0, 2, 5)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_that_somebody_else_may_have_been_given_is_not_handled_and_its_lane_goes_on() {
+    let keeper = left_behind().await;
+    keeper.state().groups.get_mut("orders").unwrap().lost.insert(0);
+    let mut handled = taken_up(&keeper).await;
+    handled.sort_unstable();
+    assert_eq!(handled.iter().map(|(number, ..)| *number).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(keeper.cursor("orders"), 0, "nor is it settled here");
 }

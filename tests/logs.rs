@@ -1,6 +1,8 @@
 //! What the log says. Every test here captures it first: where one thread already logs while another begins to listen,
 //! `tracing` may have decided that nobody does.
 
+#[path = "support/keeper.rs"]
+mod keeper;
 mod support;
 
 use eventbus::memory::MemoryBroker;
@@ -166,4 +168,50 @@ async fn a_handler_runs_in_a_span_that_names_topic_group_id_and_attempt() {
     {
         assert!(line.contains(words), "{words}: {line}");
     }
+}
+
+#[tokio::test]
+async fn a_group_that_the_broker_keeps_and_nobody_has_is_a_warning_and_an_error_when_strict() {
+    let (log, _guard) = Log::capture();
+    let keeper = keeper::Keeper::default();
+    let none = || Bus::builder().only([] as [&str; 0]);
+    let bus = none().broker(keeper.clone()).await.unwrap();
+    keeper.leave("eventbus.play", "ping.sent", 0);
+    keeper.leave("eventbus.return", "pong.sent", 0);
+    bus.publish(&Pong { number: 1 }).await.unwrap();
+    none().broker(keeper.clone()).await.unwrap();
+    let text = log.text();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("the broker keeps the group")).collect();
+    let [line] = lines.as_slice() else { panic!("a group that is only not run here is none: {text}") };
+    for words in [
+        "WARN",
+        "`eventbus.return` on \"pong.sent\" with a backlog of 1 events",
+        "was it renamed to `eventbus.play_back`",
+        "`eventbus groups move eventbus.return eventbus.play_back`",
+        "`eventbus groups drop eventbus.return`",
+        "`bus.groups()`",
+    ] {
+        assert!(line.contains(words), "{words}: {line}");
+    }
+    let error = none().strict().broker(keeper.clone()).await.unwrap_err();
+    assert!(matches!(error, Error::Startup(_)) && error.to_string().contains("eventbus.return"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_is_logged_every_few_seconds_and_at_its_end() {
+    let (log, _guard) = Log::capture();
+    let broker = MemoryBroker::builder().history(1_000).build();
+    let bus = Bus::builder().only([] as [&str; 0]).broker(broker).await.unwrap();
+    support::pings(&bus, "pings").await;
+    for number in 0..120 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    bus.replay("pings").rate(10).await.unwrap();
+    let text = log.text();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("handled=")).collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    for words in ["INFO", "replaying", "group=pings", "events=120", "percent=4", "remaining="] {
+        assert!(lines[0].contains(words), "{words}: {}", lines[0]);
+    }
+    assert!(lines[2].contains("the replay has ended") && lines[2].contains("handled=120"), "{}", lines[2]);
 }

@@ -135,3 +135,46 @@ async fn a_topic_that_is_made_at_run_time_is_checked_when_it_is_published_to() {
         assert!(error.contains(words), "{topic}: {error}");
     }
 }
+
+/// What `connect_from_env` says, for the test below, which sets its environment.
+#[tokio::test]
+#[ignore = "run by another test, with an environment of its own"]
+async fn connects_from_the_environment() {
+    match Bus::builder().only([] as [&str; 0]).connect_from_env().await {
+        Ok(bus) => println!("connected: {bus:?}"),
+        Err(error) => println!("refused: {error}"),
+    }
+}
+
+#[test]
+fn the_environment_names_the_broker_and_without_it_there_is_a_file_in_the_current_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = |url: Option<&str>| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "--nocapture", "connects_from_the_environment"]);
+        command.current_dir(&folder).env_remove("EVENTBUS_URL").envs(url.map(|url| ("EVENTBUS_URL", url)));
+        String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned()
+    };
+    let connected = said(Some("memory:"));
+    assert!(connected.contains("connected: ") && connected.contains("in-process"), "{connected}");
+    let unknown = said(Some("ampq://ada:secret@localhost/"));
+    assert!(unknown.contains("refused: ") && unknown.contains("`ampq`"), "{unknown}");
+    let default = said(None);
+    assert!(default.contains("connected: ") && default.contains("SQLite"), "{default}");
+    assert!(folder.path().join("eventbus.db").exists());
+}
+
+#[tokio::test]
+async fn a_check_finds_what_a_start_would_refuse() {
+    let builder = || Bus::builder().only([mail::SUBSCRIBER, from_the_start::SUBSCRIBER]);
+    let found = builder().check("memory:").await.expect("what is found is no error").mistakes;
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found, mistakes(builder()).await);
+}
+
+#[tokio::test]
+async fn a_bus_without_subscriptions_has_none_whatever_was_chosen_before() {
+    let builder = Bus::builder().only([mail::SUBSCRIBER]).without_subscriptions();
+    let bus = builder.connect("memory:").await.expect("no subscription lacks a state");
+    assert!(bus.subscriptions().is_empty());
+}

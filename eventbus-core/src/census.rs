@@ -1,23 +1,50 @@
-//! The census: which subscriptions there are, and what is wrong with them before anything runs.
+//! The census: what the program declares, and what is wrong with it before anything runs.
+//!
+//! ```
+//! for event in eventbus_core::census::events() {
+//!     println!("{} v{} ({}:{})", event.topic, event.version, event.file, event.line);
+//! }
+//! ```
 
-use crate::broker::{Features, Start};
+use crate::broker::{Features, GroupState, Start};
 use crate::event::EventMeta;
-use crate::registry;
+use crate::registry::{self, Catalog, Subscriber};
 use crate::state::States;
 use crate::subscription::Subscription;
 use eventbus_grammar::{MAX_GROUP, is_group, is_near, matches, overlap};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// What the checks found: mistakes, with which no bus starts, and warnings.
-#[derive(Debug, Default)]
-pub(crate) struct Findings {
-    pub(crate) mistakes: Vec<String>,
-    pub(crate) warnings: Vec<String>,
+/// What the start-up checks found.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Findings {
+    /// With these no bus starts.
+    pub mistakes: Vec<String>,
+    /// These are likely mistakes; a [`strict`](crate::BusBuilder::strict) bus does not start with them either.
+    pub warnings: Vec<String>,
+}
+
+/// Every `#[subscribe]` of the program, in the order of their places in the source.
+#[must_use]
+pub fn subscribers() -> &'static [&'static Subscriber] {
+    registry::subscribers()
+}
+
+/// Every event type of the program, by topic and version.
+#[must_use]
+pub fn events() -> Vec<&'static EventMeta> {
+    registry::events()
+}
+
+/// Every `topics!` of the program, by package.
+#[must_use]
+pub fn catalogs() -> Vec<&'static Catalog> {
+    registry::catalogs()
 }
 
 /// Checks what the program declares, and what does not depend on how its bus is built.
 pub(crate) fn check(subscriptions: &[&Subscription]) -> Findings {
-    let (events, declared) = (registry::events(), registry::declared_topics());
+    let (events, declared) = (events(), declared_topics());
     let mut findings = Findings::default();
     findings.mistakes.extend(rival_events(&events));
     findings.mistakes.extend(shared_groups(subscriptions));
@@ -39,7 +66,7 @@ pub(crate) fn check_new(known: &[&Subscription], new: &Subscription) -> Findings
             new.group
         ));
     }
-    findings.warnings.extend(unknown_topics(&[new], &registry::events(), &registry::declared_topics()));
+    findings.warnings.extend(unknown_topics(&[new], &events(), &declared_topics()));
     if let Some(published) = new.publishes {
         let all: Vec<_> = known.iter().copied().chain([new]).collect();
         findings.warnings.extend(cycles(&all).into_iter().filter(|circle| circle.contains(published.topic)));
@@ -107,10 +134,63 @@ pub(crate) fn check_groups(option: &str, chosen: &[String]) -> Vec<String> {
         .collect()
 }
 
+/// Finds the groups that a broker keeps and that no subscription has: most likely renamed, or removed.
+pub(crate) fn orphans(kept: &[GroupState], subscriptions: &[&Subscription]) -> Vec<String> {
+    let mut groups: BTreeMap<&str, Vec<&GroupState>> = BTreeMap::new();
+    for state in kept {
+        groups.entry(&state.group).or_default().push(state);
+    }
+    let has = |group: &str| subscriptions.iter().any(|subscription| subscription.group == group);
+    groups
+        .iter()
+        .filter(|(group, states)| !has(group) && !states.iter().any(|state| state.active))
+        // The default name of a group that is made at run time, and may be made again later.
+        .filter(|(group, _)| !group.starts_with(RUN_TIME_GROUP))
+        .map(|(group, states)| {
+            let heir = subscriptions
+                .iter()
+                .filter(|new| !groups.contains_key(&*new.group))
+                .filter(|new| states.iter().any(|state| state.pattern == new.pattern))
+                .min_by_key(|new| eventbus_grammar::distance(group, &new.group));
+            let (renamed, to) = match heir {
+                Some(new) => (format!("; was it renamed to `{}`, {}?", new.group, describe(new)), &*new.group),
+                None => (";".to_owned(), "<new>"),
+            };
+            let backlog: u64 = states.iter().map(|state| state.backlog).sum();
+            let patterns: BTreeSet<_> = states.iter().map(|state| format!("\"{}\"", state.pattern)).collect();
+            format!(
+                "the broker keeps the group `{group}` on {} with a backlog of {backlog} events, and no subscriber of \
+                 this program has it{renamed} move it with `eventbus groups move {group} {to}`, or drop it with \
+                 `eventbus groups drop {group}` (in code: `bus.groups()`)",
+                patterns.into_iter().collect::<Vec<_>>().join(", ")
+            )
+        })
+        .collect()
+}
+
+/// What the names of groups begin with that `bus.on` makes of a source line.
+pub(crate) const RUN_TIME_GROUP: &str = "on.";
+
+/// Why a bus whose subscriptions have the groups `known` has none of the group `wanted`.
+pub(crate) fn unknown_group<'a>(wanted: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let known: BTreeSet<_> = known.collect();
+    if registry::subscribers().iter().any(|subscriber| subscriber.subscription.group == wanted) {
+        return "this bus does not run it; name it in `only` too".to_owned();
+    }
+    let hint = nearest(wanted, known.iter().copied());
+    let known = if known.is_empty() { "none".to_owned() } else { list(&known) };
+    format!("no subscription of this bus has this group{hint}; there are: {known}")
+}
+
 /// The sentence for a bus that has nothing to run.
 pub(crate) const NO_SUBSCRIPTIONS: &str = "there are no subscriptions: a crate that no code names is not linked, so if \
      your subscribers are in a library (also in the `src/lib.rs` beside this `main.rs`), name it with \
      `eventbus::link!(that_crate);`; a program that only publishes needs no `run`";
+
+/// Every topic that some crate declares with `topics!`.
+fn declared_topics() -> Vec<&'static str> {
+    catalogs().into_iter().flat_map(|catalog| catalog.topics).copied().collect()
+}
 
 fn rival_events(events: &[&EventMeta]) -> Vec<String> {
     let rivals = events.windows(2).filter(|pair| {
@@ -300,6 +380,48 @@ mod tests {
             line: 0,
             docs: "",
         }
+    }
+
+    fn kept(group: &str, pattern: &str, active: bool) -> GroupState {
+        GroupState {
+            group: group.to_owned(),
+            pattern: pattern.to_owned(),
+            cursor: None,
+            backlog: 7,
+            parked: 0,
+            dead_letters: 0,
+            active,
+        }
+    }
+
+    #[test]
+    fn a_group_that_nobody_has_is_an_orphan_and_its_heir_is_the_new_one_on_its_pattern() {
+        static A: EventMeta = event("a");
+        let group = |pattern: &'static str, group: &'static str| {
+            let mut subscription = publishing(pattern, &A);
+            subscription.group = group.into();
+            subscription
+        };
+        let subscriptions = [group("a", "shop.mails"), group("a", "shop.stock"), group("b", "shop.other")];
+        let subscriptions: Vec<_> = subscriptions.iter().collect();
+        let states = [
+            kept("shop.stock", "a", false),
+            kept("elsewhere", "a", true),
+            kept("on.src-main-rs-7", "a", false),
+            kept("shop.mail", "a", false),
+        ];
+        let found = orphans(&states, &subscriptions);
+        assert_eq!(found.len(), 1, "{found:?}");
+        for words in [
+            "the group `shop.mail` on \"a\" with a backlog of 7 events",
+            "was it renamed to `shop.mails`",
+            "`eventbus groups move shop.mail shop.mails`",
+            "`eventbus groups drop shop.mail`",
+        ] {
+            assert!(found[0].contains(words), "{words}: {found:?}");
+        }
+        let found = orphans(&[kept("gone", "c", false)], &subscriptions);
+        assert!(!found[0].contains("renamed") && found[0].contains("move gone <new>"), "{found:?}");
     }
 
     #[test]

@@ -38,6 +38,26 @@ pub enum Error {
     /// The bus was shut down; build another one.
     #[error("the bus was shut down; build another one")]
     Closed,
+    /// A replay was refused.
+    #[error("cannot replay `{group}`: {reason}")]
+    Replay {
+        /// The group that was to be replayed.
+        group: String,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// A rebuild failed.
+    #[error("cannot rebuild `{group}`: {reason}{}", caused_by(source.as_deref()))]
+    Rebuild {
+        /// The group whose read model was to be rebuilt.
+        group: String,
+        /// Whether the new model is in place; otherwise the live subscription goes on with the old one.
+        swapped: bool,
+        /// What failed, and what to do.
+        reason: String,
+        /// What the program or the broker said.
+        source: Option<BoxError>,
+    },
     /// Handlers were still running when the drain time was over; their deliveries stay unsettled.
     #[error(
         "{unfinished} deliveries were not finished within the drain time of {drain:?}; they stay unsettled \
@@ -49,6 +69,10 @@ pub enum Error {
         /// The drain time that was over.
         drain: Duration,
     },
+}
+
+fn caused_by(source: Option<&(dyn std::error::Error + Send + Sync)>) -> String {
+    source.map(|source| format!(": {source}")).unwrap_or_default()
 }
 
 /// Why an event was not published. Nothing was stored.

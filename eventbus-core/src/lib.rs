@@ -18,7 +18,7 @@ mod backoff;
 pub mod broker;
 mod bus;
 mod causation;
-mod census;
+pub mod census;
 #[doc(hidden)]
 pub mod check;
 mod codec;
@@ -44,7 +44,7 @@ mod worker;
 
 pub use backoff::Backoff;
 pub use broker::{Broker, Start};
-pub use bus::{Bus, BusBuilder, On, SubscriptionHandle};
+pub use bus::{Bus, BusBuilder, On, Rebuilding, ReplayProgress, ReplayReport, Replaying, SubscriptionHandle};
 pub use codec::{Codec, Json};
 pub use delivery::Delivery;
 pub use envelope::Envelope;

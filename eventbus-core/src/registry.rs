@@ -155,13 +155,13 @@ pub(crate) fn events() -> Vec<&'static EventMeta> {
     events
 }
 
-/// Every topic that some crate declares with `topics!`.
-pub(crate) fn declared_topics() -> Vec<&'static str> {
-    backend::entries()
-        .filter_map(|entry| if let Entry::Catalog(catalog) = entry { Some(catalog.topics) } else { None })
-        .flatten()
-        .copied()
-        .collect()
+/// Every catalog of the program, by package.
+pub(crate) fn catalogs() -> Vec<&'static Catalog> {
+    let mut catalogs: Vec<_> = backend::entries()
+        .filter_map(|entry| if let Entry::Catalog(catalog) = entry { Some(catalog) } else { None })
+        .collect();
+    catalogs.sort_by_key(|catalog| (catalog.package, catalog.topics));
+    catalogs
 }
 
 /// The schemes of the brokers that are linked, by name.

@@ -57,12 +57,17 @@ impl<S> From<Arc<S>> for State<S> {
 }
 
 /// The states of one bus, by type.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct States(HashMap<TypeId, Arc<dyn Any + Send + Sync>>);
 
 impl States {
     pub(crate) fn insert<S: Send + Sync + 'static>(&mut self, state: Arc<S>) {
         self.0.insert(TypeId::of::<S>(), state);
+    }
+
+    /// Takes in the others, in place of its own of the same types.
+    pub(crate) fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
     }
 
     pub(crate) fn get<S: Send + Sync + 'static>(&self) -> Option<State<S>> {

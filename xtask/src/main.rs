@@ -38,6 +38,11 @@ const TEST: &[Step] = &[
         &["test", "--profile", "fat-lto", "--features", "inventory", "--test", "registration"],
     ),
     step("the main example", &["run", "--quiet", "--example", "quickstart"]),
+    Step {
+        purpose: "the main example on the embedded log",
+        environment: &[("EVENTBUS_URL", "sqlite:target/quickstart.db")],
+        arguments: &["run", "--quiet", "--example", "quickstart"],
+    },
 ];
 
 fn main() -> ExitCode {

@@ -294,16 +294,34 @@ impl Store {
         self.head.load(Ordering::Acquire)
     }
 
-    /// Resolves once every subscription of this process has settled everything.
+    /// Resolves once everything is settled that subscriptions of this process listen on.
     async fn settled(&self) {
         loop {
             let mut saved = std::pin::pin!(self.saved.notified());
             saved.as_mut().enable();
-            if self.subscriptions().iter().all(|subscription| subscription.is_settled()) {
+            let subscriptions = self.subscriptions();
+            let (here, elsewhere): (Vec<_>, Vec<_>) = subscriptions.iter().partition(|one| one.is_active());
+            if !here.iter().all(|subscription| subscription.is_settled()) {
+                saved.await;
+            } else if self.is_backlogged(&elsewhere).await {
+                tokio::time::sleep(self.settings.poll_interval).await;
+            } else {
                 return;
             }
-            saved.await;
         }
+    }
+
+    /// Whether another process has yet to handle events of these subscriptions.
+    async fn is_backlogged(&self, subscriptions: &[&Arc<Subscription>]) -> bool {
+        if subscriptions.is_empty() {
+            return false;
+        }
+        let groups = Groups::list(self).await.unwrap_or_default();
+        subscriptions.iter().any(|one| {
+            groups.iter().any(|state| {
+                (state.group == one.group && state.pattern == one.pattern.as_str()) && state.backlog > 0
+            })
+        })
     }
 
     /// Resolves once there is an event behind `position`.

@@ -98,12 +98,12 @@ fn find(reader: &mut Reader, query: &DeadLetterQuery) -> rusqlite::Result<DeadLe
         .collect())
 }
 
-/// Turns a dead letter into a delivery of its group; the number of the subscription that gets it.
+/// Turns a dead letter into a delivery of its group: which subscription gets it, and where the event is.
 fn republish(
     connection: &Connection,
     id: DeadLetterId,
     payload: Option<&[u8]>,
-) -> rusqlite::Result<Result<Option<i64>, BrokerError>> {
+) -> rusqlite::Result<Result<Option<(i64, i64)>, BrokerError>> {
     let found = connection
         .prepare_cached(
             "select l.\"group\", l.offset, l.payload, t.name from dead_letter l \
@@ -133,7 +133,7 @@ fn republish(
         )?
         .execute((subscription, offset, payload.or(mended.as_deref())))?;
     connection.prepare_cached("delete from dead_letter where id = ?1")?.execute([id.0])?;
-    Ok(Ok(Some(subscription)))
+    Ok(Ok(Some((subscription, offset))))
 }
 
 /// The subscription of `group` that listens on `topic`.
@@ -160,12 +160,12 @@ impl DeadLetters for Store {
         let subscriptions = self.subscriptions();
         let republished = self.writes.run(move |work| {
             let result = republish(work.connection, id, payload.as_deref())?;
-            if let Ok(Some(row)) = result
+            if let Ok(Some((row, offset))) = result
                 && let Some(subscription) = subscriptions.iter().find(|one| one.lock().row == Some(row))
             {
-                subscription.find_republished(work.connection, work.names)?;
+                subscription.take_republished(work.connection, work.names, offset)?;
             }
-            Ok(result.map(|row| row.is_some()))
+            Ok(result.map(|delivery| delivery.is_some()))
         });
         BrokerFuture::new(async move { republished.await.flatten() })
     }

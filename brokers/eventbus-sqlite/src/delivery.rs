@@ -30,10 +30,12 @@ pub(crate) struct Opened {
     pub(crate) mended: bool,
     /// Its dead letter is being written; once that is done, it is settled.
     pub(crate) leaving: bool,
+    /// The size of its payload, while it is handed out.
+    pub(crate) size: usize,
 }
 
 impl Opened {
-    pub(crate) const FIRST: Self = Self { noted: Noted::FIRST, mended: false, leaving: false };
+    pub(crate) const FIRST: Self = Self { noted: Noted::FIRST, mended: false, leaving: false, size: 0 };
 }
 
 /// What a row of `delivery` says of a delivery.
@@ -63,21 +65,40 @@ pub(crate) struct Unfinished {
     pub(crate) mended: bool,
 }
 
+/// Which rows of a subscription are read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Which {
+    All,
+    /// At most so many of what was published again.
+    Republished(usize),
+    At(i64),
+}
+
 impl Unfinished {
-    /// Reads the rows of a subscription: all of them, or only so many of what was published again.
+    /// Reads rows of a subscription.
     pub(crate) fn read(
         connection: &Connection,
         names: &mut Names,
         subscription: i64,
-        republished: Option<usize>,
+        which: Which,
     ) -> rusqlite::Result<Vec<Self>> {
+        let (condition, limit, at) = match which {
+            Which::All => ("", -1, None),
+            Which::Republished(limit) => ("and d.republished", i64::try_from(limit).unwrap_or(-1), None),
+            Which::At(offset) => ("and d.offset = ?3", -1, Some(offset)),
+        };
         let sql = format!(
             "select {COLUMNS}, d.attempt, d.first_failed, d.last_failed, d.due, d.republished, d.payload \
              from delivery d join event e on e.offset = d.offset \
-             where d.subscription = ?1 and (?2 is null or d.republished) order by d.offset limit coalesce(?2, -1)"
+             where d.subscription = ?1 {condition} order by d.offset limit ?2"
         );
         let mut statement = connection.prepare_cached(&sql)?;
-        let mut rows = statement.query((subscription, republished.map(|limit| limit as i64)))?;
+        statement.raw_bind_parameter(1, subscription)?;
+        statement.raw_bind_parameter(2, limit)?;
+        if let Some(offset) = at {
+            statement.raw_bind_parameter(3, offset)?;
+        }
+        let mut rows = statement.raw_query();
         let mut unfinished = Vec::new();
         while let Some(row) = rows.next()? {
             let mut event = names.read(connection, row)?;
@@ -192,12 +213,6 @@ impl Saving {
         Ok(true)
     }
 
-    /// Whether deliveries are settled whose dead letters were published again.
-    pub(crate) fn settles_republished(&self) -> bool {
-        let state = self.subscription.lock();
-        self.gone.iter().any(|offset| state.saved.rows.get(offset).is_some_and(|noted| noted.republished))
-    }
-
     /// The transaction is over.
     pub(crate) fn finish(self, committed: Result<(), &BrokerError>) {
         let subscription = Arc::clone(&self.subscription);
@@ -210,10 +225,10 @@ impl Saving {
                 state.open.values_mut().for_each(|opened| opened.leaving = false);
                 return;
             }
-            let left: Vec<_> =
-                self.left.iter().filter(|offset| state.open.remove(*offset).is_some()).collect();
-            if let Some(last) = left.last() {
-                state.settled = state.settled.max(**last);
+            for offset in &self.left {
+                if state.close(*offset).is_some_and(|opened| !opened.noted.republished) {
+                    state.settled = state.settled.max(*offset);
+                }
             }
             state.saved.cursor = self.cursor;
             state.saved.reached = self.reached;
@@ -245,7 +260,7 @@ impl State {
 
     /// Notes that the delivery at `offset` is settled, and tells whether to save.
     fn settle(&mut self, offset: i64) -> Option<Save> {
-        if let Some(opened) = self.open.remove(&offset)
+        if let Some(opened) = self.close(offset)
             && !opened.noted.republished
         {
             self.settled = self.settled.max(offset);
@@ -324,7 +339,7 @@ impl Settler for Subscription {
         if receipt.token != self.epoch() {
             return BrokerFuture::ready(Err(self.lost()));
         }
-        if let Some(save) = self.lock().settle(place(receipt.offset)) {
+        if let Some(save) = self.change(|state| state.settle(place(receipt.offset))) {
             self.save(save);
         }
         BrokerFuture::ready(Ok(()))

@@ -1,9 +1,8 @@
 //! Publishing: rows of events, written by the writer's transaction.
 
 use crate::wire::{Record, StoredId, nanoseconds};
-use eventbus_core::Topic;
 use jiff::Timestamp;
-use rusqlite::{Connection, ErrorCode, OptionalExtension};
+use rusqlite::{CachedStatement, Connection, ErrorCode, OptionalExtension};
 use std::collections::HashMap;
 
 const INSERT: &str = "insert into event (offset, topic, id, source, type, version, time, stored, subject, key, \
@@ -14,26 +13,32 @@ const INSERT: &str = "insert into event (offset, topic, id, source, type, versio
 /// The numbers of the names that were written so far.
 #[derive(Default)]
 pub(crate) struct Names {
-    topics: HashMap<Topic, i64>,
-    sources: HashMap<String, i64>,
+    topics: Numbers,
+    sources: Numbers,
 }
 
-impl Names {
-    fn topic(&mut self, connection: &Connection, topic: &Topic) -> rusqlite::Result<i64> {
-        if let Some(number) = self.topics.get(topic) {
-            return Ok(*number);
-        }
-        let number = number(connection, "topic", topic.as_str())?;
-        self.topics.insert(topic.clone(), number);
-        Ok(number)
-    }
+/// The numbers of the names in one table.
+#[derive(Default)]
+struct Numbers {
+    known: HashMap<String, i64>,
+    /// The name that was asked for last; most often it is the next one, too.
+    last: Option<(String, i64)>,
+}
 
-    fn source(&mut self, connection: &Connection, source: &str) -> rusqlite::Result<i64> {
-        if let Some(number) = self.sources.get(source) {
+impl Numbers {
+    fn of(&mut self, connection: &Connection, table: &str, name: &str) -> rusqlite::Result<i64> {
+        if let Some((_, number)) = self.last.as_ref().filter(|(last, _)| last == name) {
             return Ok(*number);
         }
-        let number = number(connection, "source", source)?;
-        self.sources.insert(source.to_owned(), number);
+        let number = match self.known.get(name) {
+            Some(number) => *number,
+            None => {
+                let number = number(connection, table, name)?;
+                self.known.insert(name.to_owned(), number);
+                number
+            }
+        };
+        self.last = Some((name.to_owned(), number));
         Ok(number)
     }
 }
@@ -52,37 +57,54 @@ fn number(connection: &Connection, table: &str, name: &str) -> rusqlite::Result<
     }
 }
 
-/// Writes an event at `offset`. `false`: it is there already.
-pub(crate) fn insert(
-    connection: &Connection,
-    names: &mut Names,
-    offset: i64,
-    stored: Timestamp,
-    record: &Record,
-) -> rusqlite::Result<bool> {
-    let envelope = &record.envelope;
-    let (topic, source) =
-        (names.topic(connection, envelope.topic())?, names.source(connection, envelope.source())?);
-    let written = connection.prepare_cached(INSERT)?.execute(rusqlite::params![
-        offset,
-        topic,
-        StoredId(envelope.id()),
-        source,
-        record.event_type(),
-        envelope.version(),
-        nanoseconds(envelope.time()),
-        nanoseconds(stored),
-        envelope.subject(),
-        envelope.key(),
-        record.content_type(),
-        record.correlation().map(StoredId),
-        envelope.causation_id().map(StoredId),
-        envelope.causation_depth(),
-        record.headers,
-        &record.payload[..],
-        record.checksum(offset),
-    ])?;
-    Ok(written > 0)
+/// Writes events, one after the other.
+pub(crate) struct Insert<'a> {
+    connection: &'a Connection,
+    statement: CachedStatement<'a>,
+    names: &'a mut Names,
+    stored: i64,
+}
+
+impl<'a> Insert<'a> {
+    pub(crate) fn new(
+        connection: &'a Connection,
+        names: &'a mut Names,
+        stored: Timestamp,
+    ) -> rusqlite::Result<Self> {
+        Ok(Self {
+            connection,
+            statement: connection.prepare_cached(INSERT)?,
+            names,
+            stored: nanoseconds(stored),
+        })
+    }
+
+    /// Writes an event at `offset`. `false`: it is there already.
+    pub(crate) fn write(&mut self, offset: i64, record: &Record) -> rusqlite::Result<bool> {
+        let envelope = &record.envelope;
+        let topic = self.names.topics.of(self.connection, "topic", envelope.topic().as_str())?;
+        let source = self.names.sources.of(self.connection, "source", envelope.source())?;
+        let written = self.statement.execute(rusqlite::params![
+            offset,
+            topic,
+            StoredId(envelope.id()),
+            source,
+            record.event_type(),
+            envelope.version(),
+            nanoseconds(envelope.time()),
+            self.stored,
+            envelope.subject(),
+            envelope.key(),
+            record.content_type(),
+            record.correlation().map(StoredId),
+            envelope.causation_id().map(StoredId),
+            envelope.causation_depth(),
+            record.headers,
+            &record.payload[..],
+            record.checksum(offset),
+        ])?;
+        Ok(written > 0)
+    }
 }
 
 /// Whether an error is about the one event, so that others in the transaction are not touched by it.

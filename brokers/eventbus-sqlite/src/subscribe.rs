@@ -1,7 +1,7 @@
 //! Subscriptions: who reads which events, and how far a group has come.
 
 use crate::broker::Store;
-use crate::delivery::{Noted, Opened, Saved, Saving, Unfinished};
+use crate::delivery::{Noted, Opened, Saved, Saving, Unfinished, Which};
 use crate::lease;
 use crate::reader::{self, Batch, Names};
 use crate::tail::Caught;
@@ -20,6 +20,10 @@ use tokio::runtime::Handle;
 
 /// With fewer events at hand than this, more are read ahead.
 const READ_AHEAD: usize = reader::EVENTS;
+/// With more bytes of payload at hand than this, no more are read ahead.
+const READ_AHEAD_BYTES: usize = 4 << 20;
+/// With more bytes of payload handed out than this, no more are handed out until some are settled.
+const OPEN_BYTES: usize = 64 << 20;
 /// How many events are taken from the tail at once.
 const FROM_TAIL: usize = 256;
 /// How many settled deliveries may wait to be saved: so many are delivered again after a crash, at most.
@@ -65,11 +69,16 @@ pub(crate) struct State {
     called: u64,
     fetching: bool,
     at_hand: VecDeque<Waiting>,
+    at_hand_bytes: usize,
 
     /// Everything up to here was handed out, or is not ours.
     pub(crate) handed: i64,
     /// What was handed out and is not settled, and what was unfinished when the group was taken over.
     pub(crate) open: BTreeMap<i64, Opened>,
+    /// The payloads of what was handed out.
+    open_bytes: usize,
+    /// The reader waits until some of it is settled.
+    pub(crate) stalled: bool,
     /// The highest place that was settled.
     pub(crate) settled: i64,
     /// How many deliveries were settled since the last save.
@@ -77,6 +86,8 @@ pub(crate) struct State {
     /// Something is to be saved.
     pub(crate) dirty: bool,
     pub(crate) saved: Saved,
+    /// More was published again than is taken at once.
+    more_republished: bool,
     /// Who waits until what was noted is saved.
     pub(crate) waiting: Vec<tokio::sync::oneshot::Sender<Result<(), BrokerError>>>,
 }
@@ -87,6 +98,12 @@ struct Waiting {
     envelope: Arc<Envelope>,
     attempt: u32,
     parked: Option<Parked>,
+}
+
+impl Waiting {
+    fn size(&self) -> usize {
+        self.envelope.payload().map_or(0, |payload| payload.len())
+    }
 }
 
 impl Subscription {
@@ -155,17 +172,60 @@ impl Subscription {
             Start::Earliest => 0,
             _ => reader::head(connection)?,
         };
-        connection
-            .prepare_cached(
-                "insert into subscription (\"group\", pattern, cursor, reached) values (?1, ?2, ?3, ?3) \
-                 on conflict do nothing",
-            )?
-            .execute((&self.group, self.pattern.as_str(), begin))?;
-        let row = connection
-            .prepare_cached("select id from subscription where \"group\" = ?1 and pattern = ?2")?
-            .query_row((&self.group, self.pattern.as_str()), |row| row.get(0))?;
+        let row = match self.find_row(connection)? {
+            Some(row) => row,
+            None => {
+                connection
+                    .prepare_cached(
+                        "insert into subscription (\"group\", pattern, cursor, reached) values (?1, ?2, ?3, ?3)",
+                    )?
+                    .execute((&self.group, self.pattern.as_str(), begin))?;
+                connection.last_insert_rowid()
+            }
+        };
         self.lock().row = Some(row);
         self.take_over(connection, names)
+    }
+
+    /// The row of this group and pattern; or else the one with the lowest cursor among those of the group whose
+    /// patterns overlap with it. A program has no two of them, so the pattern of the subscription was changed.
+    fn find_row(&self, connection: &Connection) -> rusqlite::Result<Option<i64>> {
+        let mut statement = connection
+            .prepare_cached("select id, pattern from subscription where \"group\" = ?1 order by cursor")?;
+        let mut rows = statement.query([&self.group])?;
+        let mut overlapping = None;
+        while let Some(row) = rows.next()? {
+            let pattern = row.get_ref(1)?.as_str()?;
+            if pattern == self.pattern.as_str() {
+                return row.get(0).map(Some);
+            }
+            if overlapping.is_none() && Pattern::new(pattern).is_ok_and(|other| other.overlaps(&self.pattern))
+            {
+                overlapping = Some(row.get(0)?);
+            }
+        }
+        Ok(overlapping)
+    }
+
+    /// Gives the row our pattern, where it has an earlier one, and drops what is not on it.
+    fn adopt(&self, connection: &Connection, row: i64) -> rusqlite::Result<()> {
+        let adopted = connection
+            .prepare_cached("update subscription set pattern = ?2 where id = ?1 and pattern <> ?2")?
+            .execute((row, self.pattern.as_str()))?;
+        if adopted > 0 {
+            let topics = serde_json::json!(reader::topics(connection, &self.pattern)?).to_string();
+            connection.execute(
+                "delete from delivery where subscription = ?1 and offset not in \
+                 (select e.offset from event e where e.offset = delivery.offset \
+                 and e.topic in (select value from json_each(?2)))",
+                (row, topics),
+            )?;
+            tracing::info!(
+                target: "eventbus", group = %self.group, pattern = %self.pattern,
+                "the pattern of the group was changed; it goes on from its cursor"
+            );
+        }
+        Ok(())
     }
 
     /// Takes the group over, if nobody handles it.
@@ -206,7 +266,8 @@ impl Subscription {
         connection
             .prepare_cached("update subscription set owner = ?2, leased_until = ?3 where id = ?1")?
             .execute((row, self.owner(), leased_until))?;
-        let unfinished = Unfinished::read(connection, names, row, None)?;
+        self.adopt(connection, row)?;
+        let unfinished = Unfinished::read(connection, names, row, Which::All)?;
         self.hold_until(until);
         self.epoch.fetch_add(1, Ordering::AcqRel);
         self.refused.store(false, Ordering::Release);
@@ -215,6 +276,7 @@ impl Subscription {
             state.active = true;
             (state.position, state.handed, state.settled) = (reached, reached, reached);
             state.saved = Saved { cursor, reached, rows: BTreeMap::new() };
+            state.more_republished = false;
             self.take_in_unfinished(state, unfinished);
             state.call();
         });
@@ -243,32 +305,56 @@ impl Subscription {
         );
     }
 
-    /// Dead letters were published again.
+    /// The dead letter of the event at `offset` was published again.
+    pub(crate) fn take_republished(
+        self: &Arc<Self>,
+        connection: &Connection,
+        names: &mut Names,
+        offset: i64,
+    ) -> rusqlite::Result<()> {
+        let row = {
+            let mut state = self.lock();
+            state.more_republished |= state.republished() >= READ_AHEAD;
+            state.row.filter(|_| state.active && !state.more_republished)
+        };
+        let Some(row) = row else { return Ok(()) };
+        let unfinished = Unfinished::read(connection, names, row, Which::At(offset))?;
+        self.change(|state| self.take_in_unfinished(state, unfinished));
+        Ok(())
+    }
+
+    /// Looks for dead letters that were published again, by other processes or more than were taken at once.
     pub(crate) fn find_republished(
         self: &Arc<Self>,
         connection: &Connection,
         names: &mut Names,
     ) -> rusqlite::Result<()> {
-        let (row, known) = {
+        let (row, limit) = {
             let state = self.lock();
             let (true, Some(row)) = (state.active, state.row) else { return Ok(()) };
-            let known = state.saved.rows.values().filter(|noted| noted.republished).count();
-            (row, known)
+            (row, state.republished() + READ_AHEAD)
         };
-        let unfinished = Unfinished::read(connection, names, row, Some(known + READ_AHEAD))?;
+        let unfinished = Unfinished::read(connection, names, row, Which::Republished(limit))?;
         self.change(|state| {
+            state.more_republished = unfinished.len() == limit;
             self.take_in_unfinished(state, unfinished);
-            state.ring = true;
         });
         Ok(())
     }
 
+    /// Whether more was published again than is known here, and there is room for it.
+    pub(crate) fn wants_republished(&self) -> bool {
+        let state = self.lock();
+        state.more_republished && state.republished() < READ_AHEAD / 2
+    }
+
     /// Opens the deliveries that have a row and are not known yet.
     fn take_in_unfinished(self: &Arc<Self>, state: &mut State, unfinished: Vec<Unfinished>) {
+        state.ring |= !unfinished.is_empty();
         for Unfinished { event, noted, mended } in unfinished {
             let offset = event.offset;
             if !state.open.contains_key(&offset) && state.saved.rows.insert(offset, noted).is_none() {
-                let opened = Opened { noted, mended, leaving: false };
+                let opened = Opened { noted, mended, ..Opened::FIRST };
                 state.open.insert(offset, opened);
                 self.take_in(state, event, noted);
             }
@@ -283,11 +369,8 @@ impl Subscription {
     /// Nothing behind what was read is for this subscription, up to `head`. `true`: that is to be saved.
     pub(crate) fn skip_to(&self, head: i64) -> bool {
         let mut state = self.lock();
-        let skips = state.active
-            && !state.behind
-            && !state.fetching
-            && state.at_hand.is_empty()
-            && state.position < head;
+        let idle = state.active && !state.behind && !state.fetching && state.at_hand.is_empty();
+        let skips = idle && (state.position < head || (state.open.is_empty() && state.saved.reached < head));
         if skips {
             (state.position, state.handed, state.dirty) = (head, head, true);
         }
@@ -328,7 +411,8 @@ impl Subscription {
 
     /// Makes sure that something is at hand, if there is anything: from the tail, or out of the file.
     fn refill(self: &Arc<Self>, state: &mut State) {
-        if !state.behind || state.fetching || state.at_hand.len() >= READ_AHEAD {
+        let enough = state.at_hand.len() >= READ_AHEAD || state.at_hand_bytes >= READ_AHEAD_BYTES;
+        if !state.behind || state.fetching || enough {
             return;
         }
         let caught = self.store.tail().after(state.position, &self.pattern, FROM_TAIL);
@@ -390,7 +474,11 @@ impl Subscription {
         let Receipt { envelope, offset, attempt, token } = receipt;
         let offset = place(offset);
         self.change(|state| {
-            if token == self.epoch() && state.open.contains_key(&offset) && !state.ended {
+            let Some(opened) = state.open.get_mut(&offset) else { return };
+            if token == self.epoch() && !state.ended {
+                // It is handed out again later, and counted then.
+                let size = std::mem::take(&mut opened.size);
+                state.open_bytes -= size;
                 state.put_at_hand(Waiting { offset, envelope, attempt, parked });
                 state.ring = true;
             }
@@ -412,14 +500,23 @@ impl State {
             called: 0,
             fetching: false,
             at_hand: VecDeque::new(),
+            at_hand_bytes: 0,
             handed: 0,
             open: BTreeMap::new(),
+            open_bytes: 0,
+            stalled: false,
             settled: 0,
             unsaved: 0,
             dirty: false,
             saved: Saved::default(),
+            more_republished: false,
             waiting: Vec::new(),
         }
+    }
+
+    /// How many deliveries are known that were published again.
+    fn republished(&self) -> usize {
+        self.saved.rows.values().filter(|noted| noted.republished).count()
     }
 
     fn call(&mut self) {
@@ -435,16 +532,20 @@ impl State {
         self.at_hand.clear();
         self.open.clear();
         self.waiting.clear();
+        (self.at_hand_bytes, self.open_bytes) = (0, 0);
         (self.unsaved, self.dirty) = (0, false);
     }
 
     /// In the order of the log, since earlier events of a key go first.
     fn put_at_hand(&mut self, waiting: Waiting) {
-        if self.at_hand.back().is_none_or(|last| last.offset < waiting.offset) {
-            return self.at_hand.push_back(waiting);
-        }
-        let place = self.at_hand.partition_point(|other| other.offset < waiting.offset);
+        let place = match self.at_hand.back() {
+            Some(last) if last.offset >= waiting.offset => {
+                self.at_hand.partition_point(|other| other.offset < waiting.offset)
+            }
+            _ => self.at_hand.len(),
+        };
         if self.at_hand.get(place).is_none_or(|other| other.offset != waiting.offset) {
+            self.at_hand_bytes += waiting.size();
             self.at_hand.insert(place, waiting);
         }
     }
@@ -453,17 +554,25 @@ impl State {
     fn catch_up(&mut self, caught: Caught) {
         self.position = caught.position;
         self.behind = !caught.complete;
-        self.at_hand.extend(caught.events.into_iter().map(|(offset, envelope)| Waiting {
-            offset,
-            envelope,
-            attempt: 1,
-            parked: None,
-        }));
+        for (offset, envelope) in caught.events {
+            self.put_at_hand(Waiting { offset, envelope, attempt: 1, parked: None });
+        }
+    }
+
+    /// Takes a delivery out of those that are open.
+    pub(crate) fn close(&mut self, offset: i64) -> Option<Opened> {
+        let opened = self.open.remove(&offset)?;
+        self.open_bytes -= opened.size;
+        self.ring |= std::mem::take(&mut self.stalled);
+        Some(opened)
     }
 
     fn hand_out(&mut self, waiting: Waiting, settler: &Arc<dyn Settler>, epoch: u64) -> Received {
+        let size = waiting.size();
         let Waiting { offset, envelope, attempt, parked } = waiting;
-        self.open.entry(offset).or_insert(Opened::FIRST);
+        self.open.entry(offset).or_insert(Opened::FIRST).size = size;
+        self.at_hand_bytes -= size;
+        self.open_bytes += size;
         self.handed = self.handed.max(offset);
         let receipt = Receipt { envelope, offset: offset_of(offset), attempt, token: epoch };
         Received { receipt, replayed: false, parked, settler: Arc::clone(settler) }
@@ -497,12 +606,14 @@ impl Deliveries for SqliteDeliveries {
         }
         if state.active && state.unsaved < UNSAVED {
             subscription.refill(&mut state);
-            let (count, epoch) = (limit.min(state.at_hand.len()), subscription.epoch());
-            for _ in 0..count {
-                if let Some(waiting) = state.at_hand.pop_front() {
-                    into.push(state.hand_out(waiting, &self.settler, epoch));
-                }
+            let epoch = subscription.epoch();
+            let before = into.len();
+            while into.len() - before < limit && (state.open_bytes < OPEN_BYTES || state.open.is_empty()) {
+                let Some(waiting) = state.at_hand.pop_front() else { break };
+                into.push(state.hand_out(waiting, &self.settler, epoch));
             }
+            let count = into.len() - before;
+            state.stalled = !state.at_hand.is_empty();
             if state.at_hand.is_empty() && state.handed < state.position {
                 state.handed = state.position;
             }

@@ -193,11 +193,16 @@ impl<'de> serde::de::Visitor<'de> for Pairs {
 }
 
 /// The checksum of a row: of each field with its length, so that no two rows spell the same bytes.
-struct Checksum(Hasher);
+struct Checksum {
+    sum: Hasher,
+    /// Short fields are gathered here first, since each call to the hasher has its price.
+    gathered: [u8; 192],
+    length: usize,
+}
 
 impl Checksum {
     fn new(offset: i64, version: u32, time: i64) -> Self {
-        let mut sum = Self(Hasher::new());
+        let mut sum = Self { sum: Hasher::new(), gathered: [0; 192], length: 0 };
         sum.number(offset);
         sum.number(version.into());
         sum.number(time);
@@ -205,14 +210,14 @@ impl Checksum {
     }
 
     fn number(&mut self, number: i64) {
-        self.0.update(&number.to_le_bytes());
+        self.bytes(&number.to_le_bytes());
     }
 
     fn text(&mut self, text: Option<&str>) {
         match text {
             Some(text) => {
                 self.number(text.len() as i64);
-                self.0.update(text.as_bytes());
+                self.bytes(text.as_bytes());
             }
             None => self.number(-1),
         }
@@ -220,14 +225,29 @@ impl Checksum {
 
     fn id(&mut self, id: Option<&EventId>) {
         match id.map(|id| (id.as_u128(), id)) {
-            Some((Some(uuid), _)) => self.0.update(&uuid.to_le_bytes()),
+            Some((Some(uuid), _)) => self.bytes(&uuid.to_le_bytes()),
             Some((None, id)) => self.text(Some(&id.to_string())),
             None => self.number(-1),
         }
     }
 
+    fn bytes(&mut self, bytes: &[u8]) {
+        if self.length + bytes.len() > self.gathered.len() {
+            self.sum.update(&self.gathered[..self.length]);
+            self.length = 0;
+        }
+        match self.gathered.get_mut(self.length..self.length + bytes.len()) {
+            Some(free) => {
+                free.copy_from_slice(bytes);
+                self.length += bytes.len();
+            }
+            None => self.sum.update(bytes),
+        }
+    }
+
     fn finish(mut self, payload: &[u8]) -> u32 {
-        self.0.update(payload);
-        self.0.finalize()
+        self.sum.update(&self.gathered[..self.length]);
+        self.sum.update(payload);
+        self.sum.finalize()
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::broker::Store;
 use crate::delivery::Saving;
-use crate::publish::{self, insert};
+use crate::publish::{self, Insert};
 use crate::reader::{Names, head};
 use crate::schema::explain;
 use crate::subscribe::Subscription;
@@ -44,6 +44,7 @@ struct Queue {
     save_at: Option<Instant>,
     closing: Option<oneshot::Sender<()>>,
     closed: bool,
+    writer_sleeps: bool,
 }
 
 /// Events whose publishers wait.
@@ -52,8 +53,9 @@ pub(crate) enum Publishing {
     Many(Vec<Record>, oneshot::Sender<Vec<Result<(), PublishError>>>),
 }
 
-/// Something else to write; its answer is called when the transaction is over.
-type Job = Box<dyn FnOnce(&mut Work<'_>) -> Answer + Send>;
+/// Something else to write. None: the transaction had failed before its turn.
+type Job = Box<dyn FnOnce(Option<&mut Work<'_>>) -> Answer + Send>;
+/// What is called when the transaction is over.
 type Answer = Box<dyn FnOnce(Result<(), &BrokerError>) + Send>;
 
 /// How soon a save is wanted.
@@ -86,8 +88,7 @@ impl Writes {
             return Err(publishing);
         }
         queue.publishes.push(publishing);
-        drop(queue);
-        self.bell.notify_one();
+        self.ring(queue);
         Ok(())
     }
 
@@ -99,14 +100,15 @@ impl Writes {
     ) -> BrokerFuture<Result<T, BrokerError>> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |work| {
-            let result = in_savepoint(work, job);
+            let result = work.map(|work| in_savepoint(work, job));
             Box::new(move |committed| {
                 // Whoever asked may have been cancelled.
                 let _ = answer.send(match (committed, result) {
-                    (Err(error), _) => Err(BrokerError::new(error.to_string())),
-                    (Ok(()), result) => {
+                    (Ok(()), Some(result)) => {
                         result.map_err(|error| BrokerError::new(error.to_string()).with_source(error))
                     }
+                    (Ok(()), None) => Err(closed()),
+                    (Err(error), _) => Err(BrokerError::new(error.to_string())),
                 });
             })
         });
@@ -114,8 +116,7 @@ impl Writes {
         if !queue.closed {
             queue.jobs.push(job);
         }
-        drop(queue);
-        self.bell.notify_one();
+        self.ring(queue);
         BrokerFuture::new(async move { answered.await.unwrap_or_else(|_| Err(closed())) })
     }
 
@@ -129,12 +130,9 @@ impl Writes {
             Save::AfterFailure => AFTER_FAILURE,
         };
         let at = Instant::now() + wait;
-        // An earlier bell rings already.
-        let ring = queue.save_at.is_none_or(|earlier| at + SOON / 2 < earlier);
-        queue.save_at = Some(queue.save_at.map_or(at, |earlier| earlier.min(at)));
-        drop(queue);
-        if ring {
-            self.bell.notify_one();
+        if queue.save_at.is_none_or(|earlier| at < earlier) {
+            queue.save_at = Some(at);
+            self.ring(queue);
         }
     }
 
@@ -142,8 +140,7 @@ impl Writes {
     pub(crate) fn wake(&self) {
         let mut queue = self.lock();
         queue.save_at = Some(Instant::now());
-        drop(queue);
-        self.bell.notify_one();
+        self.ring(queue);
     }
 
     /// Ends the writer, after what waits now.
@@ -153,9 +150,17 @@ impl Writes {
         if !queue.closed {
             queue.closing = Some(done);
         }
-        drop(queue);
-        self.bell.notify_one();
+        self.ring(queue);
         closed
+    }
+
+    /// Wakes the writer if it sleeps: one that is at work looks at the queue before it sleeps.
+    fn ring(&self, mut queue: MutexGuard<'_, Queue>) {
+        let sleeps = std::mem::take(&mut queue.writer_sleeps);
+        drop(queue);
+        if sleeps {
+            self.bell.notify_one();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -169,12 +174,14 @@ impl Writes {
         loop {
             let now = Instant::now();
             let due = queue.save_at.is_some_and(|at| at <= now) || look_again.is_some_and(|at| at <= now);
+            queue.writer_sleeps = false;
             if due || !queue.publishes.is_empty() || !queue.jobs.is_empty() || queue.closing.is_some() {
                 let closing = queue.closing.is_some();
                 let taken = take(&mut *queue);
                 queue.closed = closing;
                 return taken;
             }
+            queue.writer_sleeps = true;
             let wake_at = [queue.save_at, look_again].into_iter().flatten().min();
             queue = match wake_at {
                 Some(at) => {
@@ -269,7 +276,7 @@ impl Writer {
 
     /// Writes what waits in one transaction, and answers.
     fn transact(&mut self, queue: Queue) {
-        let Queue { publishes, jobs, dirty, .. } = queue;
+        let Queue { publishes, mut jobs, dirty, .. } = queue;
         if publishes.is_empty()
             && jobs.is_empty()
             && !dirty.iter().any(|subscription| subscription.lock().dirty)
@@ -277,7 +284,7 @@ impl Writer {
             return;
         }
         let mut outcome = Outcome::default();
-        let result = self.try_transact(&publishes, jobs, dirty, &mut outcome);
+        let result = self.try_transact(&publishes, &mut jobs, dirty, &mut outcome);
         let failed = result.err().map(|error| explain(&self.store.settings.path, error));
         self.failed = failed.is_some();
         if let Some(error) = &failed {
@@ -294,10 +301,8 @@ impl Writer {
         }
         for saving in outcome.savings {
             let subscription = Arc::clone(&saving.subscription);
-            let republished = saving.settles_republished();
             saving.finish(committed());
-            if republished {
-                // There may be more of them than are taken at once.
+            if subscription.wants_republished() {
                 let finding = Arc::clone(&subscription);
                 drop(
                     self.store.writes.run(move |work| finding.find_republished(work.connection, work.names)),
@@ -310,7 +315,8 @@ impl Writer {
             }
         }
         self.store.saved.notify_waiters();
-        for answer in outcome.answers {
+        let never_run = jobs.into_iter().map(|job| job(None));
+        for answer in outcome.answers.into_iter().chain(never_run) {
             answer(committed());
         }
         answer(publishes, outcome.stored, failed.as_ref());
@@ -319,7 +325,7 @@ impl Writer {
     fn try_transact(
         &mut self,
         publishes: &[Publishing],
-        jobs: Vec<Job>,
+        jobs: &mut Vec<Job>,
         dirty: Vec<Arc<Subscription>>,
         outcome: &mut Outcome,
     ) -> rusqlite::Result<()> {
@@ -328,9 +334,9 @@ impl Writer {
         let found = head(&self.connection)?;
         outcome.overtaken = found != self.head;
         let mut last = found;
-        let now = Timestamp::now();
+        let mut insert = Insert::new(&self.connection, &mut self.numbers, Timestamp::now())?;
         for record in publishes.iter().flat_map(Publishing::records) {
-            let stored = match insert(&self.connection, &mut self.numbers, last + 1, now, record) {
+            let stored = match insert.write(last + 1, record) {
                 Ok(true) => {
                     last += 1;
                     Ok(Some(last))
@@ -341,11 +347,12 @@ impl Writer {
             };
             outcome.stored.push(stored);
         }
+        drop(insert);
         let mut work = Work { connection: &self.connection, names: &mut self.names, dirty };
-        for job in jobs {
-            outcome.answers.push(job(&mut work));
+        for job in jobs.drain(..) {
+            outcome.answers.push(job(Some(&mut work)));
         }
-        // Each once: a second save would start from what was saved before the first.
+        // A save is the difference to the one before, so there is one of each.
         let mut dirty = work.dirty;
         dirty.sort_unstable_by_key(|subscription| subscription.number);
         dirty.dedup_by_key(|subscription| subscription.number);

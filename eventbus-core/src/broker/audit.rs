@@ -6,7 +6,7 @@ use crate::error::BrokerError;
 use crate::id::EventId;
 use crate::topic::Pattern;
 use jiff::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// A broker that can be asked what was published on it.
@@ -110,8 +110,12 @@ pub struct CauseTree {
 }
 
 impl CauseTree {
+    /// How many levels a tree has at most, so that a tree can be walked, copied and dropped by recursion.
+    pub const LEVELS: usize = 256;
+
     /// Orders the events of one chain into trees: usually one. An event whose cause is not among `events`, since
-    /// it is no longer kept, begins a tree of its own.
+    /// it is no longer kept, begins a tree of its own, and so does one that stands below the last of the
+    /// [`LEVELS`](Self::LEVELS); the trees of the latter follow the others.
     #[must_use]
     pub fn of(events: Vec<Recorded>) -> Vec<Self> {
         let known: BTreeSet<_> = events.iter().map(|event| event.envelope.id().clone()).collect();
@@ -123,24 +127,40 @@ impl CauseTree {
                 envelope.causation_id().filter(|cause| known.contains(*cause) && *cause != envelope.id());
             by_cause.entry(cause.cloned()).or_default().push(event);
         }
-        let mut trees = grow(&mut by_cause, None);
+        let mut growth = Growth { by_cause, cut: VecDeque::new() };
+        let mut trees = growth.grow(None, 1);
         // Events that claim to have caused each other in a circle hang on no root.
-        while let Some(cause) = by_cause.keys().next().cloned() {
-            trees.extend(grow(&mut by_cause, cause));
+        while let Some(cause) =
+            growth.cut.pop_front().or_else(|| growth.by_cause.keys().next().cloned().flatten())
+        {
+            trees.extend(growth.grow(Some(cause), 1));
         }
         trees
     }
 }
 
-fn grow(by_cause: &mut BTreeMap<Option<EventId>, Vec<Recorded>>, cause: Option<EventId>) -> Vec<CauseTree> {
-    let events = by_cause.remove(&cause).unwrap_or_default();
-    events
-        .into_iter()
-        .map(|event| {
-            let effects = grow(by_cause, Some(event.envelope.id().clone()));
-            CauseTree { event, effects }
-        })
-        .collect()
+/// What is not yet in a tree.
+struct Growth {
+    by_cause: BTreeMap<Option<EventId>, Vec<Recorded>>,
+    /// The causes below the last level.
+    cut: VecDeque<EventId>,
+}
+
+impl Growth {
+    fn grow(&mut self, cause: Option<EventId>, level: usize) -> Vec<CauseTree> {
+        if level > CauseTree::LEVELS && self.by_cause.contains_key(&cause) {
+            self.cut.extend(cause);
+            return Vec::new();
+        }
+        let events = self.by_cause.remove(&cause).unwrap_or_default();
+        events
+            .into_iter()
+            .map(|event| {
+                let effects = self.grow(Some(event.envelope.id().clone()), level + 1);
+                CauseTree { event, effects }
+            })
+            .collect()
+    }
 }
 
 #[cfg(test)]
@@ -171,5 +191,26 @@ mod tests {
         let one = event(1, "one", Some(&event(2, "two", None).envelope));
         let two = event(2, "two", Some(&one.envelope));
         assert_eq!(drawn(&CauseTree::of(vec![one, two])), "two(one())");
+    }
+
+    #[test]
+    fn a_long_chain_goes_on_in_further_trees_and_in_order() {
+        let mut events = vec![event(0, "0", None)];
+        for number in 1..100_000_usize {
+            let cause = Arc::clone(&events[number - 1].envelope);
+            events.push(event(number as u128, &number.to_string(), Some(&cause)));
+        }
+        let trees = CauseTree::of(events);
+        let (mut next, mut levels) = (0, 0);
+        for tree in &trees {
+            let (mut tree, mut level) = (Some(tree), 0);
+            while let Some(one) = tree {
+                assert_eq!(one.event.offset.get(), next);
+                (next, level, tree) = (next + 1, level + 1, one.effects.first());
+            }
+            levels = levels.max(level);
+        }
+        assert_eq!((next, levels), (100_000, CauseTree::LEVELS));
+        drop(format!("{:?}", trees.clone()));
     }
 }

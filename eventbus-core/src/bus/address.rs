@@ -69,7 +69,15 @@ fn without_password(url: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::without_password;
+    use super::{unknown, without_password};
+
+    #[test]
+    fn a_broker_that_this_build_lacks_says_how_to_add_it() {
+        assert!(unknown("sqlite").contains("`cargo add eventbus --features sqlite`"));
+        assert!(
+            unknown("carrier-pigeon").contains("no broker of this build has the scheme `carrier-pigeon`")
+        );
+    }
 
     #[test]
     fn addresses_are_shown_without_their_password() {

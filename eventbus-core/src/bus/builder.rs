@@ -3,7 +3,7 @@
 use super::{Bus, Shared, Stage, address};
 use crate::backoff::Backoff;
 use crate::broker::Broker;
-use crate::census;
+use crate::census::{self, Findings};
 use crate::envelope::Envelope;
 use crate::error::{Result, StartupError};
 use crate::middleware::HandlerLayer;
@@ -106,6 +106,13 @@ impl BusBuilder {
     /// ```
     pub fn only<G: AsRef<str>>(mut self, groups: impl IntoIterator<Item = G>) -> Self {
         self.only.get_or_insert_default().extend(groups.into_iter().map(|group| group.as_ref().to_owned()));
+        self
+    }
+
+    /// Runs no subscription of the registry, whatever [`only`](Self::only) chose: for a program, or a verb of it, that
+    /// publishes, or looks at what a broker holds.
+    pub fn without_subscriptions(mut self) -> Self {
+        self.only = Some(Vec::new());
         self
     }
 
@@ -221,10 +228,36 @@ impl BusBuilder {
         self.open(Arc::new(broker)).await
     }
 
+    /// What the start-up checks find against the broker at `url`, whose features count; no subscription is opened.
+    ///
+    /// ```
+    /// # use eventbus::Bus;
+    /// # async fn check() -> eventbus::Result<()> {
+    /// let findings = Bus::builder().check("memory:").await?;
+    /// assert!(findings.mistakes.is_empty(), "{:#?}", findings.mistakes);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Where the broker cannot be opened. What the checks find is no error.
+    pub async fn check(&self, url: &str) -> Result<Findings> {
+        let broker = address::open(url).await?;
+        let subscribers = self.chosen();
+        let subscriptions: Vec<_> = subscribers.iter().map(|subscriber| &subscriber.subscription).collect();
+        let findings = self.findings(&subscriptions, &*broker).await;
+        broker.close().await?;
+        findings
+    }
+
     async fn open(self, broker: Arc<dyn Broker>) -> Result<Bus> {
         let subscribers = self.chosen();
         let subscriptions: Vec<_> = subscribers.iter().map(|subscriber| &subscriber.subscription).collect();
-        self.check(&subscriptions, &*broker)?;
+        let Findings { mistakes, warnings } = self.findings(&subscriptions, &*broker).await?;
+        warnings.iter().for_each(|warning| tracing::warn!(target: "eventbus", "{warning}"));
+        if !mistakes.is_empty() {
+            return Err(StartupError::new(mistakes).into());
+        }
         announce(&subscriptions);
         let source = self.source.unwrap_or_else(program);
         let outlet = Arc::new(Outlet::new(
@@ -263,20 +296,28 @@ impl BusBuilder {
         registry::subscribers().iter().filter(chosen).copied().collect()
     }
 
-    fn check(&self, subscriptions: &[&Subscription], broker: &dyn Broker) -> Result<(), StartupError> {
-        let census::Findings { mut mistakes, mut warnings } = census::check(subscriptions);
+    async fn findings(&self, subscriptions: &[&Subscription], broker: &dyn Broker) -> Result<Findings> {
+        let mut findings = census::check(subscriptions);
         // A subscription that is made at run time may still take such a group.
         let layered: Vec<_> = self.layers.iter().filter_map(|(group, _)| group.clone()).collect();
-        warnings.extend(census::check_groups("layer_for", &layered));
+        findings.warnings.extend(census::check_groups("layer_for", &layered));
+        let mistakes = &mut findings.mistakes;
         mistakes.extend(census::check_packages(&self.expected));
         mistakes.extend(census::check_groups("only", self.only.as_deref().unwrap_or_default()));
         mistakes.extend(census::check_fit(subscriptions, &self.states, broker.name(), broker.features()));
-        if self.strict {
-            mistakes.extend(warnings);
-        } else {
-            warnings.iter().for_each(|warning| tracing::warn!(target: "eventbus", "{warning}"));
+        // A bus without subscriptions says nothing about those of its program.
+        if !subscriptions.is_empty()
+            && let Some(groups) = broker.groups()
+        {
+            // Also what this bus does not run: another process may.
+            let all: Vec<_> =
+                registry::subscribers().iter().map(|subscriber| &subscriber.subscription).collect();
+            findings.warnings.extend(census::orphans(&groups.list().await?, &all));
         }
-        if mistakes.is_empty() { Ok(()) } else { Err(StartupError::new(mistakes)) }
+        if self.strict {
+            mistakes.append(&mut findings.warnings);
+        }
+        Ok(findings)
     }
 }
 

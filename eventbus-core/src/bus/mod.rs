@@ -2,11 +2,18 @@
 
 mod address;
 mod builder;
+mod causes;
 mod on;
+mod pace;
+mod pass;
+mod rebuild;
+mod replay;
 mod signal;
 
 pub use builder::BusBuilder;
 pub use on::{On, SubscriptionHandle};
+pub use rebuild::Rebuilding;
+pub use replay::{ReplayProgress, ReplayReport, Replaying};
 
 use crate::broker::{AuditLog, Broker, DeadLetters, Groups, SubscribeRequest};
 use crate::census;
@@ -77,6 +84,8 @@ struct Stage {
     /// A shutdown is over.
     ended: bool,
     lanes: Vec<Arc<Lanes>>,
+    /// The lanes of replays that are under way.
+    replays: Vec<Arc<Lanes>>,
 }
 
 impl Bus {
@@ -167,25 +176,28 @@ impl Bus {
     /// Dropped before it is done, the bus has ended all the same; handlers that run are not waited for.
     pub async fn shutdown(&self) -> Result<()> {
         let shared = &self.shared;
-        let Some((lanes, running)) = shared.stage().close() else {
+        let Some(Closing { lanes, replays, running }) = shared.stage().close() else {
             self.ended().await;
             return Ok(());
         };
         let ending = Ending(self);
         let deadline = Instant::now() + shared.drain;
         shared.outlet.drain();
+        // A replay can be made again, so it is not part of what is handled before the end.
+        replays.iter().for_each(|lanes| lanes.stop());
+        let _ = timeout_at(deadline, idle(&replays)).await;
+        replays.iter().for_each(|lanes| lanes.close());
         if running {
             // What is left after the deadline is dealt with below.
             let _ = timeout_at(deadline, shared.broker.drain()).await;
         }
         lanes.iter().for_each(|lanes| lanes.stop());
         let finished = timeout_at(deadline, async {
-            for lanes in &lanes {
-                lanes.idle().await;
-            }
+            idle(&replays).await;
+            idle(&lanes).await;
         });
         let cut_off = finished.await.is_err().then(|| self.cut_off());
-        drop((lanes, ending));
+        drop((lanes, replays, ending));
         shared.broker.close().await?;
         cut_off.map_or(Ok(()), Err)
     }
@@ -316,7 +328,8 @@ impl Bus {
         self.shared.outlet.close();
         let mut stage = self.shared.stage();
         stage.ended = true;
-        let lanes = std::mem::take(&mut stage.lanes);
+        let mut lanes = std::mem::take(&mut stage.lanes);
+        lanes.append(&mut stage.replays);
         drop(stage);
         lanes.iter().for_each(|lanes| lanes.stop());
         self.shared.ended.notify_waiters();
@@ -324,7 +337,9 @@ impl Bus {
 
     /// Drops what is still being handled, unsettled.
     fn cut_off(&self) -> Error {
-        let lanes = self.shared.stage().lanes.clone();
+        let stage = self.shared.stage();
+        let lanes = [stage.lanes.as_slice(), &stage.replays].concat();
+        drop(stage);
         let unfinished = lanes.iter().map(|lanes| lanes.handled()).sum();
         lanes.iter().for_each(|lanes| lanes.abort());
         Error::Drain { unfinished, drain: self.shared.drain }
@@ -360,10 +375,28 @@ impl fmt::Debug for Bus {
 }
 
 impl Stage {
-    /// Begins the shutdown: what is to be ended, and whether it runs. Nothing, where it has begun before.
-    fn close(&mut self) -> Option<(Vec<Arc<Lanes>>, bool)> {
+    /// Begins the shutdown: what is to be ended. Nothing, where it has begun before.
+    fn close(&mut self) -> Option<Closing> {
         let first = !std::mem::replace(&mut self.closed, true);
-        first.then(|| (self.lanes.clone(), self.running))
+        first.then(|| Closing {
+            lanes: self.lanes.clone(),
+            replays: self.replays.clone(),
+            running: self.running,
+        })
+    }
+}
+
+/// What a shutdown ends.
+struct Closing {
+    lanes: Vec<Arc<Lanes>>,
+    replays: Vec<Arc<Lanes>>,
+    running: bool,
+}
+
+/// Resolves once nothing is being handled in any of these.
+async fn idle(lanes: &[Arc<Lanes>]) {
+    for lanes in lanes {
+        lanes.idle().await;
     }
 }
 

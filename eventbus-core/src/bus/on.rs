@@ -109,7 +109,7 @@ impl On {
             subscriber: Subscriber {
                 subscription: Subscription {
                     name: "closure".into(),
-                    group: format!("on.{file}-{}", place.line()).into(),
+                    group: format!("{}{file}-{}", census::RUN_TIME_GROUP, place.line()).into(),
                     pattern: pattern.to_owned().into(),
                     event: None,
                     publishes: None,
@@ -215,9 +215,17 @@ impl SubscriptionHandle {
 
     /// Ends the subscription: takes nothing more, and lets the handlers that run finish.
     pub async fn stop(self) {
-        self.lanes.stop();
-        self.lanes.idle().await;
-        self.bus.shared.stage().lanes.retain(|lanes| !Arc::ptr_eq(lanes, &self.lanes));
+        // A rebuild puts other lanes of the subscription in the place of these, perhaps right now.
+        let current = || {
+            let ours = |lanes: &&Arc<Lanes>| Arc::ptr_eq(lanes.scope(), self.lanes.scope());
+            self.bus.shared.stage().lanes.iter().find(ours).cloned()
+        };
+        while let Some(current) = current() {
+            current.stop();
+            current.idle().await;
+            current.close();
+            self.bus.shared.stage().lanes.retain(|lanes| !Arc::ptr_eq(lanes, &current));
+        }
     }
 }
 

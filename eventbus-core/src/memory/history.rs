@@ -1,17 +1,20 @@
 //! The history of the in-process broker: the latest events, for groups that begin early, and for replays.
 
 use super::queue::Waiting;
-use crate::broker::{Offset, ReplayFrom, ReplayRequest, ReplayUntil};
+use crate::broker::{AuditQuery, Offset, Recorded, ReplayFrom, ReplayRequest, ReplayUntil};
 use crate::envelope::Envelope;
 use crate::topic::Pattern;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
 
 /// The latest events, up to a number. Whoever publishes or opens a group holds the lock throughout, so that no event
 /// is both in the history of a new group and in its queue, or in neither.
 pub(super) struct History {
     limit: usize,
     events: Mutex<Events>,
+    /// Tells those who follow the log that it grew.
+    grown: Notify,
 }
 
 /// The events that are kept, oldest first.
@@ -20,7 +23,7 @@ pub(super) struct Events(VecDeque<(Offset, Arc<Envelope>)>);
 
 impl History {
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, events: Mutex::default() }
+        Self { limit, events: Mutex::default(), grown: Notify::new() }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Events> {
@@ -32,6 +35,19 @@ impl History {
             events.0.pop_front();
         }
         events.0.push_back((offset, Arc::clone(envelope)));
+        self.grown.notify_waiters();
+    }
+
+    /// Resolves once there is an event behind `offset`.
+    pub(super) async fn wait(&self, offset: Option<Offset>) {
+        loop {
+            let mut grown = std::pin::pin!(self.grown.notified());
+            grown.as_mut().enable();
+            if self.lock().latest() > offset {
+                return;
+            }
+            grown.await;
+        }
     }
 }
 
@@ -54,6 +70,23 @@ impl Events {
             ReplayUntil::Time(until) => envelope.time() >= until,
         };
         self.select(&request.pattern, |offset, envelope| begins(offset, envelope) && !ends(offset, envelope))
+    }
+
+    /// What an audit asks for.
+    pub(super) fn queried(&self, query: &AuditQuery) -> Vec<Recorded> {
+        let recorded = |(offset, envelope): &(Offset, Arc<Envelope>)| {
+            query.matches(envelope).then(|| Recorded { offset: *offset, envelope: Arc::clone(envelope) })
+        };
+        let behind = |event: &Recorded| match query.after {
+            Some(after) if query.newest_first => event.offset < after,
+            Some(after) => event.offset > after,
+            None => true,
+        };
+        if query.newest_first {
+            self.0.iter().rev().filter_map(recorded).filter(behind).take(query.limit).collect()
+        } else {
+            self.0.iter().filter_map(recorded).filter(behind).take(query.limit).collect()
+        }
     }
 
     /// The place of the latest event.

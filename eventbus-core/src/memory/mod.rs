@@ -7,15 +7,15 @@ mod queue;
 mod routes;
 
 use crate::broker::{
-    Broker, BrokerFuture, DeadLetters, Deliveries, Features, Offset, Receipt, Replay, ReplayRequest,
-    Replayable, Start, SubscribeRequest,
+    AuditLog, AuditQuery, Broker, BrokerFuture, DeadLetters, Deliveries, Features, Offset, Receipt, Recorded,
+    Replay, ReplayRequest, ReplayUntil, Replayable, Start, SubscribeRequest,
 };
 use crate::envelope::Envelope;
 use crate::error::{BrokerError, PublishError};
 use crate::topic::Pattern;
 use dead_letters::MemoryDeadLetters;
 use history::History;
-use queue::{MemoryDeliveries, Queue, Waiting};
+use queue::{Kind, MemoryDeliveries, Queue, Waiting};
 use routes::Routes;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -118,8 +118,8 @@ impl MemoryBrokerBuilder {
         self
     }
 
-    /// How many events are kept after they were handled, for replays and for groups with `start = "earliest"`;
-    /// beyond that the oldest is forgotten. Default: 0, which leaves both to brokers with a log.
+    /// How many events are kept after they were handled, for replays, for the audit log, and for groups with
+    /// `start = "earliest"`; beyond that the oldest is forgotten. Default: 0, which leaves these to brokers with a log.
     #[must_use]
     pub fn history(mut self, events: usize) -> Self {
         self.history = events;
@@ -245,7 +245,11 @@ impl Broker for MemoryBroker {
         let earlier = history.as_ref().map(|events| events.matching(&pattern)).unwrap_or_default();
         let mut routes = self.0.routes.write().unwrap_or_else(PoisonError::into_inner);
         let queue = routes.queue(&group, &pattern, || self.0.queue(&group, &pattern, earlier));
-        BrokerFuture::ready(Ok(Box::new(MemoryDeliveries::new(queue, Arc::clone(&self.0.routes), false))))
+        BrokerFuture::ready(Ok(Box::new(MemoryDeliveries::new(
+            queue,
+            Arc::clone(&self.0.routes),
+            Kind::Live,
+        ))))
     }
 
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
@@ -254,6 +258,10 @@ impl Broker for MemoryBroker {
 
     fn replayable(&self) -> Option<Arc<dyn Replayable>> {
         self.0.history.is_some().then(|| Arc::new(self.clone()) as Arc<dyn Replayable>)
+    }
+
+    fn audit_log(&self) -> Option<Arc<dyn AuditLog>> {
+        self.0.history.is_some().then(|| Arc::new(self.clone()) as Arc<dyn AuditLog>)
     }
 
     fn settled(&self) -> Option<BrokerFuture<()>> {
@@ -269,18 +277,46 @@ impl Broker for MemoryBroker {
 
 impl Replayable for MemoryBroker {
     fn replay(&self, request: ReplayRequest) -> BrokerFuture<Result<Replay, BrokerError>> {
-        let Some(history) = &self.0.history else {
-            let message = "the in-process broker keeps no history; build it with `.history(events)`";
-            return BrokerFuture::ready(Err(BrokerError::new(message)));
-        };
+        let Some(history) = &self.0.history else { return BrokerFuture::ready(Err(no_history())) };
+        // It is held until the queue of a live replay can be found, so that the next event comes into it.
         let history = history.lock();
         let (deliveries, latest) = (history.requested(&request), history.latest());
         let events = deliveries.len() as u64;
         let queue = self.0.queue(&request.group, &request.pattern, deliveries);
         queue.add_reader();
-        let deliveries = Box::new(MemoryDeliveries::new(queue, Arc::clone(&self.0.routes), true));
+        let kind = if request.until == ReplayUntil::Live {
+            self.0.routes.write().unwrap_or_else(PoisonError::into_inner).add_replay(&queue);
+            Kind::LiveReplay
+        } else {
+            Kind::Replay
+        };
+        let deliveries = Box::new(MemoryDeliveries::new(queue, Arc::clone(&self.0.routes), kind));
         BrokerFuture::ready(Ok(Replay { deliveries, events, latest }))
     }
+}
+
+impl AuditLog for MemoryBroker {
+    fn query(&self, query: AuditQuery) -> BrokerFuture<Result<Vec<Recorded>, BrokerError>> {
+        let found = self.0.history.as_ref().map(|history| history.lock().queried(&query));
+        BrokerFuture::ready(found.ok_or_else(no_history))
+    }
+
+    fn wait(&self, offset: Option<Offset>) -> BrokerFuture<Result<(), BrokerError>> {
+        let broker = self.clone();
+        BrokerFuture::new(async move {
+            broker.0.history.as_ref().ok_or_else(no_history)?.wait(offset).await;
+            Ok(())
+        })
+    }
+
+    fn latest(&self) -> BrokerFuture<Result<Option<Offset>, BrokerError>> {
+        let latest = self.0.history.as_ref().map(|history| history.lock().latest());
+        BrokerFuture::ready(latest.ok_or_else(no_history))
+    }
+}
+
+fn no_history() -> BrokerError {
+    BrokerError::new("the in-process broker keeps no history; build it with `.history(events)`")
 }
 
 /// How many deliveries are accepted and not settled yet, in the whole broker: one number, because a cascade moves

@@ -180,22 +180,33 @@ impl fmt::Debug for Queue {
     }
 }
 
+/// What a reader reads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// What is published.
+    Live,
+    /// A part of the history, and nothing after it.
+    Replay,
+    /// The history, and then what is published.
+    LiveReplay,
+}
+
 /// One reader of a queue.
 pub(super) struct MemoryDeliveries {
     queue: Arc<Queue>,
     settler: Arc<dyn Settler>,
     routes: Arc<RwLock<Routes>>,
     reader: Option<usize>,
-    replayed: bool,
+    kind: Kind,
     /// Swapped with the queue's own list, so that neither allocates in the long run.
     taken: VecDeque<Waiting>,
 }
 
 impl MemoryDeliveries {
-    /// A reader of a queue that publishers fill, or of one that holds a replay and ends with it.
-    pub(super) fn new(queue: Arc<Queue>, routes: Arc<RwLock<Routes>>, replayed: bool) -> Self {
+    /// A reader of a queue that has counted it.
+    pub(super) fn new(queue: Arc<Queue>, routes: Arc<RwLock<Routes>>, kind: Kind) -> Self {
         let settler = Arc::clone(&queue) as Arc<dyn Settler>;
-        Self { queue, settler, routes, reader: None, replayed, taken: VecDeque::new() }
+        Self { queue, settler, routes, reader: None, kind, taken: VecDeque::new() }
     }
 
     fn sleep(&mut self, inbox: &mut Inbox, waker: &Waker) {
@@ -219,7 +230,7 @@ impl Deliveries for MemoryDeliveries {
     ) -> Poll<Result<(), BrokerError>> {
         let queue = Arc::clone(&self.queue);
         let mut inbox = queue.lock();
-        if inbox.waiting.is_empty() && self.replayed {
+        if inbox.waiting.is_empty() && self.kind == Kind::Replay {
             return Poll::Ready(Ok(()));
         }
         if inbox.waiting.is_empty() {
@@ -235,7 +246,7 @@ impl Deliveries for MemoryDeliveries {
         queue.unreserve(self.taken.len());
         into.extend(self.taken.drain(..).map(|Waiting { envelope, offset, attempt }| Received {
             receipt: Receipt { envelope, offset, attempt, token: 0 },
-            replayed: self.replayed,
+            replayed: self.kind != Kind::Live,
             parked: None,
             settler: Arc::clone(&self.settler),
         }));
@@ -257,11 +268,14 @@ impl Drop for MemoryDeliveries {
             let left = std::mem::take(&mut inbox.waiting);
             drop(inbox);
             self.queue.unreserve(left.len());
-            if !left.is_empty() {
+            // What a replay has not taken is not lost: it was delivered before.
+            if !left.is_empty() && self.kind == Kind::Live {
                 tracing::warn!(
                     target: "eventbus", group = %self.queue.group, deliveries = left.len(),
                     "the subscription ended with deliveries that it had not taken, and they are lost"
                 );
+            }
+            if !left.is_empty() {
                 self.queue.outstanding.remove(left.len());
             }
         } else {

@@ -14,6 +14,8 @@ const REMEMBERED: usize = 4_096;
 #[derive(Default)]
 pub(super) struct Routes {
     queues: HashMap<(String, Pattern), Arc<Queue>>,
+    /// The queues of replays that go on live. Each has the group and the pattern of a live queue, and is none.
+    replays: Vec<Arc<Queue>>,
     /// Sorted: to compare a few topics costs less than to hash one.
     by_topic: Vec<(SmolStr, Arc<[Arc<Queue>]>)>,
 }
@@ -34,10 +36,20 @@ impl Routes {
         Arc::clone(queue)
     }
 
+    /// Adds the queue of a replay that goes on live.
+    pub(super) fn add_replay(&mut self, queue: &Arc<Queue>) {
+        self.replays.push(Arc::clone(queue));
+        self.by_topic.clear();
+    }
+
     /// Forgets a queue, so that nothing more comes into it.
     pub(super) fn remove(&mut self, queue: &Queue) {
         let name = (queue.group().to_owned(), queue.pattern().clone());
-        // The queue of a replay has the name of a live one, and is not here.
+        if let Some(place) = self.replays.iter().position(|replay| std::ptr::eq(&**replay, queue)) {
+            self.replays.swap_remove(place);
+            self.by_topic.clear();
+        }
+        // The queue of a replay has the name of a live one, which stays.
         if self.queues.get(&name).is_some_and(|live| std::ptr::eq(&**live, queue)) {
             self.queues.remove(&name);
             self.by_topic.clear();
@@ -58,8 +70,8 @@ impl Routes {
     }
 
     fn remember(&mut self, topic: &Topic) -> Arc<[Arc<Queue>]> {
-        let queues: Arc<[_]> =
-            self.queues.values().filter(|queue| queue.pattern().matches(topic.as_str())).cloned().collect();
+        let all = self.queues.values().chain(&self.replays);
+        let queues: Arc<[_]> = all.filter(|queue| queue.pattern().matches(topic.as_str())).cloned().collect();
         if let Err(place) = self.remembered(topic)
             && self.by_topic.len() < REMEMBERED
         {

@@ -12,15 +12,25 @@ use tokio::sync::{mpsc, oneshot};
 
 /// The layers of one batch subscription.
 pub(crate) struct BatchLayers {
+    layers: Vec<Arc<dyn HandlerLayer>>,
     service: HandlerService,
     meeting: Arc<Meeting>,
+}
+
+impl Clone for BatchLayers {
+    /// The same layers around a meeting of its own: members are known by their envelopes, and a replay may hold an
+    /// envelope that is being handled live as well.
+    fn clone(&self) -> Self {
+        Self::new(&self.layers)
+    }
 }
 
 impl BatchLayers {
     pub(crate) fn new(layers: &[Arc<dyn HandlerLayer>]) -> Self {
         let meeting = Arc::new(Meeting::default());
         let innermost = service_of(Arc::clone(&meeting));
-        Self { service: layers.iter().rev().fold(innermost, |inner, layer| layer.around(inner)), meeting }
+        let service = layers.iter().rev().fold(innermost, |inner, layer| layer.around(inner));
+        Self { layers: layers.to_vec(), service, meeting }
     }
 
     /// Handles a batch: a member that a layer answers for by itself does not reach the handler.

@@ -9,6 +9,7 @@ use super::crew::{Call, Crew};
 use super::watchdog::{Pulse, Watchdog};
 use crate::broker::{Acker, Deliveries, Parked, Received};
 use crate::delivery::{Delivery, Scope};
+use crate::error::BrokerError;
 use crate::event::Key;
 use crate::subscription::{Policy, Subscription};
 use jiff::Timestamp;
@@ -37,6 +38,20 @@ pub(crate) struct Lanes {
     /// Wakes a worker when the broker has something.
     bell: Waker,
     idle: Notify,
+    finished: Notify,
+}
+
+/// What became of the deliveries so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    /// Taken from the broker.
+    pub(crate) received: u64,
+    /// Handled with success.
+    pub(crate) acked: u64,
+    /// Given up.
+    pub(crate) given_up: u64,
+    /// Handled, and the broker did not take the answer; or not held any more.
+    pub(crate) unsettled: u64,
 }
 
 /// A delivery that is not settled yet.
@@ -77,14 +92,21 @@ struct State {
     handled: usize,
     crew: Crew,
     tasks: Vec<AbortHandle>,
+    tally: Tally,
     receiving: bool,
+    /// The broker has said that there is no more.
+    ended: bool,
     stopped: bool,
 }
 
 /// What became of a delivery, for its lane.
 pub(super) enum Settled {
-    /// It is done, and the next of its lane may be handled.
-    Done(Option<Key>),
+    /// It is done; the next of its lane may be handled, as after the two that follow.
+    Acked(Option<Key>),
+    /// It was given up.
+    GivenUp(Option<Key>),
+    /// The broker did not take the answer.
+    Unsettled(Option<Key>),
     /// It is tried again later.
     Parked,
 }
@@ -115,12 +137,38 @@ impl Lanes {
                 handled: 0,
                 crew: Crew::new(policy.concurrency),
                 tasks: Vec::new(),
+                tally: Tally::default(),
                 receiving: true,
+                ended: false,
                 stopped: false,
             }),
             bell: Waker::from(Arc::new(Bell(lanes.clone()))),
             idle: Notify::new(),
+            finished: Notify::new(),
         })
+    }
+
+    /// The same subscription once more, on another source: beside these lanes, or in place of them.
+    pub(crate) fn again(
+        &self,
+        scope: Arc<Scope>,
+        concurrency: Option<usize>,
+        source: Box<dyn Deliveries>,
+    ) -> Arc<Self> {
+        let mut policy = self.policy;
+        policy.concurrency = concurrency.unwrap_or(policy.concurrency);
+        policy.in_flight = policy.in_flight.max(policy.concurrency);
+        Self::new(scope, policy, self.layered.clone(), source, Arc::clone(&self.watchdog))
+    }
+
+    /// What the deliveries of these lanes share.
+    pub(crate) fn scope(&self) -> &Arc<Scope> {
+        &self.scope
+    }
+
+    /// The rules of these lanes.
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     /// What is subscribed.
@@ -140,6 +188,8 @@ impl Lanes {
     /// Takes nothing more; what is not being handled goes back to the broker.
     pub(crate) fn stop(&self) {
         let mut state = self.lock();
+        // What is given back now was not settled, so these lanes do not finish any more.
+        state.ended = state.is_finished();
         state.stopped = true;
         let given_back = (
             std::mem::take(&mut state.ready),
@@ -152,6 +202,35 @@ impl Lanes {
         drop(given_back);
         idle.into_iter().for_each(Waker::wake);
         self.idle.notify_waiters();
+        self.finished.notify_waiters();
+    }
+
+    /// Lets go of the source of lanes that were stopped, so that the broker knows that nobody reads here any more.
+    pub(crate) fn close(&self) {
+        // It is dropped outside of the lock: a broker may take locks then under which it rings the bell.
+        let source = std::mem::replace(&mut self.lock().source, Box::new(NoMore));
+        drop(source);
+    }
+
+    /// Resolves once the source has ended and everything from it is settled; also when the lanes are stopped.
+    /// `false`: they were stopped before.
+    pub(crate) async fn finished(&self) -> bool {
+        loop {
+            let mut finished = std::pin::pin!(self.finished.notified());
+            finished.as_mut().enable();
+            {
+                let state = self.lock();
+                if state.is_finished() || state.stopped {
+                    return state.is_finished();
+                }
+            }
+            finished.await;
+        }
+    }
+
+    /// What became of the deliveries so far.
+    pub(crate) fn tally(&self) -> Tally {
+        self.lock().tally
     }
 
     /// Resolves once nothing is being handled.
@@ -307,16 +386,29 @@ impl Lanes {
 
     fn note(&self, state: &mut State, settled: Settled) {
         state.handled -= 1;
-        if let Settled::Done(key) = settled {
-            if state.stopped {
-                state.held = state.handled;
-            } else {
-                state.held -= 1;
-                state.open_lane(key);
-            }
+        let (key, count) = match settled {
+            Settled::Acked(key) => (key, &mut state.tally.acked),
+            Settled::GivenUp(key) => (key, &mut state.tally.given_up),
+            Settled::Unsettled(key) => (key, &mut state.tally.unsettled),
+            Settled::Parked => return self.note_rest(state),
+        };
+        *count += 1;
+        if state.stopped {
+            state.held = state.handled;
+        } else {
+            state.held -= 1;
+            state.open_lane(key);
         }
+        self.note_rest(state);
+    }
+
+    /// Tells those who wait for it that nothing is handled, or nothing is left.
+    fn note_rest(&self, state: &State) {
         if state.handled == 0 {
             self.idle.notify_waiters();
+            if state.is_finished() {
+                self.finished.notify_waiters();
+            }
         }
     }
 
@@ -327,6 +419,7 @@ impl Lanes {
             let mut open = state.ready.pop_front()?;
             if !open.acker.holds() {
                 state.forget(open);
+                self.note_rest(state);
             } else if let Some(due) = open.due.take().filter(|due| *due > Instant::now()) {
                 self.park_in(state, open, due - Instant::now());
             } else {
@@ -339,13 +432,14 @@ impl Lanes {
     /// Takes in what the broker has, within the limit of what is held. Pending: the bell rings when there is more.
     fn receive(&self, state: &mut State) -> Poll<()> {
         let limit = self.policy.in_flight.saturating_sub(state.held);
-        if limit == 0 || !state.receiving || state.stopped {
+        if limit == 0 || !state.receiving || state.ended || state.stopped {
             return Poll::Pending;
         }
         let State { source, received, .. } = &mut *state;
         match std::task::ready!(source.poll_receive(&mut Context::from_waker(&self.bell), received, limit)) {
             Ok(()) if state.received.is_empty() => {
-                state.receiving = false;
+                state.ended = true;
+                self.note_rest(state);
                 return Poll::Pending;
             }
             Ok(()) => state.admit(self.policy.batch > 1),
@@ -421,6 +515,7 @@ impl State {
     fn admit(&mut self, timed: bool) {
         let since = timed.then(Instant::now);
         self.held += self.received.len();
+        self.tally.received += self.received.len() as u64;
         for Received { receipt, replayed, parked, settler } in self.received.drain(..) {
             let due = parked.map(|parked| Instant::now() + parked.delay(Timestamp::now()));
             let open = Open { acker: Acker::new(settler, receipt), replayed, parked, due, since };
@@ -437,9 +532,15 @@ impl State {
         }
     }
 
+    /// Whether there is nothing left, and nothing more to come.
+    fn is_finished(&self) -> bool {
+        self.ended && self.held == 0
+    }
+
     /// Somebody else has the delivery now.
     fn forget(&mut self, open: Open) {
         self.held -= 1;
+        self.tally.unsettled += 1;
         self.open_lane(open.acker.forget().envelope.lane_key().cloned());
     }
 
@@ -452,6 +553,20 @@ impl State {
                 self.waiting.remove(&key);
             }
         }
+    }
+}
+
+/// The source of lanes that were closed.
+struct NoMore;
+
+impl Deliveries for NoMore {
+    fn poll_receive(
+        &mut self,
+        _context: &mut Context<'_>,
+        _into: &mut Vec<Received>,
+        _limit: usize,
+    ) -> Poll<Result<(), BrokerError>> {
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -7,7 +7,7 @@ mod run;
 mod settle;
 mod watchdog;
 
-pub(crate) use lanes::Lanes;
+pub(crate) use lanes::{Lanes, Tally};
 pub(crate) use watchdog::Watchdog;
 
 use crate::handler::{BoxFuture, Handler, Static, StaticBatchHandler, StaticHandler};
@@ -75,6 +75,7 @@ impl Worker {
 }
 
 /// A worker together with the layers that are not inside of it.
+#[derive(Clone)]
 pub(crate) struct Layered {
     worker: Worker,
     batch_layers: Option<BatchLayers>,

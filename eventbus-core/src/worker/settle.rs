@@ -6,6 +6,7 @@ use crate::broker::{Acker, DeadLetter, FailureKind, Parked};
 use crate::delivery::Delivery;
 use crate::envelope::Envelope;
 use crate::error::PublishError;
+use crate::event::Key;
 use crate::observe::Attempted;
 use crate::outcome::{Outcome, Reason};
 use jiff::Timestamp;
@@ -85,13 +86,18 @@ async fn publish(lanes: &Lanes, delivery: &Delivery, events: Vec<Envelope>) -> R
 /// Settles a delivery whose handler was successful.
 pub(super) async fn ack(lanes: &Lanes, delivery: &Delivery, acker: Acker) -> Settled {
     match acker.ack().await {
-        Ok(()) => observe(lanes, delivery, || Attempted::Acked),
-        Err(error) => tracing::warn!(
-            target: "eventbus", group = %lanes.scope.subscription.group, id = %delivery.envelope().id(), %error,
-            "the broker did not take the ack; it will deliver the event again"
-        ),
+        Ok(()) => {
+            observe(lanes, delivery, || Attempted::Acked);
+            Settled::Acked(key(delivery))
+        }
+        Err(error) => {
+            tracing::warn!(
+                target: "eventbus", group = %lanes.scope.subscription.group, id = %delivery.envelope().id(), %error,
+                "the broker did not take the ack; it will deliver the event again"
+            );
+            Settled::Unsettled(key(delivery))
+        }
     }
-    done(delivery)
 }
 
 async fn fail(lanes: &Arc<Lanes>, mut open: Open, delivery: &Delivery, failure: Failure) -> Settled {
@@ -134,7 +140,7 @@ async fn give_up(
     now: Timestamp,
 ) -> Settled {
     let Open { acker, parked, .. } = open;
-    let (settled, envelope) = (done(delivery), delivery.envelope());
+    let envelope = delivery.envelope();
     let subscription = &lanes.scope.subscription;
     let Failure { kind, reason, .. } = failure;
     if !lanes.policy.dead_letter {
@@ -142,10 +148,11 @@ async fn give_up(
             target: "eventbus", group = %subscription.group, topic = %envelope.topic(), id = %envelope.id(),
             attempts = delivery.attempt(), %kind, %reason, "the event is given up and dropped (`dead_letter = false`)"
         );
-        if acker.ack().await.is_ok() {
-            observe(lanes, delivery, || Attempted::Dropped { reason });
+        if acker.ack().await.is_err() {
+            return Settled::Unsettled(key(delivery));
         }
-        return settled;
+        observe(lanes, delivery, || Attempted::Dropped { reason });
+        return Settled::GivenUp(key(delivery));
     }
     let dead_letter = DeadLetter {
         envelope: Arc::clone(envelope),
@@ -166,17 +173,20 @@ async fn give_up(
                 "the event is given up and kept as a dead letter"
             );
             observe(lanes, delivery, || Attempted::DeadLettered(Arc::new(dead_letter)));
+            Settled::GivenUp(key(delivery))
         }
-        Err(error) => tracing::error!(
-            target: "eventbus", group = %subscription.group, id = %envelope.id(), %error,
-            "the dead letter could not be stored; the broker will deliver the event again"
-        ),
+        Err(error) => {
+            tracing::error!(
+                target: "eventbus", group = %subscription.group, id = %envelope.id(), %error,
+                "the dead letter could not be stored; the broker will deliver the event again"
+            );
+            Settled::Unsettled(key(delivery))
+        }
     }
-    settled
 }
 
-fn done(delivery: &Delivery) -> Settled {
-    Settled::Done(delivery.envelope().lane_key().cloned())
+fn key(delivery: &Delivery) -> Option<Key> {
+    delivery.envelope().lane_key().cloned()
 }
 
 fn observe(lanes: &Lanes, delivery: &Delivery, result: impl FnOnce() -> Attempted) {

@@ -1,11 +1,12 @@
-//! What several test binaries share: event types, a list that handlers write to, and waiting.
+//! What several test binaries share: a log in a folder of its own, two event types, and a list that handlers write to.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this")]
 
-use eventbus::{Bus, Event};
+use eventbus::{Bus, BusBuilder, Event};
+use eventbus_sqlite::{SqliteBroker, SqliteBrokerBuilder};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -27,36 +28,56 @@ pub struct Ping {
     pub number: u64,
 }
 
-/// A folder for the log of one test.
-pub fn folder() -> TempDir {
-    tempfile::tempdir().expect("a folder")
-}
+/// A log in a folder that is removed in the end.
+pub struct Log(TempDir);
 
-/// The log in it.
-pub fn log(folder: &TempDir) -> PathBuf {
-    folder.path().join("log.db")
-}
+impl Log {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().expect("a folder"))
+    }
 
-/// The same as an address.
-pub fn address(folder: &TempDir) -> String {
-    // The scheme is registered by the crate, which has to be linked for that.
-    let _ = eventbus_sqlite::SqliteBroker::builder(log(folder));
-    format!("sqlite:{}", log(folder).display())
-}
+    pub fn path(&self) -> PathBuf {
+        self.0.path().join("log.db")
+    }
 
-/// A bus on it, on which no `#[subscribe]` of the binary runs.
-pub async fn connect(folder: &TempDir) -> Bus {
-    Bus::builder().only([] as [&str; 0]).connect(&address(folder)).await.expect("the bus connects")
+    pub async fn broker(&self) -> SqliteBroker {
+        self.broker_with(|settings| settings).await
+    }
+
+    pub async fn broker_with(
+        &self,
+        set: impl FnOnce(SqliteBrokerBuilder) -> SqliteBrokerBuilder,
+    ) -> SqliteBroker {
+        set(SqliteBroker::builder(self.path())).open().await.expect("the log opens")
+    }
+
+    /// A bus on the log, with no subscription yet.
+    pub async fn bus(&self) -> Bus {
+        self.bus_with(Bus::builder()).await
+    }
+
+    pub async fn bus_with(&self, builder: BusBuilder) -> Bus {
+        builder.without_subscriptions().broker(self.broker().await).await.expect("the bus connects")
+    }
 }
 
 /// Subscribes a group that notes the number of every ping.
-pub async fn note(bus: &Bus, group: &str, seen: &Seen<u64>) {
-    let seen = seen.clone();
-    let handler = move |ping: Arc<Ping>| {
-        let seen = seen.clone();
-        async move { seen.push(ping.number) }
+pub async fn pings(bus: &Bus, group: &str) -> Seen<u64> {
+    let seen = Seen::new();
+    let numbers = seen.clone();
+    let note = move |ping: Arc<Ping>| {
+        let numbers = numbers.clone();
+        async move { numbers.push(ping.number) }
     };
-    bus.on(handler).group(group).await.expect("the group is free");
+    bus.on(note).group(group).await.expect("the group is free");
+    seen
+}
+
+/// Publishes pings.
+pub async fn publish_pings(bus: &Bus, numbers: std::ops::Range<u64>) {
+    for result in bus.publish_all(numbers.map(|number| Arc::new(Ping { number }))).await {
+        result.expect("the log takes it");
+    }
 }
 
 /// Waits until everything is settled.
@@ -77,24 +98,26 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 #[derive(Clone)]
 pub struct Seen<T>(Arc<Mutex<Vec<T>>>);
 
-impl<T: Clone> Seen<T> {
+impl<T: Clone + Ord> Seen<T> {
     pub fn new() -> Self {
         Self(Arc::default())
     }
 
     pub fn push(&self, item: T) {
-        self.lock().push(item);
+        self.0.lock().unwrap().push(item);
     }
 
     pub fn all(&self) -> Vec<T> {
-        self.lock().clone()
+        self.0.lock().unwrap().clone()
+    }
+
+    pub fn sorted(&self) -> Vec<T> {
+        let mut all = self.all();
+        all.sort();
+        all
     }
 
     pub fn len(&self) -> usize {
-        self.lock().len()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<T>> {
-        self.0.lock().unwrap()
+        self.0.lock().unwrap().len()
     }
 }

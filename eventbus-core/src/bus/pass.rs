@@ -1,0 +1,190 @@
+//! One pass over a part of the history: lanes beside the live ones, until there is nothing left.
+
+use super::pace::{Bucket, Paced};
+use super::replay::{ReplayProgress, ReplayReport};
+use super::{Bus, race};
+use crate::broker::{Offset, ReplayFrom, ReplayRequest, ReplayUntil, Replayable};
+use crate::delivery::Scope;
+use crate::error::{Error, Result};
+use crate::state::States;
+use crate::topic::Pattern;
+use crate::worker::{Lanes, Tally};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+/// How often progress is told to the program.
+const TELL: Duration = Duration::from_millis(200);
+/// How often it is logged.
+const LOG: Duration = Duration::from_secs(5);
+
+/// What a pass does, and how.
+pub(super) struct Plan {
+    pub(super) broker: Arc<dyn Replayable>,
+    pub(super) from: ReplayFrom,
+    pub(super) until: ReplayUntil,
+    pub(super) rate: Option<u32>,
+    pub(super) concurrency: Option<usize>,
+    /// The states of the bus with those of the replay in their place; none where it has none of its own.
+    pub(super) states: Option<Arc<States>>,
+}
+
+/// A pass under way. Dropped, it stops: handlers that run finish.
+pub(super) struct Pass {
+    bus: Bus,
+    group: String,
+    lanes: Vec<Arc<Lanes>>,
+    events: u64,
+    latest: Option<Offset>,
+}
+
+impl Pass {
+    /// Opens the history at the broker for each of these subscriptions of one group, and begins.
+    pub(super) async fn begin(bus: &Bus, live: &[Arc<Lanes>], plan: &Plan) -> Result<Self> {
+        let bucket = plan.rate.map(Bucket::new);
+        let group = live.first().map(|lanes| lanes.subscription().group.to_string()).unwrap_or_default();
+        let mut pass = Self { bus: bus.clone(), group, lanes: Vec::new(), events: 0, latest: None };
+        let mut until = plan.until;
+        for lanes in live {
+            let subscription = lanes.subscription();
+            let request = ReplayRequest {
+                group: subscription.group.to_string(),
+                pattern: Pattern::new(&subscription.pattern)?,
+                from: plan.from,
+                until,
+            };
+            let opened = plan.broker.replay(request).await?;
+            if pass.lanes.is_empty() {
+                pass.latest = opened.latest;
+            }
+            // All subscriptions of the group end at one place, so that there is one behind which nothing was seen.
+            if let (ReplayUntil::Now, Some(latest)) = (until, opened.latest) {
+                until = ReplayUntil::Offset(latest);
+            }
+            pass.events += opened.events;
+            let source = match &bucket {
+                Some(bucket) => Box::new(Paced::new(opened.deliveries, Arc::clone(bucket))),
+                None => opened.deliveries,
+            };
+            let scope = match &plan.states {
+                None => Arc::clone(lanes.scope()),
+                Some(states) => Arc::new(Scope {
+                    subscription: subscription.clone(),
+                    states: Arc::clone(states),
+                    outlet: Arc::clone(&bus.shared.outlet),
+                }),
+            };
+            pass.lanes.push(lanes.again(scope, plan.concurrency, source));
+        }
+        let mut stage = bus.shared.stage();
+        if stage.closed {
+            return Err(Error::Closed);
+        }
+        stage.replays.extend(pass.lanes.iter().cloned());
+        drop(stage);
+        pass.lanes.iter().for_each(|lanes| lanes.start());
+        Ok(pass)
+    }
+
+    /// Resolves once everything was handled, retries included.
+    pub(super) async fn end(self, journal: &mut Journal) -> Result<ReplayReport> {
+        let started = Instant::now();
+        {
+            let mut finished = std::pin::pin!(async {
+                for lanes in &self.lanes {
+                    if !lanes.finished().await {
+                        return Err(Error::Closed);
+                    }
+                }
+                Ok(())
+            });
+            let mut ticks = interval_at(started + TELL, TELL);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                let tick = async {
+                    ticks.tick().await;
+                    None
+                };
+                match race(async { Some(finished.as_mut().await) }, tick).await {
+                    Some(finished) => break finished?,
+                    None => journal.tell(&self, false),
+                }
+            }
+        }
+        journal.tell(&self, true);
+        let Tally { received, acked, given_up, .. } = self.tally();
+        journal.handled += received;
+        journal.dead_lettered += given_up;
+        journal.events += self.events.max(received);
+        Ok(ReplayReport {
+            events: received,
+            acked,
+            dead_lettered: given_up,
+            elapsed: started.elapsed(),
+            latest: self.latest,
+        })
+    }
+
+    fn tally(&self) -> Tally {
+        let mut sum = Tally::default();
+        for tally in self.lanes.iter().map(|lanes| lanes.tally()) {
+            sum.received += tally.received;
+            sum.acked += tally.acked;
+            sum.given_up += tally.given_up;
+            sum.unsettled += tally.unsettled;
+        }
+        sum
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.lanes.iter().for_each(|lanes| lanes.stop());
+        let ours = |lanes: &Arc<Lanes>| self.lanes.iter().any(|own| Arc::ptr_eq(own, lanes));
+        self.bus.shared.stage().replays.retain(|lanes| !ours(lanes));
+        self.lanes.iter().for_each(|lanes| lanes.close());
+    }
+}
+
+/// What is told to the program while it replays.
+pub(super) type OnProgress = Box<dyn FnMut(&ReplayProgress) + Send>;
+
+/// Tells how far a replay has come, over all of its passes.
+pub(super) struct Journal {
+    on_progress: Option<OnProgress>,
+    started: Instant,
+    logged: Instant,
+    /// In the passes that have ended.
+    handled: u64,
+    dead_lettered: u64,
+    events: u64,
+}
+
+impl Journal {
+    pub(super) fn new(on_progress: Option<OnProgress>) -> Self {
+        let now = Instant::now();
+        Self { on_progress, started: now, logged: now, handled: 0, dead_lettered: 0, events: 0 }
+    }
+
+    fn tell(&mut self, pass: &Pass, last: bool) {
+        let Tally { acked, given_up, unsettled, .. } = pass.tally();
+        let progress = ReplayProgress {
+            handled: self.handled + acked + given_up + unsettled,
+            events: self.events + pass.events,
+            dead_lettered: self.dead_lettered + given_up,
+            elapsed: self.started.elapsed(),
+        };
+        if last || self.logged.elapsed() >= LOG {
+            self.logged = Instant::now();
+            tracing::info!(
+                target: "eventbus", group = %pass.group, handled = progress.handled, events = progress.events,
+                dead_lettered = progress.dead_lettered, percent = progress.percent() as u64,
+                rate = progress.rate() as u64, elapsed = ?progress.elapsed, remaining = ?progress.remaining(),
+                "{}", if last { "the replay has ended" } else { "replaying" }
+            );
+        }
+        if let Some(tell) = &mut self.on_progress {
+            tell(&progress);
+        }
+    }
+}

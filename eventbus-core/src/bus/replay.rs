@@ -1,0 +1,317 @@
+//! Replay: delivers a part of the history again, to one group.
+
+use super::Bus;
+use super::pass::{Journal, OnProgress, Pass, Plan};
+use crate::broker::{Offset, ReplayFrom, ReplayUntil, Replayable};
+use crate::census;
+use crate::error::{Error, Result};
+use crate::handler::BoxFuture;
+use crate::state::{State, States};
+use crate::subscription::{StateType, Subscription};
+use crate::worker::Lanes;
+use std::fmt;
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Bus {
+    /// Delivers events of the past again, to the subscriptions of one group, and resolves once all of them are
+    /// handled, retries included.
+    ///
+    /// It runs beside the live subscription, by the same handler, layers and options, with a cursor that is thrown
+    /// away: the live one goes on untouched, no other group sees anything, and the bus need not be started.
+    /// [`Delivery::replayed`](crate::Delivery::replayed) is true. What the handler publishes is published again, so
+    /// register a handler that must not do so with `replay = false`.
+    ///
+    /// ```
+    /// # use eventbus::{Bus, Event, State, subscribe};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Event, Clone, Debug, Serialize, Deserialize)]
+    /// # #[event(topic = "order.placed", key = id)]
+    /// # struct OrderPlaced { id: u64 }
+    /// # struct Days;
+    /// # impl Days { async fn add(&self, _order: OrderPlaced) {} }
+    /// #[subscribe]
+    /// async fn orders_by_day(order: OrderPlaced, days: State<Days>) {
+    ///     days.add(order).await;
+    /// }
+    ///
+    /// # async fn again(bus: Bus) -> eventbus::Result<()> {
+    /// let report = bus
+    ///     .replay(orders_by_day::SUBSCRIBER)
+    ///     .rate(10_000)
+    ///     .on_progress(|progress| println!("{:.0} %, {:?} left", progress.percent(), progress.remaining()))
+    ///     .await?;
+    /// println!("{} events, {} dead letters", report.events, report.dead_lettered);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Awaited: [`Error::Replay`] where this bus has no such group, or a subscription of it is registered with
+    /// `replay = false`; what the broker reports, also where it keeps no history; and [`Error::Closed`] where the
+    /// bus is shut down before the end.
+    ///
+    /// # Cancel safety
+    /// Dropped, the replay stops; handlers that run finish.
+    pub fn replay(&self, group: impl AsRef<str>) -> Replaying {
+        Replaying {
+            bus: self.clone(),
+            group: group.as_ref().to_owned(),
+            from: ReplayFrom::Beginning,
+            until: ReplayUntil::Now,
+            rate: None,
+            concurrency: None,
+            insist: false,
+            states: Overrides::default(),
+            on_progress: None,
+        }
+    }
+
+    /// The live lanes of a group.
+    pub(super) fn lanes_of(&self, group: &str) -> Result<Vec<Arc<Lanes>>> {
+        let stage = self.shared.stage();
+        if stage.closed {
+            return Err(Error::Closed);
+        }
+        let of_group = |lanes: &&Arc<Lanes>| lanes.subscription().group == group;
+        let lanes: Vec<_> = stage.lanes.iter().filter(of_group).cloned().collect();
+        if lanes.is_empty() {
+            let known = stage.lanes.iter().map(|lanes| &*lanes.subscription().group);
+            return Err(Error::Replay {
+                group: group.to_owned(),
+                reason: census::unknown_group(group, known),
+            });
+        }
+        Ok(lanes)
+    }
+
+    pub(super) fn replayable(&self) -> Result<Arc<dyn Replayable>> {
+        self.shared.broker.replayable().ok_or_else(|| {
+            self.lacks(
+                "keeps no events after they were handled, so there is nothing to replay (the in-process \
+                        broker does with `MemoryBroker::builder().history(events)`)",
+            )
+        })
+    }
+}
+
+/// A replay that is about to begin: set what it is to do, then `.await` it.
+#[must_use = "nothing is replayed until you `.await` this"]
+pub struct Replaying {
+    bus: Bus,
+    group: String,
+    from: ReplayFrom,
+    until: ReplayUntil,
+    rate: Option<u32>,
+    concurrency: Option<usize>,
+    insist: bool,
+    states: Overrides,
+    on_progress: Option<OnProgress>,
+}
+
+impl Replaying {
+    /// Where it begins. Default: with the oldest event that is kept.
+    pub fn from(mut self, from: ReplayFrom) -> Self {
+        self.from = from;
+        self
+    }
+
+    /// Where it ends. Default: with the latest event there is when it begins. [`ReplayUntil::Live`] never ends: it
+    /// goes on with what is published, until the future is dropped or the bus is shut down.
+    pub fn until(mut self, until: ReplayUntil) -> Self {
+        self.until = until;
+        self
+    }
+
+    /// How many events are delivered in a second at most. Default: no limit.
+    pub fn rate(mut self, events_per_second: u32) -> Self {
+        self.rate = Some(events_per_second);
+        self
+    }
+
+    /// How many deliveries are handled at once. Default: as the live subscription.
+    pub fn concurrency(mut self, concurrency: usize) -> Self {
+        self.concurrency = Some(concurrency.max(1));
+        self
+    }
+
+    /// Runs subscriptions that are registered with `replay = false` all the same.
+    pub fn insist(mut self) -> Self {
+        self.insist = true;
+        self
+    }
+
+    /// Gives the handlers of this replay a value of their own as `State<S>`, in place of the one of the bus: to
+    /// build a read model beside the live one. A subscription that takes no `State<S>` is refused, since it would
+    /// write to the live one.
+    pub fn state<S: Send + Sync + 'static>(mut self, state: S) -> Self {
+        self.states.insert(Arc::new(state));
+        self
+    }
+
+    /// As [`state`](Self::state), with a value that the program keeps sharing.
+    pub fn shared_state<S: Send + Sync + 'static>(mut self, state: Arc<S>) -> Self {
+        self.states.insert(state);
+        self
+    }
+
+    /// Calls `tell` about every 200 ms, and once at the end. It must not block.
+    pub fn on_progress(mut self, tell: impl FnMut(&ReplayProgress) + Send + 'static) -> Self {
+        self.on_progress = Some(Box::new(tell));
+        self
+    }
+
+    async fn run(self) -> Result<ReplayReport> {
+        let live = self.bus.lanes_of(&self.group)?;
+        let refuse = |reason| Error::Replay { group: self.group.clone(), reason };
+        if !self.insist {
+            refused(&live).map_or(Ok(()), |refused| {
+                Err(refuse(format!("{refused}; `.insist()` runs it all the same")))
+            })?;
+        }
+        let plan = Plan {
+            broker: self.bus.replayable()?,
+            from: self.from,
+            until: self.until,
+            rate: self.rate,
+            concurrency: self.concurrency,
+            states: self.states.over(&self.bus, &live).map_err(refuse)?,
+        };
+        let mut journal = Journal::new(self.on_progress);
+        Pass::begin(&self.bus, &live, &plan).await?.end(&mut journal).await
+    }
+}
+
+impl IntoFuture for Replaying {
+    type Output = Result<ReplayReport>;
+    type IntoFuture = BoxFuture<Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
+impl fmt::Debug for Replaying {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replaying")
+            .field("group", &self.group)
+            .field("from", &self.from)
+            .field("until", &self.until)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a group may not be replayed, where a subscription of it says so.
+pub(super) fn refused(live: &[Arc<Lanes>]) -> Option<String> {
+    let refusing = live.iter().find(|lanes| !lanes.policy().replay)?;
+    let Subscription { name, .. } = refusing.subscription();
+    Some(format!(
+        "`{name}` ({}) is registered with `replay = false`, as a handler with effects outside is",
+        refusing.subscription().location()
+    ))
+}
+
+/// States that handlers take in place of those of the bus.
+#[derive(Default)]
+pub(super) struct Overrides {
+    states: States,
+    types: Vec<StateType>,
+}
+
+impl Overrides {
+    pub(super) fn insert<S: Send + Sync + 'static>(&mut self, state: Arc<S>) {
+        self.states.insert(state);
+        self.types.push(State::<S>::TYPE);
+    }
+
+    /// The states of the bus with these in their place, where each is taken by every subscription.
+    pub(super) fn over(self, bus: &Bus, live: &[Arc<Lanes>]) -> Result<Option<Arc<States>>, String> {
+        for lanes in live {
+            let subscription = lanes.subscription();
+            let takes =
+                |state: &StateType| subscription.states.iter().flatten().any(|own| own.id == state.id);
+            // What a closure takes is not known.
+            if !subscription.package.is_empty()
+                && let Some(state) = self.types.iter().find(|state| !takes(state))
+            {
+                return Err(format!(
+                    "`{}` ({}) takes no `State<{}>`, so it would not use the value that is given to the replay; \
+                     make it an argument of the handler",
+                    subscription.name,
+                    subscription.location(),
+                    (state.name)()
+                ));
+            }
+        }
+        if self.types.is_empty() {
+            return Ok(None);
+        }
+        let mut states = States::clone(&bus.shared.states);
+        states.extend(self.states);
+        Ok(Some(Arc::new(states)))
+    }
+}
+
+/// How far a replay has come.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct ReplayProgress {
+    /// How many events are handled.
+    pub handled: u64,
+    /// How many events there were to handle when the replay began.
+    pub events: u64,
+    /// How many events were given up so far.
+    pub dead_lettered: u64,
+    /// How long it has taken.
+    pub elapsed: Duration,
+}
+
+impl ReplayProgress {
+    /// How much is handled, up to 100; a replay of nothing is complete.
+    #[must_use]
+    pub fn percent(&self) -> f64 {
+        if self.handled >= self.events { 100.0 } else { 100.0 * self.handled as f64 / self.events as f64 }
+    }
+
+    /// How many events are handled in a second, on the average so far.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        let seconds = self.elapsed.as_secs_f64();
+        if seconds > 0.0 { self.handled as f64 / seconds } else { 0.0 }
+    }
+
+    /// How long the rest takes at this rate; unknown before the first event is handled.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        let left = self.events.saturating_sub(self.handled);
+        if left == 0 {
+            return Some(Duration::ZERO);
+        }
+        Duration::try_from_secs_f64(left as f64 / self.rate()).ok()
+    }
+}
+
+/// What became of a replay.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct ReplayReport {
+    /// How many events were delivered.
+    pub events: u64,
+    /// How many were handled with success.
+    pub acked: u64,
+    /// How many were given up: kept as dead letters, or dropped where the subscription keeps none.
+    pub dead_lettered: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// The place of the latest event in the log, whatever its topic, when the replay began.
+    pub latest: Option<Offset>,
+}
+
+impl ReplayReport {
+    /// Whether each event that was delivered was handled with success.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.acked == self.events
+    }
+}

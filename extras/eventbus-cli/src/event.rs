@@ -1,0 +1,223 @@
+//! How an event is written: as CloudEvents JSON, as a row, and in full.
+
+use crate::failure::Result;
+use crate::json::{self, Object};
+use crate::output::{BOLD, DIM, NONE, Output, TOPIC, paint};
+use crate::table::{Cell, cell, styled};
+use crate::text::{self, plain};
+use eventbus_core::broker::{Offset, Recorded};
+use eventbus_core::{DecodeError, Envelope};
+use jiff::Timestamp;
+
+/// The columns of events.
+pub(crate) const COLUMNS: &[&str] = &[">OFFSET", "TIME", "TOPIC", "KEY", "PAYLOAD"];
+
+/// The event in a row.
+pub(crate) fn row(Recorded { offset, envelope }: &Recorded) -> Result<Vec<Cell>> {
+    Ok(vec![
+        cell(offset.to_string()),
+        styled(DIM, text::time(envelope.time())),
+        styled(TOPIC, envelope.topic()),
+        cell(envelope.key().unwrap_or("-")),
+        cell(summary(envelope)?),
+    ])
+}
+
+/// The payload in one line.
+fn summary(envelope: &Envelope) -> Result<String, DecodeError> {
+    let payload = envelope.payload()?;
+    if let Some(json) = json::compact(payload) {
+        return Ok(json);
+    }
+    Ok(match std::str::from_utf8(payload) {
+        Ok(text) => text.to_owned(),
+        Err(_) => format!("<{} of {}>", text::counted(payload.len() as u64, "byte"), content_type(envelope)),
+    })
+}
+
+fn content_type(envelope: &Envelope) -> &str {
+    if envelope.content_type().is_empty() { "unknown type" } else { envelope.content_type() }
+}
+
+/// The event in CloudEvents JSON, with its topic and its place.
+///
+/// Attributes and extensions stand under their CloudEvents names. A header whose name CloudEvents allows is an
+/// extension, too; the others are members of `headers`.
+pub(crate) fn object(offset: Option<Offset>, envelope: &Envelope) -> Result<Object> {
+    let mut object = Object::new();
+    if let Some(offset) = offset {
+        object = object.text("offset", offset.to_string());
+    }
+    object = object.text("topic", envelope.topic());
+    let mut names = vec!["offset", "topic", "headers", "data", "data_base64"];
+    for (name, value) in envelope.attributes() {
+        names.push(name);
+        object = match (name, value.parse::<u32>()) {
+            ("datacontenttype", _) if value.is_empty() => object,
+            ("eventversion" | "causationdepth", Ok(number)) => object.number(name, number),
+            _ => object.text(name, value),
+        };
+    }
+    let mut others = Object::new();
+    let headers = envelope.headers();
+    for (place, (name, value)) in headers.iter().enumerate() {
+        let extension = !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+            && !names.contains(&name)
+            && headers.get_all(name).count() == 1;
+        let first = headers.iter().position(|(other, _)| other.eq_ignore_ascii_case(name)) == Some(place);
+        if extension {
+            object = object.text(name, value);
+        } else if headers.get_all(name).count() == 1 {
+            others = others.text(name, value);
+        } else if first {
+            others = others.list(name, headers.get_all(name).map(json::string));
+        }
+    }
+    if !others.is_empty() {
+        object = object.object("headers", others);
+    }
+    let payload = envelope.payload()?;
+    let data = if json::is_json(envelope.content_type()) { json::compact(payload) } else { None };
+    Ok(match data {
+        Some(data) => object.raw("data", &data),
+        None if payload.is_empty() => object,
+        None => object.text("data_base64", text::base64(payload)),
+    })
+}
+
+/// The event in full, for people.
+pub(crate) fn show(out: &mut Output, offset: Option<Offset>, envelope: &Envelope) -> Result {
+    out.line(paint(TOPIC.bold(), envelope.topic()))?;
+    let now = Timestamp::now();
+    let mut facts = Facts::new(out);
+    if let Some(offset) = offset {
+        facts.say("offset", offset)?;
+    }
+    facts.say("id", envelope.id())?;
+    facts.say("time", format_args!("{} ({})", envelope.time(), text::ago(envelope.time(), now)))?;
+    facts.say("source", envelope.source())?;
+    if envelope.event_type() != envelope.topic().as_str() {
+        facts.say("type", envelope.event_type())?;
+    }
+    facts.say("version", envelope.version())?;
+    facts.maybe("key", envelope.key())?;
+    facts.maybe("subject", envelope.subject())?;
+    if envelope.correlation_id() != envelope.id() {
+        facts.say("correlation", envelope.correlation_id())?;
+    }
+    facts.maybe("cause", envelope.causation_id())?;
+    for (name, value) in envelope.headers().iter() {
+        facts.say("header", format_args!("{name}: {value}"))?;
+    }
+    let payload = envelope.payload()?;
+    facts.say(
+        "payload",
+        format_args!("{} of {}", text::counted(payload.len() as u64, "byte"), content_type(envelope)),
+    )?;
+    if payload.is_empty() {
+        return Ok(());
+    }
+    out.line("")?;
+    match (json::pretty(payload), std::str::from_utf8(payload)) {
+        (Some(json), _) => out.line(json),
+        (None, Ok(payload)) => out.line(text::plain_lines(payload)),
+        (None, Err(_)) => hex(out, payload),
+    }
+}
+
+/// The beginning of what is no text.
+fn hex(out: &mut Output, bytes: &[u8]) -> Result {
+    const SHOWN: usize = 256;
+    for line in bytes[..bytes.len().min(SHOWN)].chunks(16) {
+        let hex = line.iter().map(|byte| format!("{byte:02x} ")).collect::<String>();
+        let letter = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '.' };
+        let letters = line.iter().map(letter).collect::<String>();
+        out.line(format_args!("{hex:<49}{}", paint(DIM, letters)))?;
+    }
+    if bytes.len() > SHOWN {
+        out.line(paint(DIM, "… (all of it with --json)"))?;
+    }
+    Ok(())
+}
+
+/// Names and values under each other.
+pub(crate) struct Facts<'a>(&'a mut Output);
+
+impl<'a> Facts<'a> {
+    pub(crate) fn new(out: &'a mut Output) -> Self {
+        Self(out)
+    }
+
+    pub(crate) fn say(&mut self, name: &str, value: impl std::fmt::Display) -> Result {
+        let value = value.to_string();
+        self.0.line(format_args!("  {} {}", paint(DIM, format_args!("{name:<12}")), plain(&value)))
+    }
+
+    pub(crate) fn maybe(&mut self, name: &str, value: Option<impl std::fmt::Display>) -> Result {
+        value.map_or(Ok(()), |value| self.say(name, value))
+    }
+}
+
+/// One event of a tree of causes, in one line.
+pub(crate) fn brief(Recorded { offset, envelope }: &Recorded, asked: bool) -> String {
+    let style = if asked { TOPIC.bold() } else { TOPIC };
+    let key = envelope.key().map(|key| format!("  {}", plain(key))).unwrap_or_default();
+    let mark = if asked { paint(BOLD, "  ◀") } else { paint(NONE, "") };
+    let place = paint(DIM, format_args!("  {}  {offset}  ", text::time(envelope.time())));
+    format!(
+        "{}{key}{place}{}{mark}",
+        paint(style, envelope.topic()),
+        paint(DIM, plain(&envelope.id().to_string()))
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use eventbus_core::{EventId, Topic};
+    use serde_json::{Value, json};
+
+    fn read(envelope: &Envelope) -> Value {
+        serde_json::from_str(&object(Some(Offset::new(7)), envelope).unwrap().finish()).unwrap()
+    }
+
+    #[test]
+    fn an_event_is_written_as_cloudevents_json() {
+        let topic = Topic::from_static("order.placed");
+        let cause = Envelope::from_json(topic.clone(), &()).unwrap().with_id(EventId::new("one"));
+        let envelope = Envelope::from_json(topic, &json!({ "order": 1 }))
+            .unwrap()
+            .with_id(EventId::new("two"))
+            .with_source("/shop")
+            .with_time("2026-07-01T12:00:00Z".parse().unwrap())
+            .with_key(42)
+            .with_version(2)
+            .with_header("tenant", "acme")
+            .with_header("X-Note", "kept")
+            .with_header("data", "no payload")
+            .caused_by(&cause);
+        let expected = json!({
+            "offset": "7", "topic": "order.placed",
+            "specversion": "1.0", "id": "two", "source": "/shop", "type": "order.placed",
+            "time": "2026-07-01T12:00:00Z", "datacontenttype": "application/json", "eventversion": 2,
+            "partitionkey": "42", "correlationid": "one", "causationid": "one", "causationdepth": 1,
+            "tenant": "acme", "headers": { "X-Note": "kept", "data": "no payload" },
+            "data": { "order": 1 },
+        });
+        assert_eq!(read(&envelope), expected);
+    }
+
+    #[test]
+    fn a_payload_that_is_no_json_is_written_in_base64() {
+        let envelope = |content_type, payload| {
+            Envelope::from_bytes(Topic::from_static("a"), content_type, Bytes::from_static(payload))
+        };
+        assert_eq!(read(&envelope("image/png", b"\x89PNG"))["data_base64"], "iVBORw==");
+        let broken = read(&envelope("application/json", b"{"));
+        assert_eq!((&broken["data_base64"], broken.get("data")), (&json!("ew=="), None));
+        assert_eq!(summary(&envelope("image/png", b"\x89PNG")).unwrap(), "<4 bytes of image/png>");
+        assert_eq!(summary(&envelope("", b"{ \"a\": 1 }")).unwrap(), "{\"a\":1}");
+    }
+}

@@ -1,0 +1,104 @@
+//! Failures of a verb, and the exit codes that scripts see.
+
+use eventbus_core::{BoxError, BrokerError, DecodeError, Error, PublishError, TopicError};
+use std::io;
+
+pub(crate) type Result<T = (), E = Failure> = std::result::Result<T, E>;
+
+/// Why a verb ended early.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It failed; the text says why, and what to do.
+    Failed(String),
+    /// It was called in a wrong way that only shows with all options together.
+    Usage(String),
+    /// What was asked for by name is not there.
+    NotFound(String),
+    /// It has said everything that there is to say, and it is no success.
+    Told,
+    /// Nobody reads the output any more, as behind `| head`.
+    Closed,
+}
+
+impl Failure {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self::Failed(text.into())
+    }
+
+    pub(crate) fn not_found(text: impl Into<String>) -> Self {
+        Self::NotFound(text.into())
+    }
+
+    /// The sentence for the person at the terminal, where one is left to say.
+    pub(crate) fn text(&self) -> Option<&str> {
+        match self {
+            Self::Failed(text) | Self::Usage(text) | Self::NotFound(text) => Some(text),
+            Self::Told | Self::Closed => None,
+        }
+    }
+
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Closed => 0,
+            Self::Failed(_) | Self::Told => 1,
+            Self::Usage(_) => 2,
+            Self::NotFound(_) => 3,
+        }
+    }
+}
+
+/// An error and what caused it, in one text. Many errors repeat their source in their own message.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !text.contains(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+macro_rules! fails {
+    ($($error:ty)*) => {$(
+        impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                Self::Failed(chain(&error))
+            }
+        }
+    )*};
+}
+fails!(Error PublishError BrokerError TopicError DecodeError);
+
+impl From<BoxError> for Failure {
+    fn from(error: BoxError) -> Self {
+        Self::Failed(chain(&*error))
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Failed(format!("cannot write the output: {error}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_says_its_causes_once() {
+        let error = BrokerError::new("the log is closed").with_source("the disk is full");
+        let Failure::Failed(text) = error.into() else { panic!() };
+        assert_eq!(text, "the log is closed: the disk is full");
+        let error = PublishError::Broker { topic: "a".into(), source: "the disk is full".into() };
+        let Failure::Failed(text) = error.into() else { panic!() };
+        assert_eq!(text.matches("the disk is full").count(), 1, "{text}");
+    }
+}

@@ -1,0 +1,99 @@
+//! The command line of an event-driven program, with one line in `main`.
+//!
+//! ```
+//! use eventbus::{Bus, Event, State, subscribe};
+//! use serde::{Deserialize, Serialize};
+//! use std::process::ExitCode;
+//!
+//! #[derive(Event, Clone, Debug, Serialize, Deserialize)]
+//! #[event(topic = "order.placed", key = id)]
+//! struct OrderPlaced { id: u64 }
+//!
+//! struct Mailer;
+//!
+//! #[subscribe]
+//! async fn confirm(order: OrderPlaced, _mailer: State<Mailer>) {
+//!     println!("order {} confirmed", order.id);
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> ExitCode {
+//!     # if std::env::args().count() < 2 { return ExitCode::SUCCESS; }
+//!     eventbus_cli::main(Bus::builder().state(Mailer)).await
+//! }
+//! ```
+//!
+//! The program's own binary then has these verbs; `--help` of each tells its options:
+//!
+//! | verb | what it does |
+//! |---|---|
+//! | `run` | handles events until Ctrl-C or SIGTERM |
+//! | `subscriptions` | who listens on what, where its handler stands, and how far its group has come |
+//! | `topics` | the event types and declared topics of the program |
+//! | `check` | the start-up checks, without starting |
+//! | `replay` | delivers events of the past again, to one group |
+//! | `publish` | publishes JSON or bytes, one event or one for each line |
+//! | `tail` | follows what is published |
+//! | `log` | asks the audit log; `log show` one event, `log causes` the tree of what caused what |
+//! | `dead-letters` | `list`, `show`, `edit`, `republish`, `purge` |
+//! | `groups` | `list`, `seek`, `move` and `drop` the cursors of groups |
+//! | `completions` | a script that completes all this in a shell |
+//!
+//! The binary `eventbus` of this crate has those that need no handlers, for any address; its `topics` counts what is in
+//! the log. What a program does while it runs is in its `tracing` log; where the program sets up no subscriber for
+//! that, `run` writes it to standard error.
+//!
+//! # Which broker
+//! The one at `--url`, or in the environment variable `EVENTBUS_URL`, or `sqlite:eventbus.db`. The address's broker
+//! is one that the program links (this crate's feature `sqlite`, which is on by default, links the embedded log); a broker that is made in code gets an address with
+//! [`register_scheme!`](eventbus_core::register_scheme).
+//!
+//! # Output
+//! Tables for people, in colour on a terminal (`--color`; `NO_COLOR` is respected). Characters that a terminal obeys
+//! are written out, whatever an event holds. With `--json` each verb writes JSON Lines instead: one object in each
+//! line.
+//!
+//! An event is written in [CloudEvents JSON](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md)
+//! with two members more, `offset` (a text, since an offset may be larger than JSON's readers can count) and `topic`:
+//!
+//! ```json
+//! {"offset":"12","topic":"order.placed","specversion":"1.0","id":"0198c5c2-…","source":"/shop","type":"order.placed","time":"2026-07-01T12:00:00Z","datacontenttype":"application/json","eventversion":1,"partitionkey":"1042","tenant":"acme","data":{"id":1042}}
+//! ```
+//!
+//! A payload that is no JSON is `data_base64`. A header whose name CloudEvents allows (`tenant`) is an extension
+//! attribute; the others are members of `headers`.
+//!
+//! # Exit codes
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done; also where a list is empty, and where the reader of the output has closed it |
+//! | 1 | failed, or `check` found mistakes; standard error says why |
+//! | 2 | wrong usage |
+//! | 3 | the event, dead letter or group that was named is not there |
+
+#![forbid(unsafe_code)]
+
+mod cli;
+mod command;
+mod editor;
+mod event;
+mod failure;
+mod json;
+mod options;
+mod output;
+#[cfg(test)]
+mod scenarios;
+mod session;
+mod table;
+mod text;
+mod verbs;
+mod when;
+
+// A broker that no code names is not linked.
+#[cfg(feature = "sqlite")]
+use eventbus_sqlite as _;
+
+pub use clap_complete::Shell;
+pub use cli::{completions, main, main_with, standalone};
+pub use command::Command;
+pub use options::Options;

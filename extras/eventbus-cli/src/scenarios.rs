@@ -1,0 +1,389 @@
+//! The verbs on a broker that one program keeps: each test has an address of its own.
+
+use crate::output::{Captured, Output};
+use crate::session::Session;
+use crate::verbs::Verb;
+use bytes::Bytes;
+use clap::{FromArgMatches, Subcommand};
+use eventbus::broker::{AuditLog, Replayable, Scheme, SubscribeRequest};
+use eventbus::broker::{Broker, BrokerFuture, DeadLetters, Deliveries, Features, GroupState, Groups, Offset};
+use eventbus::memory::MemoryBroker;
+use eventbus::{BrokerError, Bus, Envelope, Event, EventId, Outcome, PublishError, Topic, subscribe};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+#[derive(Event, Clone, Debug, Serialize, Deserialize)]
+#[event(topic = "order.placed", key = id)]
+struct OrderPlaced {
+    id: u64,
+    item: String,
+}
+
+#[derive(Event, Clone, Debug, Serialize, Deserialize)]
+#[event(topic = "item.reserved", key = order)]
+struct ItemReserved {
+    order: u64,
+}
+
+/// Gives up what is not in stock.
+#[subscribe(group = "stock")]
+async fn reserve(order: &OrderPlaced) -> Outcome {
+    match order.item.as_str() {
+        "unicorn" => Outcome::Reject("no \u{1b}[2J unicorns".into()),
+        _ => Outcome::publish(ItemReserved { order: order.id }),
+    }
+}
+
+#[subscribe(group = "mail", replay = false)]
+async fn confirm(_item: &ItemReserved) {}
+
+/// The brokers by their addresses.
+static BROKERS: Mutex<BTreeMap<String, Kept>> = Mutex::new(BTreeMap::new());
+
+eventbus_core::register_scheme!(Scheme {
+    name: "kept",
+    open: |address| {
+        let mut brokers = BROKERS.lock().unwrap();
+        let broker = brokers.entry(address.to_owned()).or_insert_with(Kept::new).clone();
+        BrokerFuture::ready(Ok(Arc::new(broker)))
+    },
+});
+
+/// The in-process broker, with cursors that do nothing but move.
+#[derive(Clone)]
+struct Kept {
+    memory: MemoryBroker,
+    cursors: Arc<Mutex<BTreeMap<String, Option<Offset>>>>,
+}
+
+impl Kept {
+    fn new() -> Self {
+        let memory = MemoryBroker::builder().history(10_000).build();
+        Self { memory, cursors: Arc::new(Mutex::new([("old".to_owned(), None)].into())) }
+    }
+}
+
+impl Broker for Kept {
+    fn name(&self) -> &str {
+        "kept"
+    }
+
+    fn features(&self) -> Features {
+        self.memory.features()
+    }
+
+    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
+        self.memory.publish(envelope)
+    }
+
+    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
+        self.memory.subscribe(request)
+    }
+
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
+        self.memory.dead_letters()
+    }
+
+    fn replayable(&self) -> Option<Arc<dyn Replayable>> {
+        self.memory.replayable()
+    }
+
+    fn audit_log(&self) -> Option<Arc<dyn AuditLog>> {
+        self.memory.audit_log()
+    }
+
+    fn groups(&self) -> Option<Arc<dyn Groups>> {
+        Some(Arc::new(self.clone()))
+    }
+
+    fn drain(&self) -> BrokerFuture<()> {
+        self.memory.drain()
+    }
+}
+
+impl Groups for Kept {
+    fn list(&self) -> BrokerFuture<Result<Vec<GroupState>, BrokerError>> {
+        let state = |(group, cursor): (&String, &Option<Offset>)| GroupState {
+            group: group.clone(),
+            pattern: "order.placed".to_owned(),
+            cursor: *cursor,
+            backlog: 1_234,
+            parked: 1,
+            dead_letters: 2,
+            active: false,
+        };
+        BrokerFuture::ready(Ok(self.cursors.lock().unwrap().iter().map(state).collect()))
+    }
+
+    fn seek(&self, group: &str, offset: Option<Offset>) -> BrokerFuture<Result<bool, BrokerError>> {
+        let moved = self.cursors.lock().unwrap().get_mut(group).map(|cursor| *cursor = offset);
+        BrokerFuture::ready(Ok(moved.is_some()))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> BrokerFuture<Result<bool, BrokerError>> {
+        let mut cursors = self.cursors.lock().unwrap();
+        let cursor = cursors.remove(from);
+        let found = cursor.is_some();
+        cursors.extend(cursor.map(|cursor| (to.to_owned(), cursor)));
+        BrokerFuture::ready(Ok(found))
+    }
+
+    fn remove(&self, group: &str) -> BrokerFuture<Result<bool, BrokerError>> {
+        BrokerFuture::ready(Ok(self.cursors.lock().unwrap().remove(group).is_some()))
+    }
+}
+
+/// How a verb ended, and what it wrote.
+#[derive(Debug)]
+struct Ended {
+    code: u8,
+    out: String,
+    raw: String,
+    error: String,
+}
+
+impl Ended {
+    fn lines(&self) -> Vec<Value> {
+        assert_eq!(self.code, 0, "{self:?}");
+        self.raw.lines().map(|line| serde_json::from_str(line).expect("each line is an object")).collect()
+    }
+}
+
+/// Runs a verb as it is written in a shell.
+async fn shop(address: &str, line: &str) -> Ended {
+    let command = Verb::augment_subcommands(clap::Command::new("shop").no_binary_name(true))
+        .arg(clap::Arg::new("json").long("json").global(true).action(clap::ArgAction::SetTrue));
+    let matches = command.try_get_matches_from(shlex::split(line).unwrap()).unwrap();
+    let (out, remarks) = (Captured::default(), Captured::default());
+    let output = Output::captured(matches.get_flag("json"), out.clone(), remarks.clone());
+    let mut session = Session { url: format!("kept:{address}"), out: output, builder: Bus::builder() };
+    let result = Verb::from_arg_matches(&matches).unwrap().execute(&mut session).await;
+    session.out.flush().unwrap();
+    let failure = result.as_ref().err();
+    Ended {
+        code: failure.map_or(0, crate::failure::Failure::exit_code),
+        out: console::strip_ansi_codes(&out.text()).into_owned(),
+        raw: out.text(),
+        error: failure.and_then(crate::failure::Failure::text).map_or_else(|| remarks.text(), str::to_owned),
+    }
+}
+
+/// Publishes some orders and handles them: of two one is given up.
+async fn business(address: &str) {
+    let bus = Bus::builder().connect(&format!("kept:{address}")).await.unwrap();
+    bus.start().unwrap();
+    bus.publish(&OrderPlaced { id: 1, item: "book".into() }).id(EventId::new("first")).await.unwrap();
+    bus.publish(&OrderPlaced { id: 2, item: "unicorn".into() }).id(EventId::new("second")).await.unwrap();
+    bus.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_published_is_found_in_the_log() {
+    let published =
+        shop("log", "publish order.placed '{ \"id\": 7 }' --key 7 --header tenant=acme --json").await;
+    let id = published.lines()[0]["id"].as_str().unwrap().to_owned();
+    shop("log", "publish user.created '\"Ada\"'").await;
+    let found = shop("log", "log 'order.>' --key 7 --since 1h --json").await.lines();
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        (&found[0]["id"], &found[0]["tenant"], &found[0]["data"]),
+        (&json!(id), &json!("acme"), &json!({ "id": 7 }))
+    );
+    let table = shop("log", "log --newest --limit 1").await;
+    assert!(table.out.contains("user.created") && !table.out.contains("order.placed"), "{table:?}");
+    assert!(table.error.contains("there are more: --after 1"), "{table:?}");
+    assert!(shop("log", "log --until 1h").await.error.contains("no event"));
+    for event in [id.as_str(), "0"] {
+        let shown = shop("log", &format!("log show {event}")).await.out;
+        assert!(
+            shown.contains(&id) && shown.contains("tenant: acme") && shown.contains("{\n  \"id\": 7\n}"),
+            "{shown}"
+        );
+    }
+    assert_eq!(shop("log", "log show nobody").await.code, 3);
+    assert_eq!(shop("log", "log --key 7 show 0").await.code, 2);
+}
+
+#[tokio::test]
+async fn what_is_no_json_is_not_published_unless_it_says_so() {
+    let refused = shop("json", "publish a '{id: 1}'").await;
+    assert_eq!(refused.code, 1);
+    assert!(refused.error.contains("--content-type"), "{refused:?}");
+    assert_eq!(shop("json", "publish a '{id: 1}' --content-type text/plain").await.code, 0);
+    assert_eq!(shop("json", "log --json").await.lines()[0]["data_base64"], "e2lkOiAxfQ==");
+}
+
+#[tokio::test]
+async fn a_slip_in_a_topic_is_noticed() {
+    let warned = shop("slip", "publish order.plcaed 1").await;
+    assert!(warned.code == 0 && warned.error.contains("did you mean \"order.placed\"?"), "{warned:?}");
+    assert_eq!(shop("slip", "publish order.placed 1").await.error, "");
+    assert_eq!(shop("slip", "publish door.opened 1").await.error, "");
+}
+
+#[tokio::test]
+async fn lines_are_published_in_their_order_up_to_the_first_that_is_wrong() {
+    let lines = (0..1_000).map(|number| format!("{number}\n")).collect::<String>();
+    let done = shop("lines", &format!("publish a --lines '{lines}'")).await;
+    assert_eq!(done.out, "published 1,000 events to a\n");
+    let found = shop("lines", "log --limit 2000 --json").await.lines();
+    assert_eq!(
+        found.iter().map(|event| event["data"].as_u64().unwrap()).collect::<Vec<_>>(),
+        (0..1_000).collect::<Vec<_>>()
+    );
+    let wrong = shop("lines", "publish a --lines '1\n\n2\nx\n3'").await;
+    assert!(
+        wrong.code == 1 && wrong.error.contains("line 4") && wrong.error.contains("2 events published"),
+        "{wrong:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_tail_begins_with_the_latest_events_and_follows_what_comes() {
+    for number in 0..3 {
+        shop("tail", &format!("publish a.b {number}")).await;
+    }
+    let tail = shop("tail", "tail 'a.*' --last 2 --limit 4 --json");
+    let more = async {
+        for topic in ["other", "a.b", "a.c"] {
+            shop("tail", &format!("publish {topic} '\"new\"'")).await;
+        }
+    };
+    let from_now = shop("tail", "tail --limit 1 --json");
+    let (tail, from_now, ()) = tokio::join!(tail, from_now, more);
+    assert_eq!(from_now.lines()[0]["topic"], "other");
+    let seen: Vec<_> =
+        tail.lines().iter().map(|event| format!("{} {}", event["topic"], event["data"])).collect();
+    assert_eq!(seen, ["\"a.b\" 1", "\"a.b\" 2", "\"a.b\" \"new\"", "\"a.c\" \"new\""]);
+}
+
+#[tokio::test]
+async fn causes_are_drawn_as_a_tree() {
+    business("causes").await;
+    let tree = shop("causes", "log causes first").await.out;
+    let [root, leaf] = tree.lines().collect::<Vec<_>>()[..] else { panic!("{tree}") };
+    assert!(root.starts_with("order.placed  1  ") && root.ends_with("first  ◀"), "{tree}");
+    assert!(leaf.starts_with("└─ item.reserved  1  "), "{tree}");
+    let json = shop("causes", "log causes first --json").await.lines();
+    assert_eq!(json[0]["effects"][0]["event"]["topic"], "item.reserved");
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_mended_and_purged() {
+    business("dead").await;
+    let letter = &shop("dead", "dead-letters list --group stock --topic 'order.*' --kind rejected --json")
+        .await
+        .lines()[0];
+    assert_eq!(
+        (&letter["kind"], &letter["event"]["id"], &letter["attempts"]),
+        (&json!("rejected"), &json!("second"), &json!(1))
+    );
+    assert!(shop("dead", "dead-letters list --group mail").await.error.contains("no such dead letters"));
+    let id = &letter["id"];
+    let shown = shop("dead", &format!("dead-letters show {id}")).await.out;
+    assert!(shown.contains("reserve") && shown.contains("\"item\": \"unicorn\""), "{shown}");
+    assert_eq!(shop("dead", "dead-letters show 99").await.code, 3);
+    assert_eq!(shop("dead", "dead-letters purge 99").await.code, 3);
+    // The in-process broker delivers again to a group that listens.
+    let bus = Bus::builder().connect("kept:dead").await.unwrap();
+    bus.start().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), r#"{"id":2,"item":"horse"}"#).unwrap();
+    let edited = shop("dead", &format!("dead-letters edit {id} --payload {}", file.path().display())).await;
+    assert_eq!(edited.out, format!("delivered again dead letter {id} of stock\n"));
+    bus.shutdown().await.unwrap();
+    assert!(shop("dead", "log causes second").await.out.contains("└─ item.reserved"));
+    business("dead").await;
+    assert!(shop("dead", "dead-letters purge --all").await.out.starts_with("removed dead letter"));
+    assert_eq!(shop("dead", "dead-letters list --json").await.lines(), [Value::Null; 0]);
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_not_mended_with_what_is_no_json() {
+    business("broken").await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "{").unwrap();
+    let id = &shop("broken", "dead-letters list --json").await.lines()[0]["id"];
+    let edited = shop("broken", &format!("dead-letters edit {id} --payload {}", file.path().display())).await;
+    assert!(edited.code == 1 && edited.error.contains("no JSON"), "{edited:?}");
+    assert_eq!(shop("broken", "dead-letters list --json").await.lines().len(), 1);
+}
+
+#[tokio::test]
+async fn groups_are_moved_sought_and_dropped() {
+    let seek = async |place| {
+        assert_eq!(shop("groups", &format!("groups seek old {place}")).await.code, 0);
+        shop("groups", "groups list --json").await.lines()[0]["cursor"].clone()
+    };
+    shop("groups", "publish a 1").await;
+    shop("groups", "publish a 2").await;
+    assert_eq!(seek("end").await, json!("1"));
+    assert_eq!(seek("0").await, json!("0"));
+    assert_eq!(seek("beginning").await, Value::Null);
+    assert_eq!(shop("groups", "groups move old stock").await.out, "`stock` goes on where `old` was\n");
+    let subscriptions = shop("groups", "subscriptions").await.out;
+    let stock = subscriptions.lines().find(|line| line.starts_with("stock ")).unwrap();
+    assert!(
+        stock.contains("1,234") && stock.contains("reserve") && stock.contains("scenarios.rs:"),
+        "{subscriptions}"
+    );
+    assert_eq!(shop("groups", "groups drop old").await.code, 3);
+    assert_eq!(shop("groups", "groups drop stock").await.code, 0);
+}
+
+#[tokio::test]
+async fn a_replay_reports_its_progress_and_fails_with_its_dead_letters() {
+    business("replay").await;
+    let replayed = shop("replay", "replay stock --from 0 --until 0 --json").await.lines();
+    let report = &replayed.last().unwrap()["report"];
+    assert_eq!((&report["events"], &report["acked"]), (&json!(1), &json!(1)));
+    assert!(replayed[0]["progress"]["percent"].is_number(), "{replayed:?}");
+    let failed = shop("replay", "replay stock --until 2").await;
+    assert!(failed.code == 1 && failed.error.contains("1 of 2 events failed"), "{failed:?}");
+    let refused = shop("replay", "replay mail").await;
+    assert!(refused.code == 1 && refused.error.contains("--insist"), "{refused:?}");
+    assert_eq!(shop("replay", "replay mail --insist").await.code, 0);
+    assert_eq!(shop("replay", "replay nobody").await.code, 3);
+}
+
+#[tokio::test]
+async fn what_an_event_holds_stays_text() {
+    let hostile = "\u{1b}[2J\u{9b}2J\u{202e}\r";
+    let bus = Bus::builder().connect("kept:hostile").await.unwrap();
+    bus.start().unwrap();
+    let topic = Topic::from_static("order.placed");
+    let payload = Bytes::from(format!("[\"{}\"]{hostile}", "unclosed"));
+    let envelope =
+        Envelope::from_bytes(topic, "text/plain", payload).with_key(hostile).with_id(EventId::new("x"));
+    bus.publish_envelope(envelope.with_header("note", hostile).with_source(hostile)).await.unwrap();
+    bus.publish(&OrderPlaced { id: 2, item: "unicorn".into() }).await.unwrap();
+    bus.shutdown().await.unwrap();
+    for verb in [
+        "log",
+        "log show x",
+        "log causes x",
+        "tail --last 9 --limit 2",
+        "dead-letters list",
+        "dead-letters show 1",
+        "dead-letters show 2",
+    ] {
+        for json in ["", " --json"] {
+            let raw = shop("hostile", &format!("{verb}{json}")).await.raw;
+            let ours = raw
+                .split("\u{1b}[")
+                .skip(1)
+                .all(|code| code.starts_with(|c: char| c.is_ascii_digit()) && !code.starts_with("2J"));
+            assert!(ours && !raw.contains(['\u{9b}', '\u{202e}', '\r']), "{verb}{json}: {raw:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn topics_name_their_events_and_listeners() {
+    let topics = shop("topics", "topics --json").await.lines();
+    let placed = topics.iter().find(|topic| topic["topic"] == "order.placed").unwrap();
+    assert_eq!((&placed["events"][0]["name"], &placed["groups"]), (&json!("OrderPlaced"), &json!(["stock"])));
+    assert!(shop("topics", "topics").await.out.contains("ItemReserved"));
+}

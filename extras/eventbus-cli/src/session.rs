@@ -1,0 +1,29 @@
+//! A session: one verb at work, with its output and its way to the broker.
+
+use crate::failure::Result;
+use crate::options::Options;
+use crate::output::Output;
+use eventbus_core::{Bus, BusBuilder};
+
+pub(crate) struct Session {
+    pub(crate) url: String,
+    pub(crate) out: Output,
+    /// The application's settings, for the verbs that need them.
+    pub(crate) builder: BusBuilder,
+}
+
+impl Session {
+    pub(crate) fn new(options: &Options, builder: BusBuilder) -> Self {
+        Self { url: options.url.clone(), out: options.output(), builder }
+    }
+
+    /// The bus with the subscriptions of the program.
+    pub(crate) async fn connect(&mut self) -> Result<Bus> {
+        Ok(std::mem::take(&mut self.builder).connect(&self.url).await?)
+    }
+
+    /// The bus without any subscription: to publish, and to look.
+    pub(crate) async fn look(&mut self) -> Result<Bus> {
+        Ok(std::mem::take(&mut self.builder).without_subscriptions().connect(&self.url).await?)
+    }
+}

@@ -1,0 +1,40 @@
+//! `check`: what a start would refuse.
+
+use crate::failure::{Failure, Result};
+use crate::json::{self, Object};
+use crate::output::{BAD, CARE, GOOD, paint};
+use crate::session::Session;
+use crate::text::{counted, plain_lines};
+use eventbus_core::census;
+
+pub(super) async fn execute(session: &mut Session) -> Result {
+    let findings = session.builder.check(&session.url).await?;
+    let out = &mut session.out;
+    if out.json {
+        let list = |texts: &[String]| texts.iter().map(|text| json::string(text)).collect::<Vec<_>>();
+        out.object(
+            Object::new()
+                .list("mistakes", list(&findings.mistakes))
+                .list("warnings", list(&findings.warnings)),
+        )?;
+    } else {
+        let found = |style, name: &str, text: &str| {
+            format!("{} {}", paint(style, name), plain_lines(text).replace('\n', "\n  "))
+        };
+        for warning in &findings.warnings {
+            out.line(found(CARE, "warning:", warning))?;
+        }
+        for mistake in &findings.mistakes {
+            out.line(found(BAD, "mistake:", mistake))?;
+        }
+    }
+    if !findings.mistakes.is_empty() {
+        return Err(Failure::Told);
+    }
+    if !out.json {
+        let subscriptions = counted(census::subscribers().len() as u64, "subscription");
+        let events = counted(census::events().len() as u64, "event type");
+        out.line(format_args!("{} {subscriptions} and {events} checked", paint(GOOD, "✓")))?;
+    }
+    Ok(())
+}

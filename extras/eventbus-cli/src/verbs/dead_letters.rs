@@ -1,0 +1,276 @@
+//! `dead-letters`: what subscriptions gave up on.
+
+use crate::editor;
+use crate::event::{self, Facts};
+use crate::failure::{Failure, Result};
+use crate::json::{self, Object};
+use crate::output::{BAD, DIM, GOOD, TOPIC, paint};
+use crate::session::Session;
+use crate::table::{Table, cell, styled};
+use crate::text::{self, counted};
+use bytes::Bytes;
+use eventbus_core::broker::{
+    DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters as Store, FailureKind,
+};
+use eventbus_core::{Bus, Pattern};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+#[derive(Clone, Debug, clap::Subcommand)]
+pub(crate) enum DeadLetters {
+    /// List dead letters, oldest first
+    List {
+        #[command(flatten)]
+        filter: Filter,
+        /// Only those behind this one: the next page
+        #[arg(long, value_name = "ID", value_parser = letter_id)]
+        after: Option<DeadLetterId>,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+    },
+    /// Show a dead letter in full
+    Show {
+        /// Its number in the list
+        #[arg(value_parser = letter_id)]
+        id: DeadLetterId,
+    },
+    /// Mend the payload of a dead letter in $EDITOR, and deliver it again
+    Edit {
+        /// Its number in the list
+        #[arg(value_parser = letter_id)]
+        id: DeadLetterId,
+        /// Take the payload from a file, or with `-` from standard input, in place of an editor
+        #[arg(long, value_name = "FILE")]
+        payload: Option<PathBuf>,
+    },
+    /// Deliver dead letters again, each to the group that gave it up
+    Republish(Many),
+    /// Remove dead letters for good
+    Purge(Many),
+}
+
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Filter {
+    /// Only those that this group gave up
+    #[arg(long)]
+    group: Option<String>,
+    /// Only those on these topics: `order.placed`, `order.>`
+    #[arg(long, value_name = "PATTERN")]
+    topic: Option<Pattern>,
+    /// Only those that were given up for this reason
+    #[arg(long, value_parser = kind)]
+    kind: Option<FailureKind>,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Many {
+    /// Their numbers in the list
+    #[arg(value_parser = letter_id, value_name = "ID", required_unless_present_any = ["group", "topic", "kind", "all"])]
+    ids: Vec<DeadLetterId>,
+    #[command(flatten)]
+    filter: Filter,
+    /// All of them
+    #[arg(long, conflicts_with_all = ["ids", "group", "topic", "kind"])]
+    all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+fn letter_id(text: &str) -> Result<DeadLetterId, String> {
+    text.parse().map(DeadLetterId).map_err(|_| "a dead letter is named by its number in the list".to_owned())
+}
+
+fn kind(text: &str) -> Result<FailureKind, String> {
+    FailureKind::parse(text).ok_or_else(|| {
+        "a kind is one of failed, rejected, panicked, timed-out, undecodable, unknown-type, damaged"
+            .to_owned()
+    })
+}
+
+impl Filter {
+    fn query(self) -> DeadLetterQuery {
+        let mut query = DeadLetterQuery::default();
+        (query.group, query.pattern, query.kind) = (self.group, self.topic, self.kind);
+        query
+    }
+}
+
+impl DeadLetters {
+    pub(super) async fn execute(self, session: &mut Session) -> Result {
+        let bus = session.look().await?;
+        let store = bus.dead_letters()?;
+        match self {
+            Self::List { filter, after, limit } => {
+                let mut query = filter.query();
+                (query.after, query.limit) = (after, limit.saturating_add(1));
+                list(session, store.find(query).await?, limit)?;
+            }
+            Self::Show { id } => show(session, id, &*find(&*store, id).await?)?,
+            Self::Edit { id, payload } => edit(session, &*store, id, payload).await?,
+            Self::Republish(many) => {
+                let question = "deliver {} again?";
+                change(session, &bus, many, Change { question, done: "delivered again", republish: true })
+                    .await?;
+            }
+            Self::Purge(many) => {
+                let question = "remove {} for good?";
+                change(session, &bus, many, Change { question, done: "removed", republish: false }).await?;
+            }
+        }
+        Ok(bus.shutdown().await?)
+    }
+}
+
+fn list(session: &mut Session, mut letters: DeadLetterList, limit: usize) -> Result {
+    let more = letters.len() > limit;
+    letters.truncate(limit);
+    let out = &mut session.out;
+    if out.json {
+        for (id, letter) in &letters {
+            out.object(object(*id, letter)?)?;
+        }
+    } else {
+        let mut table =
+            Table::new(&[">ID", "GROUP", "TOPIC", "KEY", "KIND", ">ATTEMPTS", "LAST FAILED", "REASON"]);
+        for (id, letter) in &letters {
+            table.push(vec![
+                cell(id.to_string()),
+                cell(&letter.group),
+                styled(TOPIC, letter.envelope.topic()),
+                cell(letter.envelope.key().unwrap_or("-")),
+                styled(BAD, letter.kind.as_str()),
+                cell(letter.attempts.to_string()),
+                styled(DIM, text::time(letter.last_failed_at)),
+                cell(&letter.reason),
+            ]);
+        }
+        out.table(&table, "there are no such dead letters")?;
+    }
+    if let Some((last, _)) = letters.last().filter(|_| more) {
+        out.flush()?;
+        out.remark(&format!("there are more: --after {last}, or a higher --limit"));
+    }
+    Ok(())
+}
+
+fn object(id: DeadLetterId, letter: &DeadLetter) -> Result<Object> {
+    let event = event::object(Some(letter.offset), &letter.envelope)?;
+    Ok(Object::new()
+        .number("id", id.0)
+        .text("group", &letter.group)
+        .text("handler", &letter.handler)
+        .text("kind", letter.kind.as_str())
+        .text("reason", &letter.reason)
+        .number("attempts", letter.attempts)
+        .text("first_failed_at", letter.first_failed_at.to_string())
+        .text("last_failed_at", letter.last_failed_at.to_string())
+        .object("event", event))
+}
+
+fn show(session: &mut Session, id: DeadLetterId, letter: &DeadLetter) -> Result {
+    let out = &mut session.out;
+    if out.json {
+        return out.object(object(id, letter)?);
+    }
+    out.line(paint(BAD.bold(), format_args!("dead letter {id}")))?;
+    let mut facts = Facts::new(out);
+    facts.say("group", &letter.group)?;
+    facts.say("handler", &letter.handler)?;
+    facts.say("kind", letter.kind)?;
+    facts.say("attempts", letter.attempts)?;
+    facts.say("first failed", letter.first_failed_at)?;
+    facts.say("last failed", letter.last_failed_at)?;
+    facts.say("reason", &letter.reason)?;
+    out.line("")?;
+    event::show(out, Some(letter.offset), &letter.envelope)
+}
+
+async fn find(store: &dyn Store, id: DeadLetterId) -> Result<Arc<DeadLetter>> {
+    let mut query = DeadLetterQuery::default();
+    (query.id, query.limit) = (Some(id), 1);
+    match store.find(query).await?.pop() {
+        Some((_, letter)) => Ok(letter),
+        None => Err(missing(id)),
+    }
+}
+
+fn missing(id: DeadLetterId) -> Failure {
+    Failure::not_found(format!(
+        "there is no dead letter {id} (any more); `dead-letters list` shows those there are"
+    ))
+}
+
+async fn edit(session: &mut Session, store: &dyn Store, id: DeadLetterId, from: Option<PathBuf>) -> Result {
+    let letter = find(store, id).await?;
+    let envelope = &letter.envelope;
+    let is_json = json::is_json(envelope.content_type());
+    let payload = match from {
+        Some(file) => editor::read(&file)?,
+        None => match editor::edit(envelope.payload()?, is_json)? {
+            Some(payload) => payload,
+            None => {
+                session.out.remark("the payload is as it was; nothing was delivered");
+                return Ok(());
+            }
+        },
+    };
+    if is_json && let Err(error) = json::check(&payload) {
+        return Err(Failure::new(format!("the new payload is no JSON: {error}; nothing was delivered")));
+    }
+    if !store.republish(id, Some(Bytes::from(payload))).await? {
+        return Err(missing(id));
+    }
+    said(session, id, "delivered again", &letter.group)
+}
+
+/// What happens to many dead letters.
+struct Change {
+    question: &'static str,
+    done: &'static str,
+    republish: bool,
+}
+
+async fn change(session: &mut Session, bus: &Bus, many: Many, change: Change) -> Result {
+    let store = bus.dead_letters()?;
+    let mut letters = DeadLetterList::new();
+    if many.ids.is_empty() {
+        letters = store.find(many.filter.query()).await?;
+    } else {
+        let query = many.filter.query();
+        for id in many.ids {
+            let letter = find(&*store, id).await?;
+            if !query.matches(id, &letter) {
+                return Err(Failure::not_found(format!(
+                    "dead letter {id} is not among those that the options name"
+                )));
+            }
+            letters.push((id, letter));
+        }
+    }
+    if letters.is_empty() {
+        session.out.remark("there are no such dead letters");
+        return Ok(());
+    }
+    let question = change.question.replace("{}", &counted(letters.len() as u64, "dead letter"));
+    if letters.len() > 1 && !session.out.confirm(&question, many.yes)? {
+        return Ok(());
+    }
+    for (id, letter) in letters {
+        let done = if change.republish { store.republish(id, None).await? } else { store.purge(id).await? };
+        // Somebody else did it meanwhile, which is as good.
+        if done {
+            said(session, id, change.done, &letter.group)?;
+        }
+    }
+    Ok(())
+}
+
+fn said(session: &mut Session, id: DeadLetterId, done: &str, group: &str) -> Result {
+    let out = &mut session.out;
+    if out.json {
+        return out.object(Object::new().number("id", id.0).text("group", group).text("done", done));
+    }
+    out.line(format_args!("{} dead letter {id} of {}", paint(GOOD, done), text::plain(group)))
+}

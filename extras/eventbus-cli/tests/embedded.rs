@@ -1,0 +1,207 @@
+//! The command line inside of an application, as scripts meet it.
+//!
+//! This test binary is the application too, where a variable says so; therefore it has a `main` of its own.
+
+use eventbus::{BoxError, Bus, BusBuilder, Event, Outcome, State, subscribe};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitCode, Output, Stdio};
+use std::time::Duration;
+use std::{env, fs};
+
+#[derive(Event, Clone, Debug, Serialize, Deserialize)]
+#[event(topic = "order.placed", key = id)]
+struct OrderPlaced {
+    id: u64,
+}
+
+struct Mailer;
+
+/// There is no order 13.
+#[subscribe(group = "mail")]
+async fn confirm(order: OrderPlaced, _mailer: State<Mailer>) -> Outcome {
+    if order.id == 13 { Outcome::Reject("no such order".into()) } else { Outcome::Ack }
+}
+
+const ROLE: &str = "EVENTBUS_TEST_ROLE";
+
+async fn build() -> Result<BusBuilder, BoxError> {
+    match env::var(ROLE)?.as_str() {
+        "shop" => Ok(Bus::builder().state(Mailer)),
+        "shop without a mailer" => Ok(Bus::builder()),
+        _ => Err("the mail server is down".into()),
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    if env::var_os(ROLE).is_some() {
+        return eventbus_cli::main_with(build).await;
+    }
+    let tests: [(&str, fn()); 6] = [
+        ("a_check_fails_where_a_start_would", a_check_fails_where_a_start_would),
+        (
+            "states_are_built_for_the_verbs_that_need_them_only",
+            states_are_built_for_the_verbs_that_need_them_only,
+        ),
+        ("colour_is_for_terminals_and_for_those_who_ask", colour_is_for_terminals_and_for_those_who_ask),
+        ("a_shell_can_complete_every_verb", a_shell_can_complete_every_verb),
+        ("a_run_ends_with_a_signal", a_run_ends_with_a_signal),
+        ("operators_and_the_program_meet_on_one_file", operators_and_the_program_meet_on_one_file),
+    ];
+    for (name, test) in tests {
+        println!("test {name}");
+        test();
+    }
+    ExitCode::SUCCESS
+}
+
+fn shop(arguments: &[&str]) -> Command {
+    in_role("shop", arguments)
+}
+
+fn in_role(role: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command
+        .args(arguments)
+        .env(ROLE, role)
+        .env("EVENTBUS_URL", "memory:")
+        .env_remove("NO_COLOR")
+        .stdin(Stdio::null());
+    command
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[track_caller]
+fn ended(command: &mut Command, code: i32) -> Output {
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    output
+}
+
+fn a_check_fails_where_a_start_would() {
+    let output = ended(&mut shop(&["check"]), 0);
+    assert_eq!(text(&output.stdout), "✓ 1 subscription and 1 event type checked\n");
+    let json: Value = serde_json::from_slice(&ended(&mut shop(&["check", "--json"]), 0).stdout).unwrap();
+    assert_eq!(json["mistakes"], Value::Array(Vec::new()));
+    let output = ended(&mut in_role("shop without a mailer", &["check", "--json"]), 1);
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(json["mistakes"][0].as_str().unwrap().contains("Mailer"), "{json}");
+    ended(&mut in_role("shop without a mailer", &["run"]), 1);
+}
+
+fn states_are_built_for_the_verbs_that_need_them_only() {
+    ended(&mut in_role("broken shop", &["topics"]), 0);
+    let failed = ended(&mut in_role("broken shop", &["check"]), 1);
+    assert_eq!(text(&failed.stderr), "error: the mail server is down\n");
+}
+
+fn colour_is_for_terminals_and_for_those_who_ask() {
+    let colourful = |command: &mut Command| text(&ended(command, 0).stdout).contains('\u{1b}');
+    assert!(!colourful(&mut shop(&["topics"])));
+    assert!(colourful(&mut shop(&["topics", "--color", "always"])));
+    assert!(!colourful(&mut shop(&["topics", "--color", "never"])));
+    assert!(!colourful(shop(&["topics"]).env("NO_COLOR", "1")));
+}
+
+fn a_shell_can_complete_every_verb() {
+    let script = ended(&mut shop(&["completions", "zsh"]), 0);
+    let name = env::current_exe().unwrap();
+    let name = name.file_stem().unwrap().to_str().unwrap();
+    assert!(text(&script.stdout).starts_with(&format!("#compdef {name}\n")));
+    assert!(text(&script.stdout).contains("subscriptions") && text(&script.stdout).contains("dead-letters"));
+}
+
+fn a_run_ends_with_a_signal() {
+    if !cfg!(target_os = "linux") {
+        return; // The test reads there when the program is ready for a signal.
+    }
+    let program = Running::start("memory:");
+    program.stop();
+}
+
+/// The program, while it handles events.
+struct Running(Child);
+
+impl Running {
+    fn start(url: &str) -> Self {
+        let mut child = shop(&["run", "--url", url]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut remarks = BufReader::new(child.stderr.take().unwrap()).lines();
+        assert_eq!(remarks.next().unwrap().unwrap(), "running 1 subscription; Ctrl-C ends it");
+        Self(child)
+    }
+
+    fn stop(mut self) {
+        // The signal is listened for right after the remark; until then it would end the program unheard.
+        let id = self.0.id().to_string();
+        wait(|| {
+            let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
+            u64::from_str_radix(caught, 16).unwrap() & (1 << 14) != 0
+        });
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        assert_eq!(self.0.wait().unwrap().code(), Some(0));
+    }
+}
+
+impl Drop for Running {
+    /// A test that fails leaves nothing running.
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits for a condition, up to ten seconds.
+#[track_caller]
+fn wait(condition: impl Fn() -> bool) {
+    for _ in 0..1_000 {
+        if condition() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("this never came to be");
+}
+
+fn operators_and_the_program_meet_on_one_file() {
+    if !cfg!(target_os = "linux") {
+        return; // It stops the program as the test above does.
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("shop.db").display());
+    let operator = |arguments: &[&str], code| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_eventbus"));
+        let output =
+            ended(command.args(arguments).env("EVENTBUS_URL", &url).env("EDITOR", "sed -i s/13/14/"), code);
+        text(&output.stdout).to_owned()
+    };
+    let lines = |arguments: &[&str]| -> Vec<Value> {
+        operator(arguments, 0).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let program = Running::start(&url);
+    operator(&["publish", "order.placed", "{\"id\":7}"], 0);
+    operator(&["publish", "order.placed", "{\"id\":13}"], 0);
+    wait(|| lines(&["dead-letters", "list", "--json"]).len() == 1);
+    let group = || lines(&["groups", "list", "--json"]).remove(0);
+    wait(|| group()["backlog"] == 0);
+    assert_eq!((&group()["group"], &group()["active"]), (&"mail".into(), &true.into()));
+    operator(&["groups", "drop", "mail"], 1);
+    assert_eq!(operator(&["dead-letters", "edit", "1"], 0), "delivered again dead letter 1 of mail\n");
+    operator(&["dead-letters", "edit", "1"], 3);
+    wait(|| group()["backlog"] == 0);
+    assert!(lines(&["dead-letters", "list", "--json"]).is_empty());
+    // A replay runs beside the live subscription; the event in the log is as it was published.
+    let replayed = ended(&mut shop(&["replay", "mail", "--json", "--url", &url]), 1);
+    let report: Value = serde_json::from_str(text(&replayed.stdout).lines().last().unwrap()).unwrap();
+    assert_eq!((&report["report"]["acked"], &report["report"]["dead_lettered"]), (&1.into(), &1.into()));
+    program.stop();
+    assert_eq!(lines(&["topics", "--json"])[0]["events"], 2);
+    operator(&["groups", "move", "mail", "post"], 0);
+    let findings = ended(&mut shop(&["check", "--url", &url]), 0);
+    assert!(text(&findings.stdout).contains("was it renamed to `mail`"), "{findings:?}");
+}

@@ -1,0 +1,72 @@
+//! The binary `eventbus` as scripts meet it: exit codes, pipes, completions.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Command, Output, Stdio};
+
+/// The binary, on a broker that ends with it.
+fn eventbus(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_eventbus"));
+    command.args(arguments).env("EVENTBUS_URL", "memory:").stdin(Stdio::null());
+    command
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[track_caller]
+fn ended(command: &mut Command, code: i32) -> Output {
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    output
+}
+
+#[test]
+fn each_kind_of_end_has_its_exit_code() {
+    ended(&mut eventbus(&["--help"]), 0);
+    ended(&mut eventbus(&["--version"]), 0);
+    ended(&mut eventbus(&["publish", "order.placed", "{}"]), 0);
+    let failed = ended(&mut eventbus(&["tail", "--url", "nope:"]), 1);
+    assert!(text(&failed.stderr).starts_with("error: cannot connect to `nope:`"), "{failed:?}");
+    assert!(failed.stdout.is_empty());
+    for wrong in
+        [&["frobnicate"][..], &["publish", "order placed", "{}"], &["log", "--since", "soon"], &["run"], &[]]
+    {
+        ended(&mut eventbus(wrong), 2);
+    }
+    ended(&mut eventbus(&["dead-letters", "show", "7"]), 3);
+}
+
+#[test]
+fn a_reader_that_has_read_enough_ends_the_program_in_peace() {
+    let mut child = eventbus(&["publish", "a", "--lines", "--json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = child.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || {
+        for number in 0..50_000 {
+            // The program ends before it has read everything.
+            if writeln!(lines, "{number}").is_err() {
+                return;
+            }
+        }
+    });
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut first = String::new();
+    output.read_line(&mut first).unwrap();
+    drop(output);
+    let mut remarks = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut remarks).unwrap();
+    assert_eq!((child.wait().unwrap().code(), remarks.as_str()), (Some(0), ""));
+    assert!(first.starts_with(r#"{"id":""#), "{first}");
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_shell_can_complete_the_verbs_that_need_no_handlers() {
+    let script = ended(&mut eventbus(&["completions", "bash"]), 0);
+    assert!(text(&script.stdout).contains("dead-letters") && !text(&script.stdout).contains("subscriptions"));
+}
