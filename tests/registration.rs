@@ -11,8 +11,8 @@
 
 use eventbus::__private::subscribers;
 use eventbus::{
-    Backoff, Batch, Envelope, Event, Outcome, Publisher, Start, State, Subscriber, Subscription, subscribe,
-    subscriber,
+    Backoff, Batch, Bus, Envelope, Event, Outcome, Publisher, Start, State, Subscriber, Subscription,
+    subscribe, subscriber,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -299,4 +299,12 @@ async fn a_handler_is_still_a_function() {
     blocks(order.clone());
     gathers(vec![order.clone()], State::new(Stock)).await;
     Shop.greet(order, State::new(Stock)).await;
+}
+
+#[tokio::test]
+async fn a_broker_of_another_crate_is_found_by_the_scheme_of_its_addresses() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("log.db").display());
+    let bus = Bus::builder().without_subscriptions().connect(&url).await.unwrap();
+    assert!(format!("{bus:?}").contains("SQLite"));
 }

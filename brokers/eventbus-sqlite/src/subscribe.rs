@@ -207,12 +207,14 @@ impl Subscription {
         Ok(overlapping)
     }
 
-    /// Gives the row our pattern, where it has an earlier one, and drops what is not on it.
+    /// Gives the row our pattern, where it has an earlier one, and drops what is not on it, as well as rows with other
+    /// earlier patterns.
     fn adopt(&self, connection: &Connection, row: i64) -> rusqlite::Result<()> {
         let adopted = connection
             .prepare_cached("update subscription set pattern = ?2 where id = ?1 and pattern <> ?2")?
             .execute((row, self.pattern.as_str()))?;
         if adopted > 0 {
+            self.drop_overlapping(connection, row)?;
             let topics = serde_json::json!(reader::topics(connection, &self.pattern)?).to_string();
             connection.execute(
                 "delete from delivery where subscription = ?1 and offset not in \
@@ -224,6 +226,19 @@ impl Subscription {
                 target: "eventbus", group = %self.group, pattern = %self.pattern,
                 "the pattern of the group was changed; it goes on from its cursor"
             );
+        }
+        Ok(())
+    }
+
+    fn drop_overlapping(&self, connection: &Connection, kept: i64) -> rusqlite::Result<()> {
+        let mut statement = connection
+            .prepare_cached("select id, pattern from subscription where \"group\" = ?1 and id <> ?2")?;
+        let mut rows = statement.query((&self.group, kept))?;
+        while let Some(row) = rows.next()? {
+            let pattern = Pattern::new(row.get_ref(1)?.as_str()?);
+            if pattern.is_ok_and(|other| other.overlaps(&self.pattern)) {
+                connection.execute("delete from subscription where id = ?1", [row.get::<_, i64>(0)?])?;
+            }
         }
         Ok(())
     }
@@ -383,15 +398,18 @@ impl Subscription {
         self.change(State::call);
     }
 
-    /// Nothing behind what was read is for this subscription, up to `head`. `true`: that is to be saved.
+    /// Moves a subscription that has read everything on behind events of others, up to `head`. `true`: that is to be
+    /// saved.
     pub(crate) fn skip_to(&self, head: i64) -> bool {
         let mut state = self.lock();
-        let idle = state.active && !state.behind && !state.fetching && state.at_hand.is_empty();
-        let skips = idle && (state.position < head || (state.open.is_empty() && state.saved.reached < head));
-        if skips {
-            (state.position, state.handed, state.dirty) = (head, head, true);
+        if !state.active || state.behind || state.fetching || !state.at_hand.is_empty() {
+            return false;
         }
-        skips
+        let end = state.position.max(head);
+        (state.position, state.handed) = (end, end);
+        let unsaved = state.open.is_empty() && state.saved.cursor < end;
+        state.dirty |= unsaved;
+        unsaved
     }
 
     /// Saves what is settled, and leaves the group to whoever comes next.
@@ -630,7 +648,7 @@ impl Deliveries for SqliteDeliveries {
                 into.push(state.hand_out(waiting, &self.settler, epoch));
             }
             let count = into.len() - before;
-            state.stalled = !state.at_hand.is_empty();
+            state.stalled = !state.at_hand.is_empty() && state.open_bytes >= OPEN_BYTES;
             if state.at_hand.is_empty() && state.handed < state.position {
                 state.handed = state.position;
             }

@@ -98,7 +98,7 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 #[derive(Clone)]
 pub struct Seen<T>(Arc<Mutex<Vec<T>>>);
 
-impl<T: Clone + Ord> Seen<T> {
+impl<T: Clone> Seen<T> {
     pub fn new() -> Self {
         Self(Arc::default())
     }
@@ -111,7 +111,10 @@ impl<T: Clone + Ord> Seen<T> {
         self.0.lock().unwrap().clone()
     }
 
-    pub fn sorted(&self) -> Vec<T> {
+    pub fn sorted(&self) -> Vec<T>
+    where
+        T: Ord,
+    {
         let mut all = self.all();
         all.sort();
         all
