@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 /// How long acks wait for others.
 const SOON: Duration = Duration::from_millis(2);
 /// How long to wait after a transaction failed, before acks are saved again.
-const AFTER_FAILURE: Duration = Duration::from_secs(1);
+pub(crate) const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// How often idle subscriptions are moved on, and groups that others left are looked for.
 const HOUSEKEEPING: Duration = Duration::from_millis(250);
 
@@ -292,6 +292,10 @@ impl Writer {
             // It may have been rolled back already.
             let _ = self.connection.execute_batch("rollback");
             self.numbers = publish::Names::default();
+            // It may have failed before it came to them.
+            for subscription in self.store.subscriptions().iter().filter(|one| one.lock().dirty) {
+                self.store.writes.save(Arc::clone(subscription), Save::AfterFailure);
+            }
         } else {
             self.announce(&publishes, &outcome);
         }
