@@ -93,6 +93,18 @@ async fn a_full_disk_refuses_by_name_and_all_goes_on_when_there_is_room() {
     .retries(0)
     .await
     .unwrap();
+    let late = Seen::new();
+    let (opens, comes) = (Arc::clone(&gate), late.clone());
+    bus.on(move |ping: Arc<Ping>| {
+        let (opens, comes) = (Arc::clone(&opens), comes.clone());
+        async move {
+            drop(opens.acquire().await);
+            comes.push(ping.number);
+        }
+    })
+    .group("late")
+    .await
+    .unwrap();
     let seen = pings(&bus, "seeing").await;
     bus.start().unwrap();
 
@@ -115,16 +127,21 @@ async fn a_full_disk_refuses_by_name_and_all_goes_on_when_there_is_room() {
     for part in ["disk", "full", "make room", log.to_str().unwrap()] {
         assert!(refusal.contains(part), "{refusal}");
     }
-    // Handlers fail, and their dead letters cannot be written.
+    // Neither acks nor dead letters can be written, and further events fail in the same transactions.
     gate.add_permits(1_000_000);
-    until("the handlers have failed", async || failed.len() >= 20).await;
-    assert!(publish(true, 100).await.is_some(), "it is still full");
+    until("handlers have answered", async || {
+        assert!(publish(true, 1).await.is_some(), "it is still full");
+        failed.len() >= 20 && late.len() >= 20
+    })
+    .await;
 
     disk.make_room();
+    settled(&bus).await;
     assert_eq!(publish(false, 20).await, None);
     settled(&bus).await;
     let letters = bus.dead_letters().unwrap().list().await.unwrap();
     bus.shutdown().await.unwrap();
+    assert_eq!(late.sorted(), acknowledged, "what was handled while the disk was full is not handled again");
     assert_eq!(seen.sorted(), acknowledged, "what was acknowledged is handled, and nothing else");
     let mut given_up: Vec<_> =
         letters.iter().map(|(_, letter)| letter.envelope.event::<Ping>().unwrap().number).collect();
