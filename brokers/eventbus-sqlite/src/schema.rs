@@ -28,6 +28,10 @@ pub(crate) fn open_writer(path: &Path, durability: Durability) -> Result<Connect
     };
     let mut connection = opened().map_err(|error| explain(path, error))?;
     identify(path, &connection)?;
+    // SQLite opens such a file all the same, and would find out with the first event.
+    if connection.is_readonly("main").map_err(|error| explain(path, error))? {
+        return Err(explain(path, failure(rusqlite::ffi::SQLITE_READONLY)));
+    }
     prepare(&mut connection, durability).map_err(|error| explain(path, error))?;
     Ok(connection)
 }
@@ -127,6 +131,10 @@ impl Durability {
             Self::Off => "off",
         }
     }
+}
+
+fn failure(code: std::ffi::c_int) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None)
 }
 
 /// What an error of SQLite means for whoever runs the program.

@@ -56,9 +56,9 @@ fn look(reader: &mut Reader) -> rusqlite::Result<Vec<String>> {
     )?);
     found.extend(texts(
         connection,
-        "select 'the progress of the group ' || \"group\" || ' is damaged' from subscription \
+        "select 'the progress of the group `' || \"group\" || '` is damaged' from subscription \
          where intact is not 1 or cursor > reached or reached > (select coalesce(max(offset), 0) from event) \
-         union all select 'the delivery of ' || d.offset || ' to the group ' || s.\"group\" || ' is damaged' \
+         union all select 'the delivery of ' || d.offset || ' to the group `' || s.\"group\" || '` is damaged' \
          from delivery d join subscription s on s.id = d.subscription where d.intact is not 1 limit 100",
     )?);
     let sql = format!("select {COLUMNS} from event e order by e.offset");

@@ -114,7 +114,7 @@ async fn a_thousand_flipped_bits_invent_nothing_and_lose_nothing_in_silence() {
     let intact = log.broker().await;
     assert_eq!(intact.verify().await.unwrap(), [] as [&str; 0], "what was written is found to be intact");
     intact.close().await.unwrap();
-    let (bytes, values) = (std::fs::read(log.path()).unwrap(), dump(&log.path()).unwrap());
+    let (bytes, values) = (log.bytes(), dump(&log.path()).unwrap());
     let seed =
         std::env::var("EVENTBUS_FLIP_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
     println!("{FLIPS} bits of {} bytes, from seed {seed} (EVENTBUS_FLIP_SEED)", bytes.len());

@@ -40,6 +40,17 @@ impl Log {
         self.0.path().join("log.db")
     }
 
+    /// The closed file, with all that was written.
+    pub fn bytes(&self) -> Vec<u8> {
+        let connection = rusqlite::Connection::open(self.path()).expect("the file opens");
+        let since = Instant::now();
+        // Some reader may be about to close its connection.
+        while connection.query_row("pragma wal_checkpoint(truncate)", [], |row| row.get(0)) != Ok(0) {
+            assert!(since.elapsed() < PATIENCE, "the log is not closed");
+        }
+        std::fs::read(self.path()).expect("the file is read")
+    }
+
     pub async fn broker(&self) -> SqliteBroker {
         self.broker_with(|settings| settings).await
     }
