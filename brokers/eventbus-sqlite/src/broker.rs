@@ -103,6 +103,10 @@ impl SqliteBroker {
         opening.await.map_err(|error| BrokerError::new("the log was not opened").with_source(error))?
     }
 
+    pub(crate) fn readers(&self) -> &Arc<Readers> {
+        &self.store().readers
+    }
+
     fn store(&self) -> &Arc<Store> {
         &self.0.0
     }

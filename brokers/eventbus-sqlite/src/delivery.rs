@@ -88,7 +88,7 @@ impl Unfinished {
             Which::At(offset) => ("and d.offset = ?3", -1, Some(offset)),
         };
         let sql = format!(
-            "select {COLUMNS}, d.attempt, d.first_failed, d.last_failed, d.due, d.republished, d.payload \
+            "select {COLUMNS}, d.attempt, d.first_failed, d.last_failed, d.due, d.republished, d.payload, d.intact \
              from delivery d join event e on e.offset = d.offset \
              where d.subscription = ?1 {condition} order by d.offset limit ?2"
         );
@@ -102,6 +102,7 @@ impl Unfinished {
         let mut unfinished = Vec::new();
         while let Some(row) = rows.next()? {
             let mut event = names.read(connection, row)?;
+            event.intact &= row.get::<_, bool>(22)?;
             let payload: Option<Vec<u8>> = row.get(21)?;
             let mended = payload.is_some();
             if let Some(payload) = payload {

@@ -37,6 +37,7 @@ mod retention;
 mod schema;
 mod subscribe;
 mod tail;
+mod verify;
 mod wire;
 mod writer;
 

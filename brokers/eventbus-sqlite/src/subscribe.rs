@@ -270,11 +270,16 @@ impl Subscription {
     fn take(self: &Arc<Self>, connection: &Connection, names: &mut Names) -> rusqlite::Result<()> {
         let Some(row) = self.lock().row else { return Ok(()) };
         let found = connection
-            .prepare_cached("select cursor, reached from subscription where id = ?1")?
-            .query_row([row], |row| Ok((row.get(0)?, row.get(1)?)))
+            .prepare_cached("select cursor, reached, intact from subscription where id = ?1")?
+            .query_row([row], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, bool>(2)?))
+            })
             .optional()?;
         // Somebody has removed the group while we waited for it.
-        let Some((cursor, reached)) = found else { return self.begin(connection, names) };
+        let Some((cursor, reached, intact)) = found else { return self.begin(connection, names) };
+        if !intact || cursor > reached || reached > reader::head(connection)? {
+            return Err(self.damaged());
+        }
         let lease = self.store.settings.lease;
         let until = self.store.clock() + u64::try_from(lease.as_millis()).unwrap_or(u64::MAX / 2);
         let leased_until = lease::now() + i64::try_from(lease.as_millis()).unwrap_or(i64::MAX / 2);
@@ -296,6 +301,18 @@ impl Subscription {
             state.call();
         });
         Ok(())
+    }
+
+    /// The row of the group is not what was written.
+    fn damaged(&self) -> rusqlite::Error {
+        let message = format!(
+            "in the log `{}`, how far the group `{}` has come is damaged; `seek` it to where it is to go on",
+            self.store.settings.path.display(),
+            self.group
+        );
+        tracing::error!(target: "eventbus", "{message}");
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+        rusqlite::Error::SqliteFailure(code, Some(message))
     }
 
     /// Whether nobody handles the group.

@@ -2,14 +2,13 @@
 
 mod support;
 
-use support::{Ping, Seen, connect, folder, note, settled, until};
+use support::{Log, Ping, pings, settled, until};
 
 #[tokio::test]
 async fn events_of_others_neither_hold_up_a_group_nor_what_it_settles() {
-    let folder = folder();
-    let bus = connect(&folder).await;
-    let seen = Seen::new();
-    note(&bus, "pings", &seen).await;
+    let log = Log::new();
+    let bus = log.bus().await;
+    let seen = pings(&bus, "pings").await;
     bus.start().unwrap();
     bus.publish_to("noise.made", &()).await.unwrap();
     // The group is moved on behind the noise, a quarter of a second later.

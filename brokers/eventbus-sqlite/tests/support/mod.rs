@@ -73,36 +73,11 @@ pub async fn pings(bus: &Bus, group: &str) -> Seen<u64> {
     seen
 }
 
-/// A folder for the log of one test.
-pub fn folder() -> TempDir {
-    tempfile::tempdir().expect("a folder")
-}
-
-/// The log in it.
-pub fn log(folder: &TempDir) -> PathBuf {
-    folder.path().join("log.db")
-}
-
-/// The same as an address.
-pub fn address(folder: &TempDir) -> String {
-    // The scheme is registered by the crate, which has to be linked for that.
-    let _ = eventbus_sqlite::SqliteBroker::builder(log(folder));
-    format!("sqlite:{}", log(folder).display())
-}
-
-/// A bus on it, on which no `#[subscribe]` of the binary runs.
-pub async fn connect(folder: &TempDir) -> Bus {
-    Bus::builder().only([] as [&str; 0]).connect(&address(folder)).await.expect("the bus connects")
-}
-
-/// Subscribes a group that notes the number of every ping.
-pub async fn note(bus: &Bus, group: &str, seen: &Seen<u64>) {
-    let seen = seen.clone();
-    let handler = move |ping: Arc<Ping>| {
-        let seen = seen.clone();
-        async move { seen.push(ping.number) }
-    };
-    bus.on(handler).group(group).await.expect("the group is free");
+/// Publishes pings.
+pub async fn publish_pings(bus: &Bus, numbers: std::ops::Range<u64>) {
+    for result in bus.publish_all(numbers.map(|number| Arc::new(Ping { number }))).await {
+        result.expect("the log takes it");
+    }
 }
 
 /// Waits until everything is settled.
@@ -116,13 +91,6 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     while !condition().await {
         assert!(since.elapsed() < PATIENCE, "waited in vain until {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-/// Publishes pings.
-pub async fn publish_pings(bus: &Bus, numbers: std::ops::Range<u64>) {
-    for result in bus.publish_all(numbers.map(|number| Arc::new(Ping { number }))).await {
-        result.expect("the log takes it");
     }
 }
 
