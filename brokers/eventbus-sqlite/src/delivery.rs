@@ -7,7 +7,7 @@ use crate::dead_letters;
 use crate::saving::Noted;
 use crate::subscribe::{offset_of, place};
 use crate::subscription::{State, Subscription};
-use crate::writes::Save;
+use crate::writes::{AFTER_FAILURE, Save};
 use eventbus_core::broker::{BrokerFuture, DeadLetter, FailureKind, Parked, Receipt, Settler};
 use eventbus_core::{BrokerError, Envelope};
 use jiff::{SignedDuration, Timestamp};
@@ -64,10 +64,19 @@ impl Settler for Subscription {
         if receipt.token != self.epoch() {
             return BrokerFuture::ready(Err(self.lost()));
         }
-        match self.this() {
-            Some(subscription) => subscription.give_up(place(receipt.offset), dead_letter),
-            None => BrokerFuture::ready(Err(self.lost())),
-        }
+        let Some(subscription) = self.this() else { return BrokerFuture::ready(Err(self.lost())) };
+        let first_failed_at = dead_letter.first_failed_at;
+        let given_up = subscription.give_up(place(receipt.offset), dead_letter);
+        BrokerFuture::new(async move {
+            let given_up = given_up.await;
+            if given_up.is_err() {
+                // It is not settled, so it is delivered again, when there may be room on the disk.
+                let now = Timestamp::now();
+                let due = now.checked_add(AFTER_FAILURE).unwrap_or(now);
+                subscription.put_back(receipt, Some(Parked { first_failed_at, last_failed_at: now, due }));
+            }
+            given_up
+        })
     }
 
     fn park(&self, receipt: &Receipt, parked: Parked) -> BrokerFuture<Result<(), BrokerError>> {

@@ -120,6 +120,10 @@ impl Writer {
             // It may have been rolled back already.
             let _ = self.connection.execute_batch("rollback");
             self.numbers = publish::Names::default();
+            // It may have failed before it came to them.
+            for subscription in self.store.subscriptions().iter().filter(|one| one.lock().dirty) {
+                self.store.writes.save(Arc::clone(subscription), Save::AfterFailure);
+            }
         } else {
             self.announce(&publishes, &outcome);
         }

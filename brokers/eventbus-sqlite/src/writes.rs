@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 /// How long acks wait for others.
 const SOON: Duration = Duration::from_millis(2);
 /// How long to wait after a transaction failed, before acks are saved again.
-const AFTER_FAILURE: Duration = Duration::from_secs(1);
+pub(crate) const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// What waits for the writer.
 #[derive(Default)]
