@@ -74,10 +74,7 @@ impl Deliveries for SqliteDeliveries {
 impl Drop for SqliteDeliveries {
     /// Leaves the group to whoever comes next.
     fn drop(&mut self) {
-        let mut state = self.subscription.lock();
-        state.ended = true;
-        state.at_hand.clear();
-        drop(state);
+        self.subscription.lock().ended = true;
         self.subscription.leave();
     }
 }

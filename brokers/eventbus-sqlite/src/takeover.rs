@@ -195,6 +195,7 @@ impl Subscription {
             if !subscription.is_active() {
                 return Ok(());
             }
+            subscription.skip_to(subscription.store.head());
             subscription.lock().dirty = true;
             if let Some(saving) = Saving::of(&subscription) {
                 saving.write(work.connection)?;
