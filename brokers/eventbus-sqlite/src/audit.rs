@@ -87,7 +87,7 @@ impl AuditLog for Store {
     }
 
     fn wait(&self, offset: Option<Offset>) -> BrokerFuture<Result<(), BrokerError>> {
-        let Some(store) = self.this() else { return BrokerFuture::ready(Err(crate::writer::closed())) };
+        let Some(store) = self.this() else { return BrokerFuture::ready(Err(crate::writes::closed())) };
         BrokerFuture::new(async move {
             store.stored_after(offset.map_or(0, place)).await;
             Ok(())

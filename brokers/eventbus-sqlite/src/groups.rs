@@ -3,7 +3,7 @@
 use crate::broker::Store;
 use crate::reader::{head, topics};
 use crate::subscribe::{offset_of, place};
-use crate::writer::{Work, closed};
+use crate::writes::{Work, closed};
 use eventbus_core::broker::{BrokerFuture, GroupState, Groups, Offset};
 use eventbus_core::{BrokerError, Pattern};
 use rusqlite::Connection;

@@ -1,6 +1,7 @@
 //! The file: opening it, telling ours from others, and its versions.
 
 use crate::config::Durability;
+use crate::lease;
 use eventbus_core::BrokerError;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -55,11 +56,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 
 /// Creates the file, readable by nobody else; SQLite gives its companions the same mode.
 fn create(path: &Path) -> Result<(), BrokerError> {
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    match options.open(path) {
+    match lease::private().create_new(true).open(path) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(BrokerError::new(format!(
