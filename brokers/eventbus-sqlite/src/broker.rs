@@ -4,10 +4,12 @@ use crate::config::SqliteBrokerBuilder;
 use crate::lease::{self, Process};
 use crate::reader::Readers;
 use crate::schema::open_writer;
-use crate::subscribe::{SqliteDeliveries, Subscription};
+use crate::subscribe::SqliteDeliveries;
+use crate::subscription::Subscription;
 use crate::tail::Tail;
 use crate::wire::Record;
-use crate::writer::{Publishing, Writer, Writes, closed};
+use crate::writer::Writer;
+use crate::writes::{Publishing, Writes, closed};
 use eventbus_core::broker::{
     AuditLog, Broker, BrokerFuture, DeadLetters, Deliveries, Features, Groups, OpenedBroker, Replayable,
     SubscribeRequest,
@@ -101,6 +103,10 @@ impl SqliteBroker {
             Ok(Self(Arc::new(Handle(store))))
         });
         opening.await.map_err(|error| BrokerError::new("the log was not opened").with_source(error))?
+    }
+
+    pub(crate) fn readers(&self) -> &Arc<Readers> {
+        &self.store().readers
     }
 
     fn store(&self) -> &Arc<Store> {

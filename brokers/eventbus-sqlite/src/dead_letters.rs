@@ -78,6 +78,7 @@ fn find(reader: &mut Reader, query: &DeadLetterQuery) -> rusqlite::Result<DeadLe
         .map(|(event, (id, group, handler, kind, reason, times, payload))| {
             let (attempts, first_failed_at, last_failed_at) = times;
             let offset = offset_of(event.offset);
+            let kind = if event.intact { kind } else { FailureKind::Damaged };
             let envelope = match payload {
                 Some(payload) => event.envelope.with_payload(Bytes::from(payload)),
                 None => event.envelope,

@@ -1,19 +1,16 @@
-//! Settlement: what of a subscription's deliveries is open, and what of that is saved.
+//! Settlement: what becomes of a subscription's open deliveries.
 //!
 //! Acks are noted in memory and saved a moment later, many at once: a crash in between repeats deliveries, and loses
 //! none. What has to be there before the handler's answer counts, dead letters and parked retries, is awaited.
 
 use crate::dead_letters;
-use crate::reader::Names;
-use crate::subscribe::{State, Subscription, place};
-use crate::wire::{COLUMNS, Stored, nanoseconds, timestamp};
-use crate::writer::Save;
-use bytes::Bytes;
+use crate::saving::Noted;
+use crate::subscribe::{offset_of, place};
+use crate::subscription::{State, Subscription};
+use crate::writes::{AFTER_FAILURE, Save};
 use eventbus_core::broker::{BrokerFuture, DeadLetter, FailureKind, Parked, Receipt, Settler};
 use eventbus_core::{BrokerError, Envelope};
 use jiff::{SignedDuration, Timestamp};
-use rusqlite::{Connection, Row};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -38,239 +35,78 @@ impl Opened {
     pub(crate) const FIRST: Self = Self { noted: Noted::FIRST, mended: false, leaving: false, size: 0 };
 }
 
-/// What a row of `delivery` says of a delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Noted {
-    pub(crate) attempt: u32,
-    pub(crate) parked: Option<Parked>,
-    pub(crate) republished: bool,
-}
-
-impl Noted {
-    pub(crate) const FIRST: Self = Self { attempt: 1, parked: None, republished: false };
-}
-
-/// What is saved of a subscription.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Saved {
-    pub(crate) cursor: i64,
-    pub(crate) reached: i64,
-    pub(crate) rows: BTreeMap<i64, Noted>,
-}
-
-/// A delivery that was unfinished when the group was taken over, or whose dead letter was published again.
-pub(crate) struct Unfinished {
-    pub(crate) event: Stored,
-    pub(crate) noted: Noted,
-    pub(crate) mended: bool,
-}
-
-/// Which rows of a subscription are read.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Which {
-    All,
-    /// At most so many of what was published again.
-    Republished(usize),
-    At(i64),
-}
-
-impl Unfinished {
-    /// Reads rows of a subscription.
-    pub(crate) fn read(
-        connection: &Connection,
-        names: &mut Names,
-        subscription: i64,
-        which: Which,
-    ) -> rusqlite::Result<Vec<Self>> {
-        let (condition, limit, at) = match which {
-            Which::All => ("", -1, None),
-            Which::Republished(limit) => ("and d.republished", i64::try_from(limit).unwrap_or(-1), None),
-            Which::At(offset) => ("and d.offset = ?3", -1, Some(offset)),
-        };
-        let sql = format!(
-            "select {COLUMNS}, d.attempt, d.first_failed, d.last_failed, d.due, d.republished, d.payload \
-             from delivery d join event e on e.offset = d.offset \
-             where d.subscription = ?1 {condition} order by d.offset limit ?2"
-        );
-        let mut statement = connection.prepare_cached(&sql)?;
-        statement.raw_bind_parameter(1, subscription)?;
-        statement.raw_bind_parameter(2, limit)?;
-        if let Some(offset) = at {
-            statement.raw_bind_parameter(3, offset)?;
+impl Settler for Subscription {
+    fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
+        if receipt.token != self.epoch() {
+            return BrokerFuture::ready(Err(self.lost()));
         }
-        let mut rows = statement.raw_query();
-        let mut unfinished = Vec::new();
-        while let Some(row) = rows.next()? {
-            let mut event = names.read(connection, row)?;
-            let payload: Option<Vec<u8>> = row.get(21)?;
-            let mended = payload.is_some();
-            if let Some(payload) = payload {
-                event.envelope = event.envelope.with_payload(Bytes::from(payload));
-            }
-            let noted = Noted { attempt: row.get(16)?, parked: parked(row)?, republished: row.get(20)? };
-            unfinished.push(Self { event, noted, mended });
+        if let Some(save) = self.change(|state| state.settle(place(receipt.offset))) {
+            self.save(save);
         }
-        Ok(unfinished)
+        BrokerFuture::ready(Ok(()))
     }
-}
 
-fn parked(row: &Row<'_>) -> rusqlite::Result<Option<Parked>> {
-    let at = |column| -> rusqlite::Result<Option<Timestamp>> {
-        Ok(row.get::<_, Option<i64>>(column)?.map(timestamp))
-    };
-    Ok(match (at(17)?, at(18)?, at(19)?) {
-        (Some(first_failed_at), Some(last_failed_at), Some(due)) => {
-            Some(Parked { first_failed_at, last_failed_at, due })
+    fn nack(&self, mut receipt: Receipt, delay: Duration) -> BrokerFuture<Result<(), BrokerError>> {
+        receipt.attempt = receipt.attempt.saturating_add(1);
+        let now = Timestamp::now();
+        let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX);
+        let parked = Parked {
+            first_failed_at: now,
+            last_failed_at: now,
+            due: now.checked_add(delay).unwrap_or(Timestamp::MAX),
+        };
+        let noted = self.park(&receipt, parked);
+        self.put_back(receipt, Some(parked));
+        noted
+    }
+
+    fn reject(&self, receipt: Receipt, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
+        if receipt.token != self.epoch() {
+            return BrokerFuture::ready(Err(self.lost()));
         }
-        _ => None,
-    })
-}
-
-/// One save of a subscription: the difference between what is and what was saved last.
-pub(crate) struct Saving {
-    pub(crate) subscription: Arc<Subscription>,
-    row: i64,
-    epoch: u64,
-    cursor: i64,
-    reached: i64,
-    changed: Vec<(i64, Noted)>,
-    gone: Vec<i64>,
-    /// Deliveries whose dead letters are in the same transaction.
-    left: Vec<i64>,
-    settled: usize,
-    waiting: Vec<oneshot::Sender<Result<(), BrokerError>>>,
-}
-
-impl Saving {
-    /// What there is to save; none if nothing has changed.
-    pub(crate) fn of(subscription: &Arc<Subscription>) -> Option<Self> {
-        let mut state = subscription.lock();
-        let row = state.row.filter(|_| state.active && state.dirty)?;
-        state.dirty = false;
-        let (cursor, reached) = state.progress();
-        let noted: BTreeMap<i64, Noted> = state
-            .open
-            .iter()
-            .filter(|(_, opened)| !opened.leaving)
-            .filter(|(offset, opened)| opened.noted.republished || **offset <= reached)
-            .map(|(offset, opened)| (*offset, opened.noted))
-            .collect();
-        let left =
-            state.open.iter().filter(|(_, opened)| opened.leaving).map(|(offset, _)| *offset).collect();
-        let saved = &state.saved.rows;
-        let changed =
-            noted.iter().filter(|(offset, noted)| saved.get(*offset) != Some(*noted)).map(|(o, n)| (*o, *n));
-        let gone = saved.keys().filter(|offset| !noted.contains_key(*offset)).copied();
-        let (changed, gone) = (changed.collect(), gone.collect());
-        Some(Self {
-            subscription: Arc::clone(subscription),
-            row,
-            epoch: subscription.epoch(),
-            cursor,
-            reached,
-            changed,
-            gone,
-            left,
-            settled: state.unsaved,
-            waiting: std::mem::take(&mut state.waiting),
+        let Some(subscription) = self.this() else { return BrokerFuture::ready(Err(self.lost())) };
+        let first_failed_at = dead_letter.first_failed_at;
+        let given_up = subscription.give_up(place(receipt.offset), dead_letter);
+        BrokerFuture::new(async move {
+            let given_up = given_up.await;
+            if given_up.is_err() {
+                // It is not settled, so it is delivered again, when there may be room on the disk.
+                let now = Timestamp::now();
+                let due = now.checked_add(AFTER_FAILURE).unwrap_or(now);
+                subscription.put_back(receipt, Some(Parked { first_failed_at, last_failed_at: now, due }));
+            }
+            given_up
         })
     }
 
-    /// Writes it. `false`: the group is somebody else's by now, and nothing was written.
-    pub(crate) fn write(&self, connection: &Connection) -> rusqlite::Result<bool> {
-        let ours = connection
-            .prepare_cached("update subscription set cursor = ?3, reached = ?4 where id = ?1 and owner = ?2")?
-            .execute((self.row, self.subscription.owner(), self.cursor, self.reached))?;
-        if ours == 0 {
-            return Ok(false);
-        }
-        if !self.gone.is_empty() {
-            let mut delete =
-                connection.prepare_cached("delete from delivery where subscription = ?1 and offset = ?2")?;
-            for offset in &self.gone {
-                delete.execute((self.row, offset))?;
-            }
-        }
-        if !self.changed.is_empty() {
-            let mut upsert = connection.prepare_cached(
-                "insert into delivery (subscription, offset, attempt, first_failed, last_failed, due, republished) \
-                 values (?1, ?2, ?3, ?4, ?5, ?6, ?7) on conflict do update set \
-                 attempt = ?3, first_failed = ?4, last_failed = ?5, due = ?6",
-            )?;
-            for (offset, Noted { attempt, parked, republished }) in &self.changed {
-                let at = |time: fn(Parked) -> Timestamp| parked.map(|parked| nanoseconds(time(parked)));
-                upsert.execute((
-                    self.row,
-                    offset,
-                    attempt,
-                    at(|parked| parked.first_failed_at),
-                    at(|parked| parked.last_failed_at),
-                    at(|parked| parked.due),
-                    republished,
-                ))?;
-            }
-        }
-        Ok(true)
-    }
-
-    /// The transaction is over.
-    pub(crate) fn finish(self, committed: Result<(), &BrokerError>) {
-        let subscription = Arc::clone(&self.subscription);
-        subscription.change(|state| {
-            if self.epoch != subscription.epoch() {
-                return;
-            }
-            if committed.is_err() {
-                state.dirty = true;
-                state.open.values_mut().for_each(|opened| opened.leaving = false);
-                return;
-            }
-            for offset in &self.left {
-                if state.close(*offset).is_some_and(|opened| !opened.noted.republished) {
-                    state.settled = state.settled.max(*offset);
-                }
-            }
-            state.saved.cursor = self.cursor;
-            state.saved.reached = self.reached;
-            for offset in &self.gone {
-                state.saved.rows.remove(offset);
-            }
-            state.saved.rows.extend(self.changed);
-            state.unsaved -= self.settled;
-            state.ring = true;
-        });
-        for waiting in self.waiting {
-            let answer = committed.map_err(|error| BrokerError::new(error.to_string()));
-            // Whoever waited may have been cancelled.
-            let _ = waiting.send(answer);
-        }
-    }
-}
-
-impl State {
-    /// The cursor, and how far beyond it everything is settled that has no row.
-    fn progress(&self) -> (i64, i64) {
-        let unfinished = self.open.iter().filter(|(_, opened)| !opened.leaving && !opened.noted.republished);
-        let Some((first, _)) = unfinished.clone().next() else { return (self.handed, self.handed) };
-        let cursor = (first - 1).max(self.saved.cursor);
-        let mut noted =
-            unfinished.filter(|(_, opened)| opened.noted != Noted::FIRST).map(|(offset, _)| *offset);
-        (cursor, noted.next_back().unwrap_or(cursor).max(self.settled).max(cursor))
-    }
-
-    /// Notes that the delivery at `offset` is settled, and tells whether to save.
-    fn settle(&mut self, offset: i64) -> Option<Save> {
-        if let Some(opened) = self.close(offset)
-            && !opened.noted.republished
+    fn park(&self, receipt: &Receipt, parked: Parked) -> BrokerFuture<Result<(), BrokerError>> {
+        let (answer, answered) = oneshot::channel();
         {
-            self.settled = self.settled.max(offset);
+            let mut state = self.lock();
+            let opened = state.open.get_mut(&place(receipt.offset)).filter(|_| receipt.token == self.epoch());
+            let Some(opened) = opened else { return BrokerFuture::ready(Err(self.lost())) };
+            opened.noted.attempt = receipt.attempt;
+            opened.noted.parked = Some(parked);
+            state.dirty = true;
+            state.waiting.push(answer);
         }
-        self.unsaved += 1;
-        let first = !std::mem::replace(&mut self.dirty, true);
-        match self.unsaved {
-            SAVE_NOW => Some(Save::Now),
-            _ => first.then_some(Save::Soon),
+        self.save(Save::Now);
+        let lost = self.lost();
+        BrokerFuture::new(async move { answered.await.unwrap_or(Err(lost)) })
+    }
+
+    fn holds(&self, receipt: &Receipt) -> bool {
+        let held = self.is_held(receipt.token);
+        // Deliveries of an earlier time were at hand again when the group was taken over.
+        if !held && receipt.token == self.epoch() {
+            self.refused.store(true, Ordering::Release);
         }
+        held
+    }
+
+    fn release(&self, receipt: Receipt) {
+        let parked = self.lock().open.get(&place(receipt.offset)).and_then(|opened| opened.noted.parked);
+        self.put_back(receipt, parked);
     }
 }
 
@@ -293,7 +129,7 @@ impl Subscription {
             attempts: attempt - 1,
             first_failed_at: now,
             last_failed_at: now,
-            offset: crate::subscribe::offset_of(offset),
+            offset: offset_of(offset),
         };
         // Nobody waits for the answer: if it is not written now, the event is read again after a restart.
         drop(self.give_up(offset, letter));
@@ -334,68 +170,19 @@ impl Subscription {
     }
 }
 
-impl Settler for Subscription {
-    fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
-        if receipt.token != self.epoch() {
-            return BrokerFuture::ready(Err(self.lost()));
-        }
-        if let Some(save) = self.change(|state| state.settle(place(receipt.offset))) {
-            self.save(save);
-        }
-        BrokerFuture::ready(Ok(()))
-    }
-
-    fn nack(&self, mut receipt: Receipt, delay: Duration) -> BrokerFuture<Result<(), BrokerError>> {
-        receipt.attempt = receipt.attempt.saturating_add(1);
-        let now = Timestamp::now();
-        let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX);
-        let parked = Parked {
-            first_failed_at: now,
-            last_failed_at: now,
-            due: now.checked_add(delay).unwrap_or(Timestamp::MAX),
-        };
-        let noted = self.park(&receipt, parked);
-        self.put_back(receipt, Some(parked));
-        noted
-    }
-
-    fn reject(&self, receipt: Receipt, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
-        if receipt.token != self.epoch() {
-            return BrokerFuture::ready(Err(self.lost()));
-        }
-        match self.this() {
-            Some(subscription) => subscription.give_up(place(receipt.offset), dead_letter),
-            None => BrokerFuture::ready(Err(self.lost())),
-        }
-    }
-
-    fn park(&self, receipt: &Receipt, parked: Parked) -> BrokerFuture<Result<(), BrokerError>> {
-        let (answer, answered) = oneshot::channel();
+impl State {
+    /// Notes that the delivery at `offset` is settled, and tells whether to save.
+    fn settle(&mut self, offset: i64) -> Option<Save> {
+        if let Some(opened) = self.close(offset)
+            && !opened.noted.republished
         {
-            let mut state = self.lock();
-            let opened = state.open.get_mut(&place(receipt.offset)).filter(|_| receipt.token == self.epoch());
-            let Some(opened) = opened else { return BrokerFuture::ready(Err(self.lost())) };
-            opened.noted.attempt = receipt.attempt;
-            opened.noted.parked = Some(parked);
-            state.dirty = true;
-            state.waiting.push(answer);
+            self.settled = self.settled.max(offset);
         }
-        self.save(Save::Now);
-        let lost = self.lost();
-        BrokerFuture::new(async move { answered.await.unwrap_or(Err(lost)) })
-    }
-
-    fn holds(&self, receipt: &Receipt) -> bool {
-        let held = self.is_held(receipt.token);
-        // Deliveries of an earlier time were at hand again when the group was taken over.
-        if !held && receipt.token == self.epoch() {
-            self.refused.store(true, Ordering::Release);
+        self.unsaved += 1;
+        let first = !std::mem::replace(&mut self.dirty, true);
+        match self.unsaved {
+            SAVE_NOW => Some(Save::Now),
+            _ => first.then_some(Save::Soon),
         }
-        held
-    }
-
-    fn release(&self, receipt: Receipt) {
-        let parked = self.lock().open.get(&place(receipt.offset)).and_then(|opened| opened.noted.parked);
-        self.put_back(receipt, parked);
     }
 }

@@ -1,9 +1,9 @@
 //! Groups: their cursors, as operators see and move them.
 
 use crate::broker::Store;
-use crate::reader::topics;
+use crate::reader::{head, topics};
 use crate::subscribe::{offset_of, place};
-use crate::writer::{Work, closed};
+use crate::writes::{Work, closed};
 use eventbus_core::broker::{BrokerFuture, GroupState, Groups, Offset};
 use eventbus_core::{BrokerError, Pattern};
 use rusqlite::Connection;
@@ -97,6 +97,8 @@ impl Groups for Store {
                 Ok(rows) => rows,
                 Err(busy) => return Ok(Err(busy)),
             };
+            // Behind the latest event there is nothing yet, and what comes is not to be skipped.
+            let position = position.min(head(work.connection)?);
             for row in &rows {
                 work.connection.execute("delete from delivery where subscription = ?1", [row])?;
                 work.connection.execute(

@@ -5,7 +5,7 @@
 //! it goes on.
 
 use eventbus_core::BrokerError;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,7 +23,7 @@ impl Process {
         let name = format!("{:016x}", fastrand::u64(..));
         let path = lock_file(log, &name);
         let entered = || -> std::io::Result<File> {
-            let file = File::create_new(&path)?;
+            let file = private().create_new(true).open(&path)?;
             file.lock()?;
             Ok(file)
         };
@@ -91,6 +91,15 @@ pub(crate) fn is_over(leased_until: i64, lease: Duration) -> bool {
 pub(crate) fn now() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// What creates files that nobody else reads.
+pub(crate) fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
 }
 
 fn lock_file(log: &Path, process: &str) -> PathBuf {

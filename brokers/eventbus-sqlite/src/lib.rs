@@ -34,11 +34,16 @@ mod publish;
 mod reader;
 mod replay;
 mod retention;
+mod saving;
 mod schema;
 mod subscribe;
+mod subscription;
 mod tail;
+mod takeover;
+mod verify;
 mod wire;
 mod writer;
+mod writes;
 
 pub use broker::SqliteBroker;
 pub use config::{Durability, Retention, SqliteBrokerBuilder};

@@ -1,7 +1,7 @@
 //! Reading: connections of their own, beside the one that writes, on threads where they may block.
 
 use crate::schema::{explain, open_reader};
-use crate::wire::{COLUMNS, Stored, read};
+use crate::wire::{COLUMNS, Stored, is_damage, read};
 use eventbus_core::{BrokerError, Pattern, Topic};
 use rusqlite::{Connection, OptionalExtension, Row, Statement};
 use std::collections::HashMap;
@@ -132,7 +132,12 @@ impl Reader {
             let matches = match wanted.get(&topic) {
                 Some(matches) => *matches,
                 None => {
-                    let matches = pattern.matches(names.topic(connection, topic)?.as_str());
+                    let matches = match names.topic(connection, topic) {
+                        Ok(topic) => pattern.matches(topic.as_str()),
+                        // Nobody knows whose event it is.
+                        Err(error) if is_damage(&error) => true,
+                        Err(error) => return Err(error),
+                    };
                     wanted.insert(topic, matches);
                     matches
                 }
@@ -161,6 +166,21 @@ impl Reader {
         Ok(found)
     }
 
+    /// The places of events that `sql` finds and that are not what was written, at most `limit`.
+    pub(crate) fn find_damaged(&mut self, sql: &str, limit: u32) -> rusqlite::Result<Vec<i64>> {
+        let Self { connection, names } = self;
+        let mut statement = connection.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        let mut damaged = Vec::new();
+        while let Some(row) = rows.next()? {
+            let Stored { offset, intact, .. } = names.read(connection, row)?;
+            if !intact && damaged.len() < limit as usize {
+                damaged.push(offset);
+            }
+        }
+        Ok(damaged)
+    }
+
     /// The numbers of the topics that `pattern` covers.
     pub(crate) fn topics(&self, pattern: &Pattern) -> rusqlite::Result<Vec<i64>> {
         topics(&self.connection, pattern)
@@ -186,6 +206,16 @@ impl Batch {
 impl Names {
     /// Reads a row of [`COLUMNS`].
     pub(crate) fn read(&mut self, connection: &Connection, row: &Row<'_>) -> rusqlite::Result<Stored> {
+        match self.read_whole(connection, row) {
+            Err(error) if is_damage(&error) => {
+                let topic = row.get(1).and_then(|topic| self.topic(connection, topic));
+                Stored::unreadable(row, topic.ok())
+            }
+            read => read,
+        }
+    }
+
+    fn read_whole(&mut self, connection: &Connection, row: &Row<'_>) -> rusqlite::Result<Stored> {
         let (topic, source) = (row.get(1)?, row.get(3)?);
         let topic = self.topic(connection, topic)?;
         let source = match self.sources.entry(source) {

@@ -4,7 +4,7 @@ use crate::broker::Store;
 use crate::reader::{Batch, EVENTS, Reader};
 use crate::subscribe::{offset_of, place};
 use crate::wire::nanoseconds;
-use crate::writer::closed;
+use crate::writes::closed;
 use eventbus_core::broker::{
     BrokerFuture, DeadLetter, Deliveries, Receipt, Received, Replay, ReplayFrom, ReplayRequest, ReplayUntil,
     Replayable, Settler,

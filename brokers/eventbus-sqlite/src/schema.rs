@@ -1,6 +1,7 @@
 //! The file: opening it, telling ours from others, and its versions.
 
 use crate::config::Durability;
+use crate::lease;
 use eventbus_core::BrokerError;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -28,6 +29,10 @@ pub(crate) fn open_writer(path: &Path, durability: Durability) -> Result<Connect
     };
     let mut connection = opened().map_err(|error| explain(path, error))?;
     identify(path, &connection)?;
+    // SQLite opens such a file all the same, and would find out with the first event.
+    if connection.is_readonly("main").map_err(|error| explain(path, error))? {
+        return Err(explain(path, failure(rusqlite::ffi::SQLITE_READONLY)));
+    }
     prepare(&mut connection, durability).map_err(|error| explain(path, error))?;
     Ok(connection)
 }
@@ -51,11 +56,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 
 /// Creates the file, readable by nobody else; SQLite gives its companions the same mode.
 fn create(path: &Path) -> Result<(), BrokerError> {
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    match options.open(path) {
+    match lease::private().create_new(true).open(path) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(BrokerError::new(format!(
@@ -127,6 +128,10 @@ impl Durability {
             Self::Off => "off",
         }
     }
+}
+
+fn failure(code: std::ffi::c_int) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None)
 }
 
 /// What an error of SQLite means for whoever runs the program.

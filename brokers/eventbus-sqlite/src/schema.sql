@@ -55,6 +55,9 @@ create table subscription (
     -- Who handles its events, and until when (milliseconds since 1970) at most unless it says so again.
     owner text,
     leased_until integer not null default 0,
+    -- Written by SQLite: a flipped bit in the numbers must not pass for progress.
+    checksum integer generated always as (cursor % 1000003 + reached % 999983 * 3) stored,
+    intact integer generated always as (checksum = cursor % 1000003 + reached % 999983 * 3) virtual,
     unique ("group", pattern)
 ) strict;
 
@@ -69,6 +72,16 @@ create table delivery (
     -- Set where a dead letter was published again; with its payload where that was mended.
     republished integer not null default 0,
     payload blob,
+    checksum integer generated always as (
+        subscription + offset % 1000003 + attempt + coalesce(first_failed % 1000003, -1)
+        + coalesce(last_failed % 1000003, -1) + coalesce(due % 1000003, -1) + republished
+        + coalesce(length(payload), -1)
+    ) stored,
+    intact integer generated always as (
+        checksum = subscription + offset % 1000003 + attempt + coalesce(first_failed % 1000003, -1)
+        + coalesce(last_failed % 1000003, -1) + coalesce(due % 1000003, -1) + republished
+        + coalesce(length(payload), -1)
+    ) virtual,
     primary key (subscription, offset)
 ) strict, without rowid;
 

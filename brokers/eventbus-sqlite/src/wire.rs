@@ -70,6 +70,29 @@ pub(crate) struct Stored {
     pub(crate) intact: bool,
 }
 
+impl Stored {
+    /// What is left of an event whose row cannot be read.
+    pub(crate) fn unreadable(row: &Row<'_>, topic: Option<Topic>) -> rusqlite::Result<Self> {
+        let topic = topic.unwrap_or(Topic::from_static("unreadable"));
+        let payload = row.get_ref(14).ok().and_then(|payload| payload.as_bytes().ok()).unwrap_or_default();
+        let payload = Bytes::copy_from_slice(payload);
+        let envelope = Envelope::stored(topic, EventId::new(""), Timestamp::UNIX_EPOCH, payload);
+        Ok(Self { offset: row.get(0)?, envelope, intact: false })
+    }
+}
+
+/// Whether an error tells of bytes that are not what was written, where SQLite has no objection to them.
+pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(
+        error,
+        rusqlite::Error::QueryReturnedNoRows
+            | rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::Utf8Error(..)
+    )
+}
+
 /// Reads a row of [`COLUMNS`]; `topic` and `source` are the names behind its numbers.
 pub(crate) fn read(row: &Row<'_>, topic: Topic, source: &str) -> rusqlite::Result<Stored> {
     let offset: i64 = row.get(0)?;

@@ -4,195 +4,23 @@
 //! transaction. Acks alone wait a moment for others, since nobody waits for them.
 
 use crate::broker::Store;
-use crate::delivery::Saving;
 use crate::publish::{self, Insert};
 use crate::reader::{Names, head};
+use crate::saving::Saving;
 use crate::schema::explain;
-use crate::subscribe::Subscription;
+use crate::subscription::Subscription;
 use crate::wire::Record;
+use crate::writes::{Answer, Job, Publishing, Queue, Save, Work};
 use crate::{lease, retention};
-use eventbus_core::broker::BrokerFuture;
 use eventbus_core::{BrokerError, PublishError, Topic};
 use jiff::Timestamp;
 use rusqlite::Connection;
 use std::collections::HashMap;
-use std::mem::take;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
 
-/// How long acks wait for others.
-const SOON: Duration = Duration::from_millis(2);
-/// How long to wait after a transaction failed, before acks are saved again.
-const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// How often idle subscriptions are moved on, and groups that others left are looked for.
 const HOUSEKEEPING: Duration = Duration::from_millis(250);
-
-/// What waits for the writer.
-#[derive(Default)]
-pub(crate) struct Writes {
-    queue: Mutex<Queue>,
-    bell: Condvar,
-}
-
-#[derive(Default)]
-struct Queue {
-    publishes: Vec<Publishing>,
-    jobs: Vec<Job>,
-    dirty: Vec<Arc<Subscription>>,
-    /// When to save at the latest.
-    save_at: Option<Instant>,
-    closing: Option<oneshot::Sender<()>>,
-    closed: bool,
-    writer_sleeps: bool,
-}
-
-/// Events whose publishers wait.
-pub(crate) enum Publishing {
-    One(Record, oneshot::Sender<Result<(), PublishError>>),
-    Many(Vec<Record>, oneshot::Sender<Vec<Result<(), PublishError>>>),
-}
-
-/// Something else to write. None: the transaction had failed before its turn.
-type Job = Box<dyn FnOnce(Option<&mut Work<'_>>) -> Answer + Send>;
-/// What is called when the transaction is over.
-type Answer = Box<dyn FnOnce(Result<(), &BrokerError>) + Send>;
-
-/// How soon a save is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Save {
-    Now,
-    Soon,
-    AfterFailure,
-}
-
-/// What a job works with.
-pub(crate) struct Work<'a> {
-    pub(crate) connection: &'a Connection,
-    pub(crate) names: &'a mut Names,
-    dirty: Vec<Arc<Subscription>>,
-}
-
-impl Work<'_> {
-    /// Saves the subscription in this transaction, too.
-    pub(crate) fn save(&mut self, subscription: &Arc<Subscription>) {
-        self.dirty.push(Arc::clone(subscription));
-    }
-}
-
-impl Writes {
-    /// Publishes; `Err` gives it back, since the log is closed.
-    pub(crate) fn publish(&self, publishing: Publishing) -> Result<(), Publishing> {
-        let mut queue = self.lock();
-        if queue.closed {
-            return Err(publishing);
-        }
-        queue.publishes.push(publishing);
-        self.ring(queue);
-        Ok(())
-    }
-
-    /// Runs a job inside of a transaction; what it answers counts once that is committed. A job that fails leaves
-    /// nothing behind.
-    pub(crate) fn run<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&mut Work<'_>) -> rusqlite::Result<T> + Send + 'static,
-    ) -> BrokerFuture<Result<T, BrokerError>> {
-        let (answer, answered) = oneshot::channel();
-        let job: Job = Box::new(move |work| {
-            let result = work.map(|work| in_savepoint(work, job));
-            Box::new(move |committed| {
-                // Whoever asked may have been cancelled.
-                let _ = answer.send(match (committed, result) {
-                    (Ok(()), Some(result)) => {
-                        result.map_err(|error| BrokerError::new(error.to_string()).with_source(error))
-                    }
-                    (Ok(()), None) => Err(closed()),
-                    (Err(error), _) => Err(BrokerError::new(error.to_string())),
-                });
-            })
-        });
-        let mut queue = self.lock();
-        if !queue.closed {
-            queue.jobs.push(job);
-        }
-        self.ring(queue);
-        BrokerFuture::new(async move { answered.await.unwrap_or_else(|_| Err(closed())) })
-    }
-
-    /// Saves how far a subscription has come.
-    pub(crate) fn save(&self, subscription: Arc<Subscription>, save: Save) {
-        let mut queue = self.lock();
-        queue.dirty.push(subscription);
-        let wait = match save {
-            Save::Now => Duration::ZERO,
-            Save::Soon => SOON,
-            Save::AfterFailure => AFTER_FAILURE,
-        };
-        let at = Instant::now() + wait;
-        if queue.save_at.is_none_or(|earlier| at < earlier) {
-            queue.save_at = Some(at);
-            self.ring(queue);
-        }
-    }
-
-    /// Lets the writer look around.
-    pub(crate) fn wake(&self) {
-        let mut queue = self.lock();
-        queue.save_at = Some(Instant::now());
-        self.ring(queue);
-    }
-
-    /// Ends the writer, after what waits now.
-    pub(crate) fn close(&self) -> oneshot::Receiver<()> {
-        let (done, closed) = oneshot::channel();
-        let mut queue = self.lock();
-        if !queue.closed {
-            queue.closing = Some(done);
-        }
-        self.ring(queue);
-        closed
-    }
-
-    /// Wakes the writer if it sleeps: one that is at work looks at the queue before it sleeps.
-    fn ring(&self, mut queue: MutexGuard<'_, Queue>) {
-        let sleeps = std::mem::take(&mut queue.writer_sleeps);
-        drop(queue);
-        if sleeps {
-            self.bell.notify_one();
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for something to do, for at most `pause`.
-    fn take(&self, pause: Option<Duration>) -> Queue {
-        let look_again = pause.map(|pause| Instant::now() + pause);
-        let mut queue = self.lock();
-        loop {
-            let now = Instant::now();
-            let due = queue.save_at.is_some_and(|at| at <= now) || look_again.is_some_and(|at| at <= now);
-            queue.writer_sleeps = false;
-            if due || !queue.publishes.is_empty() || !queue.jobs.is_empty() || queue.closing.is_some() {
-                let closing = queue.closing.is_some();
-                let taken = take(&mut *queue);
-                queue.closed = closing;
-                return taken;
-            }
-            queue.writer_sleeps = true;
-            let wake_at = [queue.save_at, look_again].into_iter().flatten().min();
-            queue = match wake_at {
-                Some(at) => {
-                    let wait = at.saturating_duration_since(now);
-                    self.bell.wait_timeout(queue, wait).unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => self.bell.wait(queue).unwrap_or_else(PoisonError::into_inner),
-            };
-        }
-    }
-}
 
 /// The one who writes.
 pub(crate) struct Writer {
@@ -292,6 +120,10 @@ impl Writer {
             // It may have been rolled back already.
             let _ = self.connection.execute_batch("rollback");
             self.numbers = publish::Names::default();
+            // It may have failed before it came to them.
+            for subscription in self.store.subscriptions().iter().filter(|one| one.lock().dirty) {
+                self.store.writes.save(Arc::clone(subscription), Save::AfterFailure);
+            }
         } else {
             self.announce(&publishes, &outcome);
         }
@@ -489,8 +321,9 @@ impl Writer {
         for subscription in subscriptions.iter() {
             subscription.skip_to(self.head);
         }
-        let dirty = subscriptions.to_vec();
-        self.transact(Queue { dirty, ..Queue::default() });
+        let mut last = Queue::default();
+        last.dirty = subscriptions.to_vec();
+        self.transact(last);
         let owners = self.store.process.owners();
         let left =
             self.connection.execute("update subscription set owner = null where owner glob ?1", [owners]);
@@ -521,15 +354,6 @@ struct Outcome {
     overtaken: bool,
 }
 
-impl Publishing {
-    fn records(&self) -> &[Record] {
-        match self {
-            Self::One(record, _) => std::slice::from_ref(record),
-            Self::Many(records, _) => records,
-        }
-    }
-}
-
 /// Answers the publishers.
 fn answer(
     publishes: Vec<Publishing>,
@@ -555,22 +379,4 @@ fn answer(
             }
         }
     }
-}
-
-/// Runs a part of a transaction that can fail by itself.
-fn in_savepoint<T>(
-    work: &mut Work<'_>,
-    part: impl FnOnce(&mut Work<'_>) -> rusqlite::Result<T>,
-) -> rusqlite::Result<T> {
-    work.connection.execute_batch("savepoint job")?;
-    let result = part(work);
-    let end = if result.is_ok() { "release job" } else { "rollback to job; release job" };
-    let ended = work.connection.execute_batch(end);
-    let result = result?;
-    ended?;
-    Ok(result)
-}
-
-pub(crate) fn closed() -> BrokerError {
-    BrokerError::new("the log is closed; open it again")
 }

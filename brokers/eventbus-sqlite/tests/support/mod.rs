@@ -40,6 +40,17 @@ impl Log {
         self.0.path().join("log.db")
     }
 
+    /// The closed file, with all that was written.
+    pub fn bytes(&self) -> Vec<u8> {
+        let connection = rusqlite::Connection::open(self.path()).expect("the file opens");
+        let since = Instant::now();
+        // Some reader may be about to close its connection.
+        while connection.query_row("pragma wal_checkpoint(truncate)", [], |row| row.get(0)) != Ok(0) {
+            assert!(since.elapsed() < PATIENCE, "the log is not closed");
+        }
+        std::fs::read(self.path()).expect("the file is read")
+    }
+
     pub async fn broker(&self) -> SqliteBroker {
         self.broker_with(|settings| settings).await
     }
@@ -73,36 +84,11 @@ pub async fn pings(bus: &Bus, group: &str) -> Seen<u64> {
     seen
 }
 
-/// A folder for the log of one test.
-pub fn folder() -> TempDir {
-    tempfile::tempdir().expect("a folder")
-}
-
-/// The log in it.
-pub fn log(folder: &TempDir) -> PathBuf {
-    folder.path().join("log.db")
-}
-
-/// The same as an address.
-pub fn address(folder: &TempDir) -> String {
-    // The scheme is registered by the crate, which has to be linked for that.
-    let _ = eventbus_sqlite::SqliteBroker::builder(log(folder));
-    format!("sqlite:{}", log(folder).display())
-}
-
-/// A bus on it, on which no `#[subscribe]` of the binary runs.
-pub async fn connect(folder: &TempDir) -> Bus {
-    Bus::builder().only([] as [&str; 0]).connect(&address(folder)).await.expect("the bus connects")
-}
-
-/// Subscribes a group that notes the number of every ping.
-pub async fn note(bus: &Bus, group: &str, seen: &Seen<u64>) {
-    let seen = seen.clone();
-    let handler = move |ping: Arc<Ping>| {
-        let seen = seen.clone();
-        async move { seen.push(ping.number) }
-    };
-    bus.on(handler).group(group).await.expect("the group is free");
+/// Publishes pings.
+pub async fn publish_pings(bus: &Bus, numbers: std::ops::Range<u64>) {
+    for result in bus.publish_all(numbers.map(|number| Arc::new(Ping { number }))).await {
+        result.expect("the log takes it");
+    }
 }
 
 /// Waits until everything is settled.
@@ -116,13 +102,6 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     while !condition().await {
         assert!(since.elapsed() < PATIENCE, "waited in vain until {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-/// Publishes pings.
-pub async fn publish_pings(bus: &Bus, numbers: std::ops::Range<u64>) {
-    for result in bus.publish_all(numbers.map(|number| Arc::new(Ping { number }))).await {
-        result.expect("the log takes it");
     }
 }
 

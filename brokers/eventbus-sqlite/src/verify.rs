@@ -1,0 +1,76 @@
+//! Verifying a log: looking for damage that nobody has come across yet.
+
+use crate::SqliteBroker;
+use crate::reader::Reader;
+use crate::wire::COLUMNS;
+use eventbus_core::BrokerError;
+use rusqlite::Connection;
+
+/// How much damage of one kind is told.
+const TOLD: u32 = 100;
+
+impl SqliteBroker {
+    /// Looks through the whole file for damage, and tells what it found in words; an empty list is good news. It reads
+    /// everything, beside whoever works with the log.
+    ///
+    /// It finds what contradicts SQLite's own structures and indexes, events whose checksum is wrong, events that are
+    /// missing between others, and groups and deliveries whose numbers are not what was written. It does not look at
+    /// the texts of dead letters, at payloads that were mended, or at when an event was stored.
+    ///
+    /// Without it, a damaged event is noticed when it is read: groups get a [damaged] dead letter in its place, and
+    /// replays and the audit log leave it out, with an error in the log of the program. A group whose progress is
+    /// damaged does not start. Damage to pages that lead to events may hide some of them, and is noticed here only.
+    ///
+    /// [damaged]: eventbus_core::broker::FailureKind::Damaged
+    ///
+    /// # Errors
+    /// Where the file cannot be read at all.
+    pub async fn verify(&self) -> Result<Vec<String>, BrokerError> {
+        self.readers().read(verify).await
+    }
+}
+
+fn verify(reader: &mut Reader) -> rusqlite::Result<Vec<String>> {
+    // Everything is looked at as it is at one moment.
+    reader.connection.execute_batch("begin")?;
+    let found = look(reader);
+    reader.connection.execute_batch("rollback")?;
+    found
+}
+
+fn look(reader: &mut Reader) -> rusqlite::Result<Vec<String>> {
+    let connection = &reader.connection;
+    let mut found = texts(connection, "pragma integrity_check")?;
+    found.retain(|line| line != "ok");
+    found.extend(texts(
+        connection,
+        "select 'a row of ' || \"table\" || ' refers to none of ' || parent from pragma_foreign_key_check limit 100",
+    )?);
+    // What was kept when older events were removed stands before the first event that nothing refers to.
+    found.extend(texts(
+        connection,
+        "with here as (select offset, lag(offset) over (order by offset) as before from event) \
+         select 'events are missing between ' || before || ' and ' || offset from here \
+         where offset > before + 1 and before >= (select min(offset) from event where \
+         offset not in (select offset from dead_letter) and offset not in (select offset from delivery)) limit 100",
+    )?);
+    found.extend(texts(
+        connection,
+        "select 'the progress of the group `' || \"group\" || '` is damaged' from subscription \
+         where intact is not 1 or cursor > reached or reached > (select coalesce(max(offset), 0) from event) \
+         union all select 'the delivery of ' || d.offset || ' to the group `' || s.\"group\" || '` is damaged' \
+         from delivery d join subscription s on s.id = d.subscription where d.intact is not 1 limit 100",
+    )?);
+    let sql = format!("select {COLUMNS} from event e order by e.offset");
+    found.extend(
+        reader.find_damaged(&sql, TOLD)?.iter().map(|offset| format!("the event {offset} is damaged")),
+    );
+    Ok(found)
+}
+
+fn texts(connection: &Connection, sql: &str) -> rusqlite::Result<Vec<String>> {
+    let mut statement = connection.prepare(sql)?;
+    let rows = statement
+        .query_map([], |row| Ok(String::from_utf8_lossy(row.get_ref(0)?.as_bytes()?).into_owned()))?;
+    rows.collect()
+}
