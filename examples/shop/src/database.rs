@@ -4,6 +4,7 @@ use crate::catalogue;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 /// One connection to the database, shared by all who have a clone. SQLite has one writer at a time in any case.
@@ -17,8 +18,12 @@ impl Database {
     /// What SQLite reports.
     pub fn open(path: impl AsRef<Path>) -> rusqlite::Result<Self> {
         let mut connection = Connection::open(path)?;
-        // The server and an import may have it open at once.
-        connection.busy_timeout(Duration::from_secs(30))?;
+        // The server and an import may write at once. SQLite's own `busy_timeout` sleeps longer and longer, while the
+        // other process takes the lock again and again.
+        connection.busy_handler(Some(|tries| {
+            thread::sleep(Duration::from_millis(1));
+            tries < 30_000
+        }))?;
         connection.pragma_update(None, "journal_mode", "wal")?;
         // A handler that returns has its event acked, for ever. So what it wrote has to survive a power cut, too.
         connection.pragma_update(None, "synchronous", "full")?;
