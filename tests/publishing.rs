@@ -46,6 +46,30 @@ async fn a_batch_is_answered_event_by_event_in_order() {
 }
 
 #[tokio::test]
+async fn a_batch_of_envelopes_keeps_the_ids_that_they_were_given() {
+    let (bus, broker) = bus().await;
+    let seen = Seen::new();
+    let ids = seen.clone();
+    bus.on_topic(">", move |delivery: Delivery| {
+        let ids = ids.clone();
+        async move { ids.push(delivery.envelope().id().to_string()) }
+    })
+    .concurrency(1)
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    let placed = |number| {
+        Envelope::from_event(OrderPlaced { customer: 1, number })
+            .with_id(EventId::new(format!("order-{number}/placed")))
+    };
+    let published = bus.publish_envelopes([placed(1), placed(2)]).await;
+    broker.settled().await;
+    let published: Vec<_> = published.into_iter().map(|id| id.unwrap().to_string()).collect();
+    assert_eq!(published, ["order-1/placed", "order-2/placed"]);
+    assert_eq!(published, seen.all());
+}
+
+#[tokio::test]
 async fn what_the_type_does_not_say_can_be_set() {
     let (bus, broker) = bus().await;
     let seen = Seen::new();

@@ -96,8 +96,34 @@ impl Publisher {
     where
         I: IntoIterator<Item: IntoEvent>,
     {
-        let envelopes = events.into_iter().map(Envelope::from_event).collect();
-        self.outlet.publish_all(envelopes, self.cause.as_ref()).await
+        self.publish_envelopes(events.into_iter().map(Envelope::from_event)).await
+    }
+
+    /// Publishes several envelopes in one go, of any types, each with the id, the time and the headers that it was
+    /// given, and answers for each in their order.
+    ///
+    /// ```
+    /// # use eventbus::{Bus, Envelope, Event, EventId};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Event, Clone, Debug, Serialize, Deserialize)]
+    /// # #[event(topic = "order.placed")]
+    /// # struct OrderPlaced { id: u64 }
+    /// # async fn import(bus: Bus) {
+    /// let envelope = |id| {
+    ///     let event_id = EventId::new(format!("order-{id}/placed"));
+    ///     Envelope::from_event(OrderPlaced { id }).with_id(event_id)
+    /// };
+    /// bus.publish_envelopes([1, 2].map(envelope)).await;
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`publish_all`](Self::publish_all).
+    pub async fn publish_envelopes(
+        &self,
+        envelopes: impl IntoIterator<Item = Envelope>,
+    ) -> Vec<Result<EventId, PublishError>> {
+        self.outlet.publish_all(envelopes.into_iter().collect(), self.cause.as_ref()).await
     }
 
     fn start(&self, envelope: Result<Envelope, PublishError>) -> Publish<'_> {
