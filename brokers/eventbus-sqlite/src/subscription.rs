@@ -156,7 +156,7 @@ impl Subscription {
     pub(crate) fn is_settled(&self) -> bool {
         let state = self.lock();
         let reading = state.behind || state.fetching || !state.at_hand.is_empty();
-        state.active && !reading && state.open.is_empty() && !state.dirty
+        state.active && !reading && state.open.is_empty() && !state.dirty && state.unsaved == 0
     }
 
     pub(crate) fn is_active(&self) -> bool {
