@@ -52,6 +52,12 @@ async fn slowly(orders: Vec<OrderPlaced>, batches: State<Batches>) {
     batches.push((orders.iter().map(|order| order.number).collect(), Instant::now()));
 }
 
+#[subscribe(batch = 2, linger = "1ms", concurrency = 3)]
+async fn unhurried(pings: Vec<Ping>, batches: State<Batches>) {
+    sleep(Duration::from_millis(5)).await;
+    batches.push((pings.iter().map(|ping| ping.number).collect(), Instant::now()));
+}
+
 async fn run(builder: BusBuilder, subscriber: &eventbus::Subscriber) -> (Bus, MemoryBroker, Batches) {
     let (broker, batches) = (MemoryBroker::new(), Seen::new());
     let bus = builder.state(batches.clone()).only([subscriber]).broker(broker.clone()).await.unwrap();
@@ -189,6 +195,20 @@ async fn the_next_event_of_a_key_does_not_wait_for_an_event_of_another() {
         bus.publish(&OrderPlaced { customer: number % 2, number }).await.unwrap();
     }
     // While one worker handles a batch, the other one waits for the lanes to open.
+    tokio::time::timeout(Duration::from_secs(10), broker.settled()).await.expect("everything is handled");
+    let mut numbers: Vec<_> = batches.all().into_iter().flat_map(|(numbers, _)| numbers).collect();
+    numbers.sort_unstable();
+    assert!(numbers.into_iter().eq(0..40));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_gathers_goes_on_when_there_is_room_again() {
+    let (bus, broker, batches) = run(Bus::builder().in_flight(4), unhurried::SUBSCRIBER).await;
+    bus.start().unwrap();
+    for number in 0..40 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    // Two workers handle as much as may be held, while the third one has its turn to gather and finds no room.
     tokio::time::timeout(Duration::from_secs(10), broker.settled()).await.expect("everything is handled");
     let mut numbers: Vec<_> = batches.all().into_iter().flat_map(|(numbers, _)| numbers).collect();
     numbers.sort_unstable();

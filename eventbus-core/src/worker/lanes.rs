@@ -343,11 +343,13 @@ impl Lanes {
         look_again
     }
 
-    /// Notes what became of a delivery, outside of `poll_next`. Whoever gathers may sleep until its lane opens.
+    /// Notes what became of a delivery, outside of `poll_next`. Whoever gathers may sleep until its lane opens, or
+    /// until there is room for more; of that the broker's bell does not tell.
     pub(super) fn settled(self: &Arc<Self>, settled: Settled) {
         let mut state = self.lock();
+        let was_full = state.held >= self.policy.in_flight;
         self.note(&mut state, settled);
-        let call = if state.ready.is_empty() { Call::Nobody } else { self.call(&mut state) };
+        let call = if state.ready.is_empty() && !was_full { Call::Nobody } else { self.call(&mut state) };
         drop(state);
         self.make(call);
     }

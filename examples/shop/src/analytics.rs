@@ -6,14 +6,14 @@ use crate::inbox;
 use eventbus::{Batch, State, subscribe};
 use serde::Serialize;
 
-/// What was sold of one product.
+/// What was ordered of one product.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Sales {
     /// The product.
     pub sku: String,
-    /// How many were sold.
-    pub sold: u64,
-    /// What they brought in.
+    /// How many were ordered.
+    pub ordered: u64,
+    /// What they cost together.
     pub revenue_cents: u64,
 }
 
@@ -29,8 +29,8 @@ async fn count_sales(orders: Batch<OrderPlaced>, database: State<Database>) -> r
                 for item in &order.items {
                     transaction
                         .prepare_cached(
-                            "insert into sales (sku, sold, revenue_cents) values (?1, ?2, ?3) \
-                             on conflict do update set sold = sold + excluded.sold, \
+                            "insert into sales (sku, ordered, revenue_cents) values (?1, ?2, ?3) \
+                             on conflict do update set ordered = ordered + excluded.ordered, \
                                  revenue_cents = revenue_cents + excluded.revenue_cents",
                         )?
                         .execute((&item.sku, item.quantity, u64::from(item.quantity) * item.price_cents))?;
@@ -50,10 +50,10 @@ pub async fn sales(database: &Database) -> rusqlite::Result<Vec<Sales>> {
         .read(|connection| {
             connection
                 .prepare_cached(
-                    "select sku, sold, revenue_cents from sales order by revenue_cents desc, sku",
+                    "select sku, ordered, revenue_cents from sales order by revenue_cents desc, sku",
                 )?
                 .query_map([], |row| {
-                    Ok(Sales { sku: row.get(0)?, sold: row.get(1)?, revenue_cents: row.get(2)? })
+                    Ok(Sales { sku: row.get(0)?, ordered: row.get(1)?, revenue_cents: row.get(2)? })
                 })?
                 .collect()
         })

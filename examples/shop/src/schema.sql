@@ -21,7 +21,7 @@ create table if not exists sent_mail (
 
 create table if not exists sales (
     sku text primary key,
-    sold integer not null,
+    ordered integer not null,
     revenue_cents integer not null
 ) strict, without rowid;
 

@@ -4,14 +4,16 @@ use crate::database::Database;
 use crate::events::InventoryReserved;
 use eventbus::{State, subscribe};
 
-/// Marks an order as reserved. To do that twice is to do it once, so nothing has to be remembered here.
-#[subscribe(start = "earliest")]
-async fn mark_reserved(reserved: InventoryReserved, database: State<Database>) -> rusqlite::Result<()> {
+/// Marks orders as reserved. To do that twice is to do it once, so nothing has to be remembered here.
+#[subscribe(batch = 500, linger = "10ms", start = "earliest")]
+async fn mark_reserved(reserved: Vec<InventoryReserved>, database: State<Database>) -> rusqlite::Result<()> {
     database
         .transaction(move |transaction| {
-            transaction
-                .prepare_cached("update orders set status = 'reserved' where id = ?1")?
-                .execute([reserved.order_id])?;
+            let mut update =
+                transaction.prepare_cached("update orders set status = 'reserved' where id = ?1")?;
+            for InventoryReserved { order_id } in reserved {
+                update.execute([order_id])?;
+            }
             Ok(())
         })
         .await
