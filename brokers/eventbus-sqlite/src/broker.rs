@@ -1,7 +1,7 @@
 //! The broker: what its subscriptions, publishers and readers share, and the contract that it keeps.
 
 use crate::config::SqliteBrokerBuilder;
-use crate::lease::{self, Process};
+use crate::lease::{self, Lease, Process};
 use crate::reader::Readers;
 use crate::schema::open_writer;
 use crate::subscribe::SqliteDeliveries;
@@ -267,16 +267,13 @@ impl Store {
     }
 
     /// Whether a group with this owner may be taken over.
-    pub(crate) fn is_free(&self, owner: &str, leased_until: i64) -> bool {
+    pub(crate) fn is_free(&self, owner: &str, lease: Lease) -> bool {
         match self.process.number(owner) {
             Some(number) => {
                 let subscriptions = self.subscriptions();
                 !subscriptions.iter().any(|one| one.number == number && one.is_active())
             }
-            None => {
-                lease::has_ended(&self.settings.path, owner)
-                    || lease::is_over(leased_until, self.settings.lease)
-            }
+            None => lease::has_ended(&self.settings.path, owner) || lease.is_over(),
         }
     }
 

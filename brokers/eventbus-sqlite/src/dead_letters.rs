@@ -9,7 +9,7 @@ use eventbus_core::broker::{
     BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters, FailureKind,
 };
 use eventbus_core::{BrokerError, Pattern};
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Row};
 use std::sync::Arc;
 
 /// Writes a dead letter. A group that gives an event up for the second time has one dead letter of it.
@@ -62,13 +62,13 @@ fn find(reader: &mut Reader, query: &DeadLetterQuery) -> rusqlite::Result<DeadLe
         i64::try_from(query.limit).unwrap_or(i64::MAX),
     );
     let found = reader.select(&sql, parameters, |row| {
-        let kind: String = row.get(19)?;
+        let kind = text(row, 19)?;
         Ok((
             DeadLetterId(row.get(16)?),
-            row.get::<_, String>(17)?,
-            row.get::<_, String>(18)?,
+            text(row, 17)?,
+            text(row, 18)?,
             FailureKind::parse(&kind).unwrap_or(FailureKind::Failed),
-            row.get::<_, String>(20)?,
+            text(row, 20)?,
             (row.get(21)?, timestamp(row.get(22)?), timestamp(row.get(23)?)),
             row.get::<_, Option<Vec<u8>>>(24)?,
         ))
@@ -97,6 +97,11 @@ fn find(reader: &mut Reader, query: &DeadLetterQuery) -> rusqlite::Result<DeadLe
             (id, Arc::new(letter))
         })
         .collect())
+}
+
+/// A text that is for people: one that is damaged must not hide the other dead letters.
+fn text(row: &Row<'_>, column: usize) -> rusqlite::Result<String> {
+    Ok(String::from_utf8_lossy(row.get_ref(column)?.as_bytes()?).into_owned())
 }
 
 /// Turns a dead letter into a delivery of its group: which subscription gets it, and where the event is.

@@ -1,6 +1,7 @@
 //! Groups: their cursors, as operators see and move them.
 
 use crate::broker::Store;
+use crate::lease::Lease;
 use crate::reader::{head, topics};
 use crate::subscribe::{offset_of, place};
 use crate::writes::{Work, closed};
@@ -11,7 +12,7 @@ use std::sync::Arc;
 
 fn list(connection: &Connection, store: &Store) -> rusqlite::Result<Vec<GroupState>> {
     let mut statement = connection.prepare(
-        "select s.\"group\", s.pattern, s.cursor, s.reached, s.owner, s.leased_until, \
+        "select s.\"group\", s.pattern, s.cursor, s.reached, s.owner, s.leased_until, s.lease, \
          (select count(*) from delivery d where d.subscription = s.id), \
          (select count(*) from delivery d where d.subscription = s.id and d.due is not null), \
          (select count(*) from dead_letter l where l.\"group\" = s.\"group\") \
@@ -21,15 +22,16 @@ fn list(connection: &Connection, store: &Store) -> rusqlite::Result<Vec<GroupSta
     let mut groups = Vec::new();
     while let Some(row) = rows.next()? {
         let (pattern, cursor, reached): (String, i64, i64) = (row.get(1)?, row.get(2)?, row.get(3)?);
-        let (owner, leased_until): (Option<String>, i64) = (row.get(4)?, row.get(5)?);
-        let unfinished: u64 = row.get(6)?;
+        let (owner, lease): (Option<String>, _) =
+            (row.get(4)?, Lease { until: row.get(5)?, length: row.get(6)? });
+        let unfinished: u64 = row.get(7)?;
         groups.push(GroupState {
             group: row.get(0)?,
             cursor: (cursor > 0).then(|| offset_of(cursor)),
             backlog: unfinished + behind(connection, &pattern, reached)?,
-            parked: row.get(7)?,
-            dead_letters: row.get(8)?,
-            active: owner.is_some_and(|owner| !store.is_free(&owner, leased_until)),
+            parked: row.get(8)?,
+            dead_letters: row.get(9)?,
+            active: owner.is_some_and(|owner| !store.is_free(&owner, lease)),
             pattern,
         });
     }
@@ -52,12 +54,13 @@ fn behind(connection: &Connection, pattern: &str, position: i64) -> rusqlite::Re
 fn rows(work: &Work<'_>, store: &Store, group: &str) -> rusqlite::Result<Result<Vec<i64>, BrokerError>> {
     let mut statement = work
         .connection
-        .prepare_cached("select id, owner, leased_until from subscription where \"group\" = ?1")?;
+        .prepare_cached("select id, owner, leased_until, lease from subscription where \"group\" = ?1")?;
     let mut found = statement.query([group])?;
     let mut rows = Vec::new();
     while let Some(row) = found.next()? {
-        let (owner, leased_until): (Option<String>, i64) = (row.get(1)?, row.get(2)?);
-        if owner.is_some_and(|owner| !store.is_free(&owner, leased_until)) {
+        let (owner, lease): (Option<String>, _) =
+            (row.get(1)?, Lease { until: row.get(2)?, length: row.get(3)? });
+        if owner.is_some_and(|owner| !store.is_free(&owner, lease)) {
             let message = format!("a process handles the group `{group}` now; stop it first");
             return Ok(Err(BrokerError::new(message)));
         }

@@ -80,15 +80,32 @@ pub(crate) fn has_ended(log: &Path, owner: &str) -> bool {
     }
 }
 
-/// Whether a lease until `leased_until` is over. One that reaches far beyond `lease` was given before the clock was
-/// set back, and tells nothing.
-pub(crate) fn is_over(leased_until: i64, lease: Duration) -> bool {
-    let left = leased_until.saturating_sub(now());
-    left <= 0 || left > 10 * i64::try_from(lease.as_millis()).unwrap_or(i64::MAX / 10)
+/// A lease as it is written beside its owner.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lease {
+    /// When it ends, in milliseconds since 1970.
+    pub(crate) until: i64,
+    /// How long it was given for, in milliseconds.
+    pub(crate) length: i64,
+}
+
+impl Lease {
+    /// A lease from now on.
+    pub(crate) fn of(length: Duration) -> Self {
+        let length = i64::try_from(length.as_millis()).unwrap_or(i64::MAX / 2);
+        Self { until: now().saturating_add(length), length }
+    }
+
+    /// Whether it is over. One that reaches further than it was given for was given before the clock was set back, and
+    /// tells nothing.
+    pub(crate) fn is_over(self) -> bool {
+        let left = self.until.saturating_sub(now());
+        left <= 0 || left > self.length
+    }
 }
 
 /// Milliseconds since 1970.
-pub(crate) fn now() -> i64 {
+fn now() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
@@ -131,9 +148,10 @@ mod tests {
 
     #[test]
     fn a_lease_is_over_at_its_end_and_when_the_clock_was_set_back() {
-        let lease = Duration::from_secs(10);
-        assert!(!is_over(now() + 9_000, lease));
-        assert!(is_over(now() - 1, lease));
-        assert!(is_over(now() + 3_600_000, lease));
+        let given = Lease::of(Duration::from_secs(10));
+        assert!(!given.is_over());
+        assert!(Lease { until: now() - 1, ..given }.is_over());
+        assert!(Lease { until: now() + 3_600_000, ..given }.is_over());
+        assert!(!Lease::of(Duration::from_secs(3_600)).is_over(), "whatever others are given");
     }
 }

@@ -19,6 +19,9 @@
 //! - **Readable.** `sqlite3 shop.db 'select time, topic, key, payload from events order by offset desc limit 20'`; the
 //!   views `groups` and `dead_letters` tell the rest.
 //!
+//! SQLite has one writer at a time: a process that is stopped (`SIGSTOP`, a debugger) in the middle of a transaction
+//! holds up the publishes of all others until it goes on or ends; after 30 s they fail.
+//!
 //! The file must be on a disk of this machine: SQLite's write-ahead log does not work over a network file system.
 
 #![forbid(unsafe_code)]

@@ -52,9 +52,10 @@ create table subscription (
     pattern text not null,
     cursor integer not null,
     reached integer not null,
-    -- Who handles its events, and until when (milliseconds since 1970) at most unless it says so again.
+    -- Who handles its events; until when (milliseconds since 1970) unless it says so again; how long it says so for.
     owner text,
     leased_until integer not null default 0,
+    lease integer not null default 0,
     -- Written by SQLite: a flipped bit in the numbers must not pass for progress.
     checksum integer generated always as (cursor % 1000003 + reached % 999983 * 3) stored,
     intact integer generated always as (checksum = cursor % 1000003 + reached % 999983 * 3) virtual,

@@ -155,8 +155,9 @@ impl Subscription {
     /// Whether nothing is left to do, as far as this process knows.
     pub(crate) fn is_settled(&self) -> bool {
         let state = self.lock();
-        let reading = state.behind || state.fetching || !state.at_hand.is_empty();
-        state.active && !reading && state.open.is_empty() && !state.dirty
+        let reading = state.behind || state.fetching || !state.at_hand.is_empty() || state.more_republished;
+        let saving = state.dirty || state.unsaved > 0;
+        state.active && !reading && !saving && state.open.is_empty()
     }
 
     pub(crate) fn is_active(&self) -> bool {

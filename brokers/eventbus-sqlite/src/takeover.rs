@@ -1,6 +1,6 @@
 //! Taking a group over, and leaving it: which process handles its events.
 
-use crate::lease;
+use crate::lease::Lease;
 use crate::reader::{self, Names};
 use crate::saving::{Saved, Saving, Unfinished, Which};
 use crate::subscription::Subscription;
@@ -130,12 +130,13 @@ impl Subscription {
         if !intact || cursor > reached || reached > reader::head(connection)? {
             return Err(self.damaged());
         }
-        let lease = self.store.settings.lease;
-        let until = self.store.clock() + u64::try_from(lease.as_millis()).unwrap_or(u64::MAX / 2);
-        let leased_until = lease::now() + i64::try_from(lease.as_millis()).unwrap_or(i64::MAX / 2);
+        let given = Lease::of(self.store.settings.lease);
+        let until = self.store.clock().saturating_add(given.length.unsigned_abs());
         connection
-            .prepare_cached("update subscription set owner = ?2, leased_until = ?3 where id = ?1")?
-            .execute((row, self.owner(), leased_until))?;
+            .prepare_cached(
+                "update subscription set owner = ?2, leased_until = ?3, lease = ?4 where id = ?1",
+            )?
+            .execute((row, self.owner(), given.until, given.length))?;
         self.adopt(connection, row)?;
         let unfinished = Unfinished::read(connection, names, row, Which::All)?;
         self.hold_until(until);
@@ -168,11 +169,14 @@ impl Subscription {
     /// Whether nobody handles the group.
     pub(crate) fn is_free(&self, connection: &Connection) -> rusqlite::Result<bool> {
         let owner = connection
-            .prepare_cached("select owner, leased_until from subscription where id = ?1")?
-            .query_row([self.lock().row], |row| Ok((row.get::<_, Option<String>>(0)?, row.get(1)?)))
+            .prepare_cached("select owner, leased_until, lease from subscription where id = ?1")?
+            .query_row([self.lock().row], |row| {
+                let lease = Lease { until: row.get(1)?, length: row.get(2)? };
+                Ok((row.get::<_, Option<String>>(0)?, lease))
+            })
             .optional()?;
         Ok(match owner {
-            Some((Some(owner), leased_until)) => self.store.is_free(&owner, leased_until),
+            Some((Some(owner), lease)) => self.store.is_free(&owner, lease),
             _ => true,
         })
     }

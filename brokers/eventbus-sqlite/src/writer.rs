@@ -11,7 +11,7 @@ use crate::schema::explain;
 use crate::subscription::Subscription;
 use crate::wire::Record;
 use crate::writes::{Answer, Job, Publishing, Queue, Save, Work};
-use crate::{lease, retention};
+use crate::{lease::Lease, retention};
 use eventbus_core::{BrokerError, PublishError, Topic};
 use jiff::Timestamp;
 use rusqlite::Connection;
@@ -291,13 +291,12 @@ impl Writer {
     /// Says that this process goes on, and learns what others have taken meanwhile.
     fn renew(&mut self, subscriptions: &[Arc<Subscription>]) -> rusqlite::Result<()> {
         let store = Arc::clone(&self.store);
-        let lease = u64::try_from(store.settings.lease.as_millis()).unwrap_or(u64::MAX / 2);
-        let until = store.clock().saturating_add(lease);
-        let leased_until = lease::now().saturating_add(i64::try_from(lease).unwrap_or(i64::MAX));
+        let given = Lease::of(store.settings.lease);
+        let until = store.clock().saturating_add(given.length.unsigned_abs());
         self.sync_at_commit(false)?;
         self.connection
             .prepare_cached("update subscription set leased_until = ?2 where owner glob ?1")?
-            .execute((store.process.owners(), leased_until))?;
+            .execute((store.process.owners(), given.until))?;
         for subscription in subscriptions.iter().filter(|subscription| subscription.is_active()) {
             let ours: bool = self
                 .connection
@@ -339,6 +338,13 @@ impl Writer {
 
     fn read_data_version(&self) -> rusqlite::Result<i64> {
         self.connection.prepare_cached("pragma data_version")?.query_row([], |row| row.get(0))
+    }
+}
+
+impl Drop for Writer {
+    /// Nobody writes any more, not even where this is a panic: whoever waits is told.
+    fn drop(&mut self) {
+        self.store.writes.abandon();
     }
 }
 

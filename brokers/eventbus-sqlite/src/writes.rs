@@ -142,6 +142,13 @@ impl Writes {
         closed
     }
 
+    /// Refuses everything from now on, and what waits.
+    pub(crate) fn abandon(&self) {
+        let waiting = take(&mut *self.lock());
+        self.lock().closed = true;
+        drop(waiting);
+    }
+
     /// Wakes the writer if it sleeps: one that is at work looks at the queue before it sleeps.
     fn ring(&self, mut queue: MutexGuard<'_, Queue>) {
         let sleeps = std::mem::take(&mut queue.writer_sleeps);
