@@ -78,7 +78,7 @@ impl Cli {
             }
         };
         done.unwrap_or_else(|error| {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", with_causes(&*error));
             ExitCode::FAILURE
         })
     }
@@ -90,7 +90,9 @@ impl Serve {
         let stop = serve::signals()?;
         let database = Database::open(data)?;
         let bus = crate::bus(&database).connect(url).await?;
-        let listener = TcpListener::bind(self.listen).await?;
+        let listener = TcpListener::bind(self.listen)
+            .await
+            .map_err(|error| format!("cannot listen on {}: {error}", self.listen))?;
         tracing::info!("listening on http://{}", listener.local_addr()?);
         serve::serve(listener, database, bus, stop).await?;
         Ok(ExitCode::SUCCESS)
@@ -108,11 +110,11 @@ impl Import {
         let imported = import::import(&Orders::new(database, bus.publisher()), &self.file, &bar).await;
         bar.finish_and_clear();
         bus.shutdown().await?;
-        let report @ Report { new, known, failed } = imported?;
+        let Report { new, known, failed } = imported?;
         let seconds = begin.elapsed().as_secs_f64();
         let rate = (new + known) as f64 / seconds;
         println!("{new} new, {known} known, {failed} failed, in {seconds:.1} s ({rate:.0} orders/s)");
-        Ok(if report.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
@@ -129,6 +131,12 @@ impl Generate {
             _ => Ok(ExitCode::SUCCESS),
         }
     }
+}
+
+/// An error, and what caused it.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

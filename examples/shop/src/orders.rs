@@ -64,6 +64,10 @@ impl Orders {
     ///
     /// # Errors
     /// [`PlaceError`] says how far it came.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, as axum does when a client hangs up, the order may be saved and not published: the
+    /// gap, once more.
     pub async fn place(&self, order: Order) -> Result<Placed, PlaceError> {
         let placed = self.database.transaction(move |transaction| save(transaction, order)).await?;
         let (Placed::Now(order) | Placed::Before(order)) = &placed;

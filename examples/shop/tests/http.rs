@@ -3,6 +3,8 @@
 mod support;
 
 use serde_json::json;
+use shop::order::NewOrder;
+use shop::orders::{Orders, PlaceError};
 use support::{Shop, pens};
 
 #[tokio::test]
@@ -39,6 +41,24 @@ async fn an_order_that_is_sent_again_is_placed_once() {
     assert_eq!(receipt, again);
     shop.settled().await;
     assert_eq!(shop.count("select count(*) from orders").await, 1);
+    assert_eq!(shop.count("select sum(orders) from orders_by_day").await, 1);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn an_order_that_was_saved_but_not_published_is_published_when_it_is_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let shop = Shop::open(folder.path()).await;
+    let orders = Orders::new(shop.database.clone(), shop.bus.publisher());
+    shop.close().await;
+    let order: NewOrder = serde_json::from_value(pens("web-1", 2)).unwrap();
+    let failed = orders.place(order.check().unwrap()).await;
+    assert!(matches!(failed, Err(PlaceError::Publish(_))), "the bus has ended: {failed:?}");
+    let shop = Shop::open(folder.path()).await;
+    shop.settled().await;
+    assert_eq!(shop.get("/orders-by-day").await, (200, json!([])), "nobody knows of it");
+    assert_eq!(shop.post(&pens("web-1", 2)).await.0, 200);
+    shop.settled().await;
     assert_eq!(shop.count("select sum(orders) from orders_by_day").await, 1);
     shop.close().await;
 }
