@@ -154,7 +154,8 @@ impl From<DecodeError> for Outcome {
 
 /// Marks an error as permanent: the delivery goes to the dead letters without another attempt.
 ///
-/// The mark is found anywhere in the chain of an error's sources, so it survives `?` and added context.
+/// The mark is found anywhere in the chain of an error's sources, so it survives `?` and added context. In an enum of
+/// thiserror it is a `#[source]`: `#[error(transparent)]` passes over it to its own source.
 ///
 /// ```
 /// use eventbus_core::{BoxError, Permanent};

@@ -14,6 +14,8 @@ const APPLICATION: i32 = 0x4576_4273;
 const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
 /// How long to wait for another process that writes.
 const BUSY: Duration = Duration::from_secs(30);
+/// How long to wait before looking again whether it is done.
+const BUSY_LOOK: Duration = Duration::from_millis(1);
 /// The write-ahead log is copied into the file when it has so many pages.
 const CHECKPOINT_PAGES: u32 = 4_000;
 /// The write-ahead log is cut back to this size, in bytes, when it was copied.
@@ -46,8 +48,13 @@ pub(crate) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY)?;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    // SQLite's own `busy_timeout` sleeps for up to 100 ms between its looks, in which a busy process takes the lock
+    // again and again.
+    connection.busy_handler(Some(|looks| {
+        std::thread::sleep(BUSY_LOOK);
+        u128::try_from(looks).is_ok_and(|looks| looks < BUSY.as_millis() / BUSY_LOOK.as_millis())
+    }))?;
     connection.set_prepared_statement_cache_capacity(64);
     // Otherwise statements are planned anew whenever a parameter changes.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
