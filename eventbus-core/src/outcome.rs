@@ -249,14 +249,12 @@ impl<T: IntoOutcome, E: SubscriberError> IntoOutcome for Result<T, E> {
 }
 
 fn failure(error: &(dyn Error + 'static)) -> Outcome {
-    let mut link = Some(error);
-    while let Some(error) = link {
-        if error.is::<Permanent>() {
-            return Outcome::Reject(Reason::of(FailureKind::Rejected, error));
-        }
-        link = error.source();
+    let mut links = std::iter::successors(Some(error), |link| (*link).source());
+    if links.any(|link| link.is::<Permanent>()) {
+        Outcome::Reject(Reason::of(FailureKind::Rejected, error))
+    } else {
+        Outcome::Retry(Reason::of(FailureKind::Failed, error))
     }
-    Outcome::Retry(Reason::of(FailureKind::Failed, error))
 }
 
 #[diagnostic::do_not_recommend]
@@ -336,9 +334,10 @@ mod tests {
     }
 
     #[test]
-    fn a_permanent_error_is_found_under_added_context() {
+    fn a_permanent_error_is_found_under_added_context_which_is_told_as_well() {
         let outcome = Err::<(), _>(Saving(Permanent::new("no such table").into())).into_outcome();
-        assert!(matches!(outcome, Outcome::Reject(_)), "{outcome:?}");
+        let Outcome::Reject(reason) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(reason.to_string(), "saving failed: no such table");
     }
 
     #[test]

@@ -107,7 +107,7 @@ async fn what_is_out_of_stock_is_a_dead_letter_of_the_inventory_alone() {
     let (_, letters) = shop.get("/dead-letters").await;
     assert_eq!(letters.as_array().unwrap().len(), 1, "{letters}");
     assert_eq!(letters[0]["group"], "shop.reserve");
-    assert_eq!(letters[0]["reason"], "umbrella: 1 ordered, 0 in stock");
+    assert_eq!(letters[0]["reason"], "the order cannot be reserved: umbrella: 1 ordered, 0 in stock");
     assert_eq!(letters[0]["attempts"], 1);
     let after = format!("/dead-letters?after={}", letters[0]["id"]);
     assert_eq!(shop.get(&after).await, (200, json!([])));
