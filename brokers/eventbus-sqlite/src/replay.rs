@@ -2,7 +2,7 @@
 
 use crate::broker::Store;
 use crate::reader::{Batch, EVENTS, Reader};
-use crate::subscribe::{offset_of, place};
+use crate::subscribe::{READ_AHEAD_BYTES, offset_of, place, size};
 use crate::wire::nanoseconds;
 use crate::writes::closed;
 use eventbus_core::broker::{
@@ -32,6 +32,7 @@ struct State {
     complete: bool,
     fetching: bool,
     at_hand: VecDeque<(i64, Arc<Envelope>, u32)>,
+    at_hand_bytes: usize,
     waker: Option<Waker>,
     error: Option<BrokerError>,
 }
@@ -81,6 +82,7 @@ impl Replayable for Store {
                     complete: false,
                     fetching: false,
                     at_hand: VecDeque::new(),
+                    at_hand_bytes: 0,
                     waker: None,
                     error: None,
                 }),
@@ -108,7 +110,8 @@ impl History {
 
     /// Reads ahead.
     fn refill(self: &Arc<Self>, state: &mut State) {
-        if state.fetching || state.complete || state.at_hand.len() >= EVENTS {
+        let enough = state.at_hand.len() >= EVENTS || state.at_hand_bytes >= READ_AHEAD_BYTES;
+        if state.fetching || state.complete || enough {
             return;
         }
         state.fetching = true;
@@ -135,6 +138,7 @@ impl History {
         state.complete = batch.complete && self.until.is_some();
         for event in batch.events {
             if event.intact {
+                state.at_hand_bytes += size(&event.envelope);
                 state.at_hand.push_back((event.offset, Arc::new(event.envelope), 1));
             } else {
                 tracing::error!(
@@ -164,6 +168,8 @@ impl Deliveries for HistoryDeliveries {
             return Poll::Ready(Err(error));
         }
         let count = limit.min(state.at_hand.len());
+        let taken: usize = state.at_hand.iter().take(count).map(|(_, envelope, _)| size(envelope)).sum();
+        state.at_hand_bytes -= taken;
         into.extend(state.at_hand.drain(..count).map(|(offset, envelope, attempt)| Received {
             receipt: Receipt { envelope, offset: offset_of(offset), attempt, token: 0 },
             replayed: true,
@@ -199,7 +205,10 @@ impl Settler for History {
 
     fn release(&self, receipt: Receipt) {
         let Receipt { envelope, offset, attempt, .. } = receipt;
-        self.change(|state| state.at_hand.push_front((place(offset), envelope, attempt)));
+        self.change(|state| {
+            state.at_hand_bytes += size(&envelope);
+            state.at_hand.push_front((place(offset), envelope, attempt));
+        });
     }
 }
 

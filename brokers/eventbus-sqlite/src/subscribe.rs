@@ -15,12 +15,12 @@ use std::task::{Context, Poll};
 /// With fewer events at hand than this, more are read ahead.
 const READ_AHEAD: usize = reader::EVENTS;
 /// With more bytes of payload at hand than this, no more are read ahead.
-const READ_AHEAD_BYTES: usize = 4 << 20;
+pub(crate) const READ_AHEAD_BYTES: usize = 4 << 20;
 /// With more bytes of payload handed out than this, no more are handed out until some are settled.
 const OPEN_BYTES: usize = 64 << 20;
 /// How many events are taken from the tail at once.
 const FROM_TAIL: usize = 256;
-/// How many settled deliveries may wait to be saved: so many are delivered again after a crash, at most.
+/// While so many settled deliveries are not saved yet, no more are handed out: a crash repeats them.
 const UNSAVED: usize = 1_024;
 
 /// The reader of a subscription.
@@ -89,7 +89,7 @@ pub(crate) struct Waiting {
 
 impl Waiting {
     fn size(&self) -> usize {
-        self.envelope.payload().map_or(0, |payload| payload.len())
+        size(&self.envelope)
     }
 }
 
@@ -274,6 +274,11 @@ impl State {
         let receipt = Receipt { envelope, offset: offset_of(offset), attempt, token: epoch };
         Received { receipt, replayed: false, parked, settler: Arc::clone(settler) }
     }
+}
+
+/// The size of a payload that was read.
+pub(crate) fn size(envelope: &Envelope) -> usize {
+    envelope.payload().map_or(0, |payload| payload.len())
 }
 
 /// A place in the file as an offset of the contract.

@@ -2,7 +2,9 @@
 
 mod support;
 
-use eventbus::broker::{AuditQuery, Groups, Received, ReplayFrom, ReplayUntil, SubscribeRequest};
+use eventbus::broker::{
+    AuditQuery, Groups, Received, ReplayFrom, ReplayRequest, ReplayUntil, SubscribeRequest,
+};
 use eventbus::{
     Backoff, Broker, Bus, Delivery, Envelope, EventId, Outcome, PublishError, Start, State, Topic, subscribe,
 };
@@ -743,4 +745,35 @@ async fn a_bus_whose_groups_others_handle_is_settled_when_they_are_done() {
     publish_pings(&second, 0..500).await;
     second.settled().await.unwrap();
     assert_eq!(here.len(), 500);
+}
+
+#[tokio::test]
+async fn a_replay_reads_a_few_large_payloads_ahead() {
+    let log = Log::new();
+    let broker = log.broker().await;
+    for _ in 0..40 {
+        let payload = vec![b'x'; 1 << 20].into();
+        let envelope = Envelope::from_bytes(Topic::from_static("a.b"), "text/plain", payload);
+        broker.publish(Arc::new(envelope)).await.unwrap();
+    }
+    let request = ReplayRequest {
+        group: "g".into(),
+        pattern: "a.b".parse().unwrap(),
+        from: ReplayFrom::Beginning,
+        until: ReplayUntil::Now,
+    };
+    let mut deliveries = broker.replayable().unwrap().replay(request).await.unwrap().deliveries;
+    let (mut received, mut most) = (Vec::new(), 0);
+    loop {
+        let before = received.len();
+        poll_fn(|context| deliveries.poll_receive(context, &mut received, 1_000)).await.unwrap();
+        if received.len() == before {
+            break;
+        }
+        most = most.max(received.len() - before);
+        // Time enough to read everything, were it not bounded.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(received.len(), 40);
+    assert!(most <= 5, "{most} MiB were read ahead");
 }
