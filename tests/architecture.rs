@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules of core, floor by floor; a module uses its own floor and those below.
 const FLOORS: [&[&str]; 7] = [
-    &["topic", "id", "headers", "codec", "event", "envelope", "trace_context", "error"],
+    &["topic", "id", "headers", "codec", "event", "envelope", "trace_context", "error", "lock", "foreign"],
     &["broker", "memory"],
     &["subscription", "backoff"],
     &["publisher", "causation", "observe", "delivery", "extract", "outcome", "state", "handler"],

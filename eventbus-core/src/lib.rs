@@ -27,9 +27,13 @@ mod envelope;
 mod error;
 mod event;
 mod extract;
+#[allow(dead_code, reason = "its callers follow")]
+mod foreign;
 mod handler;
 mod headers;
 mod id;
+#[doc(hidden)]
+pub mod lock;
 pub mod memory;
 pub mod middleware;
 mod observe;
