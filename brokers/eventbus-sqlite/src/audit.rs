@@ -3,7 +3,7 @@
 use crate::broker::Store;
 use crate::reader::Reader;
 use crate::subscribe::{offset_of, place};
-use crate::wire::{COLUMNS, StoredId, nanoseconds};
+use crate::wire::{COLUMNS, StoredId, seconds};
 use eventbus_core::BrokerError;
 use eventbus_core::broker::{AuditLog, AuditQuery, BrokerFuture, Offset, Recorded};
 use rusqlite::ToSql;
@@ -50,11 +50,10 @@ fn query(reader: &mut Reader, query: &AuditQuery) -> rusqlite::Result<Vec<Record
     if let Some(id) = &query.correlation_id {
         asked.and("(e.correlation = ? or (e.correlation is null and e.id = ?))", StoredId(id));
     }
-    if let Some(since) = query.since {
-        asked.and("e.time >= ?", nanoseconds(since));
-    }
-    if let Some(before) = query.before {
-        asked.and("e.time < ?", nanoseconds(before));
+    for (time, comparison) in [(query.since, ">="), (query.before, "<")] {
+        if let Some((seconds, nanosecond)) = time.map(seconds) {
+            asked.and(&format!("(e.time, e.nanosecond) {comparison} ({seconds}, ?)"), nanosecond);
+        }
     }
     if let Some(after) = query.after {
         asked.and(if query.newest_first { "e.offset < ?" } else { "e.offset > ?" }, place(after));

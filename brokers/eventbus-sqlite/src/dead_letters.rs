@@ -3,12 +3,13 @@
 use crate::broker::Store;
 use crate::reader::Reader;
 use crate::subscribe::offset_of;
-use crate::wire::{COLUMNS, nanoseconds, timestamp};
+use crate::wire::{COLUMN_COUNT, COLUMNS, Stored, StoredTime, content};
 use bytes::Bytes;
 use eventbus_core::broker::{
     BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters, FailureKind,
 };
 use eventbus_core::{BrokerError, Pattern};
+use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row};
 use std::sync::Arc;
 
@@ -24,9 +25,10 @@ pub(crate) fn insert(
     connection
         .prepare_cached(
             "insert into dead_letter \
-             (\"group\", offset, handler, kind, reason, attempts, first_failed, last_failed, payload) \
-             values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) on conflict (\"group\", offset) do update set \
-             handler = ?3, kind = ?4, reason = ?5, attempts = ?6, first_failed = ?7, last_failed = ?8, payload = ?9",
+             (\"group\", offset, handler, kind, reason, attempts, first_failed, last_failed, payload, \
+             content) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) on conflict (\"group\", offset) do update set \
+             handler = ?3, kind = ?4, reason = ?5, attempts = ?6, first_failed = ?7, last_failed = ?8, \
+             payload = ?9, content = ?10",
         )?
         .execute((
             &letter.group,
@@ -35,9 +37,10 @@ pub(crate) fn insert(
             letter.kind.as_str(),
             &letter.reason,
             letter.attempts,
-            nanoseconds(letter.first_failed_at),
-            nanoseconds(letter.last_failed_at),
-            payload,
+            StoredTime(letter.first_failed_at),
+            StoredTime(letter.last_failed_at),
+            &payload,
+            content([letter.handler.as_bytes(), letter.reason.as_bytes()], payload.as_deref()),
         ))?;
     Ok(())
 }
@@ -45,7 +48,7 @@ pub(crate) fn insert(
 fn find(reader: &mut Reader, query: &DeadLetterQuery) -> rusqlite::Result<DeadLetterList> {
     let sql = format!(
         "select {COLUMNS}, l.id, l.\"group\", l.handler, l.kind, l.reason, l.attempts, l.first_failed, l.last_failed, \
-         l.payload from dead_letter l join event e on e.offset = l.offset \
+         l.payload, l.content, l.intact from dead_letter l join event e on e.offset = l.offset \
          where (?1 is null or l.id = ?1) and (?2 is null or l.\"group\" = ?2) and (?3 is null or l.kind = ?3) \
          and l.id > ?4 and (?5 is null or e.topic in (select value from json_each(?5))) order by l.id limit ?6"
     );
@@ -61,45 +64,70 @@ fn find(reader: &mut Reader, query: &DeadLetterQuery) -> rusqlite::Result<DeadLe
         topics,
         i64::try_from(query.limit).unwrap_or(i64::MAX),
     );
-    let found = reader.select(&sql, parameters, |row| {
-        let kind = text(row, 19)?;
-        Ok((
-            DeadLetterId(row.get(16)?),
-            text(row, 17)?,
-            text(row, 18)?,
-            FailureKind::parse(&kind).unwrap_or(FailureKind::Failed),
-            text(row, 20)?,
-            (row.get(21)?, timestamp(row.get(22)?), timestamp(row.get(23)?)),
-            row.get::<_, Option<Vec<u8>>>(24)?,
-        ))
-    })?;
-    Ok(found
-        .into_iter()
-        .map(|(event, (id, group, handler, kind, reason, times, payload))| {
-            let (attempts, first_failed_at, last_failed_at) = times;
-            let offset = offset_of(event.offset);
-            let kind = if event.intact { kind } else { FailureKind::Damaged };
-            let envelope = match payload {
-                Some(payload) => event.envelope.with_payload(Bytes::from(payload)),
-                None => event.envelope,
-            };
-            let letter = DeadLetter {
-                envelope: Arc::new(envelope),
-                group,
-                handler,
-                kind,
-                reason,
-                attempts,
-                first_failed_at,
-                last_failed_at,
-                offset,
-            };
-            (id, Arc::new(letter))
-        })
-        .collect())
+    let found = reader.select(&sql, parameters, kept)?;
+    Ok(found.into_iter().map(|(event, kept)| kept.joined(event)).collect())
 }
 
-/// A text that is for people: one that is damaged must not hide the other dead letters.
+/// A dead letter without its event.
+struct Kept {
+    id: DeadLetterId,
+    group: String,
+    handler: String,
+    kind: FailureKind,
+    reason: String,
+    attempts: u32,
+    first_failed_at: Timestamp,
+    last_failed_at: Timestamp,
+    payload: Option<Vec<u8>>,
+    intact: bool,
+}
+
+fn kept(row: &Row<'_>) -> rusqlite::Result<Kept> {
+    let column = |index| COLUMN_COUNT + index;
+    let text = |index| text(row, column(index));
+    // What is damaged must not hide the other dead letters.
+    let time = |index| row.get::<_, StoredTime>(column(index)).map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    let (handler, kind, reason) = (text(2)?, text(3)?, text(4)?);
+    let payload: Option<Vec<u8>> = row.get(column(8)).unwrap_or_default();
+    let sum = content([handler.as_bytes(), reason.as_bytes()], payload.as_deref());
+    let intact = row.get(column(9)).is_ok_and(|content: u32| content == sum)
+        && row.get(column(10)).is_ok_and(|intact: bool| intact);
+    Ok(Kept {
+        id: DeadLetterId(row.get(column(0))?),
+        group: text(1)?,
+        handler,
+        kind: FailureKind::parse(&kind).unwrap_or(FailureKind::Failed),
+        reason,
+        attempts: row.get(column(5)).unwrap_or_default(),
+        first_failed_at: time(6),
+        last_failed_at: time(7),
+        payload,
+        intact,
+    })
+}
+
+impl Kept {
+    fn joined(self, event: Stored) -> (DeadLetterId, Arc<DeadLetter>) {
+        let envelope = match self.payload {
+            Some(payload) => event.envelope.with_payload(Bytes::from(payload)),
+            None => event.envelope,
+        };
+        let letter = DeadLetter {
+            envelope: Arc::new(envelope),
+            group: self.group,
+            handler: self.handler,
+            kind: if event.intact && self.intact { self.kind } else { FailureKind::Damaged },
+            reason: self.reason,
+            attempts: self.attempts,
+            first_failed_at: self.first_failed_at,
+            last_failed_at: self.last_failed_at,
+            offset: offset_of(event.offset),
+        };
+        (self.id, Arc::new(letter))
+    }
+}
+
+/// A text, also where it is none any more.
 fn text(row: &Row<'_>, column: usize) -> rusqlite::Result<String> {
     Ok(String::from_utf8_lossy(row.get_ref(column)?.as_bytes()?).into_owned())
 }
@@ -112,20 +140,24 @@ fn republish(
 ) -> rusqlite::Result<Result<Option<(i64, i64)>, BrokerError>> {
     let found = connection
         .prepare_cached(
-            "select l.\"group\", l.offset, l.payload, t.name from dead_letter l \
+            "select l.\"group\", l.offset, l.payload, t.name, l.handler, l.reason, l.content, l.intact from dead_letter l \
              join event e on e.offset = l.offset join topic t on t.id = e.topic where l.id = ?1",
         )?
         .query_row([id.0], |row| {
-            Ok((
-                row.get::<_, String>(0)?,
-                row.get::<_, i64>(1)?,
-                row.get::<_, Option<Vec<u8>>>(2)?,
-                row.get(3)?,
-            ))
+            let mended: Option<Vec<u8>> = row.get(2)?;
+            let sum = content([row.get_ref(4)?.as_bytes()?, row.get_ref(5)?.as_bytes()?], mended.as_deref());
+            let intact = row.get::<_, bool>(7)? && row.get::<_, i64>(6)? == i64::from(sum);
+            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, mended, row.get::<_, String>(3)?, intact))
         })
         .optional()?;
-    let Some((group, offset, mended, topic)) = found else { return Ok(Ok(None)) };
-    let topic: String = topic;
+    let Some((group, offset, mended, topic, intact)) = found else { return Ok(Ok(None)) };
+    if !intact {
+        return Ok(Err(BrokerError::new(format!(
+            "cannot re-publish dead letter {id}: it is damaged, its checksum is wrong; publish the event again, and \
+             purge the dead letter"
+        ))));
+    }
+    let payload = payload.or(mended.as_deref());
     let Some(subscription) = subscription(connection, &group, &topic)? else {
         return Ok(Err(BrokerError::new(format!(
             "cannot re-publish dead letter {id}: the group `{group}` does not listen on \"{topic}\" any more; \
@@ -134,10 +166,11 @@ fn republish(
     };
     connection
         .prepare_cached(
-            "insert into delivery (subscription, offset, attempt, republished, payload) values (?1, ?2, 1, 1, ?3) \
-             on conflict do update set attempt = 1, first_failed = null, last_failed = null, due = null, payload = ?3",
+            "insert into delivery (subscription, offset, attempt, republished, payload, content) \
+             values (?1, ?2, 1, 1, ?3, ?4) on conflict do update set \
+             attempt = 1, first_failed = null, last_failed = null, due = null, payload = ?3, content = ?4",
         )?
-        .execute((subscription, offset, payload.or(mended.as_deref())))?;
+        .execute((subscription, offset, payload, payload.map(|payload| content([], Some(payload)))))?;
     connection.prepare_cached("delete from dead_letter where id = ?1")?.execute([id.0])?;
     Ok(Ok(Some((subscription, offset))))
 }

@@ -1,13 +1,13 @@
 //! Publishing: rows of events, written by the writer's transaction.
 
-use crate::wire::{Record, StoredId, nanoseconds};
+use crate::wire::{Record, StoredId, seconds};
 use jiff::Timestamp;
 use rusqlite::{CachedStatement, Connection, ErrorCode, OptionalExtension};
 use std::collections::HashMap;
 
-const INSERT: &str = "insert into event (offset, topic, id, source, type, version, time, stored, subject, key, \
-     content_type, correlation, causation, causation_depth, headers, payload, checksum) \
-     values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17) \
+const INSERT: &str = "insert into event (offset, topic, id, source, type, version, time, nanosecond, stored, subject, \
+     key, content_type, correlation, causation, causation_depth, headers, payload, checksum) \
+     values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18) \
      on conflict (id, source) do nothing";
 
 /// The numbers of the names that were written so far.
@@ -75,7 +75,7 @@ impl<'a> Insert<'a> {
             connection,
             statement: connection.prepare_cached(INSERT)?,
             names,
-            stored: nanoseconds(stored),
+            stored: stored.as_microsecond(),
         })
     }
 
@@ -84,6 +84,7 @@ impl<'a> Insert<'a> {
         let envelope = &record.envelope;
         let topic = self.names.topics.of(self.connection, "topic", envelope.topic().as_str())?;
         let source = self.names.sources.of(self.connection, "source", envelope.source())?;
+        let (time, nanosecond) = seconds(envelope.time());
         let written = self.statement.execute(rusqlite::params![
             offset,
             topic,
@@ -91,7 +92,8 @@ impl<'a> Insert<'a> {
             source,
             record.event_type(),
             envelope.version(),
-            nanoseconds(envelope.time()),
+            time,
+            nanosecond,
             self.stored,
             envelope.subject(),
             envelope.key(),
@@ -101,7 +103,7 @@ impl<'a> Insert<'a> {
             envelope.causation_depth(),
             record.headers,
             &record.payload[..],
-            record.checksum(offset),
+            record.checksum(offset, self.stored),
         ])?;
         Ok(written > 0)
     }

@@ -167,14 +167,14 @@ impl Reader {
     }
 
     /// The places of events that `sql` finds and that are not what was written, at most `limit`.
-    pub(crate) fn find_damaged(&mut self, sql: &str, limit: u32) -> rusqlite::Result<Vec<i64>> {
+    pub(crate) fn find_damaged(&mut self, sql: &str, limit: usize) -> rusqlite::Result<Vec<i64>> {
         let Self { connection, names } = self;
         let mut statement = connection.prepare(sql)?;
         let mut rows = statement.query([])?;
         let mut damaged = Vec::new();
         while let Some(row) = rows.next()? {
             let Stored { offset, intact, .. } = names.read(connection, row)?;
-            if !intact && damaged.len() < limit as usize {
+            if !intact && damaged.len() < limit {
                 damaged.push(offset);
             }
         }

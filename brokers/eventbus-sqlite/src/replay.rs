@@ -3,7 +3,7 @@
 use crate::broker::Store;
 use crate::reader::{Batch, EVENTS, Reader};
 use crate::subscribe::{READ_AHEAD_BYTES, offset_of, place, size};
-use crate::wire::nanoseconds;
+use crate::wire::seconds;
 use crate::writes::closed;
 use eventbus_core::broker::{
     BrokerFuture, DeadLetter, Deliveries, Receipt, Received, Replay, ReplayFrom, ReplayRequest, ReplayUntil,
@@ -43,8 +43,8 @@ fn bounds(reader: &mut Reader, request: &ReplayRequest) -> rusqlite::Result<(i64
     let connection = &reader.connection;
     let before = |time| -> rusqlite::Result<Option<i64>> {
         connection
-            .prepare_cached("select min(offset) from event where time >= ?1")?
-            .query_row([nanoseconds(time)], |row| row.get(0))
+            .prepare_cached("select min(offset) from event where (time, nanosecond) >= (?1, ?2)")?
+            .query_row(seconds(time), |row| row.get(0))
     };
     let from = match request.from {
         ReplayFrom::Offset(offset) => place(offset) - 1,

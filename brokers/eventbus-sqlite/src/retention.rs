@@ -1,7 +1,6 @@
 //! Retention: removing the oldest events, a little at a time.
 
 use crate::config::Retention;
-use crate::wire::nanoseconds;
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::Connection;
 
@@ -53,7 +52,7 @@ fn too_old(connection: &Connection, until: i64, age: std::time::Duration) -> rus
     let oldest = Timestamp::now().checked_sub(age).unwrap_or(Timestamp::MIN);
     connection.query_row(
         "select coalesce(max(offset), 0) from event where offset <= ?1 and stored < ?2",
-        (until, nanoseconds(oldest)),
+        (until, oldest.as_microsecond()),
         |row| row.get(0),
     )
 }

@@ -4,7 +4,7 @@
 
 use crate::reader::Names;
 use crate::subscription::{State, Subscription};
-use crate::wire::{COLUMNS, Stored, nanoseconds, timestamp};
+use crate::wire::{COLUMN_COUNT, COLUMNS, Stored, StoredTime, content};
 use bytes::Bytes;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::Parked;
@@ -64,7 +64,8 @@ impl Unfinished {
             Which::At(offset) => ("and d.offset = ?3", -1, Some(offset)),
         };
         let sql = format!(
-            "select {COLUMNS}, d.attempt, d.first_failed, d.last_failed, d.due, d.republished, d.payload, d.intact \
+            "select {COLUMNS}, d.attempt, d.first_failed, d.last_failed, d.due, d.republished, d.payload, d.intact, \
+             d.content \
              from delivery d join event e on e.offset = d.offset \
              where d.subscription = ?1 {condition} order by d.offset limit ?2"
         );
@@ -78,13 +79,19 @@ impl Unfinished {
         let mut unfinished = Vec::new();
         while let Some(row) = rows.next()? {
             let mut event = names.read(connection, row)?;
-            event.intact &= row.get::<_, bool>(22)?;
-            let payload: Option<Vec<u8>> = row.get(21)?;
+            let column = |index| COLUMN_COUNT + index;
+            let payload: Option<Vec<u8>> = row.get(column(5))?;
             let mended = payload.is_some();
+            event.intact &= row.get::<_, bool>(column(6))?
+                && (!mended || row.get::<_, u32>(column(7))? == content([], payload.as_deref()));
             if let Some(payload) = payload {
                 event.envelope = event.envelope.with_payload(Bytes::from(payload));
             }
-            let noted = Noted { attempt: row.get(16)?, parked: parked(row)?, republished: row.get(20)? };
+            let noted = Noted {
+                attempt: row.get(column(0))?,
+                parked: parked(row)?,
+                republished: row.get(column(4))?,
+            };
             unfinished.push(Self { event, noted, mended });
         }
         Ok(unfinished)
@@ -92,10 +99,10 @@ impl Unfinished {
 }
 
 fn parked(row: &Row<'_>) -> rusqlite::Result<Option<Parked>> {
-    let at = |column| -> rusqlite::Result<Option<Timestamp>> {
-        Ok(row.get::<_, Option<i64>>(column)?.map(timestamp))
+    let at = |index| -> rusqlite::Result<Option<Timestamp>> {
+        Ok(row.get::<_, Option<StoredTime>>(COLUMN_COUNT + index)?.map(|time| time.0))
     };
-    Ok(match (at(17)?, at(18)?, at(19)?) {
+    Ok(match (at(1)?, at(2)?, at(3)?) {
         (Some(first_failed_at), Some(last_failed_at), Some(due)) => {
             Some(Parked { first_failed_at, last_failed_at, due })
         }
@@ -175,7 +182,7 @@ impl Saving {
                  attempt = ?3, first_failed = ?4, last_failed = ?5, due = ?6",
             )?;
             for (offset, Noted { attempt, parked, republished }) in &self.changed {
-                let at = |time: fn(Parked) -> Timestamp| parked.map(|parked| nanoseconds(time(parked)));
+                let at = |time: fn(Parked) -> Timestamp| parked.map(|parked| StoredTime(time(parked)));
                 upsert.execute((
                     self.row,
                     offset,

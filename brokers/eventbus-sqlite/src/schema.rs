@@ -10,8 +10,12 @@ use std::time::Duration;
 
 /// What marks a file as a log of ours, in SQLite's `application_id`: "EvBs" in ASCII.
 const APPLICATION: i32 = 0x4576_4273;
-/// What brings a file from each version to the next; `user_version` counts them.
+/// The first version, in SQLite's `user_version`, that is still read. Version 1 was in no release.
+const OLDEST: usize = 2;
+/// What creates a file of the oldest version, and brings one from each version to the next.
 const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+/// The version of the files that this program writes.
+const VERSION: usize = OLDEST + MIGRATIONS.len() - 1;
 /// How long to wait for another process that writes.
 const BUSY: Duration = Duration::from_secs(30);
 /// How long to wait before looking again whether it is done.
@@ -90,12 +94,18 @@ fn identify(path: &Path, connection: &Connection) -> Result<(), BrokerError> {
             path.display()
         )));
     }
-    if version > MIGRATIONS.len() {
+    if version > VERSION {
         return Err(BrokerError::new(format!(
-            "the log `{}` has version {version}, and this program knows up to version {}; \
+            "the log `{}` has version {version}, and this program knows up to version {VERSION}; \
              use the newer eventbus that wrote it",
-            path.display(),
-            MIGRATIONS.len()
+            path.display()
+        )));
+    }
+    if (1..OLDEST).contains(&version) {
+        return Err(BrokerError::new(format!(
+            "the log `{}` has version {version}, of a time before the first release, and this program knows from \
+             version {OLDEST} on; let the eventbus that wrote it finish what is in it, or choose another file",
+            path.display()
         )));
     }
     Ok(())
@@ -116,14 +126,30 @@ fn prepare(connection: &mut Connection, durability: Durability) -> rusqlite::Res
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     // Another process may have been faster.
     let version: usize = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    for migration in MIGRATIONS.iter().skip(version) {
+    for migration in MIGRATIONS.iter().skip((version + 1).saturating_sub(OLDEST)) {
         transaction.execute_batch(migration)?;
     }
-    if version < MIGRATIONS.len() {
+    if version < VERSION {
         transaction.pragma_update(None, "application_id", APPLICATION)?;
-        transaction.pragma_update(None, "user_version", MIGRATIONS.len())?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
     }
     transaction.commit()
+}
+
+/// What a file of this version says of its tables, indexes and views.
+pub(crate) fn expected() -> rusqlite::Result<Vec<String>> {
+    let connection = Connection::open_in_memory()?;
+    MIGRATIONS.iter().try_for_each(|migration| connection.execute_batch(migration))?;
+    described(&connection)
+}
+
+/// What the file says of its tables, indexes and views.
+pub(crate) fn described(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let sql = "select concat_ws(' ', type, name, tbl_name, sql) from sqlite_schema order by 1";
+    let mut statement = connection.prepare(sql)?;
+    let rows = statement
+        .query_map([], |row| Ok(String::from_utf8_lossy(row.get_ref(0)?.as_bytes()?).into_owned()))?;
+    rows.collect()
 }
 
 impl Durability {

@@ -1,4 +1,4 @@
--- Version 1 of the log. Offsets are given out one by one under the write lock, so that a reader who has seen one has
+-- Version 2 of the log. Offsets are given out one by one under the write lock, so that a reader who has seen one has
 -- seen all before it.
 
 create table topic (
@@ -21,8 +21,10 @@ create table event (
     -- None: the topic.
     type text,
     version integer not null,
-    -- Nanoseconds since 1970: when it happened, and when it was stored.
+    -- When it happened: seconds since 1970, and the nanosecond of that second.
     time integer not null,
+    nanosecond integer not null,
+    -- When it was stored: microseconds since 1970.
     stored integer not null,
     subject text,
     key text,
@@ -41,8 +43,11 @@ create table event (
 
 create unique index event_by_id on event (id, source);
 create index event_by_topic on event (topic);
-create index event_by_time on event (time);
+create index event_by_time on event (time, nanosecond);
 create index event_by_correlation on event (correlation) where correlation is not null;
+
+-- Rows below have a checksum that SQLite keeps itself, so that whoever updates them need not. A flipped bit in any of
+-- its fields makes a row one that is not `intact`. `content` is the CRC-32 of what is too long to be in it.
 
 -- A group on a pattern. Everything up to `cursor` is settled, and everything up to `reached` that has no row in
 -- `delivery`.
@@ -56,9 +61,14 @@ create table subscription (
     owner text,
     leased_until integer not null default 0,
     lease integer not null default 0,
-    -- Written by SQLite: a flipped bit in the numbers must not pass for progress.
-    checksum integer generated always as (cursor % 1000003 + reached % 999983 * 3) stored,
-    intact integer generated always as (checksum = cursor % 1000003 + reached % 999983 * 3) virtual,
+    checksum text generated always as (
+        "group" || ' ' || pattern || ' ' || cursor || ' ' || reached || ' ' || coalesce(owner, '-') || ' '
+        || leased_until || ' ' || lease
+    ) stored,
+    intact integer generated always as (
+        checksum is "group" || ' ' || pattern || ' ' || cursor || ' ' || reached || ' ' || coalesce(owner, '-') || ' '
+        || leased_until || ' ' || lease
+    ) virtual,
     unique ("group", pattern)
 ) strict;
 
@@ -67,21 +77,23 @@ create table delivery (
     subscription integer not null references subscription (id) on delete cascade,
     offset integer not null,
     attempt integer not null,
-    first_failed integer,
-    last_failed integer,
-    due integer,
+    -- Nanoseconds since 1970; a text as in RFC 3339 where these do not fit.
+    first_failed any,
+    last_failed any,
+    due any,
     -- Set where a dead letter was published again; with its payload where that was mended.
     republished integer not null default 0,
     payload blob,
-    checksum integer generated always as (
-        subscription + offset % 1000003 + attempt + coalesce(first_failed % 1000003, -1)
-        + coalesce(last_failed % 1000003, -1) + coalesce(due % 1000003, -1) + republished
-        + coalesce(length(payload), -1)
+    content integer,
+    checksum text generated always as (
+        subscription || ' ' || offset || ' ' || attempt || ' ' || coalesce(first_failed, '-') || ' '
+        || coalesce(last_failed, '-') || ' ' || coalesce(due, '-') || ' ' || republished || ' '
+        || coalesce(length(payload), '-') || ' ' || coalesce(content, '-')
     ) stored,
     intact integer generated always as (
-        checksum = subscription + offset % 1000003 + attempt + coalesce(first_failed % 1000003, -1)
-        + coalesce(last_failed % 1000003, -1) + coalesce(due % 1000003, -1) + republished
-        + coalesce(length(payload), -1)
+        checksum is subscription || ' ' || offset || ' ' || attempt || ' ' || coalesce(first_failed, '-') || ' '
+        || coalesce(last_failed, '-') || ' ' || coalesce(due, '-') || ' ' || republished || ' '
+        || coalesce(length(payload), '-') || ' ' || coalesce(content, '-')
     ) virtual,
     primary key (subscription, offset)
 ) strict, without rowid;
@@ -94,10 +106,20 @@ create table dead_letter (
     kind text not null,
     reason text not null,
     attempts integer not null,
-    first_failed integer not null,
-    last_failed integer not null,
+    -- As in `delivery`.
+    first_failed any not null,
+    last_failed any not null,
     -- The payload that was handled, where it is not the event's.
     payload blob,
+    content integer not null,
+    checksum text generated always as (
+        "group" || ' ' || offset || ' ' || kind || ' ' || attempts || ' ' || first_failed || ' ' || last_failed || ' '
+        || content
+    ) stored,
+    intact integer generated always as (
+        checksum is "group" || ' ' || offset || ' ' || kind || ' ' || attempts || ' ' || first_failed || ' '
+        || last_failed || ' ' || content
+    ) virtual,
     unique ("group", offset)
 ) strict;
 
@@ -109,8 +131,11 @@ create view events as
 select
     e.offset,
     t.name as topic,
-    strftime('%Y-%m-%dT%H:%M:', e.time / 1000000000, 'unixepoch')
-        || format('%09.6fZ', e.time / 1000000000 % 60 + e.time % 1000000000 / 1e9) as time,
+    -- SQLite knows no years before 0; 315569520000 seconds are 10,000 years, which begin on the same days.
+    case when e.time >= -62167219200 then strftime('%Y-%m-%dT%H:%M:%S', e.time, 'unixepoch')
+        else format('-%06d', 10000 - strftime('%Y', e.time + 315569520000, 'unixepoch'))
+            || strftime('-%m-%dT%H:%M:%S', e.time + 315569520000, 'unixepoch')
+        end || format('.%06dZ', e.nanosecond / 1000) as time,
     e.key,
     case when e.content_type is null or e.content_type like '%json%' or e.content_type like 'text/%'
         then cast(e.payload as text) else hex(e.payload) end as payload,
@@ -140,6 +165,9 @@ from subscription s;
 create view dead_letters as
 select
     l.id, l."group", l.kind, l.reason, l.attempts,
-    strftime('%Y-%m-%dT%H:%M:%SZ', l.last_failed / 1000000000, 'unixepoch') as last_failed_at,
+    case typeof(l.last_failed) when 'integer'
+        then strftime('%Y-%m-%dT%H:%M:%SZ', (l.last_failed - (l.last_failed % 1000000000 + 1000000000) % 1000000000)
+            / 1000000000, 'unixepoch')
+        else l.last_failed end as last_failed_at,
     l.handler, e.*
 from dead_letter l join events e on e.offset = l.offset;

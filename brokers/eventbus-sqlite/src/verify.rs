@@ -2,20 +2,21 @@
 
 use crate::SqliteBroker;
 use crate::reader::Reader;
-use crate::wire::COLUMNS;
+use crate::schema::{described, expected};
+use crate::wire::{COLUMNS, content};
 use eventbus_core::BrokerError;
 use rusqlite::Connection;
 
 /// How much damage of one kind is told.
-const TOLD: u32 = 100;
+const TOLD: usize = 100;
 
 impl SqliteBroker {
     /// Looks through the whole file for damage, and tells what it found in words; an empty list is good news. It reads
     /// everything, beside whoever works with the log.
     ///
-    /// It finds what contradicts SQLite's own structures and indexes, events whose checksum is wrong, events that are
-    /// missing between others, and groups and deliveries whose numbers are not what was written. It does not look at
-    /// the texts of dead letters, at payloads that were mended, or at when an event was stored.
+    /// It finds what contradicts SQLite's own structures and indexes, tables and views that are not as they were
+    /// created, events that are missing between others, and events, groups, deliveries and dead letters whose checksum
+    /// is wrong.
     ///
     /// Without it, a damaged event is noticed when it is read: groups get a [damaged] dead letter in its place, and
     /// replays and the audit log leave it out, with an error in the log of the program. A group whose progress is
@@ -54,6 +55,11 @@ fn look(reader: &mut Reader) -> rusqlite::Result<Vec<String>> {
          where offset > before + 1 and before >= (select min(offset) from event where \
          offset not in (select offset from dead_letter) and offset not in (select offset from delivery)) limit 100",
     )?);
+    if described(connection)? != expected()? {
+        found.push(
+            "what the file says of its tables is damaged, or another program has changed them".to_owned(),
+        );
+    }
     found.extend(texts(
         connection,
         "select 'the progress of the group `' || \"group\" || '` is damaged' from subscription \
@@ -62,10 +68,38 @@ fn look(reader: &mut Reader) -> rusqlite::Result<Vec<String>> {
          from delivery d join subscription s on s.id = d.subscription where d.intact is not 1 limit 100",
     )?);
     let sql = format!("select {COLUMNS} from event e order by e.offset");
+    found.extend(damaged_content(
+        connection,
+        "select 'the delivery of ' || d.offset || ' to the group `' || s.\"group\" || '`', d.content, d.payload \
+         from delivery d join subscription s on s.id = d.subscription where d.payload is not null",
+    )?);
+    found.extend(damaged_content(
+        connection,
+        "select 'the dead letter ' || id || ' of the group `' || \"group\" || '`', iif(intact, content, -1), payload, \
+         handler, reason from dead_letter",
+    )?);
     found.extend(
         reader.find_damaged(&sql, TOLD)?.iter().map(|offset| format!("the event {offset} is damaged")),
     );
     Ok(found)
+}
+
+/// What `sql` names and whose content is not what was written: after the name come its checksum, the payload and texts.
+fn damaged_content(connection: &Connection, sql: &str) -> rusqlite::Result<Vec<String>> {
+    let mut statement = connection.prepare(sql)?;
+    let columns = statement.column_count();
+    let mut rows = statement.query([])?;
+    let mut damaged = Vec::new();
+    while let Some(row) = rows.next()? {
+        let texts = (3..columns).map(|column| row.get_ref(column)?.as_bytes().map_err(Into::into));
+        let texts: Vec<&[u8]> = texts.collect::<rusqlite::Result<_>>()?;
+        let sum = content(texts, row.get_ref(2)?.as_bytes_or_null()?);
+        if row.get_ref(1)?.as_i64() != Ok(sum.into()) && damaged.len() < TOLD {
+            let name = String::from_utf8_lossy(row.get_ref(0)?.as_bytes()?);
+            damaged.push(format!("{name} is damaged"));
+        }
+    }
+    Ok(damaged)
 }
 
 fn texts(connection: &Connection, sql: &str) -> rusqlite::Result<Vec<String>> {

@@ -4,14 +4,17 @@ use bytes::Bytes;
 use crc32fast::Hasher;
 use eventbus_core::{DecodeError, Envelope, EventId, Headers, Topic};
 use jiff::Timestamp;
-use rusqlite::types::{ToSqlOutput, Value, ValueRef};
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, Value, ValueRef};
 use rusqlite::{Row, ToSql};
 use serde_json::Value as Json;
 use std::sync::Arc;
 
 /// The columns that [`read`] takes, in its order.
 pub(crate) const COLUMNS: &str = "e.offset, e.topic, e.id, e.source, e.type, e.version, e.time, e.subject, e.key, \
-     e.content_type, e.correlation, e.causation, e.causation_depth, e.headers, e.payload, e.checksum";
+     e.content_type, e.correlation, e.causation, e.causation_depth, e.headers, e.payload, e.checksum, e.nanosecond, \
+     e.stored";
+/// How many columns these are; others follow.
+pub(crate) const COLUMN_COUNT: usize = 18;
 
 /// What `datacontenttype` is where the column is empty.
 const JSON: &str = "application/json";
@@ -43,10 +46,13 @@ impl Record {
         Some(self.envelope.correlation_id()).filter(|id| *id != self.envelope.id())
     }
 
-    /// The checksum of the row at `offset`.
-    pub(crate) fn checksum(&self, offset: i64) -> u32 {
+    /// The checksum of the row at `offset`, stored at `stored`.
+    pub(crate) fn checksum(&self, offset: i64, stored: i64) -> u32 {
         let envelope = &self.envelope;
-        let mut sum = Checksum::new(offset, envelope.version(), nanoseconds(envelope.time()));
+        let mut sum = Checksum::new(&[offset, envelope.version().into(), stored]);
+        let (seconds, nanosecond) = seconds(envelope.time());
+        sum.number(seconds);
+        sum.number(nanosecond);
         sum.text(Some(envelope.topic().as_str()));
         sum.text(Some(envelope.source()));
         sum.id(Some(envelope.id()));
@@ -99,7 +105,7 @@ pub(crate) fn read(row: &Row<'_>, topic: Topic, source: &str) -> rusqlite::Resul
     let id = read_id(row.get_ref(2)?)?.unwrap_or_else(|| EventId::new(""));
     let event_type = row.get_ref(4)?.as_str_or_null()?;
     let version: u32 = row.get(5)?;
-    let time: i64 = row.get(6)?;
+    let (seconds, nanosecond): (i64, i64) = (row.get(6)?, row.get(16)?);
     let subject = row.get_ref(7)?.as_str_or_null()?;
     let key = row.get_ref(8)?.as_str_or_null()?;
     let content_type = row.get_ref(9)?.as_str_or_null()?;
@@ -109,8 +115,11 @@ pub(crate) fn read(row: &Row<'_>, topic: Topic, source: &str) -> rusqlite::Resul
     let headers = row.get_ref(13)?.as_str_or_null()?;
     let payload = row.get_ref(14)?.as_bytes()?;
     let checksum: i64 = row.get(15)?;
+    let stored: i64 = row.get(17)?;
 
-    let mut sum = Checksum::new(offset, version, time);
+    let mut sum = Checksum::new(&[offset, version.into(), stored]);
+    sum.number(seconds);
+    sum.number(nanosecond);
     sum.text(Some(topic.as_str()));
     sum.text(Some(source));
     sum.id(Some(&id));
@@ -124,7 +133,10 @@ pub(crate) fn read(row: &Row<'_>, topic: Topic, source: &str) -> rusqlite::Resul
     sum.text(headers);
     let intact = i64::from(sum.finish(payload)) == checksum;
 
-    let time = Timestamp::from_nanosecond(time.into()).unwrap_or(Timestamp::UNIX_EPOCH);
+    // One that is none does not fit the checksum either.
+    let time = i32::try_from(nanosecond).ok().and_then(|nanosecond| Timestamp::new(seconds, nanosecond).ok());
+    let intact = intact && time.is_some();
+    let time = time.unwrap_or(Timestamp::UNIX_EPOCH);
     let mut envelope = Envelope::stored(topic, id, time, Bytes::copy_from_slice(payload))
         .with_source(source)
         .with_version(version);
@@ -150,15 +162,47 @@ pub(crate) fn read(row: &Row<'_>, topic: Topic, source: &str) -> rusqlite::Resul
     Ok(Stored { offset, envelope, intact })
 }
 
-/// A time as it is written.
-pub(crate) fn nanoseconds(time: Timestamp) -> i64 {
+/// The time of an event as it is written: the second since 1970 in which it lies, and the nanosecond of that second.
+pub(crate) fn seconds(time: Timestamp) -> (i64, i64) {
+    const SECOND: i128 = 1_000_000_000;
     let nanoseconds = time.as_nanosecond();
-    i64::try_from(nanoseconds).unwrap_or(if nanoseconds < 0 { i64::MIN } else { i64::MAX })
+    let fits = "a timestamp has years of four digits";
+    let part = |part: i128| i64::try_from(part).expect(fits);
+    (part(nanoseconds.div_euclid(SECOND)), part(nanoseconds.rem_euclid(SECOND)))
 }
 
-/// A time as it was written.
-pub(crate) fn timestamp(nanoseconds: i64) -> Timestamp {
-    Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or(Timestamp::UNIX_EPOCH)
+/// The time of a failure or of a retry, as it is written: nanoseconds since 1970, or its text where these do not fit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StoredTime(pub(crate) Timestamp);
+
+impl ToSql for StoredTime {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Owned(match i64::try_from(self.0.as_nanosecond()) {
+            Ok(nanoseconds) => Value::Integer(nanoseconds),
+            Err(_) => Value::Text(self.0.to_string()),
+        }))
+    }
+}
+
+impl FromSql for StoredTime {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let time = match value {
+            ValueRef::Integer(nanoseconds) => Timestamp::from_nanosecond(nanoseconds.into()),
+            text => text.as_str()?.parse(),
+        };
+        time.map(Self).map_err(FromSqlError::other)
+    }
+}
+
+/// The checksum of what does not stand in the checksum of a row: its long texts, and its payload.
+pub(crate) fn content<'a>(texts: impl IntoIterator<Item = &'a [u8]>, payload: Option<&[u8]>) -> u32 {
+    let mut sum = Checksum::new(&[]);
+    for text in texts {
+        sum.number(text.len() as i64);
+        sum.bytes(text);
+    }
+    sum.number(payload.map_or(-1, |payload| payload.len() as i64));
+    sum.finish(payload.unwrap_or_default())
 }
 
 /// An id as it is written: 16 bytes for a UUID, its text otherwise.
@@ -224,11 +268,9 @@ struct Checksum {
 }
 
 impl Checksum {
-    fn new(offset: i64, version: u32, time: i64) -> Self {
+    fn new(numbers: &[i64]) -> Self {
         let mut sum = Self { sum: Hasher::new(), gathered: [0; 192], length: 0 };
-        sum.number(offset);
-        sum.number(version.into());
-        sum.number(time);
+        numbers.iter().for_each(|number| sum.number(*number));
         sum
     }
 
