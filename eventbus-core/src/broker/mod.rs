@@ -8,6 +8,7 @@ mod dead_letters;
 mod features;
 mod future;
 mod groups;
+mod progress;
 mod replay;
 mod scheme;
 mod settle;
@@ -18,6 +19,7 @@ pub use dead_letters::{DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery
 pub use features::Features;
 pub use future::BrokerFuture;
 pub use groups::{GroupState, Groups};
+pub use progress::{Progress, Save, Saved};
 pub use replay::{Replay, ReplayFrom, ReplayRequest, ReplayUntil, Replayable};
 pub use scheme::{OpenedBroker, Scheme};
 pub use settle::{Acker, Parked, Receipt, Settler};
