@@ -5,7 +5,19 @@ use std::path::{Path, PathBuf};
 
 /// The modules of core, floor by floor; a module uses its own floor and those below.
 const FLOORS: [&[&str]; 7] = [
-    &["topic", "id", "headers", "codec", "event", "envelope", "trace_context", "error", "lock", "foreign"],
+    &[
+        "topic",
+        "id",
+        "headers",
+        "codec",
+        "event",
+        "envelope",
+        "trace_context",
+        "error",
+        "lock",
+        "foreign",
+        "printable",
+    ],
     &["broker", "memory"],
     &["subscription", "backoff"],
     &["publisher", "causation", "observe", "delivery", "extract", "outcome", "state", "handler"],
@@ -20,7 +32,12 @@ fn floor(module: &str) -> Option<usize> {
 
 /// Every source file of core with its path inside of `src` and its text without comments.
 fn sources() -> Vec<(PathBuf, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("eventbus-core/src");
+    sources_of("eventbus-core")
+}
+
+/// The same of any crate, by its folder.
+fn sources_of(krate: &str) -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(krate).join("src");
     let (mut folders, mut sources) = (vec![root.clone()], Vec::new());
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
@@ -88,4 +105,89 @@ fn one_file_knows_the_crates_behind_the_registry_and_one_settles() {
         let settles = code.contains("acker.ack()") || code.contains("acker.reject(");
         assert!(name == "worker/settle.rs" || !settles, "{name} settles");
     }
+}
+
+/// The arguments of a macro call, of which `code` is what follows the opening parenthesis.
+fn arguments(code: &str) -> Vec<String> {
+    let (mut arguments, mut depth, mut in_text, mut escaped) = (vec![String::new()], 0, false, false);
+    for c in code.chars() {
+        if in_text {
+            in_text = c != '"' || escaped;
+            escaped = c == '\\' && !escaped;
+        } else {
+            match c {
+                '"' => in_text = true,
+                '(' | '[' | '{' => depth += 1,
+                ')' | ']' | '}' if depth == 0 => break,
+                ')' | ']' | '}' => depth -= 1,
+                ',' if depth == 0 => {
+                    arguments.push(String::new());
+                    continue;
+                }
+                _ => {}
+            }
+        }
+        arguments.last_mut().unwrap().push(c);
+    }
+    arguments
+        .iter()
+        .map(|argument| argument.trim().to_owned())
+        .filter(|argument| !argument.is_empty())
+        .collect()
+}
+
+/// Whether an argument of a line of the log quotes nobody: a name, a number or a time of our own, or a text that names
+/// constants at most.
+fn quotes_nobody(argument: &str) -> bool {
+    const OWN: [&str; 12] = [
+        "target",
+        "offset",
+        "attempt",
+        "attempts",
+        "deliveries",
+        "capacity",
+        "handled",
+        "events",
+        "dead_lettered",
+        "percent",
+        "rate",
+        "elapsed",
+    ];
+    const OWN_TIMES: [&str; 3] = ["?delay", "?pass.elapsed", "remaining"];
+    let name = argument.split([' ', '=', ':']).next().unwrap();
+    let constant = |text: &str| text.chars().all(|c| c.is_ascii_uppercase() || "_ :?".contains(c));
+    if let Some(text) = argument.strip_prefix('"') {
+        return text.split('{').skip(1).all(|part| constant(part.split('}').next().unwrap()));
+    }
+    OWN.contains(&name)
+        || OWN_TIMES.contains(&name)
+        || argument.ends_with(".len()")
+        || argument.starts_with("if last")
+        || argument == "(LOOKS - 1)"
+}
+
+#[test]
+fn every_line_of_the_log_passes_text_of_others_through_printable() {
+    let mut lines = 0;
+    for krate in ["eventbus-core", "brokers/eventbus-sqlite"] {
+        for (path, code) in sources_of(krate) {
+            for level in
+                ["trace!(", "debug!(", "info!(", "warn!(", "error!(", "_span!(", "eprintln!(", "println!("]
+            {
+                for call in code.split(level).skip(1) {
+                    lines += 1;
+                    for argument in arguments(call) {
+                        let escaped = argument.contains("printable(");
+                        assert!(
+                            escaped || quotes_nobody(&argument),
+                            "{}: `{argument}` of a line that is written may hold text of others: \
+                             `%printable(…)`, or make it known here as our own",
+                            path.display()
+                        );
+                    }
+                }
+            }
+        }
+    }
+    assert!(lines > 25, "the lines were found: {lines}");
 }

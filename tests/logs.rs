@@ -6,7 +6,7 @@ mod keeper;
 mod support;
 
 use eventbus::memory::MemoryBroker;
-use eventbus::{Bus, Error, Event, subscribe};
+use eventbus::{BoxError, Bus, Envelope, Error, Event, EventId, Topic, subscribe};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -214,4 +214,65 @@ async fn a_replay_is_logged_every_few_seconds_and_at_its_end() {
         assert!(lines[0].contains(words), "{words}: {}", lines[0]);
     }
     assert!(lines[2].contains("the replay has ended") && lines[2].contains("handled=120"), "{}", lines[2]);
+}
+
+/// A line of its own, orders to the terminal, and text that reads backwards.
+const HOSTILE: &str =
+    "x\n2026-01-01T00:00:00Z ERROR eventbus: forged\r\u{1b}[2J\u{9b}2J\u{7f}\u{202e}\u{2066}\u{2028}";
+
+#[derive(Debug, thiserror::Error)]
+#[error("outer {HOSTILE}")]
+struct Outer(#[source] std::io::Error);
+
+/// Fails in the way that the event's key says.
+async fn fail(envelope: Arc<Envelope>, attempt: u32, bus: Bus) -> Result<(), BoxError> {
+    match envelope.headers().get("way").unwrap_or_default() {
+        "panics" => panic!("{HOSTILE}"),
+        "retries" if attempt == 1 => Err(HOSTILE.into()),
+        "retries" => Ok(()),
+        "publishes" => Ok(bus.publish_to(HOSTILE, &1).await.map(drop)?),
+        _ => Err(Outer(std::io::Error::other(HOSTILE)).into()),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_log_quotes_begins_no_line_and_orders_the_terminal_nothing() {
+    let (log, _guard) = Log::capture();
+    let (bus, broker) = bus().await;
+    let publisher = bus.clone();
+    let handler = move |delivery: eventbus::Delivery| {
+        let envelope = Arc::clone(delivery.envelope());
+        fail(envelope, delivery.attempt(), publisher.clone())
+    };
+    bus.on_topic("name.set", handler).group("names").retries(1).await.unwrap();
+    bus.on(|_: Arc<Ping>| async { Err::<(), _>(HOSTILE) }).retries(0).dead_letter(false).await.unwrap();
+    bus.start().unwrap();
+    let name = Topic::from_static("name.set");
+    for way in ["panics", "retries", "publishes", "fails"] {
+        let envelope = Envelope::from_json(name.clone(), HOSTILE)
+            .unwrap()
+            .with_id(EventId::new(format!("{way} {HOSTILE}")))
+            .with_key(HOSTILE)
+            .with_source(HOSTILE)
+            .with_subject(HOSTILE)
+            .with_header("traceparent", HOSTILE)
+            .with_header("way", way);
+        bus.publish_envelope(envelope).await.unwrap();
+    }
+    bus.publish(&Ping { number: 1 }).id(EventId::new(HOSTILE)).await.unwrap();
+    let odd = Envelope::from_json(Topic::from_static("ping.sent"), &1).unwrap();
+    bus.publish_envelope(odd.clone().with_content_type(HOSTILE)).await.unwrap();
+    bus.publish_envelope(odd.with_type(HOSTILE)).await.unwrap();
+    broker.settled().await;
+
+    let letters = bus.dead_letters().unwrap().list().await.unwrap();
+    assert_eq!(letters.len(), 3);
+    assert!(letters.iter().all(|(_, letter)| letter.reason.contains('\n')), "what is kept stays as it is");
+    let text = log.text();
+    let quoted = text.matches("2026-01-01T00:00:00Z ERROR eventbus: forged").count();
+    assert!(quoted > 20, "{text}");
+    for line in text.lines() {
+        assert!(!line.starts_with("2026-01-01") && line.contains(" eventbus"), "{line:?} in {text}");
+        assert!(!line.chars().any(|c| c.is_control() || "\u{202e}\u{2066}\u{2028}".contains(c)), "{line:?}");
+    }
 }

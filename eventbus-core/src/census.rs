@@ -8,6 +8,7 @@
 
 use crate::broker::{Features, GroupState, Start};
 use crate::event::EventMeta;
+use crate::printable::printable;
 use crate::registry::{self, Catalog, Subscriber};
 use crate::state::States;
 use crate::subscription::Subscription;
@@ -63,7 +64,7 @@ pub(crate) fn check_new(known: &[&Subscription], new: &Subscription) -> Findings
         findings.mistakes.push(format!(
             "{} names the group `{}`; names of groups are 1 to {MAX_GROUP} characters of [A-Za-z0-9_.-]",
             describe(new),
-            new.group
+            printable(&new.group)
         ));
     }
     findings.warnings.extend(unknown_topics(&[new], &events(), &declared_topics()));
@@ -129,6 +130,7 @@ pub(crate) fn check_groups(option: &str, chosen: &[String]) -> Vec<String> {
         .filter(|group| !known.contains(group.as_str()))
         .map(|group| {
             let hint = nearest(group, known.iter().copied());
+            let group = printable(group);
             format!("`{option}` names the group `{group}`, and no subscriber has it{hint}")
         })
         .collect()
@@ -157,7 +159,10 @@ pub(crate) fn orphans(kept: &[GroupState], subscriptions: &[&Subscription]) -> V
                 None => (";".to_owned(), "<new>"),
             };
             let backlog: u64 = states.iter().map(|state| state.backlog).sum();
-            let patterns: BTreeSet<_> = states.iter().map(|state| format!("\"{}\"", state.pattern)).collect();
+            let patterns: BTreeSet<_> =
+                states.iter().map(|state| format!("\"{}\"", printable(&state.pattern))).collect();
+            // The names are the broker's, whoever wrote them there.
+            let group = printable(group);
             format!(
                 "the broker keeps the group `{group}` on {} with a backlog of {backlog} events, and no subscriber of \
                  this program has it{renamed} move it with `eventbus groups move {group} {to}`, or drop it with \

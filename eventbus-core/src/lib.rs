@@ -38,6 +38,8 @@ pub mod memory;
 pub mod middleware;
 mod observe;
 mod outcome;
+#[doc(hidden)]
+pub mod printable;
 mod publisher;
 mod registry;
 mod state;

@@ -1,5 +1,7 @@
 //! Used by generated code, and by nothing else: no promise is made about what is in here.
 
+use crate::printable::printable;
+
 pub use crate::backoff::Backoff;
 pub use crate::broker::Start;
 pub use crate::check;
@@ -56,7 +58,7 @@ pub fn block_on<T>(main: impl Future<Output = T>) -> T {
 pub fn check_census() {
     let subscriptions: Vec<_> = subscribers().iter().map(|subscriber| &subscriber.subscription).collect();
     let findings = crate::census::check(&subscriptions);
-    findings.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    findings.warnings.iter().for_each(|warning| eprintln!("warning: {}", printable(warning)));
     assert!(findings.mistakes.is_empty(), "{}", crate::error::StartupError::new(findings.mistakes));
 }
 

@@ -7,6 +7,7 @@ use crate::error::PublishError;
 use crate::event::IntoEvent;
 use crate::id::EventId;
 use crate::observe::Observer;
+use crate::printable::printable;
 use crate::topic::Topic;
 use crate::trace_context;
 use serde::Serialize;
@@ -312,7 +313,8 @@ impl Outlet {
     ) -> Result<EventId, PublishError> {
         result?;
         tracing::debug!(
-            target: "eventbus", topic = %envelope.topic(), id = %envelope.id(), key = envelope.key(), "published"
+            target: "eventbus", topic = %printable(envelope.topic()), id = %printable(envelope.id()),
+            key = envelope.key().map(|key| tracing::field::display(printable(key))), "published"
         );
         for observer in &self.observers {
             observer.published(envelope);

@@ -9,6 +9,7 @@ use crate::subscribe::{offset_of, place};
 use crate::subscription::{State, Subscription};
 use crate::writes::{AFTER_FAILURE, Save};
 use eventbus_core::broker::{BrokerFuture, DeadLetter, FailureKind, Parked, Receipt, Settler};
+use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, Envelope};
 use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
@@ -114,7 +115,7 @@ impl Subscription {
     /// The row of an event is not what was written: the group gets a dead letter instead of the event.
     pub(crate) fn give_up_damaged(self: &Arc<Self>, offset: i64, envelope: Arc<Envelope>, attempt: u32) {
         tracing::error!(
-            target: "eventbus", group = %self.group, offset, topic = %envelope.topic(),
+            target: "eventbus", group = %printable(&self.group), offset, topic = %printable(envelope.topic()),
             "an event in the log is damaged: its checksum is wrong; it becomes a dead letter"
         );
         let now = Timestamp::now();

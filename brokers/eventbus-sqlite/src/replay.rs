@@ -9,6 +9,7 @@ use eventbus_core::broker::{
     BrokerFuture, DeadLetter, Deliveries, Receipt, Received, Replay, ReplayFrom, ReplayRequest, ReplayUntil,
     Replayable, Settler,
 };
+use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, Envelope, Pattern};
 use std::collections::VecDeque;
 use std::fmt;
@@ -142,7 +143,7 @@ impl History {
                 state.at_hand.push_back((event.offset, Arc::new(event.envelope), 1));
             } else {
                 tracing::error!(
-                    target: "eventbus", offset = event.offset, topic = %event.envelope.topic(),
+                    target: "eventbus", offset = event.offset, topic = %printable(event.envelope.topic()),
                     "an event in the log is damaged: its checksum is wrong; the replay leaves it out"
                 );
             }

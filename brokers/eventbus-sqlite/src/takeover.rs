@@ -6,6 +6,7 @@ use crate::saving::{Saved, Saving, Unfinished, Which};
 use crate::subscription::Subscription;
 use eventbus_core::Pattern;
 use eventbus_core::broker::Start;
+use eventbus_core::printable::printable;
 use rusqlite::{Connection, OptionalExtension};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,7 +74,7 @@ impl Subscription {
                 (row, topics),
             )?;
             tracing::info!(
-                target: "eventbus", group = %self.group, pattern = %self.pattern,
+                target: "eventbus", group = %printable(&self.group), pattern = %printable(&self.pattern),
                 "the pattern of the group was changed; it goes on from its cursor"
             );
         }
@@ -161,7 +162,7 @@ impl Subscription {
             self.store.settings.path.display(),
             self.group
         );
-        tracing::error!(target: "eventbus", "{message}");
+        tracing::error!(target: "eventbus", "{}", printable(&message));
         let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
         rusqlite::Error::SqliteFailure(code, Some(message))
     }
@@ -186,7 +187,7 @@ impl Subscription {
         self.epoch.fetch_add(1, Ordering::AcqRel);
         self.lock().forget();
         tracing::warn!(
-            target: "eventbus", group = %self.group,
+            target: "eventbus", group = %printable(&self.group),
             "another process has taken the group over, since this one did not answer for longer than its lease"
         );
     }

@@ -12,6 +12,7 @@ use crate::subscription::Subscription;
 use crate::wire::Record;
 use crate::writes::{Answer, Job, Publishing, Queue, Save, Work};
 use crate::{lease::Lease, retention};
+use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, PublishError, Topic};
 use jiff::Timestamp;
 use rusqlite::Connection;
@@ -87,7 +88,7 @@ impl Writer {
                 self.look_at = now + self.store.settings.poll_interval;
                 if let Err(error) = self.look_around(now) {
                     let error = explain(&self.store.settings.path, error);
-                    tracing::warn!(target: "eventbus", %error, "cannot look after the log; trying again");
+                    tracing::warn!(target: "eventbus", error = %printable(error), "cannot look after the log; trying again");
                 }
             }
         }
@@ -116,7 +117,7 @@ impl Writer {
         let failed = result.err().map(|error| explain(&self.store.settings.path, error));
         self.failed = failed.is_some();
         if let Some(error) = &failed {
-            tracing::error!(target: "eventbus", %error, "nothing of a transaction was written");
+            tracing::error!(target: "eventbus", error = %printable(error), "nothing of a transaction was written");
             // It may have been rolled back already.
             let _ = self.connection.execute_batch("rollback");
             self.numbers = publish::Names::default();
@@ -330,7 +331,7 @@ impl Writer {
         self.store.process.leave();
         if let Err(error) = left {
             tracing::warn!(
-                target: "eventbus", error = %explain(&self.store.settings.path, error),
+                target: "eventbus", error = %printable(explain(&self.store.settings.path, error)),
                 "groups were not left; another process takes them over once this one has ended"
             );
         }

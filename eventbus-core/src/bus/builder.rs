@@ -8,6 +8,7 @@ use crate::envelope::Envelope;
 use crate::error::{Result, StartupError};
 use crate::middleware::HandlerLayer;
 use crate::observe::Observer;
+use crate::printable::printable;
 use crate::publisher::{Outlet, PublishHook, Publisher};
 use crate::registry::{self, Subscriber};
 use crate::state::States;
@@ -254,7 +255,7 @@ impl BusBuilder {
         let subscribers = self.chosen();
         let subscriptions: Vec<_> = subscribers.iter().map(|subscriber| &subscriber.subscription).collect();
         let Findings { mistakes, warnings } = self.findings(&subscriptions, &*broker).await?;
-        warnings.iter().for_each(|warning| tracing::warn!(target: "eventbus", "{warning}"));
+        warnings.iter().for_each(|warning| tracing::warn!(target: "eventbus", "{}", printable(warning)));
         if !mistakes.is_empty() {
             return Err(StartupError::new(mistakes).into());
         }
@@ -338,8 +339,8 @@ fn announce(subscriptions: &[&Subscription]) {
     );
     for subscription in subscriptions {
         tracing::debug!(
-            target: "eventbus", pattern = %subscription.pattern, group = %subscription.group,
-            location = subscription.location(), "subscription"
+            target: "eventbus", pattern = %printable(&subscription.pattern),
+            group = %printable(&subscription.group), location = %printable(subscription.location()), "subscription"
         );
     }
 }

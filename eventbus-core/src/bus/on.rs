@@ -8,6 +8,7 @@ use crate::error::{Error, Result, StartupError};
 use crate::event::Event;
 use crate::handler::{BoxFuture, Handler, OnDelivery, OnEvent};
 use crate::outcome::IntoOutcome;
+use crate::printable::printable;
 use crate::registry::Subscriber;
 use crate::subscription::{Options, Subscription};
 use crate::topic::Pattern;
@@ -89,7 +90,7 @@ impl Bus {
             shared.broker.name(),
             shared.broker.features(),
         ));
-        warnings.iter().for_each(|warning| tracing::warn!(target: "eventbus", "{warning}"));
+        warnings.iter().for_each(|warning| tracing::warn!(target: "eventbus", "{}", printable(warning)));
         if mistakes.is_empty() { Ok(()) } else { Err(StartupError::new(mistakes)) }
     }
 }

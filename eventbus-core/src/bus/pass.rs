@@ -6,6 +6,7 @@ use super::{Bus, race};
 use crate::broker::{Offset, ReplayFrom, ReplayRequest, ReplayUntil, Replayable};
 use crate::delivery::Scope;
 use crate::error::{Error, Result};
+use crate::printable::printable;
 use crate::state::States;
 use crate::topic::Pattern;
 use crate::worker::{Lanes, Tally};
@@ -177,7 +178,7 @@ impl Journal {
         if last || self.logged.elapsed() >= LOG {
             self.logged = Instant::now();
             tracing::info!(
-                target: "eventbus", group = %pass.group, handled = progress.handled, events = progress.events,
+                target: "eventbus", group = %printable(&pass.group), handled = progress.handled, events = progress.events,
                 dead_lettered = progress.dead_lettered, percent = progress.percent() as u64,
                 rate = progress.rate() as u64, elapsed = ?progress.elapsed, remaining = ?progress.remaining(),
                 "{}", if last { "the replay has ended" } else { "replaying" }

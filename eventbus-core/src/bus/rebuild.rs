@@ -6,6 +6,7 @@ use super::{Bus, idle};
 use crate::broker::{Groups, Offset, ReplayFrom, ReplayUntil, SubscribeRequest};
 use crate::error::{BoxError, Error, Result};
 use crate::handler::BoxFuture;
+use crate::printable::printable;
 use crate::topic::Pattern;
 use crate::worker::Lanes;
 use std::fmt;
@@ -308,7 +309,7 @@ impl Drop for Pause {
         self.runtime.spawn(async move {
             while let Err(error) = resume(&bus, &mut stopped).await {
                 tracing::error!(
-                    target: "eventbus", group = %stopped[0].subscription().group, %error,
+                    target: "eventbus", group = %printable(&stopped[0].subscription().group), error = %printable(error),
                     "the live subscription cannot be opened again; trying again in {OPEN_AGAIN:?}"
                 );
                 sleep(OPEN_AGAIN).await;

@@ -6,6 +6,7 @@ use super::routes::Routes;
 use crate::broker::{BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters};
 use crate::envelope::Envelope;
 use crate::error::BrokerError;
+use crate::printable::printable;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -38,8 +39,8 @@ impl MemoryDeadLetters {
             && let Some((id, letter)) = kept.letters.pop_first()
         {
             tracing::error!(
-                target: "eventbus", %id, topic = %letter.envelope.topic(), group = %letter.group,
-                event = %letter.envelope.id(), capacity = self.capacity,
+                target: "eventbus", id = %printable(id), topic = %printable(letter.envelope.topic()),
+                group = %printable(&letter.group), event = %printable(letter.envelope.id()), capacity = self.capacity,
                 "the oldest dead letter is dropped to make room; raise `dead_letter_capacity`, or use a durable broker"
             );
         }

@@ -6,6 +6,7 @@ use super::routes::Routes;
 use crate::broker::{BrokerFuture, DeadLetter, Deliveries, Offset, Receipt, Received, Settler};
 use crate::envelope::Envelope;
 use crate::error::BrokerError;
+use crate::printable::printable;
 use crate::topic::Pattern;
 use std::collections::VecDeque;
 use std::fmt;
@@ -271,7 +272,7 @@ impl Drop for MemoryDeliveries {
             // What a replay has not taken is not lost: it was delivered before.
             if !left.is_empty() && self.kind == Kind::Live {
                 tracing::warn!(
-                    target: "eventbus", group = %self.queue.group, deliveries = left.len(),
+                    target: "eventbus", group = %printable(&self.queue.group), deliveries = left.len(),
                     "the subscription ended with deliveries that it had not taken, and they are lost"
                 );
             }

@@ -4,6 +4,7 @@ use super::lanes::Lanes;
 use super::watchdog::Pulse;
 use crate::causation;
 use crate::delivery::Delivery;
+use crate::printable::printable;
 use std::any::Any;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -59,11 +60,11 @@ fn span(delivery: &Delivery) -> tracing::Span {
     let envelope = delivery.envelope();
     tracing::info_span!(
         target: "eventbus", "handle",
-        topic = %envelope.topic(),
-        group = %delivery.subscription().group,
-        id = %envelope.id(),
+        topic = %printable(envelope.topic()),
+        group = %printable(&delivery.subscription().group),
+        id = %printable(envelope.id()),
         attempt = delivery.attempt(),
-        traceparent = envelope.headers().get("traceparent"),
+        traceparent = envelope.headers().get("traceparent").map(|parent| tracing::field::display(printable(parent))),
     )
 }
 

@@ -11,6 +11,7 @@ use crate::broker::{Acker, Deliveries, Parked, Received};
 use crate::delivery::{Delivery, Scope};
 use crate::error::BrokerError;
 use crate::event::Key;
+use crate::printable::printable;
 use crate::subscription::{Policy, Subscription};
 use jiff::Timestamp;
 use std::collections::{HashMap, VecDeque};
@@ -447,7 +448,7 @@ impl Lanes {
             Ok(()) => state.admit(self.policy.batch > 1),
             Err(error) => {
                 tracing::warn!(
-                    target: "eventbus", group = %self.scope.subscription.group, %error,
+                    target: "eventbus", group = %printable(&self.scope.subscription.group), error = %printable(error),
                     "the broker cannot deliver; asking again in {RECEIVE_AGAIN:?}"
                 );
                 state.receiving = false;

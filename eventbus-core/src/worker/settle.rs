@@ -9,6 +9,7 @@ use crate::error::PublishError;
 use crate::event::Key;
 use crate::observe::Attempted;
 use crate::outcome::{Outcome, Reason};
+use crate::printable::printable;
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,7 +93,7 @@ pub(super) async fn ack(lanes: &Lanes, delivery: &Delivery, acker: Acker) -> Set
         }
         Err(error) => {
             tracing::warn!(
-                target: "eventbus", group = %lanes.scope.subscription.group, id = %delivery.envelope().id(), %error,
+                target: "eventbus", group = %printable(&lanes.scope.subscription.group), id = %printable(delivery.envelope().id()), error = %printable(error),
                 "the broker did not take the ack; it will deliver the event again"
             );
             Settled::Unsettled(key(delivery))
@@ -111,8 +112,8 @@ async fn fail(lanes: &Arc<Lanes>, mut open: Open, delivery: &Delivery, failure: 
     };
     let Some(delay) = delay else { return give_up(lanes, open, delivery, failure, now).await };
     tracing::warn!(
-        target: "eventbus", group = %lanes.scope.subscription.group, topic = %envelope.topic(), id = %envelope.id(),
-        attempt, kind = %failure.kind, reason = %failure.reason, ?delay, "the handler failed; it is tried again"
+        target: "eventbus", group = %printable(&lanes.scope.subscription.group), topic = %printable(envelope.topic()), id = %printable(envelope.id()),
+        attempt, kind = %printable(failure.kind), reason = %printable(&failure.reason), ?delay, "the handler failed; it is tried again"
     );
     let due = now.checked_add(jiff::SignedDuration::try_from(delay).unwrap_or(jiff::SignedDuration::MAX));
     let parked = Parked {
@@ -123,7 +124,7 @@ async fn fail(lanes: &Arc<Lanes>, mut open: Open, delivery: &Delivery, failure: 
     open.parked = Some(parked);
     if let Err(error) = open.acker.park(attempt + 1, parked).await {
         tracing::warn!(
-            target: "eventbus", group = %lanes.scope.subscription.group, id = %envelope.id(), %error,
+            target: "eventbus", group = %printable(&lanes.scope.subscription.group), id = %printable(envelope.id()), error = %printable(error),
             "the broker did not note the retry; after a crash the attempts are counted from an earlier one"
         );
     }
@@ -145,8 +146,8 @@ async fn give_up(
     let Failure { kind, reason, .. } = failure;
     if !lanes.policy.dead_letter {
         tracing::error!(
-            target: "eventbus", group = %subscription.group, topic = %envelope.topic(), id = %envelope.id(),
-            attempts = delivery.attempt(), %kind, %reason, "the event is given up and dropped (`dead_letter = false`)"
+            target: "eventbus", group = %printable(&subscription.group), topic = %printable(envelope.topic()), id = %printable(envelope.id()),
+            attempts = delivery.attempt(), kind = %printable(kind), reason = %printable(&reason), "the event is given up and dropped (`dead_letter = false`)"
         );
         if acker.ack().await.is_err() {
             return Settled::Unsettled(key(delivery));
@@ -168,8 +169,8 @@ async fn give_up(
     match acker.reject(dead_letter.clone()).await {
         Ok(()) => {
             tracing::error!(
-                target: "eventbus", group = %subscription.group, topic = %envelope.topic(), id = %envelope.id(),
-                attempts = dead_letter.attempts, %kind, reason = %dead_letter.reason,
+                target: "eventbus", group = %printable(&subscription.group), topic = %printable(envelope.topic()), id = %printable(envelope.id()),
+                attempts = dead_letter.attempts, kind = %printable(kind), reason = %printable(&dead_letter.reason),
                 "the event is given up and kept as a dead letter"
             );
             observe(lanes, delivery, || Attempted::DeadLettered(Arc::new(dead_letter)));
@@ -177,7 +178,7 @@ async fn give_up(
         }
         Err(error) => {
             tracing::error!(
-                target: "eventbus", group = %subscription.group, id = %envelope.id(), %error,
+                target: "eventbus", group = %printable(&subscription.group), id = %printable(envelope.id()), error = %printable(error),
                 "the dead letter could not be stored; the broker will deliver the event again"
             );
             Settled::Unsettled(key(delivery))

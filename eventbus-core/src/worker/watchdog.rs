@@ -7,6 +7,7 @@
 
 use super::lanes::Lanes;
 use crate::delivery::Scope;
+use crate::printable::printable;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{self, Thread};
@@ -44,7 +45,7 @@ impl Watchdog {
         match thread {
             Ok(thread) => drop(watchdog.thread.set(thread.thread().clone())),
             Err(error) => tracing::warn!(
-                target: "eventbus", %error,
+                target: "eventbus", error = %printable(error),
                 "no watchdog: handlers that block their thread are not named, and hold up their subscription"
             ),
         }
@@ -136,7 +137,8 @@ fn look_at_pulses(seen: &mut Vec<(Weak<Pulse>, u32, u32)>) {
 fn warn(scope: &Scope) {
     let subscription = &scope.subscription;
     tracing::warn!(
-        target: "eventbus", handler = %subscription.name, location = subscription.location(), group = %subscription.group,
+        target: "eventbus", handler = %printable(&subscription.name),
+        location = %printable(subscription.location()), group = %printable(&subscription.group),
         "the handler has blocked its thread for more than {} s; other handlers may be held up; \
          `.await` instead, or make it a plain `fn` with the option `blocking`",
         (LOOKS - 1)

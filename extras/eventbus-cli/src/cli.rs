@@ -2,9 +2,11 @@
 
 use crate::command::{Command, execute_standalone};
 use crate::options::Options;
+use crate::text::printable_lines;
 use crate::verbs::StandaloneVerb;
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
+use eventbus_core::printable::is_hostile;
 use eventbus_core::{BoxError, BusBuilder};
 use std::convert::Infallible;
 use std::io::{self, Write};
@@ -128,8 +130,14 @@ Exit codes: 0 done, 1 failed (or `check` found mistakes), 2 wrong usage, 3 what 
 fn parse<P: Parser>() -> Result<P, ExitCode> {
     let read = || P::from_arg_matches_mut(&mut P::command().bin_name(called()).try_get_matches()?);
     read().map_err(|error: clap::Error| {
+        let text = error.render().to_string();
         // There is nobody to tell that nobody can be told.
-        let _ = error.print();
+        let _ = if text.contains(|c| c != '\n' && is_hostile(c)) {
+            // An argument is quoted that came from somewhere else, and is worth more than colour.
+            writeln!(io::stderr(), "{}", printable_lines(&text))
+        } else {
+            error.print()
+        };
         u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
     })
 }

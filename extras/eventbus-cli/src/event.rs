@@ -4,8 +4,9 @@ use crate::failure::Result;
 use crate::json::{self, Object};
 use crate::output::{BOLD, DIM, NONE, Output, TOPIC, paint};
 use crate::table::{Cell, cell, styled};
-use crate::text::{self, plain};
+use crate::text;
 use eventbus_core::broker::{Offset, Recorded};
+use eventbus_core::printable::printable;
 use eventbus_core::{DecodeError, Envelope};
 use jiff::Timestamp;
 
@@ -121,7 +122,7 @@ pub(crate) fn show(out: &mut Output, offset: Option<Offset>, envelope: &Envelope
     out.line("")?;
     match (json::pretty(payload), std::str::from_utf8(payload)) {
         (Some(json), _) => out.line(json),
-        (None, Ok(payload)) => out.line(text::plain_lines(payload)),
+        (None, Ok(payload)) => out.line(text::printable_lines(payload)),
         (None, Err(_)) => hex(out, payload),
     }
 }
@@ -151,7 +152,7 @@ impl<'a> Facts<'a> {
 
     pub(crate) fn say(&mut self, name: &str, value: impl std::fmt::Display) -> Result {
         let value = value.to_string();
-        self.0.line(format_args!("  {} {}", paint(DIM, format_args!("{name:<12}")), plain(&value)))
+        self.0.line(format_args!("  {} {}", paint(DIM, format_args!("{name:<12}")), printable(&value)))
     }
 
     pub(crate) fn maybe(&mut self, name: &str, value: Option<impl std::fmt::Display>) -> Result {
@@ -162,13 +163,13 @@ impl<'a> Facts<'a> {
 /// One event of a tree of causes, in one line.
 pub(crate) fn brief(Recorded { offset, envelope }: &Recorded, asked: bool) -> String {
     let style = if asked { TOPIC.bold() } else { TOPIC };
-    let key = envelope.key().map(|key| format!("  {}", plain(key))).unwrap_or_default();
+    let key = envelope.key().map(|key| format!("  {}", printable(key))).unwrap_or_default();
     let mark = if asked { paint(BOLD, "  ◀") } else { paint(NONE, "") };
     let place = paint(DIM, format_args!("  {}  {offset}  ", text::time(envelope.time())));
     format!(
         "{}{key}{place}{}{mark}",
         paint(style, envelope.topic()),
-        paint(DIM, plain(&envelope.id().to_string()))
+        paint(DIM, printable(&envelope.id().to_string()))
     )
 }
 

@@ -1,11 +1,13 @@
 //! Failures of a verb, and the exit codes that scripts see.
 
+use eventbus_core::printable::printable;
 use eventbus_core::{BoxError, BrokerError, DecodeError, Error, PublishError, TopicError};
+use std::fmt::Display;
 use std::io;
 
 pub(crate) type Result<T = (), E = Failure> = std::result::Result<T, E>;
 
-/// Why a verb ended early.
+/// Why a verb ended early. What a text quotes is printable, so it is one line, unless it lists mistakes.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// It failed; the text says why, and what to do.
@@ -21,12 +23,12 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self::Failed(text.into())
+    pub(crate) fn new(text: impl Display) -> Self {
+        Self::Failed(printable(text).to_string())
     }
 
-    pub(crate) fn not_found(text: impl Into<String>) -> Self {
-        Self::NotFound(text.into())
+    pub(crate) fn not_found(text: impl Display) -> Self {
+        Self::NotFound(printable(text).to_string())
     }
 
     /// The sentence for the person at the terminal, where one is left to say.
@@ -66,16 +68,26 @@ macro_rules! fails {
     ($($error:ty)*) => {$(
         impl From<$error> for Failure {
             fn from(error: $error) -> Self {
-                Self::Failed(chain(&error))
+                Self::new(chain(&error))
             }
         }
     )*};
 }
-fails!(Error PublishError BrokerError TopicError DecodeError);
+fails!(PublishError BrokerError TopicError DecodeError);
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            // Its lines are the program's own.
+            Error::Startup(error) => Self::Failed(error.to_string()),
+            error => Self::new(chain(&error)),
+        }
+    }
+}
 
 impl From<BoxError> for Failure {
     fn from(error: BoxError) -> Self {
-        Self::Failed(chain(&*error))
+        Self::new(chain(&*error))
     }
 }
 
@@ -83,7 +95,7 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::Closed,
-            _ => Self::Failed(format!("cannot write the output: {error}")),
+            _ => Self::new(format_args!("cannot write the output: {error}")),
         }
     }
 }
@@ -100,5 +112,12 @@ mod tests {
         let error = PublishError::Broker { topic: "a".into(), source: "the disk is full".into() };
         let Failure::Failed(text) = error.into() else { panic!() };
         assert_eq!(text.matches("the disk is full").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn what_a_failure_quotes_begins_no_line() {
+        let error = BrokerError::new("refused\nerror: all is well").with_source("\u{1b}[2J");
+        let Failure::Failed(text) = error.into() else { panic!() };
+        assert_eq!(text, r"refused\nerror: all is well: \u{1b}[2J");
     }
 }

@@ -1,6 +1,6 @@
 //! JSON to the letter: payloads are shown and passed on without reading a number or a key anew.
 
-use crate::text::is_hostile;
+use eventbus_core::printable::is_hostile;
 use serde::de::IgnoredAny;
 use std::fmt::Write;
 

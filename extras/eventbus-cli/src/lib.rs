@@ -50,7 +50,7 @@
 //!
 //! # Output
 //! Tables for people, in colour on a terminal (`--color`; `NO_COLOR` is respected). Characters that a terminal obeys
-//! are written out, whatever an event holds. With `--json` each verb writes JSON Lines instead: one object in each
+//! are written out, whatever an event holds; the log that `run` writes is no exception. With `--json` each verb writes JSON Lines instead: one object in each
 //! line.
 //!
 //! An event is written in [CloudEvents JSON](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md)

@@ -3,9 +3,10 @@
 use crate::failure::Result;
 use crate::json::Object;
 use crate::table::Table;
-use crate::text::plain_lines;
+use crate::text::printable_lines;
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
+use eventbus_core::printable::printable;
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
 
@@ -89,15 +90,15 @@ impl Output {
 
     /// Says something beside the output. What cannot be said there is not said.
     pub(crate) fn remark(&mut self, text: &str) {
-        let _ = writeln!(self.remarks, "{}", paint(DIM, plain_lines(text)));
+        let _ = writeln!(self.remarks, "{}", paint(DIM, printable_lines(text)));
     }
 
     pub(crate) fn warn(&mut self, text: &str) {
-        let _ = writeln!(self.remarks, "{} {}", paint(CARE.bold(), "warning:"), plain_lines(text));
+        let _ = writeln!(self.remarks, "{} {}", paint(CARE.bold(), "warning:"), printable_lines(text));
     }
 
     pub(crate) fn error(&mut self, text: &str) {
-        let _ = writeln!(self.remarks, "{} {}", paint(BAD.bold(), "error:"), plain_lines(text));
+        let _ = writeln!(self.remarks, "{} {}", paint(BAD.bold(), "error:"), printable_lines(text));
     }
 
     /// Asks for a yes where somebody can answer; where nobody can, it is taken as given.
@@ -106,7 +107,7 @@ impl Output {
             return Ok(true);
         }
         self.flush()?;
-        let _ = write!(self.remarks, "{question} [y/N] ");
+        let _ = write!(self.remarks, "{} [y/N] ", printable(question));
         let _ = self.remarks.flush();
         let mut answer = String::new();
         io::stdin().read_line(&mut answer)?;

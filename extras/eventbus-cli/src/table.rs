@@ -1,9 +1,9 @@
 //! Tables: columns that stand under their names, one line for each row.
 
 use crate::output::{BOLD, NONE, paint};
-use crate::text::plain;
 use anstyle::Style;
 use console::{measure_text_width, truncate_str};
+use eventbus_core::printable::printable;
 
 /// A text in a style.
 #[derive(Clone, Debug)]
@@ -16,7 +16,7 @@ pub(crate) fn cell(text: impl AsRef<str>) -> Cell {
 
 /// The same, in a style.
 pub(crate) fn styled(style: Style, text: impl AsRef<str>) -> Cell {
-    Cell(style, plain(text.as_ref()).into_owned())
+    Cell(style, printable(text.as_ref()).to_string())
 }
 
 /// The widths of columns, which grow with what is written into them.

@@ -1,35 +1,11 @@
-//! Text from outside, made fit for a terminal.
+//! How texts, times and numbers are written for people.
 
+use eventbus_core::printable::printable;
 use jiff::Timestamp;
-use std::borrow::Cow;
-
-/// The text with every character that a terminal obeys or hides written out: what an event holds may be hostile.
-pub(crate) fn plain(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(is_hostile) {
-        return text.into();
-    }
-    let written = |c: char| match c {
-        '\n' => "\\n".to_owned(),
-        '\r' => "\\r".to_owned(),
-        '\t' => "\\t".to_owned(),
-        c if is_hostile(c) => c.escape_unicode().to_string(),
-        c => c.to_string(),
-    };
-    text.chars().map(written).collect::<String>().into()
-}
-
-/// Control characters (C0, DEL and C1, which begin escape sequences), line separators, and what turns the direction
-/// of writing around or takes no room.
-pub(crate) fn is_hostile(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
-}
 
 /// The text of many lines, fit for a terminal line by line.
-pub(crate) fn plain_lines(text: &str) -> String {
-    text.lines().map(plain).collect::<Vec<_>>().join("\n")
+pub(crate) fn printable_lines(text: &str) -> String {
+    text.lines().map(|line| printable(line).to_string()).collect::<Vec<_>>().join("\n")
 }
 
 /// A time to the millisecond, in a form that `--since` takes.
@@ -87,11 +63,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_obeys_is_written_out() {
-        assert_eq!(plain("naïve 日本"), "naïve 日本");
-        assert_eq!(plain("\u{1b}[2Jgone\r\n"), "\\u{1b}[2Jgone\\r\\n");
-        assert_eq!(plain("a\u{9b}2Jb\u{7f}c\u{202e}d"), "a\\u{9b}2Jb\\u{7f}c\\u{202e}d");
-        assert_eq!(plain_lines("{\n  \u{7}\n}"), "{\n  \\u{7}\n}");
+    fn text_of_many_lines_keeps_its_lines() {
+        assert_eq!(printable_lines("{\n  \u{7}\r\n}"), "{\n  \\u{7}\n}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::failure::{Failure, Result};
 use crate::json::{self, Object};
 use crate::output::{BAD, CARE, GOOD, paint};
 use crate::session::Session;
-use crate::text::{counted, plain_lines};
+use crate::text::{counted, printable_lines};
 use eventbus_core::census;
 
 pub(super) async fn execute(session: &mut Session) -> Result {
@@ -19,7 +19,7 @@ pub(super) async fn execute(session: &mut Session) -> Result {
         )?;
     } else {
         let found = |style, name: &str, text: &str| {
-            format!("{} {}", paint(style, name), plain_lines(text).replace('\n', "\n  "))
+            format!("{} {}", paint(style, name), printable_lines(text).replace('\n', "\n  "))
         };
         for warning in &findings.warnings {
             out.line(found(CARE, "warning:", warning))?;

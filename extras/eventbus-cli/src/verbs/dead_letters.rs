@@ -12,6 +12,7 @@ use bytes::Bytes;
 use eventbus_core::broker::{
     DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters as Store, FailureKind,
 };
+use eventbus_core::printable::printable;
 use eventbus_core::{Bus, Pattern};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -272,5 +273,5 @@ fn said(session: &mut Session, id: DeadLetterId, done: &str, group: &str) -> Res
     if out.json {
         return out.object(Object::new().number("id", id.0).text("group", group).text("done", done));
     }
-    out.line(format_args!("{} dead letter {id} of {}", paint(GOOD, done), text::plain(group)))
+    out.line(format_args!("{} dead letter {id} of {}", paint(GOOD, done), printable(group)))
 }

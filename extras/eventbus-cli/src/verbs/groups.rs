@@ -6,9 +6,9 @@ use crate::json::Object;
 use crate::output::TOPIC;
 use crate::session::Session;
 use crate::table::{Table, cell, styled};
-use crate::text::plain;
 use crate::when::{self, Cursor};
 use eventbus_core::Bus;
+use eventbus_core::printable::printable;
 
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum Groups {
@@ -76,7 +76,7 @@ impl Groups {
                 (group, question, *yes, format!("`{group}` is forgotten"))
             }
         };
-        if !session.out.confirm(&plain(&question), yes)? {
+        if !session.out.confirm(&question, yes)? {
             return Ok(());
         }
         let found = match &self {
@@ -93,7 +93,7 @@ impl Groups {
             Self::Drop { group, .. } => groups.remove(group).await?,
         };
         if !found {
-            let name = plain(name);
+            let name = printable(name);
             return Err(Failure::not_found(format!(
                 "there is no group `{name}`; `groups list` shows those there are"
             )));
@@ -101,7 +101,7 @@ impl Groups {
         if session.out.json {
             return session.out.object(Object::new().text("group", name).text("done", done));
         }
-        session.out.line(plain(&done))
+        session.out.line(printable(&done))
     }
 }
 

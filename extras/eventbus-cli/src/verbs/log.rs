@@ -6,9 +6,9 @@ use crate::json::Object;
 use crate::output::{DIM, paint};
 use crate::session::Session;
 use crate::table::Table;
-use crate::text::plain;
 use crate::when;
 use eventbus_core::broker::{AuditLog, AuditQuery, CauseTree, Offset, Recorded};
+use eventbus_core::printable::printable;
 use eventbus_core::{EventId, Pattern};
 use jiff::Timestamp;
 
@@ -157,7 +157,7 @@ async fn find(log: &dyn AuditLog, event: &str) -> Result<Recorded> {
 }
 
 fn missing(event: &str) -> Failure {
-    Failure::not_found(format!("there is no event with the id or the offset `{}`", plain(event)))
+    Failure::not_found(format!("there is no event with the id or the offset `{}`", printable(event)))
 }
 
 /// Draws a tree; `first` stands before its event, and `rest` before everything below.

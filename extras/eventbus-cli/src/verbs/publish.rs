@@ -4,8 +4,9 @@ use crate::failure::{Failure, Result};
 use crate::json::{self, Object};
 use crate::output::{GOOD, Output, TOPIC, paint};
 use crate::session::Session;
-use crate::text::{counted, plain};
+use crate::text::counted;
 use bytes::Bytes;
+use eventbus_core::printable::printable;
 use eventbus_core::{Bus, Envelope, EventId, PublishError, Topic, census};
 use eventbus_grammar::{distance, is_near};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -73,7 +74,11 @@ impl Publish {
                 out.object(self.published(&id))?;
             } else {
                 let topic = paint(TOPIC, &self.topic);
-                out.line(format_args!("{} {topic} {}", paint(GOOD, "published"), plain(&id.to_string())))?;
+                out.line(format_args!(
+                    "{} {topic} {}",
+                    paint(GOOD, "published"),
+                    printable(&id.to_string())
+                ))?;
             }
         }
         Ok(bus.shutdown().await?)

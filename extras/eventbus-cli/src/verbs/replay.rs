@@ -4,9 +4,10 @@ use crate::failure::{Failure, Result};
 use crate::json::Object;
 use crate::output::{GOOD, paint};
 use crate::session::Session;
-use crate::text::{count, counted, plain};
+use crate::text::{count, counted};
 use crate::when;
 use eventbus_core::broker::{ReplayFrom, ReplayUntil};
+use eventbus_core::printable::printable;
 use eventbus_core::{ReplayProgress, ReplayReport, census};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::future::IntoFuture;
@@ -84,7 +85,7 @@ impl Replay {
         if out.json {
             out.object(Object::new().object("report", of_report(&report)))?;
         } else {
-            let (events, group) = (counted(report.events, "event"), plain(&self.group));
+            let (events, group) = (counted(report.events, "event"), printable(&self.group));
             let done = paint(GOOD, "replayed");
             out.line(format_args!("{done} {events} to {group} in {:.1?}", report.elapsed))?;
         }
@@ -95,7 +96,7 @@ impl Replay {
         let events = counted(report.events, "event");
         Err(Failure::new(format!(
             "{failed} of {events} failed; see `dead-letters list --group {}`",
-            plain(&self.group)
+            printable(&self.group)
         )))
     }
 
@@ -110,7 +111,7 @@ impl Replay {
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             return Err(Failure::not_found(format!(
                 "this program has no group `{}`; its groups are: {known}",
-                plain(&self.group)
+                printable(&self.group)
             )));
         }
         match of_group.iter().find(|subscription| subscription.options.replay == Some(false)) {
