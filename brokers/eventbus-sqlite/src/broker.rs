@@ -1,9 +1,10 @@
 //! The broker: what its subscriptions, publishers and readers share, and the contract that it keeps.
 
 use crate::config::SqliteBrokerBuilder;
+use crate::file::{LogFile, resolve};
 use crate::lease::{self, Lease, Process};
 use crate::reader::Readers;
-use crate::schema::open_writer;
+use crate::schema::{explain, open_writer};
 use crate::subscribe::SqliteDeliveries;
 use crate::subscription::Subscription;
 use crate::tail::Tail;
@@ -46,6 +47,7 @@ struct Handle(Arc<Store>);
 pub(crate) struct Store {
     this: Weak<Self>,
     pub(crate) settings: SqliteBrokerBuilder,
+    pub(crate) file: Arc<LogFile>,
     pub(crate) process: Process,
     pub(crate) readers: Arc<Readers>,
     pub(crate) writes: Writes,
@@ -79,14 +81,18 @@ impl SqliteBroker {
         SqliteBrokerBuilder::new(path.as_ref())
     }
 
-    pub(crate) async fn open_with(settings: SqliteBrokerBuilder) -> Result<Self, BrokerError> {
+    pub(crate) async fn open_with(mut settings: SqliteBrokerBuilder) -> Result<Self, BrokerError> {
         let opening = tokio::task::spawn_blocking(move || {
-            let connection = open_writer(&settings.path, settings.durability)?;
+            settings.path = resolve(&settings.path)?;
+            let connection = open_writer(&settings.path, settings.create, settings.durability)?;
+            let file = Arc::new(LogFile::watch(&settings.path)?);
+            lease::sweep(&settings.path, &connection).map_err(|error| explain(&settings.path, error))?;
             let process = Process::enter(&settings.path)?;
             let store = Arc::new_cyclic(|this| Store {
                 this: Weak::clone(this),
                 process,
-                readers: Readers::new(&settings.path),
+                readers: Readers::new(&settings.path, &file),
+                file,
                 settings,
                 writes: Writes::default(),
                 tail: Mutex::default(),
@@ -99,7 +105,7 @@ impl SqliteBroker {
                 followers: AtomicUsize::new(0),
                 opened: Instant::now(),
             });
-            Writer::start(Arc::clone(&store), connection)?;
+            Writer::start(Arc::clone(&store), connection).inspect_err(|_| store.process.leave())?;
             Ok(Self(Arc::new(Handle(store))))
         });
         opening.await.map_err(|error| BrokerError::new("the log was not opened").with_source(error))?
@@ -214,10 +220,12 @@ impl Broker for SqliteBroker {
 
     fn close(&self) -> BrokerFuture<Result<(), BrokerError>> {
         let closed = self.store().writes.close();
+        let file = Arc::clone(&self.store().file);
         BrokerFuture::new(async move {
             // An error means that it was closed before.
             let _ = closed.await;
-            Ok(())
+            // What was settled last is not saved there.
+            file.check()
         })
     }
 }

@@ -51,6 +51,7 @@ pub struct Retention {
 #[must_use = "a builder does nothing until it is opened"]
 pub struct SqliteBrokerBuilder {
     pub(crate) path: PathBuf,
+    pub(crate) create: bool,
     pub(crate) durability: Durability,
     pub(crate) retention: Retention,
     pub(crate) retention_interval: Duration,
@@ -63,6 +64,7 @@ impl SqliteBrokerBuilder {
     pub(crate) fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
+            create: true,
             durability: Durability::default(),
             retention: Retention::default(),
             retention_interval: Duration::from_secs(60),
@@ -70,6 +72,13 @@ impl SqliteBrokerBuilder {
             lease: Duration::from_secs(10),
             poll_interval: Duration::from_millis(20),
         }
+    }
+
+    /// Whether to create the log where there is none. Default: true. Whoever only looks at a log sets it to false, so
+    /// that a mistyped path is an error.
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
     }
 
     /// What an acknowledged publish survives. Default: [`Durability::Full`].
@@ -111,14 +120,18 @@ impl SqliteBrokerBuilder {
 
     /// Opens the log, and creates it where there is no such file.
     ///
+    /// The path is resolved now: links, `..` and the working directory count when the log is opened, and not later.
+    /// Every character stands for itself; SQLite's URIs (`file:…`) and `:memory:` are refused.
+    ///
     /// # Errors
-    /// Where the file cannot be opened, is damaged, belongs to another program, or was written by a newer version
-    /// of this one.
+    /// Where the file cannot be opened, is damaged, belongs to another program, has several names (hard links) that
+    /// are not all in its folder, or was written by a newer version of this crate.
     pub async fn open(self) -> Result<SqliteBroker, BrokerError> {
         SqliteBroker::open_with(self).await
     }
 
-    /// Reads an address such as `sqlite:shop.db?durability=normal&retention_age=720h`.
+    /// Reads an address such as `sqlite:shop.db?durability=normal&retention_age=720h`. The path goes to the first `?`
+    /// and stands as it is written, without percent-encoding.
     pub(crate) fn parse(url: &str) -> Result<Self, BrokerError> {
         let rest = url.strip_prefix("sqlite:").unwrap_or(url);
         let rest = rest.strip_prefix("//").unwrap_or(rest);
@@ -146,26 +159,28 @@ impl SqliteBrokerBuilder {
                     _ => return Err(format!("the durability `{value}` is none of full, normal and off")),
                 }
             }
+            "create" => self.create = flag(name, value)?,
             "max_payload" => self.max_payload = number(name, value)?,
             "lease" => *self = self.clone().lease(duration(name, value)?),
             "poll_interval" => *self = self.clone().poll_interval(duration(name, value)?),
             "retention_age" => self.retention.age = Some(duration(name, value)?),
             "retention_size" => self.retention.size = Some(number(name, value)?),
             "retention_count" => self.retention.count = Some(number(name, value)?),
-            "retention_unhandled" => {
-                self.retention.unhandled =
-                    value.parse().map_err(|_| format!("`{name}` is true or false, not `{value}`"))?;
-            }
+            "retention_unhandled" => self.retention.unhandled = flag(name, value)?,
             "retention_interval" => self.retention_interval = duration(name, value)?,
             _ => {
                 return Err(format!(
-                    "there is no option `{name}`; there are durability, max_payload, lease, poll_interval, \
+                    "there is no option `{name}`; there are create, durability, max_payload, lease, poll_interval, \
                      retention_age, retention_size, retention_count, retention_unhandled and retention_interval"
                 ));
             }
         }
         Ok(())
     }
+}
+
+fn flag(name: &str, value: &str) -> Result<bool, String> {
+    value.parse().map_err(|_| format!("`{name}` is true or false, not `{value}`"))
 }
 
 fn number<N: std::str::FromStr>(name: &str, value: &str) -> Result<N, String> {
@@ -183,7 +198,7 @@ mod tests {
     #[test]
     fn an_address_says_what_a_builder_says() {
         let read = SqliteBrokerBuilder::parse(
-            "sqlite:data/shop.db?durability=off&max_payload=10&lease=2s&retention_age=720h&retention_unhandled=true",
+            "sqlite:data/shop.db?create=false&durability=off&max_payload=10&lease=2s&retention_age=720h&retention_unhandled=true",
         )
         .unwrap();
         assert_eq!(read.path, Path::new("data/shop.db"));
@@ -192,7 +207,7 @@ mod tests {
             (Durability::Off, 10, Duration::from_secs(2))
         );
         assert_eq!(read.retention.age, Some(Duration::from_secs(720 * 3600)));
-        assert!(read.retention.unhandled);
+        assert!(read.retention.unhandled && !read.create);
         assert_eq!(
             SqliteBrokerBuilder::parse("sqlite:///var/shop.db").unwrap().path,
             Path::new("/var/shop.db")
@@ -212,6 +227,7 @@ mod tests {
             ("sqlite:a.db?lease=10", "\"10\" is not a duration"),
             ("sqlite:a.db?retention_count=many", "whole number"),
             ("sqlite:a.db?durabilty=full", "durability"),
+            ("sqlite:a.db?create=no", "true or false"),
         ] {
             let error = SqliteBrokerBuilder::parse(url).unwrap_err().to_string();
             assert!(error.contains(named) && error.contains(url), "{error}");

@@ -41,6 +41,13 @@ impl Settler for Subscription {
         if receipt.token != self.epoch() {
             return BrokerFuture::ready(Err(self.lost()));
         }
+        if self.store.file.is_gone()
+            && let Err(gone) = self.store.file.check()
+        {
+            // It cannot be saved; once the log is back, the group begins again from what is.
+            self.refused.store(true, Ordering::Release);
+            return BrokerFuture::ready(Err(gone));
+        }
         if let Some(save) = self.change(|state| state.settle(place(receipt.offset))) {
             self.save(save);
         }

@@ -4,17 +4,24 @@
 //! releases with the process. One that has stopped still holds its lock, so it also has to say again and again that
 //! it goes on.
 
+use crate::file::{Identity, beside};
 use eventbus_core::BrokerError;
+use eventbus_core::lock::{Lock, Rank};
+use rusqlite::Connection;
 use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// What the name of a lock file has behind that of the log.
+const LOCK: &str = "-process-";
 
 /// This process as the other ones see it, while it has the log open.
 pub(crate) struct Process {
     name: String,
     path: PathBuf,
-    // Locked as long as it is open.
-    _file: File,
+    /// Locked as long as it is open.
+    file: Lock<File>,
 }
 
 impl Process {
@@ -22,19 +29,23 @@ impl Process {
     pub(crate) fn enter(log: &Path) -> Result<Self, BrokerError> {
         let name = format!("{:016x}", fastrand::u64(..));
         let path = lock_file(log, &name);
-        let entered = || -> std::io::Result<File> {
-            let file = private().create_new(true).open(&path)?;
-            file.lock()?;
-            Ok(file)
-        };
-        let file = entered().map_err(|error| {
+        let file = lock(&path).map_err(|error| {
             BrokerError::new(format!(
                 "cannot lock `{}` beside the log ({error}); make the folder writable for this program",
                 path.display()
             ))
             .with_source(error)
         })?;
-        Ok(Self { name, path, _file: file })
+        Ok(Self { name, path, file: Lock::new(Rank::LEAF, file) })
+    }
+
+    /// Locks a file anew where somebody has removed the one that is locked: a cleaner of temporary files.
+    pub(crate) fn stay(&self) -> io::Result<()> {
+        let mut file = self.file.lock();
+        if !is_at(&self.path, &file)? {
+            *file = self::lock(&self.path)?;
+        }
+        Ok(())
     }
 
     /// The name under which a subscription of this process owns its group.
@@ -48,36 +59,95 @@ impl Process {
         if process == self.name { number.parse().ok() } else { None }
     }
 
-    /// Takes this process away from beside the log.
+    /// Takes this process away from beside the log, once it owns no group any more. Where it has not come to that,
+    /// its file is found without a lock, and removed, when the log is opened the next time.
     pub(crate) fn leave(&self) {
-        // Whoever finds a file that nobody locks removes it, so nothing is lost if this fails.
         let _ = fs::remove_file(&self.path);
     }
 
     /// What the owners of this process begin with.
     pub(crate) fn owners(&self) -> String {
-        format!("{}/*", self.name)
+        owners(&self.name)
     }
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.leave();
+/// Creates the file at `path`, and locks it.
+fn lock(path: &Path) -> io::Result<File> {
+    loop {
+        let file = private().create(true).truncate(false).open(path)?;
+        file.lock()?;
+        // Whoever came between the two took it for that of a process that has ended.
+        if is_at(path, &file)? {
+            return Ok(file);
+        }
     }
 }
 
-/// Whether the process behind `owner` has ended.
+/// Whether `file` is what is at `path`.
+fn is_at(path: &Path, file: &File) -> io::Result<bool> {
+    match fs::metadata(path) {
+        Ok(found) => Ok(Identity::of(&found) == Identity::of(&file.metadata()?)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the owners of a process begin with.
+fn owners(process: &str) -> String {
+    format!("{process}/*")
+}
+
+/// Whether the process behind `owner` is known to have ended: nobody holds its lock. Where its file is gone or cannot
+/// be opened, nothing is known, and its lease decides.
 pub(crate) fn has_ended(log: &Path, owner: &str) -> bool {
     let process = owner.split('/').next().unwrap_or_default();
-    let path = lock_file(log, process);
-    let Ok(file) = File::open(&path) else { return true };
+    File::open(lock_file(log, process)).is_ok_and(|file| is_free(&file))
+}
+
+fn is_free(file: &File) -> bool {
     match file.try_lock() {
-        Ok(()) => {
-            let _ = fs::remove_file(&path);
-            true
-        }
+        Ok(()) => true,
         Err(TryLockError::WouldBlock | TryLockError::Error(_)) => false,
     }
+}
+
+/// Whether some process has the log open.
+pub(crate) fn is_open_elsewhere(log: &Path) -> bool {
+    processes(log).iter().any(|process| {
+        File::open(lock_file(log, process))
+            .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    })
+}
+
+/// Leaves the groups of the processes that have ended, and removes their files.
+pub(crate) fn sweep(log: &Path, connection: &Connection) -> rusqlite::Result<()> {
+    for process in processes(log) {
+        let path = lock_file(log, &process);
+        let Ok(file) = File::open(&path) else { continue };
+        if is_free(&file) {
+            connection
+                .prepare_cached("update subscription set owner = null where owner glob ?1")?
+                .execute([owners(&process)])?;
+            // Under its lock, so that it is not that of a process that has just come.
+            let _ = fs::remove_file(&path);
+        }
+    }
+    Ok(())
+}
+
+/// The names of the processes that have a file beside the log.
+fn processes(log: &Path) -> Vec<String> {
+    let before = beside(log, LOCK);
+    let before = before.file_name().unwrap_or_default().as_encoded_bytes();
+    let files = log.parent().map(fs::read_dir).and_then(Result::ok);
+    let process = |file: fs::DirEntry| {
+        let name = file.file_name();
+        let process = name.as_encoded_bytes().strip_prefix(before)?;
+        // What else is called so is none of ours.
+        let ours = process.len() == 16 && process.iter().all(u8::is_ascii_hexdigit);
+        ours.then(|| String::from_utf8_lossy(process).into_owned())
+    };
+    files.into_iter().flatten().flatten().filter_map(process).collect()
 }
 
 /// A lease as it is written beside its owner.
@@ -120,30 +190,67 @@ pub(crate) fn private() -> OpenOptions {
 }
 
 fn lock_file(log: &Path, process: &str) -> PathBuf {
-    let mut name = log.file_name().unwrap_or_default().to_owned();
-    name.push(format!("-process-{process}"));
-    log.with_file_name(name)
+    beside(log, &format!("{LOCK}{process}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_process_that_has_ended_is_noticed_and_its_file_is_removed() {
+    fn log() -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log.db");
+        (folder, log)
+    }
+
+    #[test]
+    fn only_a_process_whose_lock_is_free_has_ended() {
+        let (_folder, log) = log();
         let process = Process::enter(&log).unwrap();
         let owner = process.owner(7);
         assert_eq!(process.number(&owner), Some(7));
         assert!(!has_ended(&log, &owner));
         // As after a kill: the lock is gone, and the file is there.
-        let left_behind = File::create(lock_file(&log, "dead")).unwrap();
-        drop(left_behind);
-        assert!(has_ended(&log, "dead/1"));
-        assert!(!lock_file(&log, "dead").exists());
+        File::create(lock_file(&log, "0000000000000000")).unwrap();
+        assert!(has_ended(&log, "0000000000000000/1"));
+        // As after a cleaner of temporary files.
+        fs::remove_file(&process.path).unwrap();
+        assert!(!has_ended(&log, &owner), "nothing is known of it");
+        process.stay().unwrap();
+        assert!(process.path.exists() && !has_ended(&log, &owner));
+        let path = process.path.clone();
         drop(process);
-        assert!(has_ended(&log, &owner));
+        assert!(path.exists() && has_ended(&log, &owner));
+    }
+
+    #[test]
+    fn the_files_of_processes_that_have_ended_are_swept_away_and_no_others() {
+        let (folder, log) = log();
+        let connection = Connection::open_in_memory().unwrap();
+        connection
+            .execute_batch(
+                "create table subscription (owner text);
+                 insert into subscription values ('00000000000000aa/1'), ('00000000000000ab/1');",
+            )
+            .unwrap();
+        let alive = Process::enter(&log).unwrap();
+        for name in
+            ["log.db-process-00000000000000aa", "log.db-process-notes", "other.db-process-00000000000000aa"]
+        {
+            File::create(folder.path().join(name)).unwrap();
+        }
+        sweep(&log, &connection).unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
+        left.sort();
+        let mut expected = ["log.db-process-notes", "other.db-process-00000000000000aa"]
+            .map(|name| folder.path().join(name))
+            .to_vec();
+        expected.insert(0, alive.path.clone());
+        assert_eq!(left, expected);
+        let owned: i64 =
+            connection.query_row("select count(owner) from subscription", [], |row| row.get(0)).unwrap();
+        assert_eq!(owned, 1, "the group of the one that has ended is left");
     }
 
     #[test]

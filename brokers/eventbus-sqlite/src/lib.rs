@@ -23,6 +23,10 @@
 //! holds up the publishes of all others until it goes on or ends; after 30 s they fail.
 //!
 //! The file must be on a disk of this machine: SQLite's write-ahead log does not work over a network file system.
+//!
+//! Which file it is, is found out when it is opened: links, `..` and the working directory count then, and not later.
+//! A log that is deleted, moved or replaced while it is open is noticed within a second. From then on publishes, acks
+//! and reads are errors that say so, until it is back. The same holds for the files `-wal` and `-shm` beside it.
 
 #![forbid(unsafe_code)]
 
@@ -31,6 +35,7 @@ mod broker;
 mod config;
 mod dead_letters;
 mod delivery;
+mod file;
 mod groups;
 mod lease;
 mod publish;

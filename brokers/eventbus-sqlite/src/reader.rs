@@ -1,6 +1,7 @@
 //! Reading: connections of their own, beside the one that writes, on threads where they may block.
 
-use crate::schema::{explain, open_reader};
+use crate::file::LogFile;
+use crate::schema::{explain, open_reader, tidy_up_in_the_end};
 use crate::wire::{COLUMNS, Stored, is_damage, read};
 use eventbus_core::{BrokerError, Pattern, Topic};
 use rusqlite::{Connection, OptionalExtension, Row, Statement};
@@ -20,13 +21,19 @@ const BYTES: usize = 1 << 20;
 /// The readers of one log.
 pub(crate) struct Readers {
     path: PathBuf,
+    file: Arc<LogFile>,
     idle: Mutex<Vec<Reader>>,
     permits: Semaphore,
 }
 
 impl Readers {
-    pub(crate) fn new(path: &Path) -> Arc<Self> {
-        Arc::new(Self { path: path.to_owned(), idle: Mutex::default(), permits: Semaphore::new(READERS) })
+    pub(crate) fn new(path: &Path, file: &Arc<LogFile>) -> Arc<Self> {
+        Arc::new(Self {
+            path: path.to_owned(),
+            file: Arc::clone(file),
+            idle: Mutex::default(),
+            permits: Semaphore::new(READERS),
+        })
     }
 
     /// Reads on a thread that may block.
@@ -38,12 +45,16 @@ impl Readers {
         let _permit = self.permits.acquire().await.map_err(|_| closed())?;
         let readers = Arc::clone(self);
         let reading = tokio::task::spawn_blocking(move || {
+            readers.file.check()?;
             let idle = readers.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut reader = match idle {
                 Some(reader) => reader,
                 None => Reader::open(&readers.path).map_err(|error| explain(&readers.path, error))?,
             };
-            let result = read(&mut reader).map_err(|error| explain(&readers.path, error));
+            // What was read of another file, or without its write-ahead log, is not what was published.
+            let result = read(&mut reader)
+                .map_err(|error| explain(&readers.path, error))
+                .and_then(|read| readers.file.check().map(|()| read));
             if result.is_ok() && !readers.permits.is_closed() {
                 readers.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
             }
@@ -55,7 +66,10 @@ impl Readers {
     /// Closes the connections.
     pub(crate) fn close(&self) {
         self.permits.close();
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let idle = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
+        for reader in idle.into_iter().filter(|_| self.file.is_gone()) {
+            let _ = tidy_up_in_the_end(&reader.connection, false);
+        }
     }
 }
 

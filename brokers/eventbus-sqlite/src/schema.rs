@@ -1,8 +1,10 @@
 //! The file: opening it, telling ours from others, and its versions.
 
 use crate::config::Durability;
+use crate::file::beside;
 use crate::lease;
 use eventbus_core::BrokerError;
+use eventbus_core::lock::{Lock, Rank};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::path::Path;
@@ -25,16 +27,24 @@ const CHECKPOINT_PAGES: u32 = 4_000;
 /// The write-ahead log is cut back to this size, in bytes, when it was copied.
 const WAL_SIZE: u64 = 64 << 20;
 
-/// Opens the file for the one connection that writes, creates it where there is none, and migrates it.
-pub(crate) fn open_writer(path: &Path, durability: Durability) -> Result<Connection, BrokerError> {
-    create(path)?;
+/// Opens the file for the one connection that writes, and migrates it. Where there is none, it is created if `create`
+/// says so.
+pub(crate) fn open_writer(
+    path: &Path,
+    create: bool,
+    durability: Durability,
+) -> Result<Connection, BrokerError> {
+    find_or_create(path, create)?;
+    refuse_without_wal(path)?;
     let opened = || -> rusqlite::Result<Connection> {
         let connection = connect(path)?;
         connection.pragma_query_value(None, "schema_version", |_| Ok(()))?;
         Ok(connection)
     };
     let mut connection = opened().map_err(|error| explain(path, error))?;
-    identify(path, &connection)?;
+    if !identify(path, &connection)? && !create {
+        return Err(missing(path));
+    }
     // SQLite opens such a file all the same, and would find out with the first event.
     if connection.is_readonly("main").map_err(|error| explain(path, error))? {
         return Err(explain(path, failure(rusqlite::ffi::SQLITE_READONLY)));
@@ -50,23 +60,36 @@ pub(crate) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// Waits a little for whoever holds the lock, if that has not taken too long yet.
+fn wait(looks: i32) -> bool {
+    std::thread::sleep(BUSY_LOOK);
+    u128::try_from(looks).is_ok_and(|looks| looks < BUSY.as_millis() / BUSY_LOOK.as_millis())
+}
+
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
     // SQLite's own `busy_timeout` sleeps for up to 100 ms between its looks, in which a busy process takes the lock
     // again and again.
-    connection.busy_handler(Some(|looks| {
-        std::thread::sleep(BUSY_LOOK);
-        u128::try_from(looks).is_ok_and(|looks| looks < BUSY.as_millis() / BUSY_LOOK.as_millis())
-    }))?;
+    connection.busy_handler(Some(wait))?;
     connection.set_prepared_statement_cache_capacity(64);
     // Otherwise statements are planned anew whenever a parameter changes.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(connection)
 }
 
-/// Creates the file, readable by nobody else; SQLite gives its companions the same mode.
-fn create(path: &Path) -> Result<(), BrokerError> {
+/// Creates the file where there is none, readable by nobody else; SQLite gives its companions the same mode.
+fn find_or_create(path: &Path, create: bool) -> Result<(), BrokerError> {
+    // The system releases a process's locks on a file when any descriptor of it is closed, so nobody else here may
+    // have the file open before the one that created it is closed.
+    static ONE_BY_ONE: Lock<()> = Lock::new(Rank::LEAF, ());
+    let _turn = ONE_BY_ONE.lock();
+    if !create {
+        return match path.try_exists() {
+            Ok(false) => Err(missing(path)),
+            Ok(true) | Err(_) => Ok(()),
+        };
+    }
     match lease::private().create_new(true).open(path) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
@@ -78,8 +101,30 @@ fn create(path: &Path) -> Result<(), BrokerError> {
     }
 }
 
-/// Refuses a file that is not ours, or newer than we are.
-fn identify(path: &Path, connection: &Connection) -> Result<(), BrokerError> {
+fn missing(path: &Path) -> BrokerError {
+    BrokerError::new(format!(
+        "there is no log `{}`; look at the path, or start the program that publishes to it first",
+        path.display()
+    ))
+}
+
+/// Refuses a log whose write-ahead log was removed while another process has it open: a second one beside the first
+/// would damage the file.
+fn refuse_without_wal(path: &Path) -> Result<(), BrokerError> {
+    // A process that ends takes its lock away before SQLite removes the write-ahead log.
+    let missing = ["-wal", "-shm"].map(|end| beside(path, end)).into_iter().find(|path| !path.exists());
+    match missing {
+        Some(missing) if lease::is_open_elsewhere(path) => Err(BrokerError::new(format!(
+            "`{}` was removed while another program has the log `{}` open; end that program first",
+            missing.display(),
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a file that is not ours, or newer than we are. `false`: it is empty.
+fn identify(path: &Path, connection: &Connection) -> Result<bool, BrokerError> {
     let read = || -> rusqlite::Result<(i32, usize, i64)> {
         Ok((
             connection.pragma_query_value(None, "application_id", |row| row.get(0))?,
@@ -108,7 +153,22 @@ fn identify(path: &Path, connection: &Connection) -> Result<(), BrokerError> {
             path.display()
         )));
     }
-    Ok(())
+    Ok(version > 0)
+}
+
+/// Copies what only the write-ahead log holds into the file that was opened, wherever that is now, without waiting for
+/// anybody.
+pub(crate) fn save_wal(connection: &mut Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(Duration::ZERO)?;
+    let saved = connection.query_row("pragma wal_checkpoint(truncate)", [], |_| Ok(()));
+    connection.busy_handler(Some(wait))?;
+    saved
+}
+
+/// Whether the last connection copies the write-ahead log into the file and removes it. That goes by the names of the
+/// files, so it must not happen where they are others by now.
+pub(crate) fn tidy_up_in_the_end(connection: &Connection, tidy: bool) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !tidy).map(|_| ())
 }
 
 fn prepare(connection: &mut Connection, durability: Durability) -> rusqlite::Result<()> {

@@ -121,7 +121,9 @@ impl Subscription {
 
     /// Whether deliveries of `epoch` are ours to handle.
     pub(crate) fn is_held(&self, epoch: u64) -> bool {
-        epoch == self.epoch() && self.store.clock() < self.held_until.load(Ordering::Acquire)
+        let held = self.store.clock() < self.held_until.load(Ordering::Acquire);
+        // What a handler did could not be saved.
+        epoch == self.epoch() && held && !self.store.file.is_gone()
     }
 
     /// The lease was extended until `until`, in milliseconds since the store was opened.

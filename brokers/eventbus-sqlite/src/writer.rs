@@ -7,7 +7,7 @@ use crate::broker::Store;
 use crate::publish::{self, Insert};
 use crate::reader::{Names, head};
 use crate::saving::Saving;
-use crate::schema::explain;
+use crate::schema::{explain, save_wal, tidy_up_in_the_end};
 use crate::subscription::Subscription;
 use crate::wire::Record;
 use crate::writes::{Answer, Job, Publishing, Queue, Save, Work};
@@ -35,6 +35,8 @@ pub(crate) struct Writer {
     head: i64,
     data_version: i64,
     synced: Option<bool>,
+    /// What the write-ahead log held was saved after the log had gone.
+    saved_gone: bool,
     failed: bool,
     look_at: Instant,
     renew_at: Instant,
@@ -56,6 +58,7 @@ impl Writer {
             numbers: publish::Names::default(),
             routes: Default::default(),
             synced: None,
+            saved_gone: false,
             failed: false,
             look_at: now,
             renew_at: now,
@@ -113,8 +116,13 @@ impl Writer {
             return;
         }
         let mut outcome = Outcome::default();
-        let result = self.try_transact(&publishes, &mut jobs, dirty, &mut outcome);
-        let failed = result.err().map(|error| explain(&self.store.settings.path, error));
+        let failed = match self.store.file.check() {
+            Ok(()) => self
+                .try_transact(&publishes, &mut jobs, dirty, &mut outcome)
+                .err()
+                .map(|error| explain(&self.store.settings.path, error)),
+            Err(gone) => Some(gone),
+        };
         self.failed = failed.is_some();
         if let Some(error) = &failed {
             tracing::error!(target: "eventbus", error = %printable(error), "nothing of a transaction was written");
@@ -152,6 +160,8 @@ impl Writer {
         for answer in outcome.answers.into_iter().chain(never_run) {
             answer(committed());
         }
+        // Stored in a file that nobody finds is not stored.
+        let failed = failed.or_else(|| self.store.file.check().err());
         answer(publishes, outcome.stored, failed.as_ref());
     }
 
@@ -252,6 +262,12 @@ impl Writer {
 
     /// Looks for what others have written, keeps leases, and moves idle subscriptions on.
     fn look_around(&mut self, now: Instant) -> rusqlite::Result<()> {
+        if self.store.file.check().is_err() {
+            return self.save_what_is_gone();
+        }
+        if std::mem::take(&mut self.saved_gone) {
+            tidy_up_in_the_end(&self.connection, true)?;
+        }
         let subscriptions = self.store.subscriptions();
         let version = self.read_data_version()?;
         if version != self.data_version {
@@ -289,11 +305,30 @@ impl Writer {
         Ok(())
     }
 
+    /// The log is no longer where it was opened: what was acknowledged goes with the file, wherever it is.
+    fn save_what_is_gone(&mut self) -> rusqlite::Result<()> {
+        if self.saved_gone {
+            return Ok(());
+        }
+        tidy_up_in_the_end(&self.connection, false)?;
+        if self.store.file.can_save() {
+            save_wal(&mut self.connection)?;
+        }
+        self.saved_gone = true;
+        Ok(())
+    }
+
     /// Says that this process goes on, and learns what others have taken meanwhile.
     fn renew(&mut self, subscriptions: &[Arc<Subscription>]) -> rusqlite::Result<()> {
         let store = Arc::clone(&self.store);
         let given = Lease::of(store.settings.lease);
         let until = store.clock().saturating_add(given.length.unsigned_abs());
+        if let Err(error) = store.process.stay() {
+            tracing::warn!(
+                target: "eventbus", error = %printable(error),
+                "cannot lock a file beside the log; if this process ends, others wait until its lease is over"
+            );
+        }
         self.sync_at_commit(false)?;
         self.connection
             .prepare_cached("update subscription set leased_until = ?2 where owner glob ?1")?
@@ -325,15 +360,21 @@ impl Writer {
         last.dirty = subscriptions.to_vec();
         self.transact(last);
         let owners = self.store.process.owners();
-        let left =
-            self.connection.execute("update subscription set owner = null where owner glob ?1", [owners]);
+        let left = match self.store.file.check() {
+            Ok(()) => {
+                self.connection.execute("update subscription set owner = null where owner glob ?1", [owners])
+            }
+            Err(_) => self.save_what_is_gone().map(|()| 0),
+        };
+        self.store.file.close();
         self.store.readers.close();
-        self.store.process.leave();
-        if let Err(error) = left {
-            tracing::warn!(
+        match left {
+            // SQLite removes the write-ahead log after this.
+            Ok(_) => self.store.process.leave(),
+            Err(error) => tracing::warn!(
                 target: "eventbus", error = %printable(explain(&self.store.settings.path, error)),
                 "groups were not left; another process takes them over once this one has ended"
-            );
+            ),
         }
     }
 

@@ -193,7 +193,7 @@ async fn a_group_whose_progress_is_damaged_does_not_start_until_it_is_told_where
 async fn places_that_cannot_be_written_are_refused() {
     let log = Log::new();
     fs::create_dir(log.path()).unwrap();
-    assert_refused(&log.path(), &["cannot be opened"]).await;
+    assert_refused(&log.path(), &["is a folder", "choose a file"]).await;
     let under_a_file = written().await.path().join("log.db");
     assert_refused(&under_a_file, &["choose a folder that exists"]).await;
     assert_refused(&Log::new().path().join("missing/log.db"), &["choose a folder that exists"]).await;

@@ -22,8 +22,18 @@ impl Session {
         Ok(std::mem::take(&mut self.builder).connect(&self.url).await?)
     }
 
-    /// The bus without any subscription: to publish, and to look.
-    pub(crate) async fn look(&mut self) -> Result<Bus> {
+    /// The bus without any subscription, to publish.
+    pub(crate) async fn publisher(&mut self) -> Result<Bus> {
         Ok(std::mem::take(&mut self.builder).without_subscriptions().connect(&self.url).await?)
+    }
+
+    /// The bus without any subscription, to look at what is there: a mistyped path is an error, and no new log.
+    pub(crate) async fn look(&mut self) -> Result<Bus> {
+        if self.url.starts_with("sqlite:") {
+            let begin = if self.url.contains('?') { '&' } else { '?' };
+            self.url.push(begin);
+            self.url.push_str("create=false");
+        }
+        self.publisher().await
     }
 }

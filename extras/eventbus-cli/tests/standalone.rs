@@ -38,6 +38,31 @@ fn each_kind_of_end_has_its_exit_code() {
 }
 
 #[test]
+fn looking_at_a_mistyped_path_is_an_error_and_creates_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mistyped.db");
+    let url = format!("sqlite:{}", path.display());
+    for verb in [
+        &["log"][..],
+        &["log", "show", "1"],
+        &["tail"],
+        &["topics"],
+        &["groups", "list"],
+        &["groups", "drop", "mail", "--yes"],
+        &["dead-letters", "list"],
+    ] {
+        let failed = ended(eventbus(verb).args(["--url", &url]), 1);
+        let told = text(&failed.stderr);
+        assert!(told.contains("there is no log") && told.contains("mistyped.db"), "{verb:?}: {told}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{verb:?}");
+    }
+    ended(eventbus(&["publish", "order.placed", "{}"]).args(["--url", &url]), 0);
+    assert!(path.exists());
+    let log = ended(eventbus(&["log"]).args(["--url", &format!("{url}?durability=normal")]), 0);
+    assert!(text(&log.stdout).contains("order.placed"), "{log:?}");
+}
+
+#[test]
 fn a_reader_that_has_read_enough_ends_the_program_in_peace() {
     let mut child = eventbus(&["publish", "a", "--lines", "--json"])
         .stdin(Stdio::piped())

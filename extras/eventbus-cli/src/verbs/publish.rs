@@ -57,7 +57,7 @@ fn header(text: &str) -> Result<(String, String), String> {
 
 impl Publish {
     pub(super) async fn execute(self, session: &mut Session) -> Result {
-        let bus = session.look().await?;
+        let bus = session.publisher().await?;
         let out = &mut session.out;
         if let Some(known) = self.slip() {
             let topic = &self.topic;
