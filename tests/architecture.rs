@@ -102,7 +102,8 @@ fn one_file_knows_the_crates_behind_the_registry_and_one_settles() {
         let name = path.to_str().unwrap();
         assert!(name == "registry.rs" || !code.contains("linkme"), "{name} knows linkme");
         assert!(name == "registry.rs" || !code.contains("inventory::"), "{name} knows inventory");
-        let settles = code.contains("acker.ack()") || code.contains("acker.reject(");
+        let settles = ["acker.ack()", "Acker::ack", "acker.reject(", "Acker::reject"];
+        let settles = settles.iter().any(|call| code.contains(call));
         assert!(name == "worker/settle.rs" || !settles, "{name} settles");
     }
 }
@@ -190,4 +191,47 @@ fn every_line_of_the_log_passes_text_of_others_through_printable() {
         }
     }
     assert!(lines > 25, "the lines were found: {lines}");
+}
+
+#[test]
+fn panics_of_others_are_caught_in_one_file() {
+    for (path, code) in sources() {
+        // What a file tests about panics is no call into code of others.
+        let code = code.split("#[cfg(all(test").next().unwrap();
+        let caught = code.contains("catch_unwind");
+        assert!(!caught || path.ends_with("foreign.rs"), "{} catches panics by itself", path.display());
+    }
+}
+
+/// Where code of others is called by name: each of these calls stands inside of a call of `foreign`.
+#[test]
+fn code_of_others_is_called_through_one_file() {
+    const CALLS: [&str; 10] = [
+        ".poll_receive(",
+        "settler.holds(",
+        "settler.release(",
+        ".attempted(",
+        ".published(",
+        " hook(",
+        "tell(&progress)",
+        "handler.admit(",
+        "broker.publish(",
+        "broker.publish_all(",
+    ];
+    let mut found = [0; CALLS.len()];
+    for (path, code) in sources() {
+        if module(&path) == "memory" || path.ends_with("pace.rs") || path.starts_with("broker/mod.rs") {
+            // Brokers of our own, and what is put around one.
+            continue;
+        }
+        for (call, found) in CALLS.iter().zip(&mut found) {
+            for (place, _) in code.match_indices(call) {
+                let line = code[..place].rfind('\n').unwrap_or(0);
+                let statement = &code[line..place];
+                *found += 1;
+                assert!(statement.contains("foreign::"), "{}: {call} is called by itself", path.display());
+            }
+        }
+    }
+    assert!(found.iter().all(|found| *found > 0), "the calls were found: {found:?}");
 }

@@ -4,6 +4,7 @@ use crate::broker::{Offset, Receipt};
 use crate::envelope::Envelope;
 use crate::error::DecodeError;
 use crate::event::Event;
+use crate::foreign::Kept;
 use crate::publisher::{Outlet, Publisher};
 use crate::state::{State, States};
 use crate::subscription::Subscription;
@@ -31,7 +32,7 @@ pub struct Delivery {
     attempt: u32,
     replayed: bool,
     scope: Arc<Scope>,
-    decoded: OnceLock<Arc<dyn Any + Send + Sync>>,
+    decoded: OnceLock<Kept<Arc<dyn Any + Send + Sync>>>,
 }
 
 /// What all deliveries of a subscription share.
@@ -113,7 +114,7 @@ impl Delivery {
     pub fn arc_event<E: Event>(&self) -> Result<Arc<E>, DecodeError> {
         match self.envelope.value::<E>() {
             Some(_) => self.envelope.event(),
-            None => Arc::clone(self.decoded::<E>()?).downcast().map_err(|_| self.is_no::<E>()),
+            None => Arc::clone(&**self.decoded::<E>()?).downcast().map_err(|_| self.is_no::<E>()),
         }
     }
 
@@ -129,12 +130,12 @@ impl Delivery {
     }
 
     /// The event that was decoded from bytes, once for all arguments of a handler.
-    fn decoded<E: Event>(&self) -> Result<&Arc<dyn Any + Send + Sync>, DecodeError> {
+    fn decoded<E: Event>(&self) -> Result<&Kept<Arc<dyn Any + Send + Sync>>, DecodeError> {
         match self.decoded.get() {
             Some(event) => Ok(event),
             None => {
-                let event = Arc::new(self.envelope.decode::<E>()?);
-                Ok(self.decoded.get_or_init(|| event))
+                let event: Arc<dyn Any + Send + Sync> = Arc::new(self.envelope.decode::<E>()?);
+                Ok(self.decoded.get_or_init(|| Kept::new(event)))
             }
         }
     }

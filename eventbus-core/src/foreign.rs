@@ -1,29 +1,179 @@
 //! Calls into code of others: handlers, extractors, layers, hooks, observers, destructors, codecs, brokers.
 //!
 //! Any of it may panic wherever it is called. Every such call goes through here, so that a panic is the failure of
-//! one delivery or one publish and never that of a worker, and no lock is held meanwhile.
+//! one delivery or one publish and never that of a worker, and no lock is held meanwhile. One panic cannot be caught:
+//! that of a destructor which runs because of another panic ends the process, by the rules of the language.
 
 use crate::lock::assert_none_held;
+use crate::printable::printable;
 use std::any::Any;
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 /// The text of a panic in code of others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Panicked(pub(crate) String);
+pub struct Panicked(String);
 
 /// Calls `code` of others; `called` names it where it is called under a lock.
-pub(crate) fn call<T>(called: &str, code: impl FnOnce() -> T) -> Result<T, Panicked> {
+///
+/// # Errors
+/// The text of its panic.
+#[inline]
+pub fn call<T>(called: &str, code: impl FnOnce() -> T) -> Result<T, Panicked> {
     assert_none_held(called);
-    catch_unwind(AssertUnwindSafe(code)).map_err(Panicked::new)
+    catch(code)
+}
+
+/// Calls `code` of others which is called under a lock by contract, such as a broker that is asked for deliveries.
+///
+/// # Errors
+/// The text of its panic.
+#[inline]
+pub fn call_under_lock<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch(code)
 }
 
 /// Drops a value of others, whose destructor may panic.
-pub(crate) fn discard<T>(called: &str, value: T) -> Result<(), Panicked> {
+///
+/// # Errors
+/// The text of its panic.
+#[inline]
+pub fn discard<T>(called: &str, value: T) -> Result<(), Panicked> {
     call(called, || drop(value))
 }
 
+/// Calls `code` of others whose panic changes nothing for anybody else: it becomes an error line.
+#[inline]
+pub fn tell(called: &str, code: impl FnOnce()) {
+    if let Err(panicked) = call(called, code) {
+        tracing::error!(
+            target: "eventbus", panic = %printable(panicked.into_text()),
+            "{} has panicked, which changes nothing for others", printable(called)
+        );
+    }
+}
+
+/// Runs a future of others: polls it, and drops it once it has answered.
+///
+/// # Errors
+/// The text of its panic, wherever it comes: where the future is made, polled, or dropped.
+pub async fn run<F: Future>(called: &'static str, make: impl FnOnce() -> F) -> Result<F::Output, Panicked> {
+    let future = call(called, make)?;
+    let mut place = std::pin::pin!(Some(future));
+    let mut future = Running::new(called, place.as_mut());
+    let answer = std::future::poll_fn(|context| match future.poll(context) {
+        Ok(Poll::Ready(answer)) => Poll::Ready(Ok(answer)),
+        Ok(Poll::Pending) => Poll::Pending,
+        Err(panicked) => Poll::Ready(Err(panicked)),
+    })
+    .await?;
+    future.discard()?;
+    Ok(answer)
+}
+
+/// A future of others in its place; dropped before it is done, its destructor's panic becomes an error line.
+pub(crate) struct Running<'a, F> {
+    called: &'static str,
+    place: Pin<&'a mut Option<F>>,
+}
+
+impl<'a, F: Future> Running<'a, F> {
+    pub(crate) fn new(called: &'static str, place: Pin<&'a mut Option<F>>) -> Self {
+        Self { called, place }
+    }
+
+    /// Polls the future; after a panic there is nothing left of it.
+    #[inline]
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Result<Poll<F::Output>, Panicked> {
+        let polled = call(self.called, || match self.place.as_mut().as_pin_mut() {
+            Some(future) => future.poll(context),
+            None => Poll::Pending,
+        });
+        if polled.is_err() {
+            // It was unwound; what its destructor adds to that tells nothing new.
+            let _ = self.discard();
+        }
+        polled
+    }
+}
+
+impl<F> Running<'_, F> {
+    /// Drops the future.
+    #[inline]
+    pub(crate) fn discard(&mut self) -> Result<(), Panicked> {
+        call(self.called, || self.place.set(None))
+    }
+}
+
+impl<F> Drop for Running<'_, F> {
+    fn drop(&mut self) {
+        if self.place.is_some() {
+            tell(self.called, || self.place.set(None));
+        }
+    }
+}
+
+/// A value of others that is kept: wherever it is dropped, its destructor's panic becomes an error line.
+#[derive(Clone)]
+pub struct Kept<T>(Option<T>);
+
+impl<T> Kept<T> {
+    /// Keeps `value`.
+    pub const fn new(value: T) -> Self {
+        Self(Some(value))
+    }
+
+    /// Drops the value, which is not to be used any more.
+    ///
+    /// # Errors
+    /// The text of its destructor's panic.
+    pub(crate) fn discard(&mut self, called: &str) -> Result<(), Panicked> {
+        call(called, || self.0 = None)
+    }
+}
+
+const KEPT: &str = "a kept value is there until it is dropped";
+
+impl<T> Deref for Kept<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect(KEPT)
+    }
+}
+
+impl<T> DerefMut for Kept<T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.as_mut().expect(KEPT)
+    }
+}
+
+impl<T> Drop for Kept<T> {
+    #[inline]
+    fn drop(&mut self) {
+        if std::mem::needs_drop::<T>() && self.0.is_some() {
+            tell("a destructor", || self.0 = None);
+        }
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Kept<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+fn catch<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(code)).map_err(Panicked::new)
+}
+
 impl Panicked {
+    #[cold]
     fn new(panic: Box<dyn Any + Send>) -> Self {
         let text = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
             (Some(text), _) => (*text).to_owned(),
@@ -36,31 +186,90 @@ impl Panicked {
         }
         Self(text)
     }
+
+    /// What the panic said.
+    #[must_use]
+    pub fn into_text(self) -> String {
+        self.0
+    }
 }
 
 impl fmt::Display for Panicked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        write!(f, "panicked: {}", self.0)
     }
 }
+
+impl std::error::Error for Panicked {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    struct Bomb;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+
+    fn panicked<T>(text: &str) -> Result<T, Panicked> {
+        Err(Panicked(text.to_owned()))
+    }
+
+    /// Answers a future that never waits.
+    fn answer<T>(future: impl Future<Output = T>) -> T {
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        match std::pin::pin!(future).poll(&mut context) {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => panic!("it waits"),
+        }
+    }
+
     #[test]
     fn a_panic_becomes_its_text_whatever_is_thrown() {
-        struct Bomb;
-        impl Drop for Bomb {
-            fn drop(&mut self) {
-                panic!("dropped");
+        assert_eq!(call("a test", || 7), Ok(7));
+        assert_eq!(call("a test", || panic!("number {}", 7)), panicked::<()>("number 7"));
+        assert_eq!(discard("a test", Bomb), panicked("dropped"));
+        let thrown = call("a test", || std::panic::panic_any(Bomb)).unwrap_err();
+        assert_eq!(thrown.into_text(), "a panic with a value that is no text");
+    }
+
+    #[test]
+    fn a_future_may_panic_where_it_is_made_polled_or_dropped() {
+        async fn answers() -> u8 {
+            7
+        }
+        struct Armed(#[allow(dead_code, reason = "it is dropped")] Bomb);
+        impl Future for Armed {
+            type Output = u8;
+            fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<u8> {
+                Poll::Ready(7)
             }
         }
 
-        assert_eq!(call("a test", || 7), Ok(7));
-        assert_eq!(call("a test", || panic!("number {}", 7)), Err::<(), _>(Panicked("number 7".to_owned())));
-        assert_eq!(discard("a test", Bomb), Err(Panicked("dropped".to_owned())));
-        let thrown = call("a test", || std::panic::panic_any(Bomb)).unwrap_err();
-        assert_eq!(thrown.0, "a panic with a value that is no text");
+        assert_eq!(answer(run("a test", answers)), Ok(7));
+        let made = run("a test", || if true { panic!("made") } else { answers() });
+        assert_eq!(answer(made), panicked("made"));
+        assert_eq!(answer(run("a test", || async { panic!("polled") })), panicked::<u8>("polled"));
+        assert_eq!(answer(run("a test", || Armed(Bomb))), panicked("dropped"));
+        // Dropped before it has answered, it takes nobody with it.
+        let mut waiting = Box::pin(run("a test", || async {
+            let _bomb = Bomb;
+            std::future::pending::<()>().await;
+        }));
+        assert!(waiting.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())).is_pending());
+        drop(waiting);
+    }
+
+    #[test]
+    fn a_kept_value_is_dropped_without_a_panic_even_while_another_one_unwinds() {
+        drop(Kept::new(Bomb));
+        let unwound = call("a test", || {
+            let _kept = Kept::new(Bomb);
+            panic!("the first");
+        });
+        assert_eq!(unwound, panicked::<()>("the first"));
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::delivery::Delivery;
 use crate::event::Event;
+use crate::foreign::Kept;
 use crate::outcome::{IntoOutcome, Outcome};
 use std::future::Future;
 use std::marker::PhantomData;
@@ -73,11 +74,11 @@ impl<H: StaticBatchHandler> BatchHandler for Static<H> {
 }
 
 /// A closure that takes a typed event: what `bus.on` makes a subscription of.
-pub(crate) struct OnEvent<E, F>(F, PhantomData<fn(E)>);
+pub(crate) struct OnEvent<E, F>(Kept<F>, PhantomData<fn(E)>);
 
 impl<E, F> OnEvent<E, F> {
     pub(crate) fn new(closure: F) -> Self {
-        Self(closure, PhantomData)
+        Self(Kept::new(closure), PhantomData)
     }
 }
 
@@ -96,7 +97,13 @@ where
 }
 
 /// A closure that takes any delivery: what `bus.on_topic` makes a subscription of.
-pub(crate) struct OnDelivery<F>(pub(crate) F);
+pub(crate) struct OnDelivery<F>(Kept<F>);
+
+impl<F> OnDelivery<F> {
+    pub(crate) fn new(closure: F) -> Self {
+        Self(Kept::new(closure))
+    }
+}
 
 impl<F, R> Handler for OnDelivery<F>
 where

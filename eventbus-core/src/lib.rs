@@ -28,7 +28,8 @@ mod error;
 mod event;
 mod extract;
 #[allow(dead_code, reason = "its callers follow")]
-mod foreign;
+#[doc(hidden)]
+pub mod foreign;
 mod handler;
 mod headers;
 mod id;

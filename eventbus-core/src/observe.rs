@@ -6,8 +6,8 @@ use crate::envelope::Envelope;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Is told what happens on a bus. Methods are called on the publishing or handling task, so they must be quick
-/// and must not panic.
+/// Is told what happens on a bus. Methods are called on the publishing or handling task, so they must be quick.
+/// One that panics is named in an error line; what it was told of is not affected.
 ///
 /// ```
 /// use eventbus_core::{Attempted, Delivery, Observer};

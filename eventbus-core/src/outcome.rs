@@ -4,6 +4,7 @@ use crate::broker::FailureKind;
 use crate::envelope::Envelope;
 use crate::error::{BoxError, DecodeError};
 use crate::event::{Event, EventMeta, IntoEvent};
+use crate::foreign::{self, Panicked};
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
@@ -138,6 +139,12 @@ impl From<String> for Reason {
 impl From<BoxError> for Reason {
     fn from(error: BoxError) -> Self {
         Self::of(FailureKind::Failed, &*error)
+    }
+}
+
+impl From<Panicked> for Reason {
+    fn from(panicked: Panicked) -> Self {
+        Self::new(FailureKind::Panicked, panicked.into_text())
     }
 }
 
@@ -300,7 +307,12 @@ impl IntoOutcomes for () {
 impl<T: IntoOutcome> IntoOutcomes for Vec<T> {
     fn into_outcomes(self, members: usize) -> Vec<Outcome> {
         if self.len() == members {
-            return self.into_iter().map(T::into_outcome).collect();
+            // What the answer for one member says of itself is no matter of the others.
+            let outcome = |answer| foreign::call("an answer", || T::into_outcome(answer));
+            let outcomes = self.into_iter().map(outcome);
+            return outcomes
+                .map(|outcome| outcome.unwrap_or_else(|panicked| Outcome::Retry(panicked.into())))
+                .collect();
         }
         let reason =
             format!("the batch has {members} members and the handler returned {} outcomes", self.len());

@@ -4,7 +4,8 @@ use crate::broker::{Broker, BrokerFuture};
 use crate::causation;
 use crate::envelope::Envelope;
 use crate::error::PublishError;
-use crate::event::IntoEvent;
+use crate::event::{Event, IntoEvent};
+use crate::foreign::{self, Kept, Panicked};
 use crate::id::EventId;
 use crate::observe::Observer;
 use crate::printable::printable;
@@ -52,7 +53,7 @@ impl Publisher {
     /// # Errors
     /// [`PublishError`], once awaited; nothing is stored then.
     pub fn publish(&self, event: impl IntoEvent) -> Publish<'_> {
-        self.start(Ok(Envelope::from_event(event)))
+        self.start(envelope_of(event))
     }
 
     /// Publishes a value without an event type, as JSON. A topic that is not well-formed and a value without a
@@ -97,7 +98,7 @@ impl Publisher {
     where
         I: IntoIterator<Item: IntoEvent>,
     {
-        self.publish_envelopes(events.into_iter().map(Envelope::from_event)).await
+        self.outlet.publish_all(events.into_iter().map(envelope_of).collect(), self.cause.as_ref()).await
     }
 
     /// Publishes several envelopes in one go, of any types, each with the id, the time and the headers that it was
@@ -124,7 +125,7 @@ impl Publisher {
         &self,
         envelopes: impl IntoIterator<Item = Envelope>,
     ) -> Vec<Result<EventId, PublishError>> {
-        self.outlet.publish_all(envelopes.into_iter().collect(), self.cause.as_ref()).await
+        self.outlet.publish_all(envelopes.into_iter().map(Ok).collect(), self.cause.as_ref()).await
     }
 
     fn start(&self, envelope: Result<Envelope, PublishError>) -> Publish<'_> {
@@ -170,8 +171,10 @@ impl Publish<'_> {
     }
 
     fn change(mut self, change: impl FnOnce(&mut Envelope)) -> Self {
-        if let Ok(envelope) = &mut self.envelope {
-            change(Arc::make_mut(envelope));
+        if let Ok(envelope) = &mut self.envelope
+            && let Err(panicked) = foreign::call("what a publisher sets", || change(Arc::make_mut(envelope)))
+        {
+            self.envelope = Err(unencodable(envelope.topic(), panicked));
         }
         self
     }
@@ -214,13 +217,16 @@ impl Future for Publishing<'_> {
             Stage::Ready { cause, envelope } => {
                 let mut envelope = envelope?;
                 outlet.prepare(Arc::make_mut(&mut envelope), cause)?;
-                let stored = outlet.broker.publish(Arc::clone(&envelope));
+                let stored = foreign::call("a broker", || outlet.broker.publish(Arc::clone(&envelope)));
+                let stored =
+                    stored.unwrap_or_else(|panicked| BrokerFuture::ready(unconfirmed(&envelope, panicked)));
                 (envelope, stored)
             }
             Stage::Sent { envelope, stored } => (envelope, stored),
             Stage::Done => panic!("polled after it was ready"),
         };
-        match Pin::new(&mut stored).poll(context) {
+        let polled = foreign::call("a broker", || Pin::new(&mut stored).poll(context));
+        match polled.unwrap_or_else(|panicked| Poll::Ready(unconfirmed(&envelope, panicked))) {
             Poll::Ready(result) => Poll::Ready(outlet.confirm(&envelope, result)),
             Poll::Pending => {
                 *stage = Stage::Sent { envelope, stored };
@@ -231,7 +237,23 @@ impl Future for Publishing<'_> {
 }
 
 /// What is called on every envelope before it is published.
-pub(crate) type PublishHook = Box<dyn Fn(&mut Envelope) + Send + Sync>;
+pub(crate) type PublishHook = Kept<Box<dyn Fn(&mut Envelope) + Send + Sync>>;
+
+/// The envelope of an event, whose type says what is in it: it may be copied, and is asked for its key and subject.
+fn envelope_of<I: IntoEvent>(event: I) -> Result<Envelope, PublishError> {
+    foreign::call("an event", || Envelope::from_event(event))
+        .map_err(|panicked| unencodable(I::Event::META.topic, panicked))
+}
+
+/// What an event says of itself could not be asked.
+fn unencodable(topic: impl fmt::Display, panicked: Panicked) -> PublishError {
+    PublishError::Encode { topic: topic.to_string(), source: panicked.into() }
+}
+
+/// The broker has panicked, so that nobody knows what it did.
+fn unconfirmed<T>(envelope: &Envelope, panicked: Panicked) -> Result<T, PublishError> {
+    Err(PublishError::Broker { topic: envelope.topic().to_string(), source: panicked.into() })
+}
 
 /// The way out of a bus: what every publisher of it shares.
 pub(crate) struct Outlet {
@@ -239,7 +261,7 @@ pub(crate) struct Outlet {
     pub(crate) source: SmolStr,
     pub(crate) causation_limit: u32,
     pub(crate) on_publish: Vec<PublishHook>,
-    pub(crate) observers: Vec<Arc<dyn Observer>>,
+    pub(crate) observers: Vec<Kept<Box<dyn Observer>>>,
     gate: AtomicU8,
 }
 
@@ -256,7 +278,7 @@ impl Outlet {
         source: SmolStr,
         causation_limit: u32,
         on_publish: Vec<PublishHook>,
-        observers: Vec<Arc<dyn Observer>>,
+        observers: Vec<Kept<Box<dyn Observer>>>,
     ) -> Self {
         Self { broker, source, causation_limit, on_publish, observers, gate: AtomicU8::new(OPEN) }
     }
@@ -300,7 +322,7 @@ impl Outlet {
             }
         }
         for hook in &self.on_publish {
-            hook(envelope);
+            foreign::tell("a hook of `on_publish`", || hook(envelope));
         }
         trace_context::link(envelope, cause.map(|cause| &**cause));
         Ok(())
@@ -317,7 +339,7 @@ impl Outlet {
             key = envelope.key().map(|key| tracing::field::display(printable(key))), "published"
         );
         for observer in &self.observers {
-            observer.published(envelope);
+            foreign::tell("an observer", || observer.published(envelope));
         }
         Ok(envelope.id().clone())
     }
@@ -325,21 +347,31 @@ impl Outlet {
     /// Publishes several envelopes and answers for each.
     pub(crate) async fn publish_all(
         &self,
-        envelopes: Vec<Envelope>,
+        envelopes: Vec<Result<Envelope, PublishError>>,
         cause: Option<&Arc<Envelope>>,
     ) -> Vec<Result<EventId, PublishError>> {
         let prepared: Vec<_> = envelopes
             .into_iter()
-            .map(|mut envelope| self.prepare(&mut envelope, cause).map(|()| Arc::new(envelope)))
+            .map(|envelope| {
+                let mut envelope = envelope?;
+                self.prepare(&mut envelope, cause).map(|()| Arc::new(envelope))
+            })
             .collect();
         let sent = prepared.iter().filter_map(|envelope| envelope.as_ref().ok().cloned()).collect();
-        let mut stored = self.broker.publish_all(sent).await.into_iter();
+        let stored = foreign::run("a broker", || self.broker.publish_all(sent)).await;
+        let (mut stored, panicked) = match stored {
+            Ok(stored) => (stored.into_iter(), None),
+            Err(panicked) => (Vec::new().into_iter(), Some(panicked)),
+        };
         prepared
             .into_iter()
             .map(|envelope| {
                 let envelope = envelope?;
                 let result = stored.next().unwrap_or_else(|| {
-                    let source = "the broker did not answer for this event of a batch".into();
+                    let source = match &panicked {
+                        Some(panicked) => panicked.clone().into(),
+                        None => "the broker did not answer for this event of a batch".into(),
+                    };
                     Err(PublishError::Broker { topic: envelope.topic().to_string(), source })
                 });
                 self.confirm(&envelope, result)

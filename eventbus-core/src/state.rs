@@ -1,5 +1,6 @@
 //! State: what handlers share, such as a mailer or a connection pool.
 
+use crate::foreign::Kept;
 use crate::subscription::StateType;
 use std::any::{Any, TypeId, type_name};
 use std::collections::HashMap;
@@ -58,11 +59,11 @@ impl<S> From<Arc<S>> for State<S> {
 
 /// The states of one bus, by type.
 #[derive(Clone, Default)]
-pub(crate) struct States(HashMap<TypeId, Arc<dyn Any + Send + Sync>>);
+pub(crate) struct States(HashMap<TypeId, Kept<Arc<dyn Any + Send + Sync>>>);
 
 impl States {
     pub(crate) fn insert<S: Send + Sync + 'static>(&mut self, state: Arc<S>) {
-        self.0.insert(TypeId::of::<S>(), state);
+        self.0.insert(TypeId::of::<S>(), Kept::new(state));
     }
 
     /// Takes in the others, in place of its own of the same types.
@@ -71,7 +72,7 @@ impl States {
     }
 
     pub(crate) fn get<S: Send + Sync + 'static>(&self) -> Option<State<S>> {
-        let state = Arc::clone(self.0.get(&TypeId::of::<S>())?);
+        let state = Arc::clone(&**self.0.get(&TypeId::of::<S>())?);
         state.downcast().ok().map(State)
     }
 

@@ -1,5 +1,6 @@
 //! The future that a broker answers with.
 
+use crate::foreign::Kept;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -18,7 +19,8 @@ pub struct BrokerFuture<T>(Repr<T>);
 
 enum Repr<T> {
     Ready(Option<T>),
-    Boxed(Pin<Box<dyn Future<Output = T> + Send>>),
+    /// Dropped by whoever waits, which is not to be hurt by what its destructor does.
+    Boxed(Kept<Pin<Box<dyn Future<Output = T> + Send>>>),
 }
 
 impl<T> BrokerFuture<T> {
@@ -29,7 +31,7 @@ impl<T> BrokerFuture<T> {
 
     /// An answer that takes a while.
     pub fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
-        Self(Repr::Boxed(Box::pin(future)))
+        Self(Repr::Boxed(Kept::new(Box::pin(future))))
     }
 }
 

@@ -3,6 +3,8 @@
 use super::{BrokerFuture, DeadLetter, Offset};
 use crate::envelope::Envelope;
 use crate::error::BrokerError;
+use crate::foreign::{self, Kept};
+use crate::printable::printable;
 use jiff::Timestamp;
 use std::fmt;
 use std::sync::Arc;
@@ -74,7 +76,7 @@ impl Parked {
 /// Settles one delivery: each method consumes it, and dropping it leaves the delivery to be delivered again.
 #[derive(Debug)]
 pub struct Acker {
-    settler: Arc<dyn Settler>,
+    settler: Kept<Arc<dyn Settler>>,
     receipt: Option<Receipt>,
 }
 
@@ -82,7 +84,7 @@ const CONSUMED: &str = "an acker is consumed by settling";
 
 impl Acker {
     pub(crate) fn new(settler: Arc<dyn Settler>, receipt: Receipt) -> Self {
-        Self { settler, receipt: Some(receipt) }
+        Self { settler: Kept::new(settler), receipt: Some(receipt) }
     }
 
     pub(crate) fn receipt(&self) -> &Receipt {
@@ -120,7 +122,14 @@ impl Acker {
 
     /// Whether the delivery may still be handled here.
     pub(crate) fn holds(&self) -> bool {
-        self.settler.holds(self.receipt())
+        // A broker that cannot tell has not said no.
+        foreign::call_under_lock(|| self.settler.holds(self.receipt())).unwrap_or_else(|panicked| {
+            tracing::error!(
+                target: "eventbus", panic = %printable(panicked.into_text()),
+                "the broker has panicked as it was asked whether a delivery is held; it is handled"
+            );
+            true
+        })
     }
 
     /// Lets go of a delivery that is not held any more.
@@ -136,7 +145,7 @@ impl Acker {
 impl Drop for Acker {
     fn drop(&mut self) {
         if let Some(receipt) = self.receipt.take() {
-            self.settler.release(receipt);
+            foreign::tell("a broker", || self.settler.release(receipt));
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::broker::Broker;
 use crate::census::{self, Findings};
 use crate::envelope::Envelope;
 use crate::error::{Result, StartupError};
+use crate::foreign::Kept;
 use crate::middleware::HandlerLayer;
 use crate::observe::Observer;
 use crate::printable::printable;
@@ -53,7 +54,7 @@ pub struct BusBuilder {
     source: Option<SmolStr>,
     causation_limit: u32,
     on_publish: Vec<PublishHook>,
-    observers: Vec<Arc<dyn Observer>>,
+    observers: Vec<Kept<Box<dyn Observer>>>,
 }
 
 impl Default for BusBuilder {
@@ -88,13 +89,13 @@ impl BusBuilder {
 
     /// Puts a layer around every handler. The first layer is the outermost.
     pub fn layer(mut self, layer: impl HandlerLayer) -> Self {
-        self.layers.push((None, Arc::new(layer)));
+        self.layers.push((None, Arc::new(Kept::new(layer))));
         self
     }
 
     /// Puts a layer around the handlers of one group: `layer_for(send_confirmation::SUBSCRIBER, …)`, or by name.
     pub fn layer_for(mut self, group: impl AsRef<str>, layer: impl HandlerLayer) -> Self {
-        self.layers.push((Some(group.as_ref().to_owned()), Arc::new(layer)));
+        self.layers.push((Some(group.as_ref().to_owned()), Arc::new(Kept::new(layer))));
         self
     }
 
@@ -184,21 +185,21 @@ impl BusBuilder {
         self
     }
 
-    /// Calls `hook` on every envelope before it is published, to set headers such as a tenant or a trace. It must not
-    /// panic.
+    /// Calls `hook` on every envelope before it is published, to set headers such as a tenant or a trace. A hook that
+    /// panics is named in an error line, and the event is published as the hook left it.
     ///
     /// ```
     /// # use eventbus::Bus;
     /// let builder = Bus::builder().on_publish(|envelope| envelope.headers_mut().insert("tenant", "acme"));
     /// ```
     pub fn on_publish(mut self, hook: impl Fn(&mut Envelope) + Send + Sync + 'static) -> Self {
-        self.on_publish.push(Box::new(hook));
+        self.on_publish.push(Kept::new(Box::new(hook)));
         self
     }
 
     /// Tells `observer` what happens on the bus.
     pub fn observer(mut self, observer: impl Observer) -> Self {
-        self.observers.push(Arc::new(observer));
+        self.observers.push(Kept::new(Box::new(observer)));
         self
     }
 

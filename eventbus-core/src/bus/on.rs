@@ -73,7 +73,7 @@ impl Bus {
     where
         R: Future<Output: IntoOutcome> + Send + 'static,
     {
-        On::new(self, pattern.as_ref(), OnDelivery(handler), Location::caller())
+        On::new(self, pattern.as_ref(), OnDelivery::new(handler), Location::caller())
     }
 }
 

@@ -6,6 +6,7 @@ use super::{Bus, race};
 use crate::broker::{Offset, ReplayFrom, ReplayRequest, ReplayUntil, Replayable};
 use crate::delivery::Scope;
 use crate::error::{Error, Result};
+use crate::foreign;
 use crate::printable::printable;
 use crate::state::States;
 use crate::topic::Pattern;
@@ -185,7 +186,7 @@ impl Journal {
             );
         }
         if let Some(tell) = &mut self.on_progress {
-            tell(&progress);
+            foreign::tell("what is told of a replay's progress", || tell(&progress));
         }
     }
 }

@@ -5,6 +5,7 @@ use super::replay::{Overrides, ReplayProgress, ReplayReport, refused};
 use super::{Bus, idle};
 use crate::broker::{Groups, Offset, ReplayFrom, ReplayUntil, SubscribeRequest};
 use crate::error::{BoxError, Error, Result};
+use crate::foreign;
 use crate::handler::BoxFuture;
 use crate::printable::printable;
 use crate::topic::Pattern;
@@ -218,7 +219,8 @@ impl Rebuilding {
         let swapped = async {
             released(&*groups, &group).await?.map_err(failed)?;
             pass(&mut sum).await?;
-            swap().await.map_err(|error| Error::Rebuild {
+            let swapped = foreign::run("`swap`", swap).await;
+            swapped.unwrap_or_else(|panicked| Err(panicked.into())).map_err(|error| Error::Rebuild {
                 group: group.clone(),
                 swapped: false,
                 reason: "`swap` could not put the new model in place".to_owned(),

@@ -4,8 +4,9 @@ mod attributes;
 mod payload;
 
 use crate::codec::Codec;
-use crate::error::{DecodeError, PublishError};
+use crate::error::{BoxError, DecodeError, PublishError};
 use crate::event::{Event, IntoEvent, Key};
+use crate::foreign;
 use crate::headers::Headers;
 use crate::id::EventId;
 use crate::topic::Topic;
@@ -69,9 +70,10 @@ impl Envelope {
     /// # Errors
     /// Where the value has no form in JSON.
     pub fn from_json<T: Serialize + ?Sized>(topic: Topic, value: &T) -> Result<Self, PublishError> {
-        match serde_json::to_vec(value) {
+        let encoded = foreign::call("a serializer", || serde_json::to_vec(value).map_err(BoxError::from));
+        match encoded.unwrap_or_else(|panicked| Err(panicked.into())) {
             Ok(payload) => Ok(Self::from_bytes(topic, "application/json", payload.into())),
-            Err(error) => Err(PublishError::Encode { topic: topic.to_string(), source: error.into() }),
+            Err(source) => Err(PublishError::Encode { topic: topic.to_string(), source }),
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::codec::Codec;
 use crate::error::BoxError;
 use crate::event::Event;
+use crate::foreign::{self, Kept};
 use bytes::Bytes;
 use std::any::Any;
 use std::fmt;
@@ -17,7 +18,7 @@ pub(super) enum Payload {
 
 #[derive(Clone)]
 pub(super) struct Value {
-    event: Arc<dyn Any + Send + Sync>,
+    event: Kept<Arc<dyn Any + Send + Sync>>,
     encode: fn(&dyn Any) -> Result<Bytes, BoxError>,
     encoded: OnceLock<Bytes>,
 }
@@ -25,7 +26,7 @@ pub(super) struct Value {
 impl Payload {
     pub(super) fn of<E: Event>(event: Arc<E>) -> Self {
         Self::Value(Value {
-            event,
+            event: Kept::new(event),
             encode: |event| match event.downcast_ref::<E>() {
                 Some(event) => E::Codec::encode(event),
                 None => unreachable!("the function stands beside a value of its own type"),
@@ -40,7 +41,7 @@ impl Payload {
             Self::Value(value) => match value.encoded.get() {
                 Some(bytes) => Ok(bytes),
                 None => {
-                    let bytes = (value.encode)(&*value.event)?;
+                    let bytes = foreign::call("a serializer", || (value.encode)(&**value.event))??;
                     Ok(value.encoded.get_or_init(|| bytes))
                 }
             },
@@ -58,7 +59,7 @@ impl Payload {
     /// The value itself, to be shared, where it is an `E`.
     pub(super) fn value<E: Event>(&self) -> Option<Arc<E>> {
         match self {
-            Self::Value(value) if value.event.is::<E>() => Arc::clone(&value.event).downcast().ok(),
+            Self::Value(value) if value.event.is::<E>() => Arc::clone(&*value.event).downcast().ok(),
             _ => None,
         }
     }

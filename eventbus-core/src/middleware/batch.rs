@@ -2,6 +2,7 @@
 
 use super::{HandlerLayer, HandlerService, service_of};
 use crate::delivery::Delivery;
+use crate::foreign::{self, Kept};
 use crate::handler::{BatchHandler, BoxFuture, Handler};
 use crate::outcome::Outcome;
 use std::collections::HashMap;
@@ -39,7 +40,7 @@ impl BatchLayers {
         let _expected = self.meeting.expect(deliveries, &arrive);
         let mut members: Vec<Member> = deliveries
             .iter()
-            .map(|delivery| Member::Underway(self.service.deliver(delivery.clone())))
+            .map(|delivery| Member::Underway(Kept::new(self.service.deliver(delivery.clone()))))
             .collect();
         let mut arrived: Vec<Arrival> = Vec::new();
         poll_fn(|context| {
@@ -54,7 +55,10 @@ impl BatchLayers {
         if !arrived.is_empty() {
             let (batch, answers): (Vec<_>, Vec<_>) =
                 arrived.into_iter().map(|arrival| (arrival.delivery, arrival.answer)).unzip();
-            for (answer, outcome) in answers.into_iter().zip(handler.call(&batch).await) {
+            let outcomes = foreign::run("a handler", || handler.call(&batch)).await;
+            let outcomes =
+                outcomes.unwrap_or_else(|panicked| vec![Outcome::Retry(panicked.into()); batch.len()]);
+            for (answer, outcome) in answers.into_iter().zip(outcomes) {
                 // A layer that has given up waiting has answered by itself.
                 let _ = answer.send(outcome);
             }
@@ -70,16 +74,20 @@ impl BatchLayers {
 
 /// A member's way through the layers.
 enum Member {
-    Underway(BoxFuture<Outcome>),
+    Underway(Kept<BoxFuture<Outcome>>),
     Answered(Outcome),
 }
 
 impl Member {
     fn poll(&mut self, context: &mut std::task::Context<'_>) -> Option<&Outcome> {
-        if let Self::Underway(way) = self
-            && let Poll::Ready(outcome) = way.as_mut().poll(context)
-        {
-            *self = Self::Answered(outcome);
+        // A layer that panics for one member is no matter of the others.
+        if let Self::Underway(way) = self {
+            let answered = match foreign::call("a layer", || way.as_mut().poll(context)) {
+                Ok(Poll::Pending) => return None,
+                Ok(Poll::Ready(outcome)) => way.discard("a layer").map(|()| outcome),
+                Err(panicked) => Err(panicked),
+            };
+            *self = Self::Answered(answered.unwrap_or_else(|panicked| Outcome::Retry(panicked.into())));
         }
         match self {
             Self::Underway(_) => None,

@@ -9,6 +9,7 @@ pub use from_fn::{FromFn, Next, from_fn};
 
 use crate::delivery::Delivery;
 use crate::error::BoxError;
+use crate::foreign::Kept;
 use crate::handler::{BoxFuture, Handler};
 use crate::outcome::{Outcome, Reason};
 use std::convert::Infallible;
@@ -94,12 +95,19 @@ where
         + 'static,
 {
     fn around(&self, handler: HandlerService) -> HandlerService {
-        HandlerService(Arc::new(Layered(self.layer(handler))))
+        HandlerService(Arc::new(Layered(Kept::new(self.layer(handler)))))
+    }
+}
+
+/// A layer that is kept by a bus.
+impl<L: HandlerLayer> HandlerLayer for Kept<L> {
+    fn around(&self, handler: HandlerService) -> HandlerService {
+        (**self).around(handler)
     }
 }
 
 /// The service of a layer, as a handler.
-struct Layered<S>(S);
+struct Layered<S>(Kept<S>);
 
 impl<S> Call for Layered<S>
 where
@@ -110,8 +118,8 @@ where
         + 'static,
 {
     fn call(self: Arc<Self>, delivery: Delivery) -> BoxFuture<Outcome> {
-        let mut service = self.0.clone();
         Box::pin(async move {
+            let mut service = S::clone(&self.0);
             if let Err(error) = poll_fn(|context| service.poll_ready(context)).await {
                 return failed(error);
             }

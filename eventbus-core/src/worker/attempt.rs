@@ -1,59 +1,106 @@
-//! One attempt: a handler's future with its time limit, its panic caught, and its cause known to publishers.
+//! One attempt: a handler's future with its time limit, its panics caught, and its cause known to publishers.
 
 use super::lanes::Lanes;
 use super::watchdog::Pulse;
 use crate::causation;
 use crate::delivery::Delivery;
+use crate::envelope::Envelope;
+use crate::foreign::{Panicked, Running};
 use crate::printable::printable;
-use std::any::Any;
 use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// How a handler failed to answer.
 #[derive(Clone, Debug)]
 pub(super) enum Broken {
-    /// It panicked with this message.
-    Panicked(String),
-    /// It did not finish within this time, and was dropped.
-    TimedOut(Duration),
+    /// It panicked.
+    Panicked(Panicked),
+    /// It did not finish within this time, and was dropped; its destructors may have panicked then.
+    TimedOut(Duration, Option<Panicked>),
+}
+
+impl From<Panicked> for Broken {
+    fn from(panicked: Panicked) -> Self {
+        Self::Panicked(panicked)
+    }
 }
 
 /// Runs a handler's future. The clock starts when the future first waits: one that answers at once costs none.
-pub(super) async fn attempt<T>(
-    call: impl Future<Output = T>,
+pub(super) async fn attempt<F: Future>(
+    call: F,
     delivery: &Delivery,
     lanes: &Arc<Lanes>,
     pulse: &Pulse,
-) -> Result<T, Broken> {
-    let timeout = lanes.policy.timeout;
-    let mut call = pin!(call);
-    let mut clock = pin!(None::<tokio::time::Sleep>);
-    let mut cause = Some(Arc::clone(delivery.envelope()));
-    let span = span(delivery);
-    poll_fn(move |context| {
+) -> Result<F::Output, Broken> {
+    let limit = lanes.policy.timeout;
+    let mut place = pin!(Some(call));
+    let mut call = Call {
+        running: Running::new("a handler", place.as_mut()),
+        cause: Some(Arc::clone(delivery.envelope())),
+        span: span(delivery),
+        lanes,
+        pulse,
+    };
+    let answer = call.within(limit).await;
+    let discarded = call.discard();
+    match (answer?, discarded) {
+        (Some(answer), Ok(())) => Ok(answer),
+        (Some(_), Err(panicked)) => Err(Broken::Panicked(panicked)),
+        (None, discarded) => Err(Broken::TimedOut(limit, discarded.err())),
+    }
+}
+
+/// A handler's future with what is around it.
+struct Call<'a, F> {
+    running: Running<'a, F>,
+    cause: Option<Arc<Envelope>>,
+    span: tracing::Span,
+    lanes: &'a Arc<Lanes>,
+    pulse: &'a Pulse,
+}
+
+impl<F: Future> Call<'_, F> {
+    /// The answer, if it comes within `limit`.
+    async fn within(&mut self, limit: Duration) -> Result<Option<F::Output>, Broken> {
+        let mut clock = pin!(None::<tokio::time::Sleep>);
+        poll_fn(|context| {
+            if let Poll::Ready(answer) = self.poll(context)? {
+                return Poll::Ready(Ok(Some(answer)));
+            }
+            if clock.is_none() {
+                clock.set(Some(tokio::time::sleep(limit)));
+            }
+            match clock.as_mut().as_pin_mut().map(|clock| clock.poll(context)) {
+                Some(Poll::Ready(())) => Poll::Ready(Ok(None)),
+                _ => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Result<Poll<F::Output>, Panicked> {
+        let Self { running, cause, span, lanes, pulse } = self;
         let polled = {
             let _entered = span.enter();
             let _beating = pulse.beat();
-            catch_unwind(AssertUnwindSafe(|| causation::during(&mut cause, || call.as_mut().poll(context))))
+            causation::during(cause, || running.poll(context))
         };
-        match polled {
-            Ok(Poll::Ready(answer)) => return Poll::Ready(Ok(answer)),
-            Ok(Poll::Pending) => lanes.handler_waits(pulse),
-            Err(panic) => return Poll::Ready(Err(Broken::Panicked(message(&*panic)))),
+        if let Ok(Poll::Pending) = polled {
+            lanes.handler_waits(pulse);
         }
-        if clock.is_none() {
-            clock.set(Some(tokio::time::sleep(timeout)));
-        }
-        match clock.as_mut().as_pin_mut().map(|clock| clock.poll(context)) {
-            Some(Poll::Ready(())) => Poll::Ready(Err(Broken::TimedOut(timeout))),
-            _ => Poll::Pending,
-        }
-    })
-    .await
+        polled
+    }
+
+    /// Drops the future: its destructors may panic, and may publish.
+    fn discard(&mut self) -> Result<(), Panicked> {
+        let Self { running, cause, span, pulse, .. } = self;
+        let _entered = span.enter();
+        let _beating = pulse.beat();
+        causation::during(cause, || running.discard())
+    }
 }
 
 fn span(delivery: &Delivery) -> tracing::Span {
@@ -66,12 +113,4 @@ fn span(delivery: &Delivery) -> tracing::Span {
         attempt = delivery.attempt(),
         traceparent = envelope.headers().get("traceparent").map(|parent| tracing::field::display(printable(parent))),
     )
-}
-
-fn message(panic: &(dyn Any + Send)) -> String {
-    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(message), _) => (*message).to_owned(),
-        (_, Some(message)) => message.clone(),
-        _ => "the handler panicked with a value that is no text".to_owned(),
-    }
 }

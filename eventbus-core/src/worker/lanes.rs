@@ -11,6 +11,7 @@ use crate::broker::{Acker, Deliveries, Parked, Received};
 use crate::delivery::{Delivery, Scope};
 use crate::error::BrokerError;
 use crate::event::Key;
+use crate::foreign;
 use crate::printable::printable;
 use crate::subscription::{Policy, Subscription};
 use jiff::Timestamp;
@@ -65,6 +66,8 @@ pub(super) struct Open {
     due: Option<Instant>,
     /// When it came, for the age of a batch.
     pub(super) since: Option<Instant>,
+    /// A batch with it has panicked: it is tried again alone, so that only the member panics that is to blame.
+    pub(super) alone: bool,
 }
 
 impl Open {
@@ -210,7 +213,7 @@ impl Lanes {
     pub(crate) fn close(&self) {
         // It is dropped outside of the lock: a broker may take locks then under which it rings the bell.
         let source = std::mem::replace(&mut self.lock().source, Box::new(NoMore));
-        drop(source);
+        foreign::tell("a broker", || drop(source));
     }
 
     /// Resolves once the source has ended and everything from it is settled; also when the lanes are stopped.
@@ -439,7 +442,10 @@ impl Lanes {
             return Poll::Pending;
         }
         let State { source, received, .. } = &mut *state;
-        match std::task::ready!(source.poll_receive(&mut Context::from_waker(&self.bell), received, limit)) {
+        let mut context = Context::from_waker(&self.bell);
+        let polled = foreign::call_under_lock(|| source.poll_receive(&mut context, received, limit));
+        let broken = |panicked| Poll::Ready(Err(BrokerError::new(format!("the broker {panicked}"))));
+        match std::task::ready!(polled.unwrap_or_else(broken)) {
             Ok(()) if state.received.is_empty() => {
                 state.ended = true;
                 self.note_rest(state);
@@ -521,7 +527,8 @@ impl State {
         self.tally.received += self.received.len() as u64;
         for Received { receipt, replayed, parked, settler } in self.received.drain(..) {
             let due = parked.map(|parked| Instant::now() + parked.delay(Timestamp::now()));
-            let open = Open { acker: Acker::new(settler, receipt), replayed, parked, due, since };
+            let acker = Acker::new(settler, receipt);
+            let open = Open { acker, replayed, parked, due, since, alone: false };
             match open.key() {
                 None => self.ready.push_back(open),
                 Some(key) => match self.waiting.get_mut(key) {

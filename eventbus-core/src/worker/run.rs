@@ -1,80 +1,237 @@
 //! The loops that workers run: compiled for each handler, so they hold nothing that does not depend on it.
 
-use super::attempt::attempt;
-use super::lanes::{Lanes, Open};
-use super::settle::{ack, settle};
+use super::attempt::{Broken, attempt};
+use super::lanes::{Lanes, Open, Settled};
+use super::settle::{ack, key, settle};
+use crate::broker::FailureKind;
+use crate::delivery::Delivery;
+use crate::foreign::{self, Panicked};
 use crate::handler::{BatchHandler, Handler};
 use crate::outcome::Outcome;
+use crate::printable::printable;
 use std::future::poll_fn;
+use std::mem::take;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a worker pauses that panicked with nothing in hand.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Handles one delivery after the other.
 pub(super) async fn each<H: Handler>(handler: Arc<H>, lanes: Arc<Lanes>, slot: usize) {
-    let pulse = lanes.pulse(slot);
-    let mut last = None;
-    while let Some(open) = poll_fn(|context| lanes.poll_next(context, slot, &mut last)).await {
-        let delivery = open.delivery(&lanes.scope);
-        let result = attempt(handler.call(&delivery), &delivery, &lanes, &pulse).await;
-        last = Some(match result {
+    let mut hand = Hand::new(lanes, slot);
+    while let Err(panicked) = foreign::run("a worker", || one_by_one(&*handler, &mut hand)).await {
+        hand.fail(panicked).await;
+    }
+}
+
+async fn one_by_one<H: Handler>(handler: &H, hand: &mut Hand) {
+    let lanes = Arc::clone(&hand.lanes);
+    let pulse = lanes.pulse(hand.slot);
+    while let Some(open) = poll_fn(|context| lanes.poll_next(context, hand.slot, &mut hand.last)).await {
+        hand.take(open);
+        let (delivery, held) = (&hand.deliveries[0], &mut hand.held[0]);
+        // A layer may run code of its own before there is a future.
+        let call = async { handler.call(delivery).await };
+        let settled = match attempt(call, delivery, &lanes, &pulse).await {
             // The usual answer, apart from the others so that less is moved for it.
-            Ok(Outcome::Ack) => ack(&lanes, &delivery, open.acker).await,
-            result => settle(&lanes, open, &delivery, result).await,
-        });
+            Ok(Outcome::Ack) => ack(&lanes, held, delivery).await,
+            result => settle(&lanes, held, delivery, result).await,
+        };
+        hand.settled(settled);
     }
 }
 
 /// Handles one batch after the other. While one worker gathers a batch, the others handle theirs.
 pub(super) async fn batches<H: BatchHandler>(handler: Arc<H>, lanes: Arc<Lanes>, slot: usize) {
-    let pulse = lanes.pulse(slot);
-    while let Some(batch) = gather(&lanes, slot).await {
-        let mut members = Vec::with_capacity(batch.len());
-        let mut deliveries = Vec::with_capacity(batch.len());
-        for open in batch {
-            let delivery = open.delivery(&lanes.scope);
-            match handler.admit(&delivery) {
-                Ok(()) => {
-                    members.push(open);
-                    deliveries.push(delivery);
-                }
-                Err(outcome) => lanes.settled(settle(&lanes, open, &delivery, Ok(outcome)).await),
-            }
-        }
-        let Some(first) = deliveries.first() else { continue };
-        let call = async {
-            match &lanes.layered.batch_layers {
-                None => handler.call(&deliveries).await,
-                Some(layers) => layers.call(&*handler, &deliveries).await,
-            }
-        };
-        let results = match attempt(call, first, &lanes, &pulse).await {
-            Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
-            Err(broken) => vec![Err(broken); deliveries.len()],
-        };
-        for ((open, delivery), result) in members.into_iter().zip(&deliveries).zip(results) {
-            lanes.settled(settle(&lanes, open, delivery, result).await);
-        }
+    let mut hand = Hand::new(lanes, slot);
+    while let Err(panicked) = foreign::run("a worker", || batch_by_batch(&*handler, &mut hand)).await {
+        hand.fail(panicked).await;
     }
 }
 
-/// Gathers a batch: complete, or as old as `linger` allows. `None`: stop.
-async fn gather(lanes: &Arc<Lanes>, slot: usize) -> Option<Vec<Open>> {
+async fn batch_by_batch<H: BatchHandler>(handler: &H, hand: &mut Hand) {
+    let lanes = Arc::clone(&hand.lanes);
+    let pulse = lanes.pulse(hand.slot);
+    while !hand.gathered.is_empty() || gather(&lanes, hand.slot, &mut hand.gathered).await {
+        hand.take_batch();
+        hand.admit(handler).await;
+        let deliveries = &hand.deliveries;
+        let Some(first) = deliveries.first() else { continue };
+        let call = async {
+            match &lanes.layered.batch_layers {
+                None => handler.call(deliveries).await,
+                Some(layers) => layers.call(handler, deliveries).await,
+            }
+        };
+        match attempt(call, first, &lanes, &pulse).await {
+            Ok(outcomes) => {
+                let members = deliveries.len();
+                let none = || format!("the handler of {members} members has answered for fewer");
+                let mut outcomes = outcomes.into_iter();
+                for _ in 0..members {
+                    let outcome = outcomes.next().unwrap_or_else(|| Outcome::Retry(none().into()));
+                    hand.settle_next(Ok(outcome)).await;
+                }
+            }
+            Err(broken) => hand.settle_rest(&broken).await,
+        }
+        hand.let_go();
+    }
+}
+
+/// Gathers a batch: complete, or as old as `linger` allows. `false`: stop.
+async fn gather(lanes: &Arc<Lanes>, slot: usize, batch: &mut Vec<Open>) -> bool {
     let size = lanes.policy.batch;
     lanes.arrive(slot);
-    let mut batch = Vec::new();
     {
         let _turn = lanes.gathering.lock().await;
-        if !poll_fn(|context| lanes.poll_gather(context, slot, &mut batch, size)).await {
-            return None;
+        if !poll_fn(|context| lanes.poll_gather(context, slot, batch, size)).await {
+            return false;
         }
         let oldest = batch.iter().filter_map(|open| open.since).min();
         let due = oldest.unwrap_or_else(tokio::time::Instant::now) + lanes.policy.linger;
         while batch.len() < size {
-            let more = poll_fn(|context| lanes.poll_gather(context, slot, &mut batch, size));
+            let more = poll_fn(|context| lanes.poll_gather(context, slot, batch, size));
             if !matches!(tokio::time::timeout_at(due, more).await, Ok(true)) {
                 break;
             }
         }
     }
     lanes.call_successor(slot);
-    Some(batch)
+    true
+}
+
+/// What a worker has in hand. Whatever happens to the worker, every delivery is given back to its lane: settled as a
+/// failure where the worker panicked, unsettled where it was cut off.
+struct Hand {
+    lanes: Arc<Lanes>,
+    slot: usize,
+    /// Taken out of the lanes, for this batch and the next.
+    gathered: Vec<Open>,
+    /// What is being handled.
+    deliveries: Vec<Delivery>,
+    /// What settles each of them; none once that has begun.
+    held: Vec<Option<Open>>,
+    /// How many of them are settled, the first ones.
+    done: usize,
+    /// What became of the last delivery, until the lanes are told.
+    last: Option<Settled>,
+}
+
+impl Hand {
+    fn new(lanes: Arc<Lanes>, slot: usize) -> Self {
+        Self {
+            lanes,
+            slot,
+            gathered: Vec::new(),
+            deliveries: Vec::new(),
+            held: Vec::new(),
+            done: 0,
+            last: None,
+        }
+    }
+
+    fn take(&mut self, open: Open) {
+        let delivery = open.delivery(&self.lanes.scope);
+        self.deliveries.push(delivery);
+        self.held.push(Some(open));
+    }
+
+    /// Takes the next batch of what was gathered: a delivery that is to be tried alone, or all.
+    fn take_batch(&mut self) {
+        let alone = self.gathered.iter().position(|open| open.alone);
+        match alone.map(|place| self.gathered.remove(place)) {
+            Some(open) => self.take(open),
+            None => take(&mut self.gathered).into_iter().for_each(|open| self.take(open)),
+        }
+    }
+
+    /// Settles what cannot be a member of a batch.
+    async fn admit<H: BatchHandler>(&mut self, handler: &H) {
+        let mut place = 0;
+        while let Some(delivery) = self.deliveries.get(place) {
+            let refused = match foreign::call("an extractor", || handler.admit(delivery)) {
+                Ok(Ok(())) => {
+                    place += 1;
+                    continue;
+                }
+                Ok(Err(outcome)) => Ok(outcome),
+                Err(panicked) => Err(panicked.into()),
+            };
+            let settled = settle(&self.lanes, &mut self.held[place], delivery, refused).await;
+            self.deliveries.remove(place);
+            self.held.remove(place);
+            self.lanes.settled(settled);
+        }
+    }
+
+    /// The only delivery in hand is settled; the lanes are told when the next one is taken.
+    fn settled(&mut self, settled: Settled) {
+        self.deliveries.clear();
+        self.held.clear();
+        self.last = Some(settled);
+    }
+
+    /// Settles the next member of the batch. After a panic in a batch of several nobody knows which member is to
+    /// blame, so each is tried again alone.
+    async fn settle_next(&mut self, result: Result<Outcome, Broken>) {
+        let (delivery, held) = (&self.deliveries[self.done], &mut self.held[self.done]);
+        let panicked = match &result {
+            Err(Broken::Panicked(_)) => true,
+            Ok(Outcome::Retry(reason)) => reason.kind() == FailureKind::Panicked,
+            _ => false,
+        };
+        if let Some(open) = held {
+            open.alone |= panicked && self.deliveries.len() > 1;
+        }
+        let settled = settle(&self.lanes, held, delivery, result).await;
+        self.done += 1;
+        self.lanes.settled(settled);
+    }
+
+    /// Settles what is left of the batch.
+    async fn settle_rest(&mut self, broken: &Broken) {
+        while self.done < self.deliveries.len() {
+            self.settle_next(Err(broken.clone())).await;
+        }
+    }
+
+    /// The worker has panicked outside of code of others: what it has in hand is a failed attempt.
+    async fn fail(&mut self, panicked: Panicked) {
+        tracing::error!(
+            target: "eventbus", group = %printable(&self.lanes.subscription().group),
+            panic = %printable(panicked.clone().into_text()), deliveries = self.deliveries.len(),
+            "a worker has panicked and goes on; this is a bug of eventbus or of the broker"
+        );
+        if self.done == self.deliveries.len() {
+            // Whatever it was, it is not asked again and again without a pause.
+            return tokio::time::sleep(PAUSE).await;
+        }
+        let broken = Broken::Panicked(panicked);
+        if let Err(again) = foreign::run("a worker", || self.settle_rest(&broken)).await {
+            tracing::error!(target: "eventbus", panic = %printable(again.into_text()), "a worker has panicked again");
+        }
+        self.let_go();
+    }
+
+    /// Gives back what is not settled, as it is.
+    fn let_go(&mut self) {
+        let unsettled =
+            take(&mut self.deliveries).into_iter().zip(take(&mut self.held)).skip(take(&mut self.done));
+        for (delivery, held) in unsettled {
+            drop(held);
+            self.lanes.settled(Settled::Unsettled(key(&delivery)));
+        }
+    }
+}
+
+impl Drop for Hand {
+    fn drop(&mut self) {
+        take(&mut self.gathered).into_iter().for_each(|open| self.take(open));
+        self.let_go();
+        if let Some(settled) = self.last.take() {
+            self.lanes.settled(settled);
+        }
+    }
 }

@@ -2,11 +2,12 @@
 
 use super::attempt::Broken;
 use super::lanes::{Lanes, Open, Settled};
-use crate::broker::{Acker, DeadLetter, FailureKind, Parked};
+use crate::broker::{Acker, BrokerFuture, DeadLetter, FailureKind, Parked};
 use crate::delivery::Delivery;
 use crate::envelope::Envelope;
-use crate::error::PublishError;
+use crate::error::{BrokerError, PublishError};
 use crate::event::Key;
+use crate::foreign::{self, Panicked};
 use crate::observe::Attempted;
 use crate::outcome::{Outcome, Reason};
 use crate::printable::printable;
@@ -28,17 +29,17 @@ enum Again {
     Never,
 }
 
-/// Settles a delivery by what its handler answered.
+/// Settles a delivery by what its handler answered. `held` is empty once the broker has been told, or it is parked.
 pub(super) async fn settle(
     lanes: &Arc<Lanes>,
-    open: Open,
+    held: &mut Option<Open>,
     delivery: &Delivery,
     result: Result<Outcome, Broken>,
 ) -> Settled {
     let failure = match result {
-        Ok(Outcome::Ack) => return ack(lanes, delivery, open.acker).await,
+        Ok(Outcome::Ack) => return ack(lanes, held, delivery).await,
         Ok(Outcome::Publish(events)) => match publish(lanes, delivery, events).await {
-            Ok(()) => return ack(lanes, delivery, open.acker).await,
+            Ok(()) => return ack(lanes, held, delivery).await,
             Err(error) => error.into(),
         },
         Ok(Outcome::Retry(reason)) => Failure::new(reason.kind(), reason.into_text(), Again::ByPolicy),
@@ -51,16 +52,17 @@ pub(super) async fn settle(
                 if reason.kind() == FailureKind::Failed { FailureKind::Rejected } else { reason.kind() };
             Failure::new(kind, reason.into_text(), Again::Never)
         }
-        Err(Broken::Panicked(message)) => {
-            let text = Reason::new(FailureKind::Panicked, message).into_text();
-            Failure::new(FailureKind::Panicked, text, Again::ByPolicy)
-        }
-        Err(Broken::TimedOut(limit)) => {
+        Err(Broken::Panicked(panicked)) => panicked.into(),
+        Err(Broken::TimedOut(limit, dropped)) => {
             let reason = format!("the handler did not finish within its timeout of {limit:?}");
-            Failure::new(FailureKind::TimedOut, reason, Again::ByPolicy)
+            let reason = match dropped {
+                None => reason,
+                Some(panicked) => format!("{reason}; when it was dropped it {panicked}"),
+            };
+            Failure::new(FailureKind::TimedOut, Reason::from(reason).into_text(), Again::ByPolicy)
         }
     };
-    fail(lanes, open, delivery, failure).await
+    fail(lanes, held, delivery, failure).await
 }
 
 impl Failure {
@@ -69,24 +71,40 @@ impl Failure {
     }
 }
 
+impl From<Panicked> for Failure {
+    fn from(panicked: Panicked) -> Self {
+        let reason = Reason::from(panicked);
+        Self::new(reason.kind(), reason.into_text(), Again::ByPolicy)
+    }
+}
+
 impl From<PublishError> for Failure {
     fn from(error: PublishError) -> Self {
-        let again = match error {
-            PublishError::CausationLimit { .. } | PublishError::Encode { .. } => Again::Never,
-            _ => Again::ByPolicy,
+        let (kind, again) = match &error {
+            PublishError::Encode { source, .. } if source.is::<Panicked>() => {
+                (FailureKind::Panicked, Again::ByPolicy)
+            }
+            PublishError::CausationLimit { .. } | PublishError::Encode { .. } => {
+                (FailureKind::Failed, Again::Never)
+            }
+            _ => (FailureKind::Failed, Again::ByPolicy),
         };
-        Self::new(FailureKind::Failed, Reason::of(FailureKind::Failed, &error).into_text(), again)
+        // What an error says of itself is code of others.
+        let reason = foreign::call("an error", || Reason::of(kind, &error));
+        let reason = reason.unwrap_or_else(Reason::from);
+        Self::new(kind, reason.into_text(), again)
     }
 }
 
 async fn publish(lanes: &Lanes, delivery: &Delivery, events: Vec<Envelope>) -> Result<(), PublishError> {
+    let events = events.into_iter().map(Ok).collect();
     let results = lanes.scope.outlet.publish_all(events, Some(delivery.envelope())).await;
     results.into_iter().try_for_each(|result| result.map(drop))
 }
 
 /// Settles a delivery whose handler was successful.
-pub(super) async fn ack(lanes: &Lanes, delivery: &Delivery, acker: Acker) -> Settled {
-    match acker.ack().await {
+pub(super) async fn ack(lanes: &Lanes, held: &mut Option<Open>, delivery: &Delivery) -> Settled {
+    match tell(held, Acker::ack).await {
         Ok(()) => {
             observe(lanes, delivery, || Attempted::Acked);
             Settled::Acked(key(delivery))
@@ -101,7 +119,20 @@ pub(super) async fn ack(lanes: &Lanes, delivery: &Delivery, acker: Acker) -> Set
     }
 }
 
-async fn fail(lanes: &Arc<Lanes>, mut open: Open, delivery: &Delivery, failure: Failure) -> Settled {
+/// Tells the broker what became of a delivery.
+async fn tell(
+    held: &mut Option<Open>,
+    settle: impl FnOnce(Acker) -> BrokerFuture<Result<(), BrokerError>>,
+) -> Result<(), BrokerError> {
+    let Some(open) = held.take() else { return Err(BrokerError::new("the delivery is not held any more")) };
+    foreign::run("a broker", || settle(open.acker)).await.unwrap_or_else(|panicked| Err(broken(panicked)))
+}
+
+fn broken(panicked: Panicked) -> BrokerError {
+    BrokerError::new(format!("the broker {panicked}"))
+}
+
+async fn fail(lanes: &Arc<Lanes>, held: &mut Option<Open>, delivery: &Delivery, failure: Failure) -> Settled {
     let (attempt, envelope) = (delivery.attempt(), delivery.envelope());
     let now = Timestamp::now();
     let delay = match failure.again {
@@ -110,7 +141,9 @@ async fn fail(lanes: &Arc<Lanes>, mut open: Open, delivery: &Delivery, failure: 
         Again::After(delay) => Some(delay),
         Again::ByPolicy => Some(lanes.policy.backoff.jittered(attempt)),
     };
-    let Some(delay) = delay else { return give_up(lanes, open, delivery, failure, now).await };
+    let (Some(delay), Some(open)) = (delay, held.as_mut()) else {
+        return give_up(lanes, held, delivery, failure, now).await;
+    };
     tracing::warn!(
         target: "eventbus", group = %printable(&lanes.scope.subscription.group), topic = %printable(envelope.topic()), id = %printable(envelope.id()),
         attempt, kind = %printable(failure.kind), reason = %printable(&failure.reason), ?delay, "the handler failed; it is tried again"
@@ -122,25 +155,27 @@ async fn fail(lanes: &Arc<Lanes>, mut open: Open, delivery: &Delivery, failure: 
         due: due.unwrap_or(Timestamp::MAX),
     };
     open.parked = Some(parked);
-    if let Err(error) = open.acker.park(attempt + 1, parked).await {
+    let noted = foreign::run("a broker", || open.acker.park(attempt + 1, parked)).await;
+    if let Err(error) = noted.unwrap_or_else(|panicked| Err(broken(panicked))) {
         tracing::warn!(
             target: "eventbus", group = %printable(&lanes.scope.subscription.group), id = %printable(envelope.id()), error = %printable(error),
             "the broker did not note the retry; after a crash the attempts are counted from an earlier one"
         );
     }
     observe(lanes, delivery, || Attempted::Retrying { reason: failure.reason, delay });
-    lanes.park(open, delay);
+    if let Some(open) = held.take() {
+        lanes.park(open, delay);
+    }
     Settled::Parked
 }
 
 async fn give_up(
     lanes: &Lanes,
-    open: Open,
+    held: &mut Option<Open>,
     delivery: &Delivery,
     failure: Failure,
     now: Timestamp,
 ) -> Settled {
-    let Open { acker, parked, .. } = open;
     let envelope = delivery.envelope();
     let subscription = &lanes.scope.subscription;
     let Failure { kind, reason, .. } = failure;
@@ -149,12 +184,13 @@ async fn give_up(
             target: "eventbus", group = %printable(&subscription.group), topic = %printable(envelope.topic()), id = %printable(envelope.id()),
             attempts = delivery.attempt(), kind = %printable(kind), reason = %printable(&reason), "the event is given up and dropped (`dead_letter = false`)"
         );
-        if acker.ack().await.is_err() {
+        if tell(held, Acker::ack).await.is_err() {
             return Settled::Unsettled(key(delivery));
         }
         observe(lanes, delivery, || Attempted::Dropped { reason });
         return Settled::GivenUp(key(delivery));
     }
+    let parked = held.as_ref().and_then(|open| open.parked);
     let dead_letter = DeadLetter {
         envelope: Arc::clone(envelope),
         group: subscription.group.to_string(),
@@ -166,7 +202,7 @@ async fn give_up(
         last_failed_at: now,
         offset: delivery.offset(),
     };
-    match acker.reject(dead_letter.clone()).await {
+    match tell(held, |acker| acker.reject(dead_letter.clone())).await {
         Ok(()) => {
             tracing::error!(
                 target: "eventbus", group = %printable(&subscription.group), topic = %printable(envelope.topic()), id = %printable(envelope.id()),
@@ -186,7 +222,7 @@ async fn give_up(
     }
 }
 
-fn key(delivery: &Delivery) -> Option<Key> {
+pub(super) fn key(delivery: &Delivery) -> Option<Key> {
     delivery.envelope().lane_key().cloned()
 }
 
@@ -196,5 +232,7 @@ fn observe(lanes: &Lanes, delivery: &Delivery, result: impl FnOnce() -> Attempte
         return;
     }
     let result = result();
-    observers.iter().for_each(|observer| observer.attempted(delivery, &result));
+    for observer in observers {
+        foreign::tell("an observer", || observer.attempted(delivery, &result));
+    }
 }
