@@ -1,5 +1,6 @@
 //! Deliveries: one attempt to hand an envelope to a subscription, as handlers and middleware see it.
 
+use crate::blocking::Calls;
 use crate::broker::{Offset, Receipt};
 use crate::envelope::Envelope;
 use crate::error::DecodeError;
@@ -33,6 +34,8 @@ pub struct Delivery {
     replayed: bool,
     scope: Arc<Scope>,
     decoded: OnceLock<Kept<Arc<dyn Any + Send + Sync>>>,
+    /// The calls of a handler that blocks, which go on when their future is dropped.
+    calls: Option<Arc<Calls>>,
 }
 
 /// What all deliveries of a subscription share.
@@ -51,7 +54,19 @@ impl Delivery {
             replayed,
             scope,
             decoded: OnceLock::new(),
+            calls: None,
         }
+    }
+
+    /// This delivery, for a handler that blocks.
+    pub(crate) fn with_calls(mut self) -> Self {
+        self.calls = Some(Arc::default());
+        self
+    }
+
+    /// The calls on threads that this delivery has led to, where its handler blocks.
+    pub(crate) fn calls(&self) -> Option<&Arc<Calls>> {
+        self.calls.as_ref()
     }
 
     /// The envelope.

@@ -32,6 +32,9 @@ pub(crate) trait BatchHandler: Send + Sync + 'static {
 
 /// A handler without data of its own: what `#[subscribe]` makes of a function.
 pub trait StaticHandler: 'static {
+    /// Whether it runs on a thread of its own, where it goes on when its future is dropped.
+    const BLOCKING: bool = false;
+
     /// Handles one delivery.
     fn call(delivery: &Delivery) -> impl Future<Output = Outcome> + Send;
 }

@@ -15,6 +15,7 @@
 #[path = "private.rs"]
 pub mod __private;
 mod backoff;
+mod blocking;
 pub mod broker;
 mod bus;
 mod causation;

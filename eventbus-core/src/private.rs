@@ -3,6 +3,7 @@
 use crate::printable::printable;
 
 pub use crate::backoff::Backoff;
+pub use crate::blocking::blocking;
 pub use crate::broker::Start;
 pub use crate::check;
 pub use crate::codec::Json;
@@ -32,17 +33,6 @@ pub use std::{concat, env, file, module_path};
 pub mod no_catalog {
     /// Every topic is known.
     pub const __EVENTBUS_CATALOG: &super::Catalog = &super::Catalog::OPEN;
-}
-
-/// Runs a handler that blocks on a thread where it may; its panic is passed on.
-pub async fn blocking(handler: impl FnOnce() -> Outcome + Send + 'static) -> Outcome {
-    match tokio::task::spawn_blocking(handler).await {
-        Ok(outcome) => outcome,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Outcome::Retry("the runtime ended before the handler ran".into()),
-        },
-    }
 }
 
 /// Runs the future of `#[eventbus::main]` on a runtime of several threads.

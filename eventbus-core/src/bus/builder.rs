@@ -142,7 +142,8 @@ impl BusBuilder {
         self
     }
 
-    /// How long one attempt may take. Default: 60 s.
+    /// How long one attempt may take. Default: 60 s. A handler with the option `blocking` cannot be stopped: it is named
+    /// in a warning and waited for, and its answer counts.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.policy.timeout = timeout;
         self

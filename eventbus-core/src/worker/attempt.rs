@@ -2,6 +2,7 @@
 
 use super::lanes::Lanes;
 use super::watchdog::Pulse;
+use crate::blocking::Calls;
 use crate::causation;
 use crate::delivery::Delivery;
 use crate::envelope::Envelope;
@@ -12,6 +13,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How a handler failed to answer.
 #[derive(Clone, Debug)]
@@ -29,6 +31,9 @@ impl From<Panicked> for Broken {
 }
 
 /// Runs a handler's future. The clock starts when the future first waits: one that answers at once costs none.
+///
+/// A handler on a thread of its own cannot be stopped. It is waited for, however long it takes, so that no other
+/// attempt runs beside it, and its answer counts.
 pub(super) async fn attempt<F: Future>(
     call: F,
     delivery: &Delivery,
@@ -44,8 +49,17 @@ pub(super) async fn attempt<F: Future>(
         lanes,
         pulse,
     };
-    let answer = call.within(limit).await;
+    let mut answer = call.within(limit).await;
+    if let (Ok(None), Some(calls)) = (&answer, delivery.calls())
+        && calls.are_running()
+    {
+        answer = call.late(limit, calls).await;
+    }
     let discarded = call.discard();
+    if let Some(calls) = delivery.calls() {
+        // A layer may have answered before the thread did.
+        calls.returned().await;
+    }
     match (answer?, discarded) {
         (Some(answer), Ok(())) => Ok(answer),
         (Some(_), Err(panicked)) => Err(Broken::Panicked(panicked)),
@@ -79,6 +93,35 @@ impl<F: Future> Call<'_, F> {
             }
         })
         .await
+    }
+
+    /// The answer of a handler on a thread that takes longer than `limit`; none, where layers do not pass it on.
+    async fn late(&mut self, limit: Duration, calls: &Calls) -> Result<Option<F::Output>, Broken> {
+        let subscription = self.lanes.subscription();
+        let overdue = Instant::now();
+        tracing::warn!(
+            target: "eventbus", parent: &self.span, handler = %printable(&subscription.name),
+            location = %printable(subscription.location()), timeout = ?limit,
+            "the blocking handler has not returned within its timeout; it cannot be stopped, so the events of its \
+             key wait until it has"
+        );
+        let mut returned = pin!(calls.returned());
+        let answer = poll_fn(|context| {
+            // Looked at first: once the thread has returned, its answer is there.
+            let returned = returned.as_mut().poll(context).is_ready();
+            match self.poll(context)? {
+                Poll::Ready(answer) => Poll::Ready(Ok(Some(answer))),
+                Poll::Pending if returned => Poll::Ready(Ok(None)),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await;
+        tracing::warn!(
+            target: "eventbus", parent: &self.span, handler = %printable(&subscription.name),
+            location = %printable(subscription.location()), late = ?overdue.elapsed(),
+            "the blocking handler has returned after its timeout"
+        );
+        answer
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Result<Poll<F::Output>, Panicked> {

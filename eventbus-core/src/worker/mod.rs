@@ -22,7 +22,7 @@ pub struct Worker(Kind);
 
 #[derive(Clone)]
 enum Kind {
-    Each { run: fn(Arc<Lanes>, usize) -> BoxFuture<()>, service: fn() -> HandlerService },
+    Each { run: fn(Arc<Lanes>, usize) -> BoxFuture<()>, service: fn() -> HandlerService, blocking: bool },
     Batches(fn(Arc<Lanes>, usize) -> BoxFuture<()>),
     Dynamic { run: Arc<dyn Fn(Arc<Lanes>, usize) -> BoxFuture<()> + Send + Sync>, service: HandlerService },
 }
@@ -34,6 +34,7 @@ impl Worker {
         Self(Kind::Each {
             run: |lanes, slot| Box::pin(run::each(Arc::new(Static::<H>::new()), lanes, slot)),
             service: || service_of(Arc::new(Static::<H>::new())),
+            blocking: H::BLOCKING,
         })
     }
 
@@ -53,16 +54,21 @@ impl Worker {
 
     /// This worker with `layers` around its handler, the first one outermost.
     pub(crate) fn layered(&self, layers: &[Arc<dyn HandlerLayer>]) -> Layered {
+        let blocking = matches!(self.0, Kind::Each { blocking: true, .. });
         let service = match &self.0 {
-            _ if layers.is_empty() => return Layered { worker: self.clone(), batch_layers: None },
+            _ if layers.is_empty() => return Layered { worker: self.clone(), batch_layers: None, blocking },
             Kind::Batches(_) => {
-                return Layered { worker: self.clone(), batch_layers: Some(BatchLayers::new(layers)) };
+                return Layered {
+                    worker: self.clone(),
+                    batch_layers: Some(BatchLayers::new(layers)),
+                    blocking,
+                };
             }
             Kind::Each { service, .. } => service(),
             Kind::Dynamic { service, .. } => service.clone(),
         };
         let service = layers.iter().rev().fold(service, |inner, layer| layer.around(inner));
-        Layered { worker: Self::of_handler(service), batch_layers: None }
+        Layered { worker: Self::of_handler(service), batch_layers: None, blocking }
     }
 
     /// One loop of this worker; `slot` is its place among the workers of the same lanes.
@@ -79,6 +85,8 @@ impl Worker {
 pub(crate) struct Layered {
     worker: Worker,
     batch_layers: Option<BatchLayers>,
+    /// The handler inside runs on a thread of its own.
+    blocking: bool,
 }
 
 impl fmt::Debug for Worker {

@@ -134,7 +134,7 @@ impl Hand {
 
     fn take(&mut self, open: Open) {
         let delivery = open.delivery(&self.lanes.scope);
-        self.deliveries.push(delivery);
+        self.deliveries.push(if self.lanes.layered.blocking { delivery.with_calls() } else { delivery });
         self.held.push(Some(open));
     }
 

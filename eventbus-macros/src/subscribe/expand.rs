@@ -294,19 +294,19 @@ fn adapter_impl(args: &Args, handler: &Handler, adapter: &Ident) -> TokenStream 
         let __answer: #answer_type = #called;
         #answer
     };
-    let body = match args.blocking {
-        Some(_) => quote! {
-            let __owned = __p::Clone::clone(__delivery);
-            __p::blocking(move || {
-                let __delivery = &__owned;
-                #body
-            })
-            .await
-        },
-        None => body,
+    let (blocking, body) = match args.blocking {
+        Some(_) => (
+            Some(quote!(
+                const BLOCKING: bool = true;
+            )),
+            quote!(__p::blocking(__delivery, |__delivery| { #body }).await),
+        ),
+        None => (None, body),
     };
     quote_spanned! {at_name=>
         impl __p::StaticHandler for #adapter {
+            #blocking
+
             async fn call(__delivery: &__p::Delivery) -> __p::Outcome {
                 #body
             }
