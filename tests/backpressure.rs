@@ -129,3 +129,44 @@ async fn what_handlers_publish_has_a_reserve_of_the_same_size_and_never_waits() 
     let outside = timeout(Duration::from_secs(3600), bus.publish(&Ping { number: 4 }).into_future()).await;
     assert!(outside.is_err(), "a publisher outside waits for room");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_in_one_go_keeps_its_order_while_it_waits_for_room() {
+    for _ in 0..100 {
+        let (bus, broker) = bus_on(MemoryBroker::builder().capacity(2)).await;
+        let seen = pings(&bus, "g").await;
+        bus.start().unwrap();
+        let pings: Vec<_> = (0..64).map(|number| Ping { number }).collect();
+        let answers = bus.publish_all(&pings).await;
+        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+        broker.settled().await;
+        let offsets = seen.all();
+        assert!(offsets.is_sorted(), "{offsets:?}");
+        assert_eq!(offsets.len(), 64);
+    }
+}
+
+#[tokio::test]
+async fn a_publish_that_is_dropped_while_it_waits_takes_no_place() {
+    let (bus, broker) = bus_on(MemoryBroker::builder().capacity(2)).await;
+    let (roomy, full) = (pings(&bus, "roomy").await, pings(&bus, "full").await);
+    for number in 0..2 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    for _ in 0..100 {
+        let mut publish = bus.publish(&Ping { number: 9 }).into_future();
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(std::pin::Pin::new(&mut publish).poll(&mut context).is_pending());
+    }
+    bus.start().unwrap();
+    for number in 2..100 {
+        timeout(Duration::from_secs(30), bus.publish(&Ping { number }))
+            .await
+            .expect("there is room")
+            .unwrap();
+    }
+    broker.settled().await;
+    for seen in [roomy, full] {
+        assert_eq!(seen.len(), 100, "{:?}", seen.all());
+    }
+}

@@ -11,7 +11,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 /// The text of a panic in code of others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,6 +170,37 @@ impl<T: fmt::Debug> fmt::Debug for Kept<T> {
 
 fn catch<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(code)).map_err(Panicked::new)
+}
+
+/// Wakers that were found under a lock, to be called once none is held: what they run may take any lock.
+#[derive(Default)]
+#[must_use = "whoever waits is woken by `wake`"]
+pub(crate) struct Wakers {
+    // Almost always there is one, which needs no list.
+    first: Option<Waker>,
+    more: Vec<Waker>,
+}
+
+impl Wakers {
+    pub(crate) fn add(&mut self, waker: Waker) {
+        match &self.first {
+            None => self.first = Some(waker),
+            Some(_) => self.more.push(waker),
+        }
+    }
+
+    /// Calls them all. One that panics is no reason to leave the others asleep.
+    pub(crate) fn wake(self) {
+        for waker in self.first.into_iter().chain(self.more) {
+            tell("a waker", || waker.wake());
+        }
+    }
+}
+
+impl Extend<Waker> for Wakers {
+    fn extend<I: IntoIterator<Item = Waker>>(&mut self, wakers: I) {
+        wakers.into_iter().for_each(|waker| self.add(waker));
+    }
 }
 
 impl Panicked {

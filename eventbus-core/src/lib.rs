@@ -46,6 +46,7 @@ mod publisher;
 mod registry;
 mod state;
 mod subscription;
+mod sync;
 mod topic;
 mod trace_context;
 mod worker;

@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// A place in the order of locks: a thread takes locks in rising ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,7 +80,78 @@ impl<T> DerefMut for Locked<'_, T> {
     }
 }
 
-/// Says that this thread holds a lock of a rank: for locks that are no [`Lock`], such as one for many readers.
+/// A lock with a [`Rank`] that many may hold at once to read. As a [`Lock`] otherwise.
+pub struct SharedLock<T> {
+    rank: Rank,
+    value: RwLock<T>,
+}
+
+impl<T> SharedLock<T> {
+    /// A lock at `rank`.
+    pub const fn new(rank: Rank, value: T) -> Self {
+        Self { rank, value: RwLock::new(value) }
+    }
+
+    /// Waits until nobody writes.
+    ///
+    /// # Panics
+    /// As [`Lock::lock`].
+    pub fn read(&self) -> Reading<'_, T> {
+        let held = Held::enter(self.rank);
+        Reading { value: self.value.read().unwrap_or_else(PoisonError::into_inner), _held: held }
+    }
+
+    /// Waits until nobody reads or writes.
+    ///
+    /// # Panics
+    /// As [`Lock::lock`].
+    pub fn write(&self) -> Writing<'_, T> {
+        let held = Held::enter(self.rank);
+        Writing { value: self.value.write().unwrap_or_else(PoisonError::into_inner), _held: held }
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for SharedLock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.value.fmt(f)
+    }
+}
+
+/// What a [`SharedLock`] guards, to read it.
+pub struct Reading<'a, T> {
+    value: RwLockReadGuard<'a, T>,
+    _held: Held,
+}
+
+impl<T> Deref for Reading<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+/// What a [`SharedLock`] guards, to change it.
+pub struct Writing<'a, T> {
+    value: RwLockWriteGuard<'a, T>,
+    _held: Held,
+}
+
+impl<T> Deref for Writing<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for Writing<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}
+
+/// Says that this thread holds a lock of a rank.
 #[must_use = "the rank is held until this is dropped"]
 pub struct Held(#[cfg(debug_assertions)] Rank);
 

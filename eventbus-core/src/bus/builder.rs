@@ -7,6 +7,7 @@ use crate::census::{self, Findings};
 use crate::envelope::Envelope;
 use crate::error::{Result, StartupError};
 use crate::foreign::Kept;
+use crate::lock::{Lock, Rank};
 use crate::middleware::HandlerLayer;
 use crate::observe::Observer;
 use crate::printable::printable;
@@ -17,7 +18,7 @@ use crate::subscription::{Policy, Subscription};
 use smol_str::SmolStr;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Notify;
 
@@ -280,13 +281,13 @@ impl BusBuilder {
                 layers: self.layers,
                 drain: self.drain,
                 watchdog: OnceLock::new(),
-                stage: Mutex::new(Stage::default()),
+                stage: Lock::new(Rank::BUS, Stage::default()),
                 ended: Notify::new(),
             }),
         };
         for subscriber in subscribers {
             let lanes = bus.open(subscriber).await?;
-            bus.shared.stage().lanes.push(lanes);
+            bus.shared.stage.lock().lanes.push(lanes);
         }
         Ok(bus)
     }

@@ -9,6 +9,7 @@ mod pass;
 mod rebuild;
 mod replay;
 mod signal;
+mod stage;
 
 pub use builder::BusBuilder;
 pub use on::{On, SubscriptionHandle};
@@ -19,6 +20,7 @@ use crate::broker::{AuditLog, Broker, DeadLetters, Groups, SubscribeRequest};
 use crate::census;
 use crate::delivery::Scope;
 use crate::error::{BrokerError, Error, Result, StartupError};
+use crate::lock::Lock;
 use crate::middleware::HandlerLayer;
 use crate::publisher::{Outlet, Publisher};
 use crate::registry::Subscriber;
@@ -26,10 +28,11 @@ use crate::state::States;
 use crate::subscription::{Policy, Subscription};
 use crate::topic::Pattern;
 use crate::worker::{Lanes, Watchdog};
+use stage::{Closing, Stage};
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -72,20 +75,8 @@ struct Shared {
     layers: Vec<(Option<String>, Arc<dyn HandlerLayer>)>,
     drain: Duration,
     watchdog: OnceLock<Arc<Watchdog>>,
-    stage: Mutex<Stage>,
+    stage: Lock<Stage>,
     ended: Notify,
-}
-
-#[derive(Default)]
-struct Stage {
-    running: bool,
-    /// A shutdown has begun.
-    closed: bool,
-    /// A shutdown is over.
-    ended: bool,
-    lanes: Vec<Arc<Lanes>>,
-    /// The lanes of replays that are under way.
-    replays: Vec<Arc<Lanes>>,
 }
 
 impl Bus {
@@ -117,8 +108,9 @@ impl Bus {
     /// # Errors
     /// Where there is no subscription, where the bus was shut down before, and as `shutdown`.
     pub async fn run(&self) -> Result<()> {
-        self.start()?;
+        // A signal that comes with the first deliveries is a shutdown already.
         let mut signals = signal::Signals::new()?;
+        self.start()?;
         race(signals.next(), self.ended()).await;
         tracing::info!(target: "eventbus", "shutting down; another signal cuts it short");
         let forced = async {
@@ -150,16 +142,18 @@ impl Bus {
     /// # Errors
     /// Where there is no subscription, and where the bus was shut down before.
     pub fn start(&self) -> Result<()> {
-        let mut stage = self.shared.stage();
+        let mut stage = self.shared.stage.lock();
         if stage.closed {
             return Err(Error::Closed);
         }
         if stage.lanes.is_empty() {
             return Err(StartupError::new(vec![census::NO_SUBSCRIPTIONS.to_owned()]).into());
         }
-        if !std::mem::replace(&mut stage.running, true) {
-            stage.lanes.iter().for_each(|lanes| lanes.start());
-        }
+        // Whatever is subscribed from now on begins by itself.
+        let first = !std::mem::replace(&mut stage.running, true);
+        let lanes = if first { stage.lanes.clone() } else { Vec::new() };
+        drop(stage);
+        lanes.iter().for_each(|lanes| lanes.start());
         Ok(())
     }
 
@@ -176,7 +170,7 @@ impl Bus {
     /// Dropped before it is done, the bus has ended all the same; handlers that run are not waited for.
     pub async fn shutdown(&self) -> Result<()> {
         let shared = &self.shared;
-        let Some(Closing { lanes, replays, running }) = shared.stage().close() else {
+        let Some(Closing { lanes, replays, running }) = shared.stage.lock().close() else {
             self.ended().await;
             return Ok(());
         };
@@ -226,7 +220,7 @@ impl Bus {
     /// made at run time.
     #[must_use]
     pub fn subscriptions(&self) -> Vec<Subscription> {
-        self.shared.stage().lanes.iter().map(|lanes| lanes.subscription().clone()).collect()
+        self.shared.stage.lock().lanes.iter().map(|lanes| lanes.subscription().clone()).collect()
     }
 
     /// The events that subscriptions gave up on: to list them, to deliver them again to the group that failed,
@@ -318,7 +312,7 @@ impl Bus {
     async fn ended(&self) {
         let mut ended = std::pin::pin!(self.shared.ended.notified());
         ended.as_mut().enable();
-        if !self.shared.stage().ended {
+        if !self.shared.stage.lock().ended {
             ended.await;
         }
     }
@@ -326,7 +320,7 @@ impl Bus {
     /// Nothing is published and nothing is handled any more.
     fn end(&self) {
         self.shared.outlet.close();
-        let mut stage = self.shared.stage();
+        let mut stage = self.shared.stage.lock();
         stage.ended = true;
         let mut lanes = std::mem::take(&mut stage.lanes);
         lanes.append(&mut stage.replays);
@@ -337,7 +331,7 @@ impl Bus {
 
     /// Drops what is still being handled, unsettled.
     fn cut_off(&self) -> Error {
-        let stage = self.shared.stage();
+        let stage = self.shared.stage.lock();
         let lanes = [stage.lanes.as_slice(), &stage.replays].concat();
         drop(stage);
         let unfinished = lanes.iter().map(|lanes| lanes.handled()).sum();
@@ -365,32 +359,13 @@ impl Deref for Bus {
 
 impl fmt::Debug for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let stage = self.shared.stage();
+        let stage = self.shared.stage.lock();
         f.debug_struct("Bus")
             .field("broker", &self.shared.broker.name())
             .field("subscriptions", &stage.lanes.len())
             .field("running", &(stage.running && !stage.closed))
             .finish_non_exhaustive()
     }
-}
-
-impl Stage {
-    /// Begins the shutdown: what is to be ended. Nothing, where it has begun before.
-    fn close(&mut self) -> Option<Closing> {
-        let first = !std::mem::replace(&mut self.closed, true);
-        first.then(|| Closing {
-            lanes: self.lanes.clone(),
-            replays: self.replays.clone(),
-            running: self.running,
-        })
-    }
-}
-
-/// What a shutdown ends.
-struct Closing {
-    lanes: Vec<Arc<Lanes>>,
-    replays: Vec<Arc<Lanes>>,
-    running: bool,
 }
 
 /// Resolves once nothing is being handled in any of these.
@@ -400,16 +375,11 @@ async fn idle(lanes: &[Arc<Lanes>]) {
     }
 }
 
-impl Shared {
-    fn stage(&self) -> MutexGuard<'_, Stage> {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Drop for Shared {
     /// A bus that nobody holds any more takes nothing more; handlers that run finish.
     fn drop(&mut self) {
-        self.stage().lanes.iter().for_each(|lanes| lanes.stop());
+        let lanes = std::mem::take(&mut self.stage.lock().lanes);
+        lanes.iter().for_each(|lanes| lanes.stop());
     }
 }
 

@@ -1,14 +1,14 @@
 //! Subscriptions that are made at run time.
 
 use super::Bus;
+use super::stage::Opening;
 use crate::backoff::Backoff;
 use crate::census;
 use crate::delivery::Delivery;
-use crate::error::{Error, Result, StartupError};
+use crate::error::Result;
 use crate::event::Event;
 use crate::handler::{BoxFuture, Handler, OnDelivery, OnEvent};
 use crate::outcome::IntoOutcome;
-use crate::printable::printable;
 use crate::registry::Subscriber;
 use crate::subscription::{Options, Subscription};
 use crate::topic::Pattern;
@@ -74,24 +74,6 @@ impl Bus {
         R: Future<Output: IntoOutcome> + Send + 'static,
     {
         On::new(self, pattern.as_ref(), OnDelivery::new(handler), Location::caller())
-    }
-}
-
-impl Bus {
-    /// Checks a new subscription against those that there are.
-    fn check(&self, new: &Subscription) -> Result<(), StartupError> {
-        let shared = &self.shared;
-        let stage = shared.stage();
-        let known: Vec<_> = stage.lanes.iter().map(|lanes| lanes.subscription()).collect();
-        let census::Findings { mut mistakes, warnings } = census::check_new(&known, new);
-        mistakes.extend(census::check_fit(
-            &[new],
-            &shared.states,
-            shared.broker.name(),
-            shared.broker.features(),
-        ));
-        warnings.iter().for_each(|warning| tracing::warn!(target: "eventbus", "{}", printable(warning)));
-        if mistakes.is_empty() { Ok(()) } else { Err(StartupError::new(mistakes)) }
     }
 }
 
@@ -170,17 +152,9 @@ impl On {
     async fn begin(self) -> Result<SubscriptionHandle> {
         let Self { bus, subscriber } = self;
         Pattern::new(&subscriber.subscription.pattern)?;
-        bus.check(&subscriber.subscription)?;
+        let opening = Opening::begin(&bus.shared, &subscriber.subscription)?;
         let lanes = bus.open(&subscriber).await?;
-        let mut stage = bus.shared.stage();
-        if stage.closed {
-            return Err(Error::Closed);
-        }
-        stage.lanes.push(Arc::clone(&lanes));
-        if stage.running {
-            lanes.start();
-        }
-        drop(stage);
+        opening.end(&lanes)?;
         Ok(SubscriptionHandle { bus, lanes })
     }
 }
@@ -219,13 +193,13 @@ impl SubscriptionHandle {
         // A rebuild puts other lanes of the subscription in the place of these, perhaps right now.
         let current = || {
             let ours = |lanes: &&Arc<Lanes>| Arc::ptr_eq(lanes.scope(), self.lanes.scope());
-            self.bus.shared.stage().lanes.iter().find(ours).cloned()
+            self.bus.shared.stage.lock().lanes.iter().find(ours).cloned()
         };
         while let Some(current) = current() {
             current.stop();
             current.idle().await;
             current.close();
-            self.bus.shared.stage().lanes.retain(|lanes| !Arc::ptr_eq(lanes, &current));
+            self.bus.shared.stage.lock().lanes.retain(|lanes| !Arc::ptr_eq(lanes, &current));
         }
     }
 }

@@ -78,7 +78,7 @@ impl Pass {
             };
             pass.lanes.push(lanes.again(scope, plan.concurrency, source));
         }
-        let mut stage = bus.shared.stage();
+        let mut stage = bus.shared.stage.lock();
         if stage.closed {
             return Err(Error::Closed);
         }
@@ -143,7 +143,7 @@ impl Drop for Pass {
     fn drop(&mut self) {
         self.lanes.iter().for_each(|lanes| lanes.stop());
         let ours = |lanes: &Arc<Lanes>| self.lanes.iter().any(|own| Arc::ptr_eq(own, lanes));
-        self.bus.shared.stage().replays.retain(|lanes| !ours(lanes));
+        self.bus.shared.stage.lock().replays.retain(|lanes| !ours(lanes));
         self.lanes.iter().for_each(|lanes| lanes.close());
     }
 }

@@ -2,6 +2,7 @@
 
 use super::pass::{Journal, OnProgress, Pass, Plan};
 use super::replay::{Overrides, ReplayProgress, ReplayReport, refused};
+use super::stage::Stage;
 use super::{Bus, idle};
 use crate::broker::{Groups, Offset, ReplayFrom, ReplayUntil, SubscribeRequest};
 use crate::error::{BoxError, Error, Result};
@@ -90,11 +91,11 @@ impl Bus {
     /// Opens the subscription of lanes that were stopped again, in their place; unless it, or the bus, has ended.
     async fn reopen(&self, stopped: &Arc<Lanes>) -> Result<()> {
         let shared = &self.shared;
-        let place = |stage: &super::Stage| {
+        let place = |stage: &Stage| {
             let place = stage.lanes.iter().position(|lanes| Arc::ptr_eq(lanes, stopped));
             place.filter(|_| !stage.closed)
         };
-        if place(&shared.stage()).is_none() {
+        if place(&shared.stage.lock()).is_none() {
             return Ok(());
         }
         let subscription = stopped.subscription();
@@ -104,12 +105,15 @@ impl Bus {
             start: stopped.policy().start,
         });
         let lanes = stopped.again(Arc::clone(stopped.scope()), None, source.await?);
-        let mut stage = shared.stage();
-        if let Some(place) = place(&stage) {
+        let mut stage = shared.stage.lock();
+        let place = place(&stage);
+        if let Some(place) = place {
             stage.lanes[place] = Arc::clone(&lanes);
-            if stage.running {
-                lanes.start();
-            }
+        }
+        let running = place.is_some() && stage.running;
+        drop(stage);
+        if running {
+            lanes.start();
         }
         Ok(())
     }

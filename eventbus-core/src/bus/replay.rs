@@ -70,7 +70,7 @@ impl Bus {
 
     /// The live lanes of a group.
     pub(super) fn lanes_of(&self, group: &str) -> Result<Vec<Arc<Lanes>>> {
-        let stage = self.shared.stage();
+        let stage = self.shared.stage.lock();
         if stage.closed {
             return Err(Error::Closed);
         }

@@ -6,16 +6,17 @@ use super::routes::Routes;
 use crate::broker::{BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters};
 use crate::envelope::Envelope;
 use crate::error::BrokerError;
+use crate::lock::{Lock, Rank, SharedLock};
 use crate::printable::printable;
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::Arc;
 
 /// The latest dead letters, in memory.
 pub(super) struct MemoryDeadLetters {
     capacity: usize,
-    kept: Mutex<Kept>,
-    routes: Arc<RwLock<Routes>>,
+    kept: Lock<Kept>,
+    routes: Arc<SharedLock<Routes>>,
     outstanding: Arc<Outstanding>,
 }
 
@@ -26,18 +27,23 @@ struct Kept {
 }
 
 impl MemoryDeadLetters {
-    pub(super) fn new(capacity: usize, routes: Arc<RwLock<Routes>>, outstanding: Arc<Outstanding>) -> Self {
-        Self { capacity, kept: Mutex::default(), routes, outstanding }
+    pub(super) fn new(
+        capacity: usize,
+        routes: Arc<SharedLock<Routes>>,
+        outstanding: Arc<Outstanding>,
+    ) -> Self {
+        Self { capacity, kept: Lock::new(Rank::BROKER_LAST, Kept::default()), routes, outstanding }
     }
 
     pub(super) fn keep(&self, dead_letter: DeadLetter) {
-        let mut kept = self.lock();
-        kept.last_id += 1;
-        let id = DeadLetterId(kept.last_id);
-        kept.letters.insert(id, Arc::new(dead_letter));
-        if kept.letters.len() > self.capacity
-            && let Some((id, letter)) = kept.letters.pop_first()
-        {
+        let oldest = {
+            let mut kept = self.kept.lock();
+            kept.last_id += 1;
+            let id = DeadLetterId(kept.last_id);
+            kept.letters.insert(id, Arc::new(dead_letter));
+            if kept.letters.len() > self.capacity { kept.letters.pop_first() } else { None }
+        };
+        if let Some((id, letter)) = oldest {
             tracing::error!(
                 target: "eventbus", id = %printable(id), topic = %printable(letter.envelope.topic()),
                 group = %printable(&letter.group), event = %printable(letter.envelope.id()), capacity = self.capacity,
@@ -46,37 +52,39 @@ impl MemoryDeadLetters {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn republish_now(&self, id: DeadLetterId, payload: Option<Bytes>) -> Result<bool, BrokerError> {
-        // The lock is held throughout, so that two calls at once deliver the event once.
-        let mut kept = self.lock();
-        let Some(letter) = kept.letters.get(&id) else { return Ok(false) };
-        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(queue) = routes.of_group(&letter.group, letter.envelope.topic()) else {
-            return Err(BrokerError::new(format!(
-                "cannot re-publish dead letter {id}: the group `{}` does not listen on \"{}\" any more; \
-                 start a subscription of that group first",
-                letter.group,
-                letter.envelope.topic(),
-            )));
-        };
+        // It is taken out first, so that two calls at once deliver the event once.
+        let Some(letter) = self.take(id) else { return Ok(false) };
         let envelope = match payload {
             Some(payload) => Arc::new(Envelope::clone(&letter.envelope).with_payload(payload)),
             None => Arc::clone(&letter.envelope),
         };
+        let queue = self.routes.read().of_group(&letter.group, letter.envelope.topic());
         self.outstanding.add(1);
-        queue.push_again(Waiting { envelope, offset: letter.offset, attempt: 1 });
-        kept.letters.remove(&id);
-        Ok(true)
+        let waiting = Waiting { envelope, offset: letter.offset, attempt: 1 };
+        // A queue whose last reader has just left takes nothing, as one that is not there.
+        if queue.is_some_and(|queue| queue.push_again(waiting)) {
+            return Ok(true);
+        }
+        self.outstanding.remove(1);
+        let error = BrokerError::new(format!(
+            "cannot re-publish dead letter {id}: the group `{}` does not listen on \"{}\" any more; \
+             start a subscription of that group first",
+            letter.group,
+            letter.envelope.topic(),
+        ));
+        self.kept.lock().letters.insert(id, letter);
+        Err(error)
+    }
+
+    fn take(&self, id: DeadLetterId) -> Option<Arc<DeadLetter>> {
+        self.kept.lock().letters.remove(&id)
     }
 }
 
 impl DeadLetters for MemoryDeadLetters {
     fn find(&self, query: DeadLetterQuery) -> BrokerFuture<Result<DeadLetterList, BrokerError>> {
-        let kept = self.lock();
+        let kept = self.kept.lock();
         let wanted = kept.letters.iter().filter(|(id, letter)| query.matches(**id, letter));
         let letters = wanted.map(|(id, letter)| (*id, Arc::clone(letter))).take(query.limit).collect();
         BrokerFuture::ready(Ok(letters))
@@ -87,6 +95,6 @@ impl DeadLetters for MemoryDeadLetters {
     }
 
     fn purge(&self, id: DeadLetterId) -> BrokerFuture<Result<bool, BrokerError>> {
-        BrokerFuture::ready(Ok(self.lock().letters.remove(&id).is_some()))
+        BrokerFuture::ready(Ok(self.take(id).is_some()))
     }
 }

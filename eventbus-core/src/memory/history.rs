@@ -3,38 +3,39 @@
 use super::queue::Waiting;
 use crate::broker::{AuditQuery, Offset, Recorded, ReplayFrom, ReplayRequest, ReplayUntil};
 use crate::envelope::Envelope;
+use crate::lock::{Lock, Locked, Rank, assert_none_held};
 use crate::topic::Pattern;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use tokio::sync::Notify;
 
 /// The latest events, up to a number. Whoever publishes or opens a group holds the lock throughout, so that no event
 /// is both in the history of a new group and in its queue, or in neither.
 pub(super) struct History {
-    limit: usize,
-    events: Mutex<Events>,
+    events: Lock<Events>,
     /// Tells those who follow the log that it grew.
     grown: Notify,
 }
 
 /// The events that are kept, oldest first.
-#[derive(Default)]
-pub(super) struct Events(VecDeque<(Offset, Arc<Envelope>)>);
+pub(super) struct Events {
+    limit: usize,
+    kept: VecDeque<(Offset, Arc<Envelope>)>,
+}
 
 impl History {
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, events: Mutex::default(), grown: Notify::new() }
+        let events = Events { limit, kept: VecDeque::new() };
+        Self { events: Lock::new(Rank::BROKER, events), grown: Notify::new() }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Events> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> Locked<'_, Events> {
+        self.events.lock()
     }
 
-    pub(super) fn keep(&self, events: &mut Events, offset: Offset, envelope: &Arc<Envelope>) {
-        if events.0.len() == self.limit {
-            events.0.pop_front();
-        }
-        events.0.push_back((offset, Arc::clone(envelope)));
+    /// Wakes those who follow the log.
+    pub(super) fn tell(&self) {
+        assert_none_held("a waker");
         self.grown.notify_waiters();
     }
 
@@ -52,6 +53,14 @@ impl History {
 }
 
 impl Events {
+    /// Adds the latest event. The answer is what had to make room for it, to be dropped once no lock is held.
+    pub(super) fn keep(&mut self, offset: Offset, envelope: &Arc<Envelope>) -> Option<Arc<Envelope>> {
+        let full = self.kept.len() == self.limit;
+        let forgotten = if full { self.kept.pop_front() } else { None };
+        self.kept.push_back((offset, Arc::clone(envelope)));
+        forgotten.map(|(_, envelope)| envelope)
+    }
+
     /// What a group that listens on `pattern` begins with.
     pub(super) fn matching(&self, pattern: &Pattern) -> Vec<Waiting> {
         self.select(pattern, |_, _| true)
@@ -83,19 +92,19 @@ impl Events {
             None => true,
         };
         if query.newest_first {
-            self.0.iter().rev().filter_map(recorded).filter(behind).take(query.limit).collect()
+            self.kept.iter().rev().filter_map(recorded).filter(behind).take(query.limit).collect()
         } else {
-            self.0.iter().filter_map(recorded).filter(behind).take(query.limit).collect()
+            self.kept.iter().filter_map(recorded).filter(behind).take(query.limit).collect()
         }
     }
 
     /// The place of the latest event.
     pub(super) fn latest(&self) -> Option<Offset> {
-        self.0.back().map(|(offset, _)| *offset)
+        self.kept.back().map(|(offset, _)| *offset)
     }
 
     fn select(&self, pattern: &Pattern, wanted: impl Fn(Offset, &Envelope) -> bool) -> Vec<Waiting> {
-        let matching = self.0.iter().filter(|(offset, envelope)| {
+        let matching = self.kept.iter().filter(|(offset, envelope)| {
             pattern.matches(envelope.topic().as_str()) && wanted(*offset, envelope)
         });
         matching

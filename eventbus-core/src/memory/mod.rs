@@ -3,6 +3,7 @@
 
 mod dead_letters;
 mod history;
+mod places;
 mod queue;
 mod routes;
 
@@ -12,14 +13,18 @@ use crate::broker::{
 };
 use crate::envelope::Envelope;
 use crate::error::{BrokerError, PublishError};
+use crate::foreign::Wakers;
+use crate::lock::{Rank, SharedLock, assert_none_held};
 use crate::topic::Pattern;
 use dead_letters::MemoryDeadLetters;
 use history::History;
 use queue::{Kind, MemoryDeliveries, Queue, Waiting};
 use routes::Routes;
 use std::fmt;
+use std::future::poll_fn;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::task::{Context, Poll};
 use tokio::sync::Notify;
 
 /// A broker in this process's memory: for programs that need no durability, and for tests.
@@ -129,7 +134,7 @@ impl MemoryBrokerBuilder {
     /// The broker.
     #[must_use]
     pub fn build(self) -> MemoryBroker {
-        let routes = Arc::new(RwLock::new(Routes::default()));
+        let routes = Arc::new(SharedLock::new(Rank::BROKER_INNER, Routes::default()));
         let outstanding = Arc::new(Outstanding::default());
         MemoryBroker(Arc::new(Shared {
             dead_letters: Arc::new(MemoryDeadLetters::new(
@@ -148,7 +153,7 @@ impl MemoryBrokerBuilder {
 }
 
 struct Shared {
-    routes: Arc<RwLock<Routes>>,
+    routes: Arc<SharedLock<Routes>>,
     capacity: usize,
     overflow: Overflow,
     offsets: AtomicU64,
@@ -160,28 +165,51 @@ struct Shared {
 impl Shared {
     /// Puts the envelope into the queue of each group that listens, or into none of them.
     fn offer(&self, envelope: &Arc<Envelope>) -> Result<(), Arc<Queue>> {
-        let history = self.history.as_ref().map(|history| (history, history.lock()));
-        let queues = routes::matching(&self.routes, envelope.topic());
-        if queues.is_empty() && history.is_none() {
-            return Ok(());
-        }
         let caused = envelope.causation_depth() > 0;
         let limit = if caused { self.capacity.saturating_mul(2) } else { self.capacity };
-        for (reserved, queue) in queues.iter().enumerate() {
-            if !queue.reserve(limit) {
-                queues[..reserved].iter().for_each(|queue| queue.unreserve(1));
-                return Err(Arc::clone(queue));
+        // What is dropped or called at the end, with no lock held.
+        let (queues, forgotten);
+        let (mut wakers, mut refused) = (Wakers::default(), 0);
+        {
+            let mut history = self.history.as_ref().map(History::lock);
+            queues = routes::matching(&self.routes, envelope.topic());
+            if queues.is_empty() && history.is_none() {
+                return Ok(());
+            }
+            if let Err(full) = take_places(&queues, limit, &mut wakers) {
+                drop(history);
+                wakers.wake();
+                return Err(full);
+            }
+            self.outstanding.add(queues.len());
+            let offset = Offset::new(self.offsets.fetch_add(1, Ordering::Relaxed).into());
+            forgotten = history.as_mut().and_then(|events| events.keep(offset, envelope));
+            for queue in queues.iter() {
+                let delivery = Waiting { envelope: Arc::clone(envelope), offset, attempt: 1 };
+                refused += usize::from(!queue.push(delivery, &mut wakers));
             }
         }
-        self.outstanding.add(queues.len());
-        let offset = Offset::new(self.offsets.fetch_add(1, Ordering::Relaxed).into());
-        if let Some((history, mut events)) = history {
-            history.keep(&mut events, offset, envelope);
+        wakers.wake();
+        drop(forgotten);
+        if refused > 0 {
+            self.outstanding.remove(refused);
         }
-        for queue in queues.iter() {
-            queue.push(Waiting { envelope: Arc::clone(envelope), offset, attempt: 1 });
+        if let Some(history) = &self.history {
+            history.tell();
         }
         Ok(())
+    }
+
+    /// Publishes, unless the publisher has to wait for room in this queue.
+    fn publish_now(&self, envelope: &Arc<Envelope>) -> Result<Result<(), PublishError>, Arc<Queue>> {
+        match self.offer(envelope) {
+            Ok(()) => Ok(Ok(())),
+            // A handler that waited here could be waiting for itself.
+            Err(full) if self.overflow == Overflow::Error || envelope.causation_depth() > 0 => {
+                Ok(Err(self.full(&full, envelope)))
+            }
+            Err(full) => Err(full),
+        }
     }
 
     /// A queue that begins with `deliveries`.
@@ -215,35 +243,41 @@ impl Broker for MemoryBroker {
     }
 
     fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
-        let Err(queue) = self.0.offer(&envelope) else { return BrokerFuture::ready(Ok(())) };
-        // A handler that waited here could be waiting for itself.
-        if self.0.overflow == Overflow::Error || envelope.causation_depth() > 0 {
-            return BrokerFuture::ready(Err(self.0.full(&queue, &envelope)));
+        match self.0.publish_now(&envelope) {
+            Ok(answer) => BrokerFuture::ready(answer),
+            Err(full) => BrokerFuture::new(wait(Arc::clone(&self.0), envelope, full)),
         }
-        let shared = Arc::clone(&self.0);
-        BrokerFuture::new(async move {
-            let mut next = queue;
-            loop {
-                let full = next;
-                let mut room = std::pin::pin!(full.room());
-                // From here on no room that is made is missed; some may have been made already.
-                room.as_mut().enable();
-                next = match shared.offer(&envelope) {
-                    Ok(()) => return Ok(()),
-                    Err(queue) => queue,
-                };
-                if Arc::ptr_eq(&next, &full) {
-                    room.await;
+    }
+
+    fn publish_all(&self, envelopes: Vec<Arc<Envelope>>) -> BrokerFuture<Vec<Result<(), PublishError>>> {
+        let (shared, mut left) = (Arc::clone(&self.0), envelopes.into_iter());
+        let mut answers = Vec::with_capacity(left.len());
+        while let Some(envelope) = left.next() {
+            match shared.publish_now(&envelope) {
+                Ok(answer) => answers.push(answer),
+                Err(full) => {
+                    // Whatever comes after one that waits comes after it in the queues as well.
+                    return BrokerFuture::new(async move {
+                        answers.push(wait(Arc::clone(&shared), envelope, full).await);
+                        for envelope in left {
+                            answers.push(match shared.publish_now(&envelope) {
+                                Ok(answer) => answer,
+                                Err(full) => wait(Arc::clone(&shared), envelope, full).await,
+                            });
+                        }
+                        answers
+                    });
                 }
             }
-        })
+        }
+        BrokerFuture::ready(answers)
     }
 
     fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
         let SubscribeRequest { group, pattern, start } = request;
         let history = self.0.history.as_ref().filter(|_| start == Start::Earliest).map(History::lock);
         let earlier = history.as_ref().map(|events| events.matching(&pattern)).unwrap_or_default();
-        let mut routes = self.0.routes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = self.0.routes.write();
         let queue = routes.queue(&group, &pattern, || self.0.queue(&group, &pattern, earlier));
         BrokerFuture::ready(Ok(Box::new(MemoryDeliveries::new(
             queue,
@@ -285,7 +319,7 @@ impl Replayable for MemoryBroker {
         let queue = self.0.queue(&request.group, &request.pattern, deliveries);
         queue.add_reader();
         let kind = if request.until == ReplayUntil::Live {
-            self.0.routes.write().unwrap_or_else(PoisonError::into_inner).add_replay(&queue);
+            self.0.routes.write().add_replay(&queue);
             Kind::LiveReplay
         } else {
             Kind::Replay
@@ -315,6 +349,52 @@ impl AuditLog for MemoryBroker {
     }
 }
 
+/// A place in each of these queues, or in none of them and the one that is full.
+fn take_places(queues: &[Arc<Queue>], limit: usize, wakers: &mut Wakers) -> Result<(), Arc<Queue>> {
+    let Some(full) = queues.iter().position(|queue| !queue.places.take(limit)) else { return Ok(()) };
+    for queue in &queues[..full] {
+        wakers.extend(queue.places.give_back(1));
+    }
+    Err(Arc::clone(&queues[full]))
+}
+
+/// Publishes once there is room, first of all in the queue that was full.
+async fn wait(shared: Arc<Shared>, envelope: Arc<Envelope>, full: Arc<Queue>) -> Result<(), PublishError> {
+    let mut line = InLine { queue: full, number: None };
+    poll_fn(|context| {
+        loop {
+            // From here on no room that is made is missed; some may have been made already.
+            line.enter(context);
+            match shared.offer(&envelope) {
+                Ok(()) => return Poll::Ready(Ok(())),
+                Err(full) if Arc::ptr_eq(&full, &line.queue) => return Poll::Pending,
+                Err(full) => line = InLine { queue: full, number: None },
+            }
+        }
+    })
+    .await
+}
+
+/// A publisher that waits for room in a queue; dropped, it waits no more.
+struct InLine {
+    queue: Arc<Queue>,
+    number: Option<u64>,
+}
+
+impl InLine {
+    fn enter(&mut self, context: &Context<'_>) {
+        self.number = Some(self.queue.places.enter_line(self.number, context.waker().clone()));
+    }
+}
+
+impl Drop for InLine {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.queue.places.leave_line(number);
+        }
+    }
+}
+
 fn no_history() -> BrokerError {
     BrokerError::new("the in-process broker keeps no history; build it with `.history(events)`")
 }
@@ -334,6 +414,7 @@ impl Outstanding {
 
     fn remove(&self, deliveries: usize) {
         if self.count.fetch_sub(deliveries, Ordering::AcqRel) == deliveries {
+            assert_none_held("a waker");
             self.none.notify_waiters();
         }
     }

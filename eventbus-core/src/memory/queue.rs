@@ -2,28 +2,28 @@
 
 use super::Outstanding;
 use super::dead_letters::MemoryDeadLetters;
+use super::places::Places;
 use super::routes::Routes;
 use crate::broker::{BrokerFuture, DeadLetter, Deliveries, Offset, Receipt, Received, Settler};
 use crate::envelope::Envelope;
 use crate::error::BrokerError;
+use crate::foreign::Wakers;
+use crate::lock::{Lock, Rank, SharedLock};
 use crate::printable::printable;
 use crate::topic::Pattern;
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::sync::Notify;
 
 /// What waits for delivery to one group.
 pub(super) struct Queue {
     group: String,
     pattern: Pattern,
-    /// Places that are taken, by what waits and by what is about to be pushed.
-    taken: AtomicUsize,
-    room: Notify,
-    inbox: Mutex<Inbox>,
+    /// Taken by what waits and by what is about to be pushed.
+    pub(super) places: Places,
+    inbox: Lock<Inbox>,
     outstanding: Arc<Outstanding>,
     dead_letters: Arc<MemoryDeadLetters>,
     /// The queue itself, for what comes back to it later.
@@ -31,6 +31,8 @@ pub(super) struct Queue {
 }
 
 struct Inbox {
+    /// What readers gave back, by its place. It was taken before everything that waits, so it goes first.
+    returned: VecDeque<Waiting>,
     waiting: VecDeque<Waiting>,
     /// The reader that sleeps in each place; a reader that leaves gives its place back.
     readers: Vec<Option<Waker>>,
@@ -44,6 +46,32 @@ pub(super) struct Waiting {
     pub(super) attempt: u32,
 }
 
+impl Inbox {
+    fn is_empty(&self) -> bool {
+        self.returned.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Moves at most `limit` deliveries into `taken`, which is empty.
+    fn take(&mut self, limit: usize, taken: &mut VecDeque<Waiting>) {
+        if self.returned.is_empty() && self.waiting.len() <= limit {
+            return std::mem::swap(&mut self.waiting, taken);
+        }
+        taken.extend(self.returned.drain(..limit.min(self.returned.len())));
+        taken.extend(self.waiting.drain(..(limit - taken.len()).min(self.waiting.len())));
+    }
+
+    /// Takes back what a reader had, in its place among what was given back, in whatever order that comes.
+    fn put_back(&mut self, delivery: Waiting) {
+        let place = self.returned.partition_point(|other| other.offset < delivery.offset);
+        self.returned.insert(place, delivery);
+    }
+
+    /// The readers that sleep.
+    fn rouse(&mut self, wakers: &mut Wakers) {
+        wakers.extend(self.readers.iter_mut().filter_map(Option::take));
+    }
+}
+
 impl Queue {
     pub(super) fn new(
         group: String,
@@ -52,12 +80,17 @@ impl Queue {
         outstanding: Arc<Outstanding>,
         dead_letters: Arc<MemoryDeadLetters>,
     ) -> Arc<Self> {
+        let inbox = Inbox {
+            returned: VecDeque::new(),
+            waiting: VecDeque::new(),
+            readers: Vec::new(),
+            open_readers: 0,
+        };
         Arc::new_cyclic(|queue| Self {
             group,
             pattern,
-            taken: AtomicUsize::new(deliveries.len()),
-            room: Notify::new(),
-            inbox: Mutex::new(Inbox { waiting: deliveries.into(), readers: Vec::new(), open_readers: 0 }),
+            places: Places::new(deliveries.len()),
+            inbox: Lock::new(Rank::BROKER_LAST, Inbox { waiting: deliveries.into(), ..inbox }),
             outstanding,
             dead_letters,
             queue: Weak::clone(queue),
@@ -72,65 +105,48 @@ impl Queue {
         &self.pattern
     }
 
-    /// Takes a place, if fewer than `limit` are taken.
-    pub(super) fn reserve(&self, limit: usize) -> bool {
-        let had_room = self.taken.fetch_add(1, Ordering::AcqRel) < limit;
-        if !had_room {
-            self.taken.fetch_sub(1, Ordering::AcqRel);
-        }
-        had_room
-    }
-
     /// Gives places back.
-    pub(super) fn unreserve(&self, places: usize) {
-        self.taken.fetch_sub(places, Ordering::AcqRel);
-        self.room.notify_waiters();
+    pub(super) fn give_back(&self, places: usize) {
+        let mut wakers = Wakers::default();
+        wakers.extend(self.places.give_back(places));
+        wakers.wake();
     }
 
-    /// Resolves when a place is given back.
-    pub(super) fn room(&self) -> tokio::sync::futures::Notified<'_> {
-        self.room.notified()
-    }
-
-    /// Adds a delivery at the end; its place is reserved already.
-    pub(super) fn push(&self, delivery: Waiting) {
-        let mut inbox = self.lock();
-        if inbox.open_readers == 0 {
-            // The subscription ended between the look at the routes and now.
-            drop(inbox);
-            self.unreserve(1);
-            return self.outstanding.remove(1);
+    /// Adds a delivery at the end; its place is taken already. Whom to wake is added to `wakers`. `false`: the
+    /// subscription has ended since the look at the routes, and the delivery goes nowhere.
+    pub(super) fn push(&self, delivery: Waiting, wakers: &mut Wakers) -> bool {
+        // The guard is a local of this block, so that what is not taken is dropped without it.
+        {
+            let mut inbox = self.inbox.lock();
+            if inbox.open_readers > 0 {
+                inbox.waiting.push_back(delivery);
+                inbox.rouse(wakers);
+                return true;
+            }
         }
-        inbox.waiting.push_back(delivery);
-        Self::wake_readers(inbox);
+        wakers.extend(self.places.give_back(1));
+        false
     }
 
-    /// Adds a delivery that was here before at the front, beyond the limit if need be.
-    pub(super) fn push_again(&self, delivery: Waiting) {
-        self.taken.fetch_add(1, Ordering::AcqRel);
-        let mut inbox = self.lock();
-        inbox.waiting.push_front(delivery);
-        Self::wake_readers(inbox);
+    /// Adds a delivery that was here before at the front, beyond the limit if need be. `false`: the subscription has
+    /// ended, and the delivery goes nowhere.
+    pub(super) fn push_again(&self, delivery: Waiting) -> bool {
+        let mut wakers = Wakers::default();
+        {
+            let mut inbox = self.inbox.lock();
+            if inbox.open_readers == 0 {
+                return false;
+            }
+            self.places.take_beyond();
+            inbox.put_back(delivery);
+            inbox.rouse(&mut wakers);
+        }
+        wakers.wake();
+        true
     }
 
     pub(super) fn add_reader(&self) {
-        self.lock().open_readers += 1;
-    }
-
-    fn wake_readers(mut inbox: MutexGuard<'_, Inbox>) {
-        match inbox.readers.as_mut_slice() {
-            // Almost always a queue has one reader, which is woken outside of the lock.
-            [reader] => {
-                let waker = reader.take();
-                drop(inbox);
-                waker.into_iter().for_each(Waker::wake);
-            }
-            readers => readers.iter_mut().filter_map(Option::take).for_each(Waker::wake),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inbox.lock().open_readers += 1;
     }
 }
 
@@ -143,7 +159,7 @@ impl Settler for Queue {
 
     fn nack(&self, receipt: Receipt, delay: Duration) -> BrokerFuture<Result<(), BrokerError>> {
         if delay.is_zero() {
-            self.push_again(receipt.into());
+            self.release(receipt);
             return BrokerFuture::ready(Ok(()));
         }
         let (queue, outstanding) = (Weak::clone(&self.queue), Arc::clone(&self.outstanding));
@@ -164,9 +180,7 @@ impl Settler for Queue {
     }
 
     fn release(&self, receipt: Receipt) {
-        if self.lock().open_readers > 0 {
-            self.push_again(receipt.into());
-        } else {
+        if !self.push_again(receipt.into()) {
             self.outstanding.remove(1);
         }
     }
@@ -196,7 +210,7 @@ pub(super) enum Kind {
 pub(super) struct MemoryDeliveries {
     queue: Arc<Queue>,
     settler: Arc<dyn Settler>,
-    routes: Arc<RwLock<Routes>>,
+    routes: Arc<SharedLock<Routes>>,
     reader: Option<usize>,
     kind: Kind,
     /// Swapped with the queue's own list, so that neither allocates in the long run.
@@ -205,20 +219,18 @@ pub(super) struct MemoryDeliveries {
 
 impl MemoryDeliveries {
     /// A reader of a queue that has counted it.
-    pub(super) fn new(queue: Arc<Queue>, routes: Arc<RwLock<Routes>>, kind: Kind) -> Self {
+    pub(super) fn new(queue: Arc<Queue>, routes: Arc<SharedLock<Routes>>, kind: Kind) -> Self {
         let settler = Arc::clone(&queue) as Arc<dyn Settler>;
         Self { queue, settler, routes, reader: None, kind, taken: VecDeque::new() }
     }
 
-    fn sleep(&mut self, inbox: &mut Inbox, waker: &Waker) {
+    /// Lets the reader sleep. The answer is its former waker, to be dropped once the lock is released.
+    fn sleep(&mut self, inbox: &mut Inbox, waker: Waker) -> Option<Waker> {
         let reader = *self.reader.get_or_insert_with(|| {
             inbox.readers.push(None);
             inbox.readers.len() - 1
         });
-        match &mut inbox.readers[reader] {
-            Some(asleep) => asleep.clone_from(waker),
-            awake => *awake = Some(waker.clone()),
-        }
+        inbox.readers[reader].replace(waker)
     }
 }
 
@@ -230,21 +242,28 @@ impl Deliveries for MemoryDeliveries {
         limit: usize,
     ) -> Poll<Result<(), BrokerError>> {
         let queue = Arc::clone(&self.queue);
-        let mut inbox = queue.lock();
-        if inbox.waiting.is_empty() && self.kind == Kind::Replay {
-            return Poll::Ready(Ok(()));
-        }
-        if inbox.waiting.is_empty() {
-            self.sleep(&mut inbox, context.waker());
+        let mut waker = None;
+        loop {
+            let mut inbox = queue.inbox.lock();
+            if !inbox.is_empty() {
+                inbox.take(limit, &mut self.taken);
+                break;
+            }
+            if self.kind == Kind::Replay {
+                return Poll::Ready(Ok(()));
+            }
+            let Some(waker) = waker.take() else {
+                // To copy a waker is to call code of others.
+                drop(inbox);
+                waker = Some(context.waker().clone());
+                continue;
+            };
+            let former = self.sleep(&mut inbox, waker);
+            drop(inbox);
+            drop(former);
             return Poll::Pending;
         }
-        if inbox.waiting.len() <= limit {
-            std::mem::swap(&mut inbox.waiting, &mut self.taken);
-        } else {
-            self.taken.extend(inbox.waiting.drain(..limit));
-        }
-        drop(inbox);
-        queue.unreserve(self.taken.len());
+        queue.give_back(self.taken.len());
         into.extend(self.taken.drain(..).map(|Waiting { envelope, offset, attempt }| Received {
             receipt: Receipt { envelope, offset, attempt, token: 0 },
             replayed: self.kind != Kind::Live,
@@ -258,29 +277,36 @@ impl Deliveries for MemoryDeliveries {
 impl Drop for MemoryDeliveries {
     /// When the last reader leaves, the queue closes: a queue that nobody reads would fill up and stop publishers.
     fn drop(&mut self) {
-        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
-        let mut inbox = self.queue.lock();
-        if let Some(reader) = self.reader {
-            inbox.readers[reader] = None;
-        }
-        inbox.open_readers -= 1;
-        if inbox.open_readers == 0 {
-            routes.remove(&self.queue);
-            let left = std::mem::take(&mut inbox.waiting);
-            drop(inbox);
-            self.queue.unreserve(left.len());
-            // What a replay has not taken is not lost: it was delivered before.
-            if !left.is_empty() && self.kind == Kind::Live {
-                tracing::warn!(
-                    target: "eventbus", group = %printable(&self.queue.group), deliveries = left.len(),
-                    "the subscription ended with deliveries that it had not taken, and they are lost"
-                );
+        let mut wakers = Wakers::default();
+        let (own, left) = {
+            let mut routes = self.routes.write();
+            let mut inbox = self.queue.inbox.lock();
+            let own = self.reader.and_then(|reader| inbox.readers[reader].take());
+            inbox.open_readers -= 1;
+            if inbox.open_readers == 0 {
+                routes.remove(&self.queue);
+                (own, [std::mem::take(&mut inbox.returned), std::mem::take(&mut inbox.waiting)])
+            } else {
+                // What this reader was woken for is there for the others.
+                inbox.rouse(&mut wakers);
+                (own, [VecDeque::new(), VecDeque::new()])
             }
-            if !left.is_empty() {
-                self.queue.outstanding.remove(left.len());
-            }
-        } else {
-            Queue::wake_readers(inbox);
+        };
+        drop(own);
+        wakers.wake();
+        let deliveries = left.iter().map(VecDeque::len).sum();
+        if deliveries == 0 {
+            return;
         }
+        self.queue.give_back(deliveries);
+        // What a replay has not taken is not lost: it was delivered before.
+        if self.kind == Kind::Live {
+            tracing::warn!(
+                target: "eventbus", group = %printable(&self.queue.group), deliveries,
+                "the subscription ended with deliveries that it had not taken, and they are lost"
+            );
+        }
+        drop(left);
+        self.queue.outstanding.remove(deliveries);
     }
 }

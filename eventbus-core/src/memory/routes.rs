@@ -1,16 +1,19 @@
 //! Routes: which queues a topic leads to.
 
 use super::queue::Queue;
+use crate::lock::SharedLock;
 use crate::topic::{Pattern, Topic};
 use smol_str::SmolStr;
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 /// How many topics are remembered with their queues. A program that makes up topics at run time must not fill the
 /// memory with them.
 const REMEMBERED: usize = 4_096;
 
 /// All queues, and the ones that each topic has led to so far.
+///
+/// A reader holds its queue until it has left the routes, so no queue, and no envelope in it, is dropped under the lock.
 #[derive(Default)]
 pub(super) struct Routes {
     queues: HashMap<(String, Pattern), Arc<Queue>>,
@@ -82,9 +85,9 @@ impl Routes {
 }
 
 /// The queues of all groups that listen on `topic`.
-pub(super) fn matching(routes: &RwLock<Routes>, topic: &Topic) -> Arc<[Arc<Queue>]> {
-    if let Ok(queues) = routes.read().unwrap_or_else(PoisonError::into_inner).remembered(topic) {
+pub(super) fn matching(routes: &SharedLock<Routes>, topic: &Topic) -> Arc<[Arc<Queue>]> {
+    if let Ok(queues) = routes.read().remembered(topic) {
         return Arc::clone(queues);
     }
-    routes.write().unwrap_or_else(PoisonError::into_inner).remember(topic)
+    routes.write().remember(topic)
 }

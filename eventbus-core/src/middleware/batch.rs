@@ -4,10 +4,11 @@ use super::{HandlerLayer, HandlerService, service_of};
 use crate::delivery::Delivery;
 use crate::foreign::{self, Kept};
 use crate::handler::{BatchHandler, BoxFuture, Handler};
+use crate::lock::{Lock, Rank};
 use crate::outcome::Outcome;
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use tokio::sync::{mpsc, oneshot};
 
@@ -28,7 +29,7 @@ impl Clone for BatchLayers {
 
 impl BatchLayers {
     pub(crate) fn new(layers: &[Arc<dyn HandlerLayer>]) -> Self {
-        let meeting = Arc::new(Meeting::default());
+        let meeting = Arc::new(Meeting(Lock::new(Rank::LEAF, HashMap::new())));
         let innermost = service_of(Arc::clone(&meeting));
         let service = layers.iter().rev().fold(innermost, |inner, layer| layer.around(inner));
         Self { layers: layers.to_vec(), service, meeting }
@@ -111,8 +112,7 @@ struct Arrival {
 }
 
 /// Where members meet inside the layers. They are known by the address of their envelope, which the batch keeps.
-#[derive(Default)]
-struct Meeting(Mutex<HashMap<usize, Place>>);
+struct Meeting(Lock<HashMap<usize, Place>>);
 
 /// A member's place in its batch, and the way there.
 type Place = (usize, mpsc::UnboundedSender<Arrival>);
@@ -127,26 +127,26 @@ impl Meeting {
         struct Expected<'a>(&'a Meeting, &'a [Delivery]);
         impl Drop for Expected<'_> {
             fn drop(&mut self) {
-                let mut expected = self.0.lock();
-                self.1.iter().for_each(|delivery| drop(expected.remove(&address(delivery))));
+                let mut expected = self.0.0.lock();
+                // The last sender of a channel wakes its receiver: it goes after the lock.
+                let missing: Vec<_> =
+                    self.1.iter().filter_map(|delivery| expected.remove(&address(delivery))).collect();
+                drop(expected);
+                drop(missing);
             }
         }
 
-        let mut expected = self.lock();
+        let mut expected = self.0.lock();
         for (place, delivery) in deliveries.iter().enumerate() {
             expected.insert(address(delivery), (place, arrive.clone()));
         }
         Expected(self, deliveries)
     }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<usize, Place>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Handler for Meeting {
     async fn call(&self, delivery: &Delivery) -> Outcome {
-        let expected = self.lock().remove(&address(delivery));
+        let expected = self.0.lock().remove(&address(delivery));
         let Some((place, arrive)) = expected else {
             return Outcome::Retry("a layer called the batch handler twice for one delivery".into());
         };

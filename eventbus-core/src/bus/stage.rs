@@ -1,0 +1,101 @@
+//! The stage of a bus: which subscriptions it has, and how far it is between its start and its end.
+//!
+//! Everything here is decided under one lock, and nothing is called under it: lanes reach brokers.
+
+use super::Shared;
+use crate::census::{self, Findings};
+use crate::error::{Error, Result, StartupError};
+use crate::printable::printable;
+use crate::subscription::Subscription;
+use crate::worker::Lanes;
+use std::sync::Arc;
+
+#[derive(Default)]
+pub(super) struct Stage {
+    pub(super) running: bool,
+    /// A shutdown has begun.
+    pub(super) closed: bool,
+    /// A shutdown is over.
+    pub(super) ended: bool,
+    pub(super) lanes: Vec<Arc<Lanes>>,
+    /// The lanes of replays that are under way.
+    pub(super) replays: Vec<Arc<Lanes>>,
+    /// What is being opened at the broker.
+    opening: Vec<Arc<Subscription>>,
+}
+
+/// What a shutdown ends.
+pub(super) struct Closing {
+    pub(super) lanes: Vec<Arc<Lanes>>,
+    pub(super) replays: Vec<Arc<Lanes>>,
+    pub(super) running: bool,
+}
+
+impl Stage {
+    /// Begins the shutdown: what is to be ended. Nothing, where it has begun before.
+    pub(super) fn close(&mut self) -> Option<Closing> {
+        let first = !std::mem::replace(&mut self.closed, true);
+        first.then(|| Closing {
+            lanes: self.lanes.clone(),
+            replays: self.replays.clone(),
+            running: self.running,
+        })
+    }
+
+    /// The subscriptions of the bus, those included that are being opened.
+    pub(super) fn subscriptions(&self) -> impl Iterator<Item = &Subscription> {
+        let opened = self.lanes.iter().map(|lanes| lanes.subscription());
+        opened.chain(self.opening.iter().map(|subscription| &**subscription))
+    }
+}
+
+/// A subscription that is being opened at the broker: its group is taken until this is dropped, so that of two that are
+/// made at once with one group the second is refused.
+pub(super) struct Opening<'a> {
+    shared: &'a Shared,
+    subscription: Arc<Subscription>,
+}
+
+impl<'a> Opening<'a> {
+    /// Takes the group of `new`, if the checks find nothing against it beside those that there are.
+    pub(super) fn begin(shared: &'a Shared, new: &Subscription) -> Result<Self> {
+        let subscription = Arc::new(new.clone());
+        let broker = &shared.broker;
+        let unfit = census::check_fit(&[new], &shared.states, broker.name(), broker.features());
+        let mut stage = shared.stage.lock();
+        if stage.closed {
+            return Err(Error::Closed);
+        }
+        let known: Vec<_> = stage.subscriptions().collect();
+        let Findings { mut mistakes, warnings } = census::check_new(&known, new);
+        mistakes.extend(unfit);
+        let opening = mistakes.is_empty().then(|| Self { shared, subscription: Arc::clone(&subscription) });
+        if opening.is_some() {
+            stage.opening.push(subscription);
+        }
+        drop(stage);
+        warnings.iter().for_each(|warning| tracing::warn!(target: "eventbus", "{}", printable(warning)));
+        opening.ok_or_else(|| StartupError::new(mistakes).into())
+    }
+
+    /// The subscription is open: these are its lanes. They begin at once where the bus runs.
+    pub(super) fn end(self, lanes: &Arc<Lanes>) -> Result<()> {
+        let mut stage = self.shared.stage.lock();
+        if stage.closed {
+            return Err(Error::Closed);
+        }
+        stage.lanes.push(Arc::clone(lanes));
+        let running = stage.running;
+        drop(stage);
+        if running {
+            lanes.start();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.shared.stage.lock().opening.retain(|opening| !Arc::ptr_eq(opening, &self.subscription));
+    }
+}
