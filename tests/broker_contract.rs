@@ -386,3 +386,101 @@ async fn a_delivery_that_somebody_else_may_have_been_given_is_not_handled_and_it
     assert_eq!(handled.iter().map(|(number, ..)| *number).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(keeper.cursor("orders"), 0, "nor is it settled here");
 }
+
+/// A broker of bad manners: it rings while it is asked and under a lock of its own, and panics now and then.
+#[derive(Clone, Debug, Default)]
+struct Rude {
+    pipe: Pipe,
+    asked: usize,
+}
+
+impl Broker for Rude {
+    fn name(&self) -> &str {
+        "rude"
+    }
+
+    fn features(&self) -> Features {
+        Features::none()
+    }
+
+    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
+        self.pipe.publish(envelope)
+    }
+
+    fn subscribe(&self, _: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
+        BrokerFuture::ready(Ok(Box::new(self.clone())))
+    }
+}
+
+impl Deliveries for Rude {
+    fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut Vec<Received>,
+        limit: usize,
+    ) -> Poll<Result<(), BrokerError>> {
+        self.asked += 1;
+        let state = self.pipe.0.lock().unwrap();
+        context.waker().wake_by_ref();
+        drop(state);
+        match self.asked % 4 {
+            // As a timer does whose task has spent its budget.
+            1 | 2 => return Poll::Pending,
+            3 => panic!("not now"),
+            _ => {}
+        }
+        let before = into.len();
+        let polled = self.pipe.poll_receive(context, into, limit.min(1));
+        for received in &mut into[before..] {
+            received.settler = Arc::new(self.clone());
+        }
+        polled
+    }
+}
+
+impl Settler for Rude {
+    fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
+        self.pipe.ack(receipt)
+    }
+
+    fn nack(&self, receipt: Receipt, delay: Duration) -> BrokerFuture<Result<(), BrokerError>> {
+        self.pipe.nack(receipt, delay)
+    }
+
+    fn reject(&self, receipt: Receipt, letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
+        self.pipe.reject(receipt, letter)
+    }
+
+    fn holds(&self, receipt: &Receipt) -> bool {
+        let number = receipt.envelope.event::<Ping>().unwrap().number;
+        assert!(receipt.attempt > 1 || !number.is_multiple_of(5), "who knows");
+        true
+    }
+
+    fn release(&self, mut receipt: Receipt) {
+        receipt.attempt += 1;
+        self.pipe.release(receipt);
+        panic!("let go");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_may_ring_while_it_is_asked_and_its_panics_stop_nobody() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let rude = Rude::default();
+    let bus = Bus::builder().only([] as [&str; 0]).broker(rude.clone()).await.unwrap();
+    let seen = support::pings(&bus, "pings").await;
+    for number in 0..20 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    bus.start().unwrap();
+    while seen.len() < 20 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bus.shutdown().await.unwrap();
+    let _ = std::panic::take_hook();
+    let mut numbers = seen.all();
+    numbers.sort_unstable();
+    assert!(numbers.into_iter().eq(0..20));
+    assert_eq!(rude.pipe.0.lock().unwrap().acked, 20);
+}

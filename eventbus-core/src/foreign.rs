@@ -24,16 +24,7 @@ pub struct Panicked(String);
 #[inline]
 pub fn call<T>(called: &str, code: impl FnOnce() -> T) -> Result<T, Panicked> {
     assert_none_held(called);
-    catch(code)
-}
-
-/// Calls `code` of others which is called under a lock by contract, such as a broker that is asked for deliveries.
-///
-/// # Errors
-/// The text of its panic.
-#[inline]
-pub fn call_under_lock<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
-    catch(code)
+    catch_unwind(AssertUnwindSafe(code)).map_err(Panicked::new)
 }
 
 /// Drops a value of others, whose destructor may panic.
@@ -166,10 +157,6 @@ impl<T: fmt::Debug> fmt::Debug for Kept<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
     }
-}
-
-fn catch<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
-    catch_unwind(AssertUnwindSafe(code)).map_err(Panicked::new)
 }
 
 /// Wakers that were found under a lock, to be called once none is held: what they run may take any lock.

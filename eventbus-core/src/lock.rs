@@ -16,7 +16,7 @@ pub struct Rank(u8, &'static str);
 impl Rank {
     /// Which subscriptions a bus has, and whether it runs.
     pub const BUS: Self = Self(10, "bus");
-    /// What a subscription holds; a broker is asked for deliveries under it.
+    /// What a subscription holds.
     pub const LANES: Self = Self(20, "lanes");
     /// How fast a replay may go.
     pub const PACE: Self = Self(30, "pace");

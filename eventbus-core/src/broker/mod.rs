@@ -118,8 +118,12 @@ pub struct SubscribeRequest {
 pub trait Deliveries: Send {
     /// Moves at most `limit` deliveries into `into`, as many as are at hand.
     ///
-    /// `Ready(Ok(()))` with nothing moved means that there is no more, as at the end of a replay; `Pending` wakes the task of the latest call.
-    /// After an error the subscription can be polled again: the broker reconnects by itself.
+    /// `Ready(Ok(()))` with nothing moved means that there is no more, as at the end of a replay; after `Pending` it is
+    /// not asked again before the waker of the latest call was woken. After an error the subscription is asked again
+    /// within a second or so: the broker reconnects by itself.
+    ///
+    /// It is called by one thread at a time with no lock of the bus held, so it may take locks and wake the waker
+    /// while it is asked. But it must not block: a worker waits for its answer.
     fn poll_receive(
         &mut self,
         context: &mut Context<'_>,

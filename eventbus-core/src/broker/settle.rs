@@ -123,7 +123,7 @@ impl Acker {
     /// Whether the delivery may still be handled here.
     pub(crate) fn holds(&self) -> bool {
         // A broker that cannot tell has not said no.
-        foreign::call_under_lock(|| self.settler.holds(self.receipt())).unwrap_or_else(|panicked| {
+        foreign::call("a broker", || self.settler.holds(self.receipt())).unwrap_or_else(|panicked| {
             tracing::error!(
                 target: "eventbus", panic = %printable(panicked.into_text()),
                 "the broker has panicked as it was asked whether a delivery is held; it is handled"

@@ -1,22 +1,24 @@
-//! Lanes: which delivery of a subscription may be handled now.
+//! A subscription at work: the lock around its lanes, its source and its crew.
 //!
-//! Deliveries with one key share a lane. A lane has at most one delivery open, from its first attempt until it is
-//! settled, so that the next one waits while it is handled or parked for a retry; deliveries without a key wait
-//! for nobody. Workers take what may be handled; which of them comes is decided by the crew (`crew.rs`).
+//! Which delivery may be handled is decided by the table (`table.rs`), where more come from by the source
+//! (`source.rs`), which worker comes by the crew (`crew.rs`). What each of them says is to be done is done here, once
+//! the lock is released.
 
 use super::Layered;
 use super::crew::{Call, Crew};
-use super::watchdog::{Pulse, Watchdog};
+use super::source::{Answer, Next, Reader, Source};
+use super::table::LaneTable;
+use super::watchdog::{Minded, Pulse, Watchdog};
 use crate::broker::{Acker, Deliveries, Parked, Received};
 use crate::delivery::{Delivery, Scope};
-use crate::error::BrokerError;
 use crate::event::Key;
 use crate::foreign;
+use crate::lock::{Lock, Locked, Rank};
 use crate::printable::printable;
 use crate::subscription::{Policy, Subscription};
 use jiff::Timestamp;
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -36,7 +38,7 @@ pub(crate) struct Lanes {
     pub(super) gathering: tokio::sync::Mutex<()>,
     watchdog: Arc<Watchdog>,
     runtime: Handle,
-    state: Mutex<State>,
+    state: Lock<State>,
     /// Wakes a worker when the broker has something.
     bell: Waker,
     idle: Notify,
@@ -71,6 +73,12 @@ pub(super) struct Open {
 }
 
 impl Open {
+    fn new(received: Received, since: Option<Instant>) -> Self {
+        let Received { receipt, replayed, parked, settler } = received;
+        let due = parked.map(|parked| Instant::now() + parked.delay(Timestamp::now()));
+        Self { acker: Acker::new(settler, receipt), replayed, parked, due, since, alone: false }
+    }
+
     /// The next attempt, as the handler sees it.
     pub(super) fn delivery(&self, scope: &Arc<Scope>) -> Delivery {
         Delivery::new(self.acker.receipt(), self.replayed, Arc::clone(scope))
@@ -82,30 +90,31 @@ impl Open {
 }
 
 struct State {
-    source: Box<dyn Deliveries>,
-    received: Vec<Received>,
-    /// What may be handled now.
-    ready: VecDeque<Open>,
-    /// What waits in each lane that has a delivery open.
-    waiting: HashMap<Key, VecDeque<Open>>,
-    /// What waits for its next attempt; its lane stays closed.
-    parked: HashMap<u64, Open>,
-    last_parked: u64,
-    /// Ready, waiting, parked and being handled.
-    held: usize,
-    handled: usize,
+    table: LaneTable<Open>,
+    source: Source,
     crew: Crew,
     tasks: Vec<AbortHandle>,
     tally: Tally,
-    receiving: bool,
-    /// The broker has said that there is no more.
-    ended: bool,
     stopped: bool,
+    /// Something was given back when they were stopped, so they do not finish any more.
+    cut_short: bool,
+}
+
+impl State {
+    /// Whether there is nothing left, and nothing more to come.
+    fn is_finished(&self) -> bool {
+        self.source.is_ended() && self.table.held() == 0 && !self.cut_short
+    }
+
+    /// Whether nothing is being handled, and nobody asks the broker.
+    fn is_idle(&self) -> bool {
+        self.table.handled() == 0 && !self.source.is_asked()
+    }
 }
 
 /// What became of a delivery, for its lane.
 pub(super) enum Settled {
-    /// It is done; the next of its lane may be handled, as after the two that follow.
+    /// Acked: the next delivery of its lane may be handled, as after the two that follow.
     Acked(Option<Key>),
     /// It was given up.
     GivenUp(Option<Key>),
@@ -123,6 +132,15 @@ impl Lanes {
         source: Box<dyn Deliveries>,
         watchdog: Arc<Watchdog>,
     ) -> Arc<Self> {
+        let state = State {
+            table: LaneTable::new(),
+            source: Source::new(source),
+            crew: Crew::new(policy.concurrency),
+            tasks: Vec::new(),
+            tally: Tally::default(),
+            stopped: false,
+            cut_short: false,
+        };
         Arc::new_cyclic(|lanes: &Weak<Self>| Self {
             scope,
             policy,
@@ -130,22 +148,7 @@ impl Lanes {
             gathering: tokio::sync::Mutex::new(()),
             watchdog,
             runtime: Handle::current(),
-            state: Mutex::new(State {
-                source,
-                received: Vec::new(),
-                ready: VecDeque::new(),
-                waiting: HashMap::new(),
-                parked: HashMap::new(),
-                last_parked: 0,
-                held: 0,
-                handled: 0,
-                crew: Crew::new(policy.concurrency),
-                tasks: Vec::new(),
-                tally: Tally::default(),
-                receiving: true,
-                ended: false,
-                stopped: false,
-            }),
+            state: Lock::new(Rank::LANES, state),
             bell: Waker::from(Arc::new(Bell(lanes.clone()))),
             idle: Notify::new(),
             finished: Notify::new(),
@@ -180,40 +183,33 @@ impl Lanes {
         &self.scope.subscription
     }
 
-    /// Begins to receive. Workers start when there is something to do.
+    /// Begins to receive. Workers start when there is something to do. The broker is asked, so no lock may be held.
     pub(crate) fn start(self: &Arc<Self>) {
-        let mut state = self.lock();
-        let _ = self.receive(&mut state);
-        let call = if state.ready.is_empty() { Call::Nobody } else { self.call(&mut state) };
-        drop(state);
-        self.make(call);
+        let mut turn = self.turn();
+        turn.receive();
+        if turn.has_work() {
+            turn.call();
+        }
     }
 
     /// Takes nothing more; what is not being handled goes back to the broker.
     pub(crate) fn stop(&self) {
-        let mut state = self.lock();
-        // What is given back now was not settled, so these lanes do not finish any more.
-        state.ended = state.is_finished();
+        let mut state = self.state.lock();
+        state.cut_short = !state.is_finished();
         state.stopped = true;
-        let given_back = (
-            std::mem::take(&mut state.ready),
-            std::mem::take(&mut state.waiting),
-            std::mem::take(&mut state.parked),
-        );
-        state.held = state.handled;
-        let idle = state.crew.dismiss();
+        let given_back = state.table.clear();
+        let sleepers = state.crew.dismiss();
         drop(state);
-        drop(given_back);
-        idle.into_iter().for_each(Waker::wake);
+        given_back.into_iter().for_each(give_back);
+        sleepers.into_iter().for_each(Waker::wake);
         self.idle.notify_waiters();
         self.finished.notify_waiters();
     }
 
     /// Lets go of the source of lanes that were stopped, so that the broker knows that nobody reads here any more.
     pub(crate) fn close(&self) {
-        // It is dropped outside of the lock: a broker may take locks then under which it rings the bell.
-        let source = std::mem::replace(&mut self.lock().source, Box::new(NoMore));
-        foreign::tell("a broker", || drop(source));
+        let reader = self.state.lock().source.close();
+        reader.into_iter().for_each(let_go);
     }
 
     /// Resolves once the source has ended and everything from it is settled; also when the lanes are stopped.
@@ -223,7 +219,7 @@ impl Lanes {
             let mut finished = std::pin::pin!(self.finished.notified());
             finished.as_mut().enable();
             {
-                let state = self.lock();
+                let state = self.state.lock();
                 if state.is_finished() || state.stopped {
                     return state.is_finished();
                 }
@@ -234,15 +230,15 @@ impl Lanes {
 
     /// What became of the deliveries so far.
     pub(crate) fn tally(&self) -> Tally {
-        self.lock().tally
+        self.state.lock().tally
     }
 
-    /// Resolves once nothing is being handled.
+    /// Resolves once nothing is being handled, and the broker is not being asked.
     pub(crate) async fn idle(&self) {
         loop {
             let mut idle = std::pin::pin!(self.idle.notified());
             idle.as_mut().enable();
-            if self.handled() == 0 {
+            if self.state.lock().is_idle() {
                 return;
             }
             idle.await;
@@ -251,18 +247,18 @@ impl Lanes {
 
     /// How many deliveries are being handled.
     pub(crate) fn handled(&self) -> usize {
-        self.lock().handled
+        self.state.lock().table.handled()
     }
 
     /// Drops what is still being handled, unsettled.
     pub(crate) fn abort(&self) {
-        let tasks = std::mem::take(&mut self.lock().tasks);
+        let tasks = std::mem::take(&mut self.state.lock().tasks);
         tasks.iter().for_each(AbortHandle::abort);
     }
 
     /// The pulse of the worker in `slot`.
     pub(super) fn pulse(&self, slot: usize) -> Arc<Pulse> {
-        self.lock().crew.pulse(slot)
+        self.state.lock().crew.pulse(slot)
     }
 
     /// The next delivery for the worker in `slot`, which says what became of its last one. `None`: stop.
@@ -273,29 +269,35 @@ impl Lanes {
         last: &mut Option<Settled>,
     ) -> Poll<Option<Open>> {
         let budget = std::task::ready!(tokio::task::coop::poll_proceed(context));
-        let mut state = self.lock();
-        state.crew.arrive(slot);
-        if let Some(settled) = last.take() {
-            self.note(&mut state, settled);
+        loop {
+            let mut turn = self.turn();
+            turn.crew.arrive(slot);
+            if let Some(settled) = last.take() {
+                turn.note(settled);
+            }
+            let Some(open) = turn.take() else { return turn.rest(slot, context) };
+            // Whoever leaves with work makes sure that somebody comes for what is left, and for what comes next.
+            if !turn.table.has_ready() && self.policy.concurrency > 1 {
+                turn.receive();
+            }
+            turn.crew.took();
+            if turn.has_work() {
+                turn.defer();
+            }
+            drop(turn);
+            match held(open) {
+                Ok(open) => {
+                    budget.made_progress();
+                    return Poll::Ready(Some(open));
+                }
+                Err(settled) => *last = Some(settled),
+            }
         }
-        let Some(open) = self.take(&mut state) else {
-            return self.rest(state, slot, context);
-        };
-        budget.made_progress();
-        // Whoever leaves with work makes sure that somebody comes for what is left, and for what comes next.
-        if state.ready.is_empty() && self.policy.concurrency > 1 {
-            let _ = self.receive(&mut state);
-        }
-        state.crew.took();
-        if !state.ready.is_empty() {
-            self.defer(&mut state);
-        }
-        Poll::Ready(Some(open))
     }
 
     /// The worker in `slot` has started, and waits for its turn to gather.
     pub(super) fn arrive(&self, slot: usize) {
-        self.lock().crew.arrive(slot);
+        self.state.lock().crew.arrive(slot);
     }
 
     /// Moves what is ready into `batch`, up to `size`; ready once there is something. `false`: stop.
@@ -306,72 +308,82 @@ impl Lanes {
         batch: &mut Vec<Open>,
         size: usize,
     ) -> Poll<bool> {
-        let mut state = self.lock();
-        state.crew.arrive(slot);
         let before = batch.len();
-        while batch.len() < size
-            && let Some(open) = self.take(&mut state)
-        {
-            batch.push(open);
+        loop {
+            let mut turn = self.turn();
+            turn.crew.arrive(slot);
+            let first = batch.len();
+            while batch.len() < size
+                && let Some(open) = turn.take()
+            {
+                batch.push(open);
+            }
+            if batch.len() == first {
+                if first > before {
+                    return Poll::Ready(true);
+                }
+                return turn.rest(slot, context).map(|nothing: Option<()>| nothing.is_some());
+            }
+            drop(turn);
+            for open in batch.split_off(first) {
+                match held(open) {
+                    Ok(open) => batch.push(open),
+                    Err(settled) => self.turn().note(settled),
+                }
+            }
         }
-        if batch.len() == before {
-            return self.rest(state, slot, context).map(|nothing: Option<()>| nothing.is_some());
-        }
-        Poll::Ready(true)
     }
 
     /// The worker in `slot` has its batch; another one is to gather the next while this one is handled.
     pub(super) fn call_successor(self: &Arc<Self>, slot: usize) {
-        let mut state = self.lock();
+        let mut turn = self.turn();
         // It may have been asleep when its batch became old enough, and is not to be woken in another one's place.
-        state.crew.arrive(slot);
-        self.defer(&mut state);
+        turn.crew.arrive(slot);
+        turn.defer();
     }
 
     /// A handler waits for something, so that another worker can use the time.
     pub(super) fn handler_waits(self: &Arc<Self>, pulse: &Pulse) {
         pulse.pause();
-        let mut state = self.lock();
-        let call = if state.crew.is_deferred() { self.call(&mut state) } else { Call::Nobody };
-        drop(state);
-        self.make(call);
-    }
-
-    /// Calls another worker, on behalf of the watchdog, if those at work take too long. `false`: nothing waits.
-    pub(super) fn look(self: &Arc<Self>) -> bool {
-        let mut state = self.lock();
-        let call = if state.crew.takes_long() { self.call(&mut state) } else { Call::Nobody };
-        let look_again = state.crew.mind_again();
-        drop(state);
-        self.make(call);
-        look_again
+        let mut turn = self.turn();
+        if turn.crew.is_deferred() {
+            turn.call();
+        }
     }
 
     /// Notes what became of a delivery, outside of `poll_next`. Whoever gathers may sleep until its lane opens, or
     /// until there is room for more; of that the broker's bell does not tell.
     pub(super) fn settled(self: &Arc<Self>, settled: Settled) {
-        let mut state = self.lock();
-        let was_full = state.held >= self.policy.in_flight;
-        self.note(&mut state, settled);
-        let call = if state.ready.is_empty() && !was_full { Call::Nobody } else { self.call(&mut state) };
-        drop(state);
-        self.make(call);
+        let mut turn = self.turn();
+        let was_full = turn.room() == 0;
+        turn.note(settled);
+        if turn.table.has_ready() || was_full {
+            turn.call();
+        }
     }
 
     /// Parks a delivery until its next attempt is due; its lane stays closed, nothing else waits.
     pub(super) fn park(self: &Arc<Self>, open: Open, delay: Duration) {
-        let mut state = self.lock();
-        if state.stopped {
-            drop(state);
-            return drop(open);
-        }
-        self.park_in(&mut state, open, delay);
+        self.turn().park(open, delay);
     }
 
-    fn park_in(self: &Arc<Self>, state: &mut State, open: Open, delay: Duration) {
-        state.last_parked += 1;
-        let parked = state.last_parked;
-        state.parked.insert(parked, open);
+    fn unpark(self: &Arc<Self>, parked: u64) {
+        let mut turn = self.turn();
+        if turn.table.unpark(parked) {
+            turn.call_or_defer();
+        }
+    }
+
+    /// The bell of the broker rings.
+    fn ring(self: &Arc<Self>) {
+        let mut turn = self.turn();
+        if turn.source.ring() {
+            turn.call_or_defer();
+        }
+    }
+
+    /// Parked deliveries come back by themselves.
+    fn unpark_after(self: &Arc<Self>, parked: u64, delay: Duration) {
         let lanes = Arc::downgrade(self);
         self.runtime.spawn(async move {
             tokio::time::sleep(delay).await;
@@ -381,126 +393,17 @@ impl Lanes {
         });
     }
 
-    fn unpark(self: &Arc<Self>, parked: u64) {
-        let mut state = self.lock();
-        let Some(open) = state.parked.remove(&parked) else { return };
-        state.ready.push_front(open);
-        let call = self.call_or_defer(&mut state);
-        drop(state);
-        self.make(call);
-    }
-
-    fn note(&self, state: &mut State, settled: Settled) {
-        state.handled -= 1;
-        let (key, count) = match settled {
-            Settled::Acked(key) => (key, &mut state.tally.acked),
-            Settled::GivenUp(key) => (key, &mut state.tally.given_up),
-            Settled::Unsettled(key) => (key, &mut state.tally.unsettled),
-            Settled::Parked => return self.note_rest(state),
-        };
-        *count += 1;
-        if state.stopped {
-            state.held = state.handled;
-        } else {
-            state.held -= 1;
-            state.open_lane(key);
-        }
-        self.note_rest(state);
-    }
-
-    /// Tells those who wait for it that nothing is handled, or nothing is left.
-    fn note_rest(&self, state: &State) {
-        if state.handled == 0 {
-            self.idle.notify_waiters();
-            if state.is_finished() {
-                self.finished.notify_waiters();
-            }
-        }
-    }
-
-    /// Takes what may be handled now, from the broker where nothing is at hand.
-    fn take(self: &Arc<Self>, state: &mut State) -> Option<Open> {
-        loop {
-            while state.ready.is_empty() && self.receive(state).is_ready() {}
-            let mut open = state.ready.pop_front()?;
-            if !open.acker.holds() {
-                state.forget(open);
-                self.note_rest(state);
-            } else if let Some(due) = open.due.take().filter(|due| *due > Instant::now()) {
-                self.park_in(state, open, due - Instant::now());
-            } else {
-                state.handled += 1;
-                return Some(open);
-            }
-        }
-    }
-
-    /// Takes in what the broker has, within the limit of what is held. Pending: the bell rings when there is more.
-    fn receive(&self, state: &mut State) -> Poll<()> {
-        let limit = self.policy.in_flight.saturating_sub(state.held);
-        if limit == 0 || !state.receiving || state.ended || state.stopped {
-            return Poll::Pending;
-        }
-        let State { source, received, .. } = &mut *state;
-        let mut context = Context::from_waker(&self.bell);
-        let polled = foreign::call_under_lock(|| source.poll_receive(&mut context, received, limit));
-        let broken = |panicked| Poll::Ready(Err(BrokerError::new(format!("the broker {panicked}"))));
-        match std::task::ready!(polled.unwrap_or_else(broken)) {
-            Ok(()) if state.received.is_empty() => {
-                state.ended = true;
-                self.note_rest(state);
-                return Poll::Pending;
-            }
-            Ok(()) => state.admit(self.policy.batch > 1),
-            Err(error) => {
-                tracing::warn!(
-                    target: "eventbus", group = %printable(&self.scope.subscription.group), error = %printable(error),
-                    "the broker cannot deliver; asking again in {RECEIVE_AGAIN:?}"
-                );
-                state.receiving = false;
-                let bell = self.bell.clone();
-                self.runtime.spawn(async move {
-                    tokio::time::sleep(RECEIVE_AGAIN).await;
-                    bell.wake();
-                });
-            }
-        }
-        Poll::Ready(())
-    }
-
-    /// Nothing to do for the worker in `slot`: it sleeps, or ends.
-    fn rest<T>(
-        &self,
-        mut state: MutexGuard<'_, State>,
-        slot: usize,
-        context: &Context<'_>,
-    ) -> Poll<Option<T>> {
-        if state.stopped {
-            return Poll::Ready(None);
-        }
-        state.crew.rest(slot, context.waker().clone());
-        Poll::Pending
-    }
-
-    /// Chooses a worker to come for work, unless one that computes comes back for it.
-    fn call_or_defer(self: &Arc<Self>, state: &mut State) -> Call {
-        if !state.crew.computes() {
-            return self.call(state);
-        }
-        self.defer(state);
-        Call::Nobody
-    }
-
-    /// Leaves what is at hand to the worker that computes, until its handler waits or the watchdog is out of patience.
-    fn defer(self: &Arc<Self>, state: &mut State) {
-        if !state.stopped && state.crew.defer() {
-            self.watchdog.mind(self);
-        }
-    }
-
-    /// Chooses a worker to come for work.
-    fn call(&self, state: &mut State) -> Call {
-        if state.stopped { Call::Nobody } else { state.crew.call(|| self.watchdog.watch(&self.scope)) }
+    /// The broker failed, so it is asked again later.
+    fn ask_later(&self, reason: &str) {
+        tracing::warn!(
+            target: "eventbus", group = %printable(&self.scope.subscription.group), error = %printable(reason),
+            "the broker cannot deliver; asking again in {RECEIVE_AGAIN:?}"
+        );
+        let bell = self.bell.clone();
+        self.runtime.spawn(async move {
+            tokio::time::sleep(RECEIVE_AGAIN).await;
+            bell.wake();
+        });
     }
 
     fn make(self: &Arc<Self>, call: Call) {
@@ -509,75 +412,256 @@ impl Lanes {
             Call::Wake(waker) => waker.wake(),
             Call::Start(slot) => {
                 let task = self.runtime.spawn(self.layered.worker.run(Arc::clone(self), slot));
-                self.lock().tasks.push(task.abort_handle());
+                self.state.lock().tasks.push(task.abort_handle());
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn turn(self: &Arc<Self>) -> Turn<'_> {
+        Turn {
+            lanes: self,
+            state: Some(self.state.lock()),
+            call: Call::Nobody,
+            ask_again: false,
+            quiet: false,
+            chores: Vec::new(),
+        }
     }
 }
 
-impl State {
+impl Minded for Lanes {
+    /// Calls another worker if those at work take too long.
+    fn look(self: Arc<Self>) -> bool {
+        let mut turn = self.turn();
+        if turn.crew.takes_long() {
+            turn.call();
+        }
+        turn.crew.mind_again()
+    }
+}
+
+impl Drop for Lanes {
+    /// Each is given back by itself: one whose destructor panics takes no other along.
+    fn drop(&mut self) {
+        let mut state = self.state.lock();
+        let (given_back, reader) = (state.table.clear(), state.source.close());
+        drop(state);
+        given_back.into_iter().for_each(give_back);
+        reader.into_iter().for_each(let_go);
+    }
+}
+
+/// A time under the lock. What is to be done once it is released is collected meanwhile, and done at the end: code of
+/// others (wakers, brokers, destructors, the log) may take locks of its own.
+struct Turn<'a> {
+    lanes: &'a Arc<Lanes>,
+    /// None while the broker is asked, and at the end.
+    state: Option<Locked<'a, State>>,
+    call: Call,
+    /// The bell rang while the broker was asked.
+    ask_again: bool,
+    /// Those are to be told who wait until nothing is handled, or nothing is left.
+    quiet: bool,
+    chores: Vec<Chore>,
+}
+
+/// What is done once the lock is released.
+enum Chore {
+    GiveBack(Open),
+    LetGo(Reader),
+    Unpark(u64, Duration),
+    AskLater(String),
+}
+
+const LOCKED: &str = "the lock is held but while the broker is asked";
+
+impl Deref for Turn<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        self.state.as_deref().expect(LOCKED)
+    }
+}
+
+impl DerefMut for Turn<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        self.state.as_deref_mut().expect(LOCKED)
+    }
+}
+
+impl Turn<'_> {
+    fn note(&mut self, settled: Settled) {
+        let (key, count) = match settled {
+            Settled::Acked(key) => (key, &mut self.tally.acked),
+            Settled::GivenUp(key) => (key, &mut self.tally.given_up),
+            Settled::Unsettled(key) => (key, &mut self.tally.unsettled),
+            Settled::Parked => return,
+        };
+        *count += 1;
+        self.table.settled(key.as_ref());
+        self.note_rest();
+    }
+
+    /// Tells those who wait for it that nothing is handled, or nothing is left.
+    fn note_rest(&mut self) {
+        self.quiet |= self.is_idle();
+    }
+
+    /// Takes what may be handled now, from the broker where nothing is at hand.
+    fn take(&mut self) -> Option<Open> {
+        loop {
+            while !self.table.has_ready() && self.receive() {}
+            let mut open = self.table.take()?;
+            match open.due.take().map(|due| due.saturating_duration_since(Instant::now())) {
+                Some(delay) if !delay.is_zero() => self.park(open, delay),
+                _ => return Some(open),
+            }
+        }
+    }
+
+    fn park(&mut self, open: Open, delay: Duration) {
+        if self.stopped {
+            self.table.settled(None);
+            self.chores.push(Chore::GiveBack(open));
+        } else {
+            let parked = self.table.park(open);
+            self.chores.push(Chore::Unpark(parked, delay));
+        }
+        self.note_rest();
+    }
+
+    /// How many more may be held.
+    fn room(&self) -> usize {
+        self.lanes.policy.in_flight.saturating_sub(self.table.held())
+    }
+
+    /// Takes in what the broker has, as far as there is room. `false`: nothing came, and the bell rings when there is
+    /// more. The lock is released meanwhile.
+    fn receive(&mut self) -> bool {
+        let room = self.room();
+        if room == 0 || self.stopped {
+            return false;
+        }
+        let Some(mut reader) = self.source.take() else { return false };
+        let lanes = self.lanes;
+        self.state = None;
+        let answer = reader.ask(&lanes.bell, room);
+        self.state = Some(lanes.state.lock());
+        self.admit(&mut reader);
+        let (next, unread) = self.source.put_back(reader, &answer);
+        self.chores.extend(unread.map(Chore::LetGo));
+        self.ask_again |= next == Next::AskAgain;
+        self.note_rest();
+        match answer {
+            Answer::Some => return true,
+            Answer::Failed(reason) => self.chores.push(Chore::AskLater(reason)),
+            Answer::NotNow | Answer::Ended => {}
+        }
+        false
+    }
+
     /// Takes what was received into its lanes.
-    fn admit(&mut self, timed: bool) {
-        let since = timed.then(Instant::now);
-        self.held += self.received.len();
-        self.tally.received += self.received.len() as u64;
-        for Received { receipt, replayed, parked, settler } in self.received.drain(..) {
-            let due = parked.map(|parked| Instant::now() + parked.delay(Timestamp::now()));
-            let acker = Acker::new(settler, receipt);
-            let open = Open { acker, replayed, parked, due, since, alone: false };
-            match open.key() {
-                None => self.ready.push_back(open),
-                Some(key) => match self.waiting.get_mut(key) {
-                    Some(lane) => lane.push_back(open),
-                    None => {
-                        self.waiting.insert(key.clone(), VecDeque::new());
-                        self.ready.push_back(open);
-                    }
-                },
-            }
+    fn admit(&mut self, reader: &mut Reader) {
+        let since = (self.lanes.policy.batch > 1).then(Instant::now);
+        let received = reader.received.drain(..).map(|received| Open::new(received, since));
+        if self.stopped {
+            return self.chores.extend(received.map(Chore::GiveBack));
+        }
+        let state = &mut **self;
+        for open in received {
+            state.tally.received += 1;
+            let key = open.key().cloned();
+            state.table.admit(key, open);
         }
     }
 
-    /// Whether there is nothing left, and nothing more to come.
-    fn is_finished(&self) -> bool {
-        self.ended && self.held == 0
+    /// Whether something may be handled now, or the broker is likely to have something.
+    fn has_work(&self) -> bool {
+        self.table.has_ready() || self.ask_again
     }
 
-    /// Somebody else has the delivery now.
-    fn forget(&mut self, open: Open) {
-        self.held -= 1;
-        self.tally.unsettled += 1;
-        self.open_lane(open.acker.forget().envelope.lane_key().cloned());
+    /// Nothing to do for the worker in `slot`: it sleeps, or ends.
+    fn rest<T>(mut self, slot: usize, context: &Context<'_>) -> Poll<Option<T>> {
+        if self.stopped {
+            return Poll::Ready(None);
+        }
+        if self.ask_again {
+            // The budget of this poll may be what the broker lacks.
+            drop(self);
+            context.waker().wake_by_ref();
+        } else {
+            self.crew.rest(slot, context.waker().clone());
+        }
+        Poll::Pending
     }
 
-    /// The delivery that was open in the lane of `key` is done.
-    fn open_lane(&mut self, key: Option<Key>) {
-        let Some(key) = key else { return };
-        match self.waiting.get_mut(&key).and_then(VecDeque::pop_front) {
-            Some(next) => self.ready.push_back(next),
-            None => {
-                self.waiting.remove(&key);
-            }
+    /// Chooses a worker to come for work, unless one that computes comes back for it.
+    fn call_or_defer(&mut self) {
+        if self.crew.computes() { self.defer() } else { self.call() }
+    }
+
+    /// Leaves what is at hand to the worker that computes, until its handler waits or the watchdog is out of patience.
+    fn defer(&mut self) {
+        if !self.stopped && self.crew.defer() {
+            let lanes: Arc<dyn Minded> = Arc::clone(self.lanes) as _;
+            self.lanes.watchdog.mind(&lanes);
+        }
+    }
+
+    /// Chooses a worker to come for work.
+    fn call(&mut self) {
+        let lanes = self.lanes;
+        if !self.stopped
+            && let call @ (Call::Wake(_) | Call::Start(_)) =
+                self.crew.call(|| lanes.watchdog.watch(&lanes.scope))
+        {
+            self.call = call;
         }
     }
 }
 
-/// The source of lanes that were closed.
-struct NoMore;
-
-impl Deliveries for NoMore {
-    fn poll_receive(
-        &mut self,
-        _context: &mut Context<'_>,
-        _into: &mut Vec<Received>,
-        _limit: usize,
-    ) -> Poll<Result<(), BrokerError>> {
-        Poll::Ready(Ok(()))
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let lanes = self.lanes;
+        let finished = self.quiet && self.state.as_ref().is_some_and(|state| state.is_finished());
+        self.state = None;
+        lanes.make(std::mem::replace(&mut self.call, Call::Nobody));
+        for chore in self.chores.drain(..) {
+            match chore {
+                Chore::GiveBack(open) => give_back(open),
+                Chore::LetGo(reader) => let_go(reader),
+                Chore::Unpark(parked, delay) => lanes.unpark_after(parked, delay),
+                Chore::AskLater(reason) => lanes.ask_later(&reason),
+            }
+        }
+        if self.quiet {
+            lanes.idle.notify_waiters();
+        }
+        if finished {
+            lanes.finished.notify_waiters();
+        }
     }
+}
+
+/// A delivery that may still be handled here; otherwise what that is to its lane.
+fn held(open: Open) -> Result<Open, Settled> {
+    if open.acker.holds() {
+        return Ok(open);
+    }
+    let settled = Settled::Unsettled(open.key().cloned());
+    // Somebody else has it now.
+    foreign::tell("an envelope", || drop(open.acker.forget()));
+    Err(settled)
+}
+
+/// Gives a delivery back to its broker.
+fn give_back(open: Open) {
+    foreign::tell("a broker", || drop(open));
+}
+
+/// Lets go of a broker's deliveries.
+fn let_go(reader: Reader) {
+    foreign::tell("a broker", || drop(reader));
 }
 
 /// Wakes a worker when the broker has something, whichever worker is free then.
@@ -590,11 +674,7 @@ impl Wake for Bell {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if let Some(lanes) = self.0.upgrade() {
-            let mut state = lanes.lock();
-            state.receiving = true;
-            let call = lanes.call_or_defer(&mut state);
-            drop(state);
-            lanes.make(call);
+            lanes.ring();
         }
     }
 }

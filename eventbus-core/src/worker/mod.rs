@@ -5,6 +5,8 @@ mod crew;
 mod lanes;
 mod run;
 mod settle;
+mod source;
+mod table;
 mod watchdog;
 
 pub(crate) use lanes::{Lanes, Tally};

@@ -5,11 +5,12 @@
 //! woken among them, and no timer of the runtime can tell, since the runtime itself may be held up. So a thread of
 //! its own looks at every worker once a second, and more often where deliveries wait for a worker that computes.
 
-use super::lanes::Lanes;
 use crate::delivery::Scope;
+use crate::foreign;
+use crate::lock::{Lock, Rank};
 use crate::printable::printable;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -22,9 +23,15 @@ const LOOKS: u32 = 3;
 
 /// Looks at the workers of one bus.
 pub(crate) struct Watchdog {
-    pulses: Mutex<Vec<Weak<Pulse>>>,
-    minded: Mutex<Vec<Weak<Lanes>>>,
+    pulses: Lock<Vec<Weak<Pulse>>>,
+    minded: Lock<Vec<Weak<dyn Minded>>>,
     thread: OnceLock<Thread>,
+}
+
+/// What the watchdog looks at once per [`PATIENCE`], while something waits in it for a worker that computes.
+pub(super) trait Minded: Send + Sync {
+    /// Does what time has made necessary. `false`: there is no need to look again.
+    fn look(self: Arc<Self>) -> bool;
 }
 
 /// Counts the polls of one worker: odd inside one, even between two.
@@ -37,8 +44,11 @@ pub(crate) struct Pulse {
 impl Watchdog {
     /// A watchdog whose thread runs until it is dropped.
     pub(crate) fn start() -> Arc<Self> {
-        let watchdog =
-            Arc::new(Self { pulses: Mutex::default(), minded: Mutex::default(), thread: OnceLock::new() });
+        let watchdog = Arc::new(Self {
+            pulses: Lock::new(Rank::LEAF, Vec::new()),
+            minded: Lock::new(Rank::LEAF, Vec::new()),
+            thread: OnceLock::new(),
+        });
         let watched = Arc::downgrade(&watchdog);
         let thread =
             thread::Builder::new().name("eventbus-watchdog".to_owned()).spawn(move || watch(&watched));
@@ -59,13 +69,13 @@ impl Watchdog {
             paused: AtomicBool::new(false),
             scope: Arc::clone(scope),
         });
-        lock(&self.pulses).push(Arc::downgrade(&pulse));
+        self.pulses.lock().push(Arc::downgrade(&pulse));
         pulse
     }
 
-    /// Looks at these lanes until nothing waits in them.
-    pub(super) fn mind(&self, lanes: &Arc<Lanes>) {
-        lock(&self.minded).push(Arc::downgrade(lanes));
+    /// Looks at `minded` until it says that there is no need.
+    pub(super) fn mind(&self, minded: &Arc<dyn Minded>) {
+        self.minded.lock().push(Arc::downgrade(minded));
         if let Some(thread) = self.thread.get() {
             thread.unpark();
         }
@@ -100,7 +110,7 @@ impl Pulse {
 }
 
 fn watch(watchdog: &Weak<Watchdog>) {
-    let mut minded: Vec<Weak<Lanes>> = Vec::new();
+    let mut minded: Vec<Weak<dyn Minded>> = Vec::new();
     let mut seen: Vec<(Weak<Pulse>, u32, u32)> = Vec::new();
     let mut next_look = Instant::now() + INTERVAL;
     loop {
@@ -108,17 +118,22 @@ fn watch(watchdog: &Weak<Watchdog>) {
             thread::park_timeout(next_look.saturating_duration_since(Instant::now()));
         } else {
             thread::sleep(PATIENCE);
-            minded.retain(|lanes| lanes.upgrade().is_some_and(|lanes| lanes.look()));
+            minded.retain(|minded| minded.upgrade().is_some_and(look));
         }
         let Some(watchdog) = watchdog.upgrade() else { return };
-        minded.append(&mut lock(&watchdog.minded));
+        minded.append(&mut watchdog.minded.lock());
         if Instant::now() >= next_look {
             next_look += INTERVAL;
-            seen.extend(lock(&watchdog.pulses).drain(..).map(|pulse| (pulse, 0, 0)));
+            seen.extend(watchdog.pulses.lock().drain(..).map(|pulse| (pulse, 0, 0)));
             drop(watchdog);
             look_at_pulses(&mut seen);
         }
     }
+}
+
+/// Whoever looks last also drops: destructors of others run then, and their panic is not to end this thread.
+fn look(minded: Arc<dyn Minded>) -> bool {
+    foreign::call("what the watchdog looks at", || minded.look()).unwrap_or(false)
 }
 
 fn look_at_pulses(seen: &mut Vec<(Weak<Pulse>, u32, u32)>) {
@@ -143,8 +158,4 @@ fn warn(scope: &Scope) {
          `.await` instead, or make it a plain `fn` with the option `blocking`",
         (LOOKS - 1)
     );
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
