@@ -16,6 +16,7 @@ const FLOORS: [&[&str]; 7] = [
         "error",
         "lock",
         "foreign",
+        "finite",
         "printable",
         "sync",
     ],

@@ -1,6 +1,7 @@
 //! Codecs: how a value becomes bytes and back.
 
 use crate::error::BoxError;
+use crate::finite;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -41,6 +42,16 @@ pub trait Codec: 'static {
     /// Where the value has no form in this codec, such as a map with keys that are no text in JSON.
     fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, BoxError>;
 
+    /// Looks for what this codec cannot carry, without encoding: it is called on every event that is published, also
+    /// where nobody asks for the event's bytes. By default a codec whose media type is JSON refuses NaN, the infinities
+    /// and maps with keys that are no texts, and others refuse nothing.
+    ///
+    /// # Errors
+    /// Where the value holds such a thing; the error says where.
+    fn check<T: Serialize + ?Sized>(value: &T) -> Result<(), BoxError> {
+        if const { is_json(Self::CONTENT_TYPE) } { Ok(finite::check(value)?) } else { Ok(()) }
+    }
+
     /// Decodes a value.
     ///
     /// # Errors
@@ -50,6 +61,9 @@ pub trait Codec: 'static {
 
 /// JSON ([RFC 8259](https://www.rfc-editor.org/rfc/rfc8259)) by serde_json: the default codec, and an argument
 /// of handlers that take a payload without an event type.
+///
+/// Numbers come back as they were, to the last bit of a double. What JSON has no form for (NaN, the infinities, maps
+/// with keys that are no texts) is an error, not `null`.
 ///
 /// ```
 /// use eventbus_core::Json;
@@ -65,6 +79,7 @@ impl Codec for Json {
     const CONTENT_TYPE: &'static str = "application/json";
 
     fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, BoxError> {
+        finite::check(value)?;
         Ok(serde_json::to_vec(value)?.into())
     }
 
@@ -73,8 +88,59 @@ impl Codec for Json {
     }
 }
 
+/// Whether a media type is JSON, or ends with `+json`; parameters aside.
+const fn is_json(media_type: &str) -> bool {
+    let bytes = media_type.as_bytes();
+    let mut end = 0;
+    while end < bytes.len() && bytes[end] != b';' && bytes[end] != b' ' {
+        end += 1;
+    }
+    let Some((essence, _)) = bytes.split_at_checked(end) else { return false };
+    let Some((rest, last)) = essence.split_last_chunk::<5>() else { return false };
+    !rest.is_empty()
+        && matches!(last[0], b'/' | b'+')
+        && last.last_chunk::<4>().unwrap().eq_ignore_ascii_case(b"json")
+}
+
 /// Whether a payload that says it is `stated` may be decoded as `expected`: the same essence, parameters aside.
 pub(crate) fn same_media_type(stated: &str, expected: &str) -> bool {
     let essence = |media_type: &str| media_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     stated == expected || essence(stated) == essence(expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_told_by_its_media_type() {
+        for json in ["application/json", "application/JSON; charset=utf-8", "application/order+json"] {
+            assert!(is_json(json), "{json}");
+        }
+        for other in ["", "json", "/json", "text/plain", "application/jsonl", "application/x; a=/json"] {
+            assert!(!is_json(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_million_doubles_and_singles_come_back_to_the_last_bit() {
+        let seed = fastrand::u64(..);
+        let mut random = fastrand::Rng::with_seed(seed);
+        let edges =
+            [0.0, -0.0, f64::MIN, f64::MAX, f64::MIN_POSITIVE, f64::from_bits(1), f64::EPSILON, 1e23, 0.1];
+        let doubles = (0..1_000_000).map(|_| match random.u8(..) {
+            // Subnormals are rare among random bits.
+            0..16 => f64::from_bits(random.u64(..) & (u64::MAX >> 12 | 1 << 63)),
+            _ => f64::from_bits(random.u64(..)),
+        });
+        for double in edges.into_iter().chain(doubles).filter(|double| double.is_finite()) {
+            let read: f64 = Json::decode(&Json::encode(&double).unwrap()).unwrap();
+            assert_eq!(read.to_bits(), double.to_bits(), "{double:e}, seed {seed}");
+            let single = f32::from_bits(double.to_bits() as u32);
+            if single.is_finite() {
+                let read: f32 = Json::decode(&Json::encode(&single).unwrap()).unwrap();
+                assert_eq!(read.to_bits(), single.to_bits(), "{single:e}, seed {seed}");
+            }
+        }
+    }
 }

@@ -90,6 +90,21 @@ pub enum PublishError {
         /// What the codec said.
         source: BoxError,
     },
+    /// The event cannot be read again from its own bytes, so whoever takes it from a log would not get it.
+    #[error(
+        "cannot publish to \"{topic}\": `{}` ({}:{}) cannot be read again as it is written: {source}; make its \
+         `Serialize` and `Deserialize` agree (a field with `skip_serializing_if` needs `default`, an untagged enum \
+         distinct variants, a number of 128 bits no `flatten`)",
+        event.name, event.file, event.line
+    )]
+    Unreadable {
+        /// The topic that was published to.
+        topic: String,
+        /// The type of the event.
+        event: &'static EventMeta,
+        /// What the codec said, or what came back as something else.
+        source: BoxError,
+    },
     /// A subscription's queue is full and the broker was told not to wait.
     #[error(
         "cannot publish to \"{topic}\": the queue of `{group}` holds {capacity} events; \

@@ -1,6 +1,7 @@
 //! Events: records of something that happened, each type with one topic.
 
 use crate::codec::{Codec, same_media_type};
+use crate::envelope::ReadBacks;
 use crate::error::DecodeError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,6 +13,11 @@ use std::sync::Arc;
 ///
 /// The derive macro connects the type with its topic, so that publishing needs no address and a subscriber's
 /// topic and argument are compared when the program compiles.
+///
+/// An event has to come back from its codec as what it was: a publish fails with
+/// [`PublishError::Unreadable`](crate::PublishError::Unreadable) where it does not. Debug builds look at every event,
+/// release builds at the first 16 of each type. What is compared is what is written, so a field that
+/// `#[serde(skip)]` leaves out may hold anything.
 ///
 /// ```
 /// use eventbus::Event;
@@ -46,6 +52,14 @@ pub trait Event: Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
     /// What the event is about, within its source (CloudEvents `subject`). By default nothing.
     fn subject(&self) -> Option<String> {
         None
+    }
+
+    /// How many events of this type were read back. The derive macro gives each type a count of its own; types whose
+    /// `Event` is written by hand share one.
+    #[doc(hidden)]
+    fn __read_backs() -> &'static ReadBacks {
+        static SHARED: ReadBacks = ReadBacks::new();
+        &SHARED
     }
 
     /// Decodes a payload that was written as `version` of this event; the derive macro reads older versions

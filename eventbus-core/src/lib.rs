@@ -28,6 +28,7 @@ mod envelope;
 mod error;
 mod event;
 mod extract;
+mod finite;
 #[allow(dead_code, reason = "its callers follow")]
 #[doc(hidden)]
 pub mod foreign;

@@ -8,6 +8,7 @@ pub use crate::broker::Start;
 pub use crate::check;
 pub use crate::codec::Json;
 pub use crate::delivery::Delivery;
+pub use crate::envelope::ReadBacks;
 pub use crate::error::DecodeError;
 pub use crate::event::{Event, EventMeta, IntoEvent, Key, decode_current};
 pub use crate::extract::{FromBatch, FromDelivery};

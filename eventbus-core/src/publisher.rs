@@ -324,6 +324,7 @@ impl Outlet {
         for hook in &self.on_publish {
             foreign::tell("a hook of `on_publish`", || hook(envelope));
         }
+        envelope.check()?;
         trace_context::link(envelope, cause.map(|cause| &**cause));
         Ok(())
     }

@@ -37,6 +37,10 @@ const TEST: &[Step] = &[
         "the registry by inventory, fat LTO",
         &["test", "--profile", "fat-lto", "--features", "inventory", "--test", "registration"],
     ),
+    step(
+        "what a release build reads back",
+        &["test", "--profile", "fat-lto", "--test", "readable", "--test", "typed"],
+    ),
     step("the main example", &["run", "--quiet", "--example", "quickstart"]),
     Step {
         purpose: "the main example on the embedded log",

@@ -2,9 +2,10 @@
 
 mod attributes;
 mod payload;
+mod read_back;
 
-use crate::codec::Codec;
-use crate::error::{BoxError, DecodeError, PublishError};
+use crate::codec::{Codec, Json};
+use crate::error::{DecodeError, PublishError};
 use crate::event::{Event, IntoEvent, Key};
 use crate::foreign;
 use crate::headers::Headers;
@@ -13,9 +14,12 @@ use crate::topic::Topic;
 use bytes::Bytes;
 use jiff::Timestamp;
 use payload::Payload;
+use read_back::ReadBack;
 use serde::Serialize;
 use smol_str::SmolStr;
 use std::sync::Arc;
+
+pub use read_back::ReadBacks;
 
 /// An event as it travels: payload, context attributes after
 /// [CloudEvents 1.0](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md), and headers.
@@ -70,9 +74,9 @@ impl Envelope {
     /// # Errors
     /// Where the value has no form in JSON.
     pub fn from_json<T: Serialize + ?Sized>(topic: Topic, value: &T) -> Result<Self, PublishError> {
-        let encoded = foreign::call("a serializer", || serde_json::to_vec(value).map_err(BoxError::from));
+        let encoded = foreign::call("a serializer", || Json::encode(value));
         match encoded.unwrap_or_else(|panicked| Err(panicked.into())) {
-            Ok(payload) => Ok(Self::from_bytes(topic, "application/json", payload.into())),
+            Ok(payload) => Ok(Self::from_bytes(topic, Json::<()>::CONTENT_TYPE, payload)),
             Err(source) => Err(PublishError::Encode { topic: topic.to_string(), source }),
         }
     }
@@ -338,6 +342,20 @@ impl Envelope {
             return Err(DecodeError::UnknownType { event: E::META, found: self.event_type().to_owned() });
         }
         E::decode(self.version, &self.content_type, self.payload()?)
+    }
+
+    /// Checks that a typed event can be read again once it is bytes, as often as the build asks for it.
+    pub(crate) fn check(&self) -> Result<(), PublishError> {
+        self.payload.check(self, ReadBack::ByBuild)
+    }
+
+    /// Checks that a typed event can be read again once it is bytes: for buses of tests, in release builds too.
+    ///
+    /// # Errors
+    /// Where it cannot be written, read, or comes back as another one.
+    #[doc(hidden)]
+    pub fn read_back(&self) -> Result<(), PublishError> {
+        self.payload.check(self, ReadBack::Every)
     }
 
     /// The event that was published, where it was published in this process as an `E`.

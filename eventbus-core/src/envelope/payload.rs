@@ -1,7 +1,9 @@
 //! The payload of an envelope: bytes, or a value that becomes bytes when somebody asks.
 
+use super::Envelope;
+use super::read_back::{self, ReadBack};
 use crate::codec::Codec;
-use crate::error::BoxError;
+use crate::error::{BoxError, PublishError};
 use crate::event::Event;
 use crate::foreign::{self, Kept};
 use bytes::Bytes;
@@ -19,20 +21,43 @@ pub(super) enum Payload {
 #[derive(Clone)]
 pub(super) struct Value {
     event: Kept<Arc<dyn Any + Send + Sync>>,
-    encode: fn(&dyn Any) -> Result<Bytes, BoxError>,
+    of_type: &'static OfType,
     encoded: OnceLock<Bytes>,
+}
+
+/// What is done with values of one type.
+struct OfType {
+    encode: fn(&dyn Any) -> Result<Bytes, BoxError>,
+    check: fn(&Envelope, ReadBack) -> Result<(), PublishError>,
+}
+
+impl OfType {
+    const fn new<E: Event>() -> Self {
+        Self {
+            encode: |event| match event.downcast_ref::<E>() {
+                Some(event) => E::Codec::encode(event),
+                None => unreachable!("the function stands beside a value of its own type"),
+            },
+            check: read_back::check::<E>,
+        }
+    }
 }
 
 impl Payload {
     pub(super) fn of<E: Event>(event: Arc<E>) -> Self {
         Self::Value(Value {
             event: Kept::new(event),
-            encode: |event| match event.downcast_ref::<E>() {
-                Some(event) => E::Codec::encode(event),
-                None => unreachable!("the function stands beside a value of its own type"),
-            },
+            of_type: const { &OfType::new::<E>() },
             encoded: OnceLock::new(),
         })
+    }
+
+    /// Checks that the value, which is that of `envelope`, can be read again; bytes need not be.
+    pub(super) fn check(&self, envelope: &Envelope, which: ReadBack) -> Result<(), PublishError> {
+        match self {
+            Self::Value(value) => (value.of_type.check)(envelope, which),
+            Self::Bytes(_) => Ok(()),
+        }
     }
 
     pub(super) fn bytes(&self) -> Result<&Bytes, BoxError> {
@@ -41,7 +66,7 @@ impl Payload {
             Self::Value(value) => match value.encoded.get() {
                 Some(bytes) => Ok(bytes),
                 None => {
-                    let bytes = foreign::call("a serializer", || (value.encode)(&**value.event))??;
+                    let bytes = foreign::call("a serializer", || (value.of_type.encode)(&**value.event))??;
                     Ok(value.encoded.get_or_init(|| bytes))
                 }
             },

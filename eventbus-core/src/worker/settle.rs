@@ -84,9 +84,9 @@ impl From<PublishError> for Failure {
             PublishError::Encode { source, .. } if source.is::<Panicked>() => {
                 (FailureKind::Panicked, Again::ByPolicy)
             }
-            PublishError::CausationLimit { .. } | PublishError::Encode { .. } => {
-                (FailureKind::Failed, Again::Never)
-            }
+            PublishError::CausationLimit { .. }
+            | PublishError::Encode { .. }
+            | PublishError::Unreadable { .. } => (FailureKind::Failed, Again::Never),
             _ => (FailureKind::Failed, Again::ByPolicy),
         };
         // What an error says of itself is code of others.

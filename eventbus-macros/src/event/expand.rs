@@ -35,6 +35,12 @@ pub(crate) fn expand(event: &Event) -> TokenStream {
         impl __p::Event for #name {
             const META: &'static __p::EventMeta = &__EVENTBUS_META;
             type Codec = #codec;
+
+            fn __read_backs() -> &'static __p::ReadBacks {
+                static __READ_BACKS: __p::ReadBacks = __p::ReadBacks::new();
+                &__READ_BACKS
+            }
+
             #key
             #subject
             #decode

@@ -45,6 +45,7 @@
 #![forbid(unsafe_code)]
 
 mod record;
+mod strict;
 mod test_bus;
 
 pub use record::HandledAttempt;

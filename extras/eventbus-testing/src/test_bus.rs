@@ -1,6 +1,7 @@
 //! The bus that tests publish on.
 
 use crate::record::{HandledAttempt, Record};
+use crate::strict::Strict;
 use eventbus_core::broker::DeadLetter;
 use eventbus_core::memory::MemoryBroker;
 use eventbus_core::{Attempted, Bus, BusBuilder, Envelope, Event, EventId, IntoEvent};
@@ -13,6 +14,16 @@ use std::sync::Arc;
 /// Every publish resolves once nothing is queued, being handled, or parked for a retry: by counting deliveries,
 /// not by waiting a while. In a test with `#[tokio::test(start_paused = true)]` the clock jumps to the next retry
 /// or timeout whenever there is nothing else to do.
+///
+/// It refuses what a log could not keep or give back, though it keeps events in memory:
+///
+/// - an event that cannot be read again from its own bytes, or comes back as another one (see
+///   [`PublishError::Unreadable`](eventbus_core::PublishError::Unreadable)); a field that is left out on purpose
+///   (`#[serde(skip)]`) is none;
+/// - what the event's codec has no form for, such as NaN in JSON;
+/// - a payload of more than 8 MiB, which is what the embedded log takes by default.
+///
+/// Where a handler publishes or returns such an event, its delivery becomes a dead letter that says so.
 ///
 /// Its methods panic where a program would get an error, so that a test reads as a list of facts.
 pub struct TestBus {
@@ -32,7 +43,7 @@ impl TestBus {
         let record = Record::default();
         let caller = std::panic::Location::caller();
         async move {
-            let bus = match builder.observer(record.clone()).broker(broker.clone()).await {
+            let bus = match builder.observer(record.clone()).broker(Strict(broker.clone())).await {
                 Ok(bus) => bus,
                 Err(error) => panic!("the bus of the test at {caller} does not start: {error}"),
             };

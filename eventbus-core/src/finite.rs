@@ -1,0 +1,347 @@
+//! What JSON has no form for, found without writing JSON.
+//!
+//! serde_json writes NaN and the infinities as `null`, so they would be handled live and come back as something else,
+//! or not at all. [`check`] walks through a value as a serializer that keeps nothing: for most types the compiler leaves
+//! nothing of it, so that it can stand before every publish, also of events that are never encoded.
+
+use serde::Serialize;
+use serde::ser::{self, Serializer};
+use std::fmt::{self, Display};
+
+/// Fails where a value holds a number that is not finite, a map with a key that is no text, or is not serialized at all.
+pub(crate) fn check<T: Serialize + ?Sized>(value: &T) -> Result<(), NotJson> {
+    value.serialize(Walk { is_key: false })
+}
+
+/// What cannot be written as JSON, and where it stands in the value.
+#[derive(Debug)]
+pub(crate) struct NotJson {
+    path: Vec<String>,
+    what: String,
+}
+
+impl NotJson {
+    fn new(what: impl Display) -> Self {
+        Self { path: Vec::new(), what: what.to_string() }
+    }
+
+    #[cold]
+    fn number(number: impl Display) -> Self {
+        Self::new(format_args!("{number} has no form in JSON; publish an `Option` or a text in its place"))
+    }
+
+    #[cold]
+    fn key() -> Self {
+        Self::new(
+            "the keys of a map have to be texts or numbers in JSON; publish a list of pairs in its place",
+        )
+    }
+
+    #[cold]
+    fn of(mut self, field: impl Into<String>) -> Self {
+        self.path.insert(0, field.into());
+        self
+    }
+}
+
+impl Display for NotJson {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.path.is_empty() {
+            write!(f, "`{}`: ", self.path.join("."))?;
+        }
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for NotJson {}
+
+impl ser::Error for NotJson {
+    fn custom<T: Display>(what: T) -> Self {
+        Self::new(what)
+    }
+}
+
+/// Goes through a value, or through the key of a map.
+#[derive(Clone, Copy)]
+struct Walk {
+    is_key: bool,
+}
+
+const VALUE: Walk = Walk { is_key: false };
+
+impl Walk {
+    /// Whatever is no text and no number cannot be a key.
+    fn no_key(self) -> Result<Self, NotJson> {
+        if self.is_key { Err(NotJson::key()) } else { Ok(self) }
+    }
+}
+
+macro_rules! carried {
+    ($($method:ident: $type:ty),* $(,)?) => {$(
+        fn $method(self, _: $type) -> Result<(), NotJson> {
+            Ok(())
+        }
+    )*};
+}
+
+impl Serializer for Walk {
+    type Ok = ();
+    type Error = NotJson;
+    type SerializeSeq = Self;
+    type SerializeTuple = Self;
+    type SerializeTupleStruct = Self;
+    type SerializeTupleVariant = Self;
+    type SerializeMap = Self;
+    type SerializeStruct = Self;
+    type SerializeStructVariant = Self;
+
+    carried! {
+        serialize_bool: bool, serialize_char: char, serialize_str: &str,
+        serialize_i8: i8, serialize_i16: i16, serialize_i32: i32, serialize_i64: i64, serialize_i128: i128,
+        serialize_u8: u8, serialize_u16: u16, serialize_u32: u32, serialize_u64: u64, serialize_u128: u128,
+    }
+
+    fn serialize_f32(self, number: f32) -> Result<(), NotJson> {
+        if number.is_finite() { Ok(()) } else { Err(NotJson::number(number)) }
+    }
+
+    fn serialize_f64(self, number: f64) -> Result<(), NotJson> {
+        if number.is_finite() { Ok(()) } else { Err(NotJson::number(number)) }
+    }
+
+    /// A text that is put together only to be thrown away would be the one thing here that costs.
+    fn collect_str<T: Display + ?Sized>(self, _: &T) -> Result<(), NotJson> {
+        Ok(())
+    }
+
+    fn serialize_bytes(self, _: &[u8]) -> Result<(), NotJson> {
+        self.no_key().map(drop)
+    }
+
+    fn serialize_none(self) -> Result<(), NotJson> {
+        self.no_key().map(drop)
+    }
+
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), NotJson> {
+        value.serialize(self)
+    }
+
+    fn serialize_unit(self) -> Result<(), NotJson> {
+        self.no_key().map(drop)
+    }
+
+    fn serialize_unit_struct(self, _: &'static str) -> Result<(), NotJson> {
+        self.no_key().map(drop)
+    }
+
+    fn serialize_unit_variant(self, _: &'static str, _: u32, _: &'static str) -> Result<(), NotJson> {
+        Ok(())
+    }
+
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        value: &T,
+    ) -> Result<(), NotJson> {
+        value.serialize(self)
+    }
+
+    fn serialize_newtype_variant<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+        value: &T,
+    ) -> Result<(), NotJson> {
+        self.no_key()?;
+        value.serialize(VALUE).map_err(|error| error.of(variant))
+    }
+
+    fn serialize_seq(self, _: Option<usize>) -> Result<Self, NotJson> {
+        self.no_key()
+    }
+
+    fn serialize_tuple(self, _: usize) -> Result<Self, NotJson> {
+        self.no_key()
+    }
+
+    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Self, NotJson> {
+        self.no_key()
+    }
+
+    fn serialize_tuple_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        _: &'static str,
+        _: usize,
+    ) -> Result<Self, NotJson> {
+        self.no_key()
+    }
+
+    fn serialize_map(self, _: Option<usize>) -> Result<Self, NotJson> {
+        self.no_key()
+    }
+
+    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Self, NotJson> {
+        self.no_key()
+    }
+
+    fn serialize_struct_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        _: &'static str,
+        _: usize,
+    ) -> Result<Self, NotJson> {
+        self.no_key()
+    }
+}
+
+macro_rules! walked {
+    ($($trait:ident: $method:ident),* $(,)?) => {$(
+        impl ser::$trait for Walk {
+            type Ok = ();
+            type Error = NotJson;
+
+            fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotJson> {
+                value.serialize(VALUE)
+            }
+
+            fn end(self) -> Result<(), NotJson> {
+                Ok(())
+            }
+        }
+    )*};
+}
+
+walked! {
+    SerializeSeq: serialize_element,
+    SerializeTuple: serialize_element,
+    SerializeTupleStruct: serialize_field,
+    SerializeTupleVariant: serialize_field,
+}
+
+macro_rules! walked_by_name {
+    ($($trait:ident),*) => {$(
+        impl ser::$trait for Walk {
+            type Ok = ();
+            type Error = NotJson;
+
+            fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), NotJson> {
+                value.serialize(VALUE).map_err(|error| error.of(name))
+            }
+
+            fn end(self) -> Result<(), NotJson> {
+                Ok(())
+            }
+        }
+    )*};
+}
+
+walked_by_name!(SerializeStruct, SerializeStructVariant);
+
+impl ser::SerializeMap for Walk {
+    type Ok = ();
+    type Error = NotJson;
+
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), NotJson> {
+        key.serialize(Walk { is_key: true })
+    }
+
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotJson> {
+        value.serialize(VALUE)
+    }
+
+    fn serialize_entry<K: Serialize + ?Sized, V: Serialize + ?Sized>(
+        &mut self,
+        key: &K,
+        value: &V,
+    ) -> Result<(), NotJson> {
+        self.serialize_key(key)?;
+        // A struct with a flattened field is written as a map as well.
+        value.serialize(VALUE).map_err(|error| match serde_json::to_value(key) {
+            Ok(serde_json::Value::String(name)) => error.of(name),
+            _ => error,
+        })
+    }
+
+    fn end(self) -> Result<(), NotJson> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::collections::BTreeMap;
+
+    #[derive(Serialize)]
+    struct Reading {
+        place: &'static str,
+        #[serde(flatten)]
+        at: At,
+        values: Vec<Option<f64>>,
+        by_name: BTreeMap<String, (f32, Kind)>,
+    }
+
+    #[derive(Serialize)]
+    struct At {
+        depth: f64,
+    }
+
+    #[derive(Serialize)]
+    enum Kind {
+        None,
+        Newtype(f64),
+        Tuple(u8, f32),
+        Struct { inner: f64 },
+    }
+
+    fn reading(depth: f64, value: f64, kind: Kind) -> Reading {
+        let by_name = BTreeMap::from([("a".to_owned(), (0.5, kind))]);
+        Reading { place: "sea", at: At { depth }, values: vec![None, Some(value)], by_name }
+    }
+
+    #[test]
+    fn a_number_that_is_not_finite_is_found_wherever_it_stands() {
+        assert!(check(&reading(-0.0, f64::MIN_POSITIVE / 4.0, Kind::None)).is_ok());
+        for odd in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            for (reading, place) in [
+                (reading(odd, 1.0, Kind::None), "depth"),
+                (reading(1.0, odd, Kind::None), "values"),
+                (reading(1.0, 1.0, Kind::Newtype(odd)), "by_name.a.Newtype"),
+                (reading(1.0, 1.0, Kind::Tuple(1, odd as f32)), "by_name.a"),
+                (reading(1.0, 1.0, Kind::Struct { inner: odd }), "by_name.a.inner"),
+            ] {
+                let error = check(&reading).unwrap_err().to_string();
+                assert!(error.contains(&format!("{odd} has no form in JSON")), "{error}");
+                assert!(error.starts_with(&format!("`{place}`: ")), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_serde_json_writes_passes_and_what_it_refuses_does_not() {
+        struct NoKey;
+        impl Serialize for NoKey {
+            fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+                Err(ser::Error::custom("not today"))
+            }
+        }
+        let pairs = |error: Result<(), NotJson>, json: Result<String, serde_json::Error>| {
+            assert_eq!(error.is_err(), json.is_err(), "{error:?} {json:?}");
+        };
+        macro_rules! same {
+            ($($value:expr),* $(,)?) => {$( pairs(check(&$value), serde_json::to_string(&$value)); )*};
+        }
+        same! {
+            json!({ "a": [1, -1, 1.5, null, "x", { "b": true }] }), u128::MAX, i128::MIN, 'x', (), b"bytes"[..], Some(1),
+            BTreeMap::from([(1, 2)]), BTreeMap::from([(true, 2)]), BTreeMap::from([('c', 2)]), NoKey,
+            BTreeMap::from([((1, 2), 3)]), BTreeMap::from([(vec![1], 3)]), BTreeMap::from([((), 3)]),
+            BTreeMap::from([(Some(1), 3)]), BTreeMap::from([(None::<u8>, 3)]), BTreeMap::from([(u128::MAX, 3)]),
+            BTreeMap::from([(std::net::Ipv4Addr::LOCALHOST, 3)]),
+        }
+    }
+}
