@@ -1,8 +1,9 @@
 //! Groups: their cursors, as operators see and move them.
 
 use crate::broker::Store;
+use crate::inherit::{self, Parts};
 use crate::lease::Lease;
-use crate::reader::{head, topics};
+use crate::reader::head;
 use crate::subscribe::{offset_of, place};
 use crate::writes::{Work, closed};
 use eventbus_core::broker::{BrokerFuture, GroupState, Groups, Offset};
@@ -13,9 +14,8 @@ use std::sync::Arc;
 fn list(connection: &Connection, store: &Store) -> rusqlite::Result<Vec<GroupState>> {
     let mut statement = connection.prepare(
         "select s.\"group\", s.pattern, s.cursor, s.reached, s.owner, s.leased_until, s.lease, \
-         (select count(*) from delivery d where d.subscription = s.id), \
          (select count(*) from delivery d where d.subscription = s.id and d.due is not null), \
-         (select count(*) from dead_letter l where l.\"group\" = s.\"group\") \
+         (select count(*) from dead_letter l where l.\"group\" = s.\"group\"), s.id, s.parts \
          from subscription s order by s.\"group\", s.pattern",
     )?;
     let mut rows = statement.query([])?;
@@ -24,13 +24,17 @@ fn list(connection: &Connection, store: &Store) -> rusqlite::Result<Vec<GroupSta
         let (pattern, cursor, reached): (String, i64, i64) = (row.get(1)?, row.get(2)?, row.get(3)?);
         let (owner, lease): (Option<String>, _) =
             (row.get(4)?, Lease { until: row.get(5)?, length: row.get(6)? });
-        let unfinished: u64 = row.get(7)?;
+        let parts = Parts::parse(row.get_ref(10)?.as_str_or_null()?).unwrap_or_default();
+        let backlog = match Pattern::new(&pattern) {
+            Ok(pattern) => inherit::unfinished(connection, &pattern, row.get(9)?, reached, &parts)?,
+            Err(_) => 0,
+        };
         groups.push(GroupState {
             group: row.get(0)?,
             cursor: (cursor > 0).then(|| offset_of(cursor)),
-            backlog: unfinished + behind(connection, &pattern, reached)?,
-            parked: row.get(8)?,
-            dead_letters: row.get(9)?,
+            backlog,
+            parked: row.get(7)?,
+            dead_letters: row.get(8)?,
             active: owner.is_some_and(|owner| !store.is_free(&owner, lease)),
             pattern,
         });
@@ -38,24 +42,18 @@ fn list(connection: &Connection, store: &Store) -> rusqlite::Result<Vec<GroupSta
     Ok(groups)
 }
 
-/// How many events on `pattern` are behind `position`.
-fn behind(connection: &Connection, pattern: &str, position: i64) -> rusqlite::Result<u64> {
-    let Ok(pattern) = Pattern::new(pattern) else { return Ok(0) };
-    let mut count = 0;
-    for topic in topics(connection, &pattern)? {
-        count += connection
-            .prepare_cached("select count(*) from event where topic = ?1 and offset > ?2")?
-            .query_row((topic, position), |row| row.get::<_, u64>(0))?;
-    }
-    Ok(count)
-}
-
-/// The rows of a group; an error where some process handles it.
-fn rows(work: &Work<'_>, store: &Store, group: &str) -> rusqlite::Result<Result<Vec<i64>, BrokerError>> {
-    let mut statement = work
-        .connection
-        .prepare_cached("select id, owner, leased_until, lease from subscription where \"group\" = ?1")?;
-    let mut found = statement.query([group])?;
+/// The rows of a group, or the one on `pattern`; an error where some process handles it.
+fn rows(
+    work: &Work<'_>,
+    store: &Store,
+    group: &str,
+    pattern: Option<&str>,
+) -> rusqlite::Result<Result<Vec<i64>, BrokerError>> {
+    let mut statement = work.connection.prepare_cached(
+        "select id, owner, leased_until, lease from subscription \
+         where \"group\" = ?1 and (?2 is null or pattern = ?2)",
+    )?;
+    let mut found = statement.query((group, pattern))?;
     let mut rows = Vec::new();
     while let Some(row) = found.next()? {
         let (owner, lease): (Option<String>, _) =
@@ -84,6 +82,22 @@ impl Store {
     }
 }
 
+impl Store {
+    fn forget(&self, group: &str, pattern: Option<&str>) -> BrokerFuture<Result<bool, BrokerError>> {
+        let (group, pattern) = (group.to_owned(), pattern.map(str::to_owned));
+        self.change_groups(move |work, store| {
+            let rows = match rows(work, store, &group, pattern.as_deref())? {
+                Ok(rows) => rows,
+                Err(busy) => return Ok(Err(busy)),
+            };
+            for row in &rows {
+                work.connection.execute("delete from subscription where id = ?1", [row])?;
+            }
+            Ok(Ok(!rows.is_empty()))
+        })
+    }
+}
+
 impl Groups for Store {
     fn list(&self) -> BrokerFuture<Result<Vec<GroupState>, BrokerError>> {
         let Some(store) = self.this() else { return BrokerFuture::ready(Err(closed())) };
@@ -96,7 +110,7 @@ impl Groups for Store {
     fn seek(&self, group: &str, offset: Option<Offset>) -> BrokerFuture<Result<bool, BrokerError>> {
         let (group, position) = (group.to_owned(), offset.map_or(0, place));
         self.change_groups(move |work, store| {
-            let rows = match rows(work, store, &group)? {
+            let rows = match rows(work, store, &group, None)? {
                 Ok(rows) => rows,
                 Err(busy) => return Ok(Err(busy)),
             };
@@ -104,10 +118,7 @@ impl Groups for Store {
             let position = position.min(head(work.connection)?);
             for row in &rows {
                 work.connection.execute("delete from delivery where subscription = ?1", [row])?;
-                work.connection.execute(
-                    "update subscription set cursor = ?2, reached = ?2 where id = ?1",
-                    (row, position),
-                )?;
+                inherit::seek(work.connection, *row, position)?;
             }
             Ok(Ok(!rows.is_empty()))
         })
@@ -122,7 +133,7 @@ impl Groups for Store {
         }
         let (from, to) = (from.to_owned(), to.to_owned());
         self.change_groups(move |work, store| {
-            let known = match (rows(work, store, &from)?, rows(work, store, &to)?) {
+            let known = match (rows(work, store, &from, None)?, rows(work, store, &to, None)?) {
                 (Ok(rows), Ok(_)) => !rows.is_empty(),
                 (Err(busy), _) | (_, Err(busy)) => return Ok(Err(busy)),
             };
@@ -130,6 +141,16 @@ impl Groups for Store {
                 return Ok(Ok(false));
             }
             let connection = work.connection;
+            // What the other group has open and does not meet again stays open.
+            connection.execute(
+                "insert or ignore into delivery \
+                 (subscription, offset, attempt, first_failed, last_failed, due, republished, payload, content) \
+                 select old.id, d.offset, d.attempt, d.first_failed, d.last_failed, d.due, d.republished, d.payload, \
+                 d.content from delivery d join subscription new on new.id = d.subscription \
+                 join subscription old on old.pattern = new.pattern and old.\"group\" = ?1 \
+                 where new.\"group\" = ?2 and (d.republished or d.offset <= old.reached)",
+                (&from, &to),
+            )?;
             connection.execute(
                 "delete from subscription where \"group\" = ?2 \
                  and pattern in (select pattern from subscription where \"group\" = ?1)",
@@ -147,16 +168,10 @@ impl Groups for Store {
     }
 
     fn remove(&self, group: &str) -> BrokerFuture<Result<bool, BrokerError>> {
-        let group = group.to_owned();
-        self.change_groups(move |work, store| {
-            Ok(match rows(work, store, &group)? {
-                Ok(_) => {
-                    let removed =
-                        work.connection.execute("delete from subscription where \"group\" = ?1", [&group])?;
-                    Ok(removed > 0)
-                }
-                Err(busy) => Err(busy),
-            })
-        })
+        self.forget(group, None)
+    }
+
+    fn remove_on(&self, group: &str, pattern: &str) -> BrokerFuture<Result<bool, BrokerError>> {
+        self.forget(group, Some(pattern))
     }
 }

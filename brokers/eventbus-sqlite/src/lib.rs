@@ -37,6 +37,7 @@ mod dead_letters;
 mod delivery;
 mod file;
 mod groups;
+mod inherit;
 mod lease;
 mod publish;
 mod reader;

@@ -1,6 +1,7 @@
 //! Retention: removing the oldest events, a little at a time.
 
 use crate::config::Retention;
+use crate::inherit;
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::Connection;
 
@@ -24,6 +25,7 @@ pub(crate) fn apply(connection: &Connection, retention: &Retention) -> rusqlite:
     // The latest event stays, since the next offset follows from it.
     let mut until = (first + AT_ONCE - 1).min(last - 1);
     if !retention.unhandled {
+        inherit::move_on(connection)?;
         let slowest: Option<i64> =
             connection.query_row("select min(cursor) from subscription", [], |row| row.get(0))?;
         until = until.min(slowest.unwrap_or(i64::MAX));

@@ -57,17 +57,20 @@ create table subscription (
     pattern text not null,
     cursor integer not null,
     reached integer not null,
+    -- How far it has come on parts of its pattern, where that is not `reached`: lists of [pattern, offset], in JSON. No
+    -- offset: a row with another pattern of the group has the part.
+    parts text,
     -- Who handles its events; until when (milliseconds since 1970) unless it says so again; how long it says so for.
     owner text,
     leased_until integer not null default 0,
     lease integer not null default 0,
     checksum text generated always as (
-        "group" || ' ' || pattern || ' ' || cursor || ' ' || reached || ' ' || coalesce(owner, '-') || ' '
-        || leased_until || ' ' || lease
+        "group" || ' ' || pattern || ' ' || cursor || ' ' || reached || ' ' || coalesce(parts, '-') || ' '
+        || coalesce(owner, '-') || ' ' || leased_until || ' ' || lease
     ) stored,
     intact integer generated always as (
-        checksum is "group" || ' ' || pattern || ' ' || cursor || ' ' || reached || ' ' || coalesce(owner, '-') || ' '
-        || leased_until || ' ' || lease
+        checksum is "group" || ' ' || pattern || ' ' || cursor || ' ' || reached || ' ' || coalesce(parts, '-') || ' '
+        || coalesce(owner, '-') || ' ' || leased_until || ' ' || lease
     ) virtual,
     unique ("group", pattern)
 ) strict;

@@ -132,7 +132,9 @@ impl Subscription {
                     state.position = position;
                     state.behind = !complete || state.called != called;
                     for event in events {
-                        self.take_in(state, event, Noted::FIRST);
+                        if state.is_ours(event.offset, event.envelope.topic()) {
+                            self.take_in(state, event, Noted::FIRST);
+                        }
                     }
                 }
                 Err(error) => state.error = Some(error),
@@ -252,7 +254,9 @@ impl State {
         self.position = caught.position;
         self.behind = !caught.complete;
         for (offset, envelope) in caught.events {
-            self.put_at_hand(Waiting { offset, envelope, attempt: 1, parked: None });
+            if self.is_ours(offset, envelope.topic()) {
+                self.put_at_hand(Waiting { offset, envelope, attempt: 1, parked: None });
+            }
         }
     }
 
@@ -270,7 +274,10 @@ impl State {
         self.open.entry(offset).or_insert(Opened::FIRST).size = size;
         self.at_hand_bytes -= size;
         self.open_bytes += size;
-        self.handed = self.handed.max(offset);
+        // What was published again, or comes from an earlier row, may lie ahead of what was read.
+        if offset <= self.position {
+            self.handed = self.handed.max(offset);
+        }
         let receipt = Receipt { envelope, offset: offset_of(offset), attempt, token: epoch };
         Received { receipt, replayed: false, parked, settler: Arc::clone(settler) }
     }

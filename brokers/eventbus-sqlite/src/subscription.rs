@@ -2,10 +2,11 @@
 
 use crate::broker::Store;
 use crate::delivery::Opened;
+use crate::inherit::Parts;
 use crate::saving::Saved;
 use crate::subscribe::Waiting;
 use eventbus_core::broker::{Start, SubscribeRequest};
-use eventbus_core::{BrokerError, Pattern};
+use eventbus_core::{BrokerError, Pattern, Topic};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -71,6 +72,8 @@ pub(crate) struct State {
     /// Something is to be saved.
     pub(crate) dirty: bool,
     pub(crate) saved: Saved,
+    /// How far earlier rows had come on parts of the pattern: events that they settled are not ours.
+    pub(crate) parts: Parts,
     /// More was published again than is taken at once.
     pub(crate) more_republished: bool,
     /// Who waits until what was noted is saved.
@@ -190,9 +193,15 @@ impl State {
             unsaved: 0,
             dirty: false,
             saved: Saved::default(),
+            parts: Parts::default(),
             more_republished: false,
             waiting: Vec::new(),
         }
+    }
+
+    /// Whether the event at `offset` is ours to handle, as far as earlier rows of the group tell.
+    pub(crate) fn is_ours(&self, offset: i64, topic: &Topic) -> bool {
+        self.parts.reached(topic.as_str(), 0).is_none_or(|reached| offset > reached)
     }
 
     pub(crate) fn call(&mut self) {

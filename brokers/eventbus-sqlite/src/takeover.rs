@@ -1,10 +1,10 @@
 //! Taking a group over, and leaving it: which process handles its events.
 
+use crate::inherit;
 use crate::lease::Lease;
 use crate::reader::{self, Names};
 use crate::saving::{Saved, Saving, Unfinished, Which};
 use crate::subscription::Subscription;
-use eventbus_core::Pattern;
 use eventbus_core::broker::Start;
 use eventbus_core::printable::printable;
 use rusqlite::{Connection, OptionalExtension};
@@ -23,75 +23,10 @@ impl Subscription {
             Start::Earliest => 0,
             _ => reader::head(connection)?,
         };
-        let row = match self.find_row(connection)? {
-            Some(row) => row,
-            None => {
-                connection
-                    .prepare_cached(
-                        "insert into subscription (\"group\", pattern, cursor, reached) values (?1, ?2, ?3, ?3)",
-                    )?
-                    .execute((&self.group, self.pattern.as_str(), begin))?;
-                connection.last_insert_rowid()
-            }
-        };
+        let row = inherit::find_or_begin(connection, &self.group, &self.pattern, begin)?
+            .map_err(|_| self.damaged())?;
         self.lock().row = Some(row);
         self.take_over(connection, names)
-    }
-
-    /// The row of this group and pattern; or else the one with the lowest cursor among those of the group whose
-    /// patterns overlap with it. A program has no two of them, so the pattern of the subscription was changed.
-    fn find_row(&self, connection: &Connection) -> rusqlite::Result<Option<i64>> {
-        let mut statement = connection
-            .prepare_cached("select id, pattern from subscription where \"group\" = ?1 order by cursor")?;
-        let mut rows = statement.query([&self.group])?;
-        let mut overlapping = None;
-        while let Some(row) = rows.next()? {
-            let pattern = row.get_ref(1)?.as_str()?;
-            if pattern == self.pattern.as_str() {
-                return row.get(0).map(Some);
-            }
-            if overlapping.is_none() && Pattern::new(pattern).is_ok_and(|other| other.overlaps(&self.pattern))
-            {
-                overlapping = Some(row.get(0)?);
-            }
-        }
-        Ok(overlapping)
-    }
-
-    /// Gives the row our pattern, where it has an earlier one, and drops what is not on it, as well as rows with other
-    /// earlier patterns.
-    fn adopt(&self, connection: &Connection, row: i64) -> rusqlite::Result<()> {
-        let adopted = connection
-            .prepare_cached("update subscription set pattern = ?2 where id = ?1 and pattern <> ?2")?
-            .execute((row, self.pattern.as_str()))?;
-        if adopted > 0 {
-            self.drop_overlapping(connection, row)?;
-            let topics = serde_json::json!(reader::topics(connection, &self.pattern)?).to_string();
-            connection.execute(
-                "delete from delivery where subscription = ?1 and offset not in \
-                 (select e.offset from event e where e.offset = delivery.offset \
-                 and e.topic in (select value from json_each(?2)))",
-                (row, topics),
-            )?;
-            tracing::info!(
-                target: "eventbus", group = %printable(&self.group), pattern = %printable(&self.pattern),
-                "the pattern of the group was changed; it goes on from its cursor"
-            );
-        }
-        Ok(())
-    }
-
-    fn drop_overlapping(&self, connection: &Connection, kept: i64) -> rusqlite::Result<()> {
-        let mut statement = connection
-            .prepare_cached("select id, pattern from subscription where \"group\" = ?1 and id <> ?2")?;
-        let mut rows = statement.query((&self.group, kept))?;
-        while let Some(row) = rows.next()? {
-            let pattern = Pattern::new(row.get_ref(1)?.as_str()?);
-            if pattern.is_ok_and(|other| other.overlaps(&self.pattern)) {
-                connection.execute("delete from subscription where id = ?1", [row.get::<_, i64>(0)?])?;
-            }
-        }
-        Ok(())
     }
 
     /// Takes the group over, if nobody handles it.
@@ -120,17 +55,16 @@ impl Subscription {
 
     fn take(self: &Arc<Self>, connection: &Connection, names: &mut Names) -> rusqlite::Result<()> {
         let Some(row) = self.lock().row else { return Ok(()) };
-        let found = connection
-            .prepare_cached("select cursor, reached, intact from subscription where id = ?1")?
-            .query_row([row], |row| {
-                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, bool>(2)?))
-            })
+        let known = connection
+            .prepare_cached("select 1 from subscription where id = ?1")?
+            .query_row([row], |_| Ok(()))
             .optional()?;
         // Somebody has removed the group while we waited for it.
-        let Some((cursor, reached, intact)) = found else { return self.begin(connection, names) };
-        if !intact || cursor > reached || reached > reader::head(connection)? {
-            return Err(self.damaged());
+        if known.is_none() {
+            return self.begin(connection, names);
         }
+        let inherit::Row { cursor, reached, parts, .. } =
+            inherit::inherit(connection, &self.group, &self.pattern, row)?.map_err(|_| self.damaged())?;
         let given = Lease::of(self.store.settings.lease);
         let until = self.store.clock().saturating_add(given.length.unsigned_abs());
         connection
@@ -138,7 +72,6 @@ impl Subscription {
                 "update subscription set owner = ?2, leased_until = ?3, lease = ?4 where id = ?1",
             )?
             .execute((row, self.owner(), given.until, given.length))?;
-        self.adopt(connection, row)?;
         let unfinished = Unfinished::read(connection, names, row, Which::All)?;
         self.hold_until(until);
         self.epoch.fetch_add(1, Ordering::AcqRel);
@@ -147,6 +80,7 @@ impl Subscription {
             state.forget();
             state.active = true;
             (state.position, state.handed, state.settled) = (reached, reached, reached);
+            state.parts = parts;
             state.saved = Saved { cursor, reached, rows: BTreeMap::new() };
             state.more_republished = false;
             self.take_in_unfinished(state, unfinished);
@@ -167,19 +101,20 @@ impl Subscription {
         rusqlite::Error::SqliteFailure(code, Some(message))
     }
 
-    /// Whether nobody handles the group.
+    /// Whether nobody handles the group, on this pattern or on one that overlaps with it.
     pub(crate) fn is_free(&self, connection: &Connection) -> rusqlite::Result<bool> {
-        let owner = connection
-            .prepare_cached("select owner, leased_until, lease from subscription where id = ?1")?
-            .query_row([self.lock().row], |row| {
-                let lease = Lease { until: row.get(1)?, length: row.get(2)? };
-                Ok((row.get::<_, Option<String>>(0)?, lease))
-            })
-            .optional()?;
-        Ok(match owner {
-            Some((Some(owner), lease)) => self.store.is_free(&owner, lease),
-            _ => true,
-        })
+        for row in inherit::ids(connection, &self.group, &self.pattern)? {
+            let (owner, lease) = connection
+                .prepare_cached("select owner, leased_until, lease from subscription where id = ?1")?
+                .query_row([row], |row| {
+                    let lease = Lease { until: row.get(1)?, length: row.get(2)? };
+                    Ok((row.get::<_, Option<String>>(0)?, lease))
+                })?;
+            if owner.is_some_and(|owner| !self.store.is_free(&owner, lease)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The lease is somebody else's: nothing here is ours any more.

@@ -45,4 +45,10 @@ pub trait Groups: Send + Sync + 'static {
     ///
     /// Fails while a process handles it. `Ok(false)` means that there is no such group (any more).
     fn remove(&self, group: &str) -> BrokerFuture<Result<bool, BrokerError>>;
+
+    /// Forgets what a group has on one pattern, most likely one that it listened on once: the cursor and the
+    /// unfinished deliveries. What it has on other patterns stays, and so do its dead letters.
+    ///
+    /// Fails while a process handles it on that pattern. `Ok(false)` means that there is nothing of it (any more).
+    fn remove_on(&self, group: &str, pattern: &str) -> BrokerFuture<Result<bool, BrokerError>>;
 }

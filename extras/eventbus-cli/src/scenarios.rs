@@ -133,6 +133,11 @@ impl Groups for Kept {
     fn remove(&self, group: &str) -> BrokerFuture<Result<bool, BrokerError>> {
         BrokerFuture::ready(Ok(self.cursors.lock().unwrap().remove(group).is_some()))
     }
+
+    fn remove_on(&self, group: &str, pattern: &str) -> BrokerFuture<Result<bool, BrokerError>> {
+        let removed = pattern == "order.placed" && self.cursors.lock().unwrap().remove(group).is_some();
+        BrokerFuture::ready(Ok(removed))
+    }
 }
 
 /// How a verb ended, and what it wrote.
