@@ -266,7 +266,7 @@ pub(crate) fn inherit(connection: &Connection, group: &str, pattern: &Pattern, o
     if !others.is_empty() {
         let earlier: Vec<_> = others.iter().map(|row| row.pattern.as_str()).collect();
         tracing::info!(
-            target: "eventbus", group = %printable(group), pattern = pattern.as_str(), earlier = earlier.join(", "),
+            target: "eventbus", group = %printable(group), pattern = %printable(pattern), earlier = %printable(earlier.join(", ")),
             "the patterns of the group were changed; this one goes on where the earlier ones were"
         );
     }

@@ -4,7 +4,7 @@
 mod support;
 
 use eventbus::broker::{Deliveries, GroupState, Parked, Received, Start, SubscribeRequest};
-use eventbus::{Backoff, Broker, Bus, Delivery, Envelope, Outcome, Pattern, Topic};
+use eventbus::{Backoff, Broker, Bus, Delivery, Envelope, Pattern, Topic};
 use eventbus_sqlite::{Durability, SqliteBroker};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};

@@ -49,6 +49,11 @@ pub trait Groups: Send + Sync + 'static {
     /// Forgets what a group has on one pattern, most likely one that it listened on once: the cursor and the
     /// unfinished deliveries. What it has on other patterns stays, and so do its dead letters.
     ///
-    /// Fails while a process handles it on that pattern. `Ok(false)` means that there is nothing of it (any more).
-    fn remove_on(&self, group: &str, pattern: &str) -> BrokerFuture<Result<bool, BrokerError>>;
+    /// Fails while a process handles it on that pattern, and, by default, where the broker only forgets groups as a
+    /// whole. `Ok(false)` means that there is nothing of it (any more).
+    fn remove_on(&self, group: &str, pattern: &str) -> BrokerFuture<Result<bool, BrokerError>> {
+        BrokerFuture::ready(Err(BrokerError::new(format!(
+            "this broker cannot forget the group `{group}` on \"{pattern}\" alone; drop the group as a whole"
+        ))))
+    }
 }

@@ -335,6 +335,7 @@ async fn groups_are_moved_sought_and_dropped() {
         "{subscriptions}"
     );
     assert_eq!(shop("groups", "groups drop old").await.code, 3);
+    assert_eq!(shop("groups", "groups drop stock --pattern order.paid").await.code, 3);
     assert_eq!(shop("groups", "groups drop stock").await.code, 0);
 }
 

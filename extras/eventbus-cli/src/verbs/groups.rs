@@ -39,6 +39,9 @@ pub(crate) enum Groups {
     Drop {
         /// The group
         group: String,
+        /// Forget only what it has on this pattern, most likely one that it listened on once
+        #[arg(long)]
+        pattern: Option<String>,
         /// Do not ask
         #[arg(short, long)]
         yes: bool,
@@ -71,9 +74,10 @@ impl Groups {
                 let question = format!("give what `{old}` has to `{new}`, in place of its own?");
                 (old, question, *yes, format!("`{new}` goes on where `{old}` was"))
             }
-            Self::Drop { group, yes } => {
-                let question = format!("forget the cursor and the backlog of `{group}`?");
-                (group, question, *yes, format!("`{group}` is forgotten"))
+            Self::Drop { group, pattern, yes } => {
+                let on = pattern.as_ref().map_or_else(String::new, |pattern| format!(" on \"{pattern}\""));
+                let question = format!("forget the cursor and the backlog of `{group}`{on}?");
+                (group, question, *yes, format!("`{group}`{on} is forgotten"))
             }
         };
         if !session.out.confirm(&question, yes)? {
@@ -90,6 +94,7 @@ impl Groups {
                 groups.seek(group, offset).await?
             }
             Self::Move { old, new, .. } => groups.rename(old, new).await?,
+            Self::Drop { group, pattern: Some(pattern), .. } => groups.remove_on(group, pattern).await?,
             Self::Drop { group, .. } => groups.remove(group).await?,
         };
         if !found {
