@@ -172,6 +172,7 @@ async fn latency(scale: Scale) {
         let handled = handled.clone();
         async move { handled.send(Instant::now()).expect("the benchmark waits") }
     })
+    .group("latency")
     .await
     .unwrap();
     bus.start().unwrap();

@@ -146,8 +146,6 @@ pub(crate) fn orphans(kept: &[GroupState], subscriptions: &[&Subscription]) -> V
     groups
         .iter()
         .filter(|(group, states)| !has(group) && !states.iter().any(|state| state.active))
-        // The default name of a group that is made at run time, and may be made again later.
-        .filter(|(group, _)| !group.starts_with(RUN_TIME_GROUP))
         .map(|(group, states)| {
             let heir = subscriptions
                 .iter()
@@ -173,8 +171,15 @@ pub(crate) fn orphans(kept: &[GroupState], subscriptions: &[&Subscription]) -> V
         .collect()
 }
 
-/// What the names of groups begin with that `bus.on` makes of a source line.
-pub(crate) const RUN_TIME_GROUP: &str = "on.";
+/// Why a subscription that is made at run time needs a name for its group.
+pub(crate) fn nameless(subscription: &Subscription, broker: &str) -> String {
+    format!(
+        "the subscription to \"{}\" at {}:{} has no group, and the {broker} broker keeps how far each group has come: a \
+         name made of a source line is another one as soon as lines move, and what was unfinished stays behind; name \
+         the group with `.group(\"…\")`",
+        subscription.pattern, subscription.file, subscription.line
+    )
+}
 
 /// Why a bus whose subscriptions have the groups `known` has none of the group `wanted`.
 pub(crate) fn unknown_group<'a>(wanted: &str, known: impl Iterator<Item = &'a str>) -> String {
@@ -409,12 +414,8 @@ mod tests {
         };
         let subscriptions = [group("a", "shop.mails"), group("a", "shop.stock"), group("b", "shop.other")];
         let subscriptions: Vec<_> = subscriptions.iter().collect();
-        let states = [
-            kept("shop.stock", "a", false),
-            kept("elsewhere", "a", true),
-            kept("on.src-main-rs-7", "a", false),
-            kept("shop.mail", "a", false),
-        ];
+        let states =
+            [kept("shop.stock", "a", false), kept("elsewhere", "a", true), kept("shop.mail", "a", false)];
         let found = orphans(&states, &subscriptions);
         assert_eq!(found.len(), 1, "{found:?}");
         for words in [

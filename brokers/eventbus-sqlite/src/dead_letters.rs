@@ -1,13 +1,17 @@
 //! Dead letters: rows that join the event with the reason.
 
 use crate::broker::Store;
+use crate::inherit::Parts;
+use crate::lease::Lease;
 use crate::reader::Reader;
 use crate::subscribe::offset_of;
 use crate::wire::{COLUMN_COUNT, COLUMNS, Stored, StoredTime, content};
+use crate::writes::closed;
 use bytes::Bytes;
 use eventbus_core::broker::{
     BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters, FailureKind,
 };
+use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, Pattern};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -135,6 +139,7 @@ fn text(row: &Row<'_>, column: usize) -> rusqlite::Result<String> {
 /// Turns a dead letter into a delivery of its group: which subscription gets it, and where the event is.
 fn republish(
     connection: &Connection,
+    store: &Store,
     id: DeadLetterId,
     payload: Option<&[u8]>,
 ) -> rusqlite::Result<Result<Option<(i64, i64)>, BrokerError>> {
@@ -158,11 +163,21 @@ fn republish(
         ))));
     }
     let payload = payload.or(mended.as_deref());
-    let Some(subscription) = subscription(connection, &group, &topic)? else {
-        return Ok(Err(BrokerError::new(format!(
-            "cannot re-publish dead letter {id}: the group `{group}` does not listen on \"{topic}\" any more; \
-             start a subscription of that group first"
-        ))));
+    let subscription = match listening(connection, store, &group, &topic)? {
+        Listening::Now(subscription) => subscription,
+        Listening::Later(subscription) => {
+            tracing::warn!(
+                target: "eventbus", group = %printable(&group), topic = %printable(&topic), id = %printable(id),
+                "a dead letter was published again, and no process handles the group now: it waits for one"
+            );
+            subscription
+        }
+        Listening::NotAnyMore => {
+            return Ok(Err(BrokerError::new(format!(
+                "cannot re-publish dead letter {id}: the group `{group}` does not listen on \"{topic}\" any more; \
+                 start a subscription of that group on it first"
+            ))));
+        }
     };
     connection
         .prepare_cached(
@@ -175,18 +190,48 @@ fn republish(
     Ok(Ok(Some((subscription, offset))))
 }
 
-/// The subscription of `group` that listens on `topic`.
-fn subscription(connection: &Connection, group: &str, topic: &str) -> rusqlite::Result<Option<i64>> {
-    let mut statement =
-        connection.prepare_cached("select id, pattern from subscription where \"group\" = ?1")?;
+/// Whether a group listens on a topic, and by which row.
+enum Listening {
+    Now(i64),
+    /// No process handles the group.
+    Later(i64),
+    /// It listens on other topics, or nobody knows it.
+    NotAnyMore,
+}
+
+fn listening(
+    connection: &Connection,
+    store: &Store,
+    group: &str,
+    topic: &str,
+) -> rusqlite::Result<Listening> {
+    let mut statement = connection.prepare_cached(
+        "select id, pattern, reached, parts, owner, leased_until, lease from subscription where \"group\" = ?1",
+    )?;
     let mut rows = statement.query([group])?;
+    let (mut handled, mut idle) = (false, None);
     while let Some(row) = rows.next()? {
+        let owner: Option<String> = row.get(4)?;
+        let lease = Lease { until: row.get(5)?, length: row.get(6)? };
+        let active = owner.is_some_and(|owner| !store.is_free(&owner, lease));
+        handled |= active;
         let pattern = Pattern::new(row.get_ref(1)?.as_str()?);
-        if pattern.is_ok_and(|pattern| pattern.matches(topic)) {
-            return Ok(Some(row.get(0)?));
+        if !pattern.is_ok_and(|pattern| pattern.matches(topic)) {
+            continue;
+        }
+        if active {
+            return Ok(Listening::Now(row.get(0)?));
+        }
+        let parts = Parts::parse(row.get_ref(3)?.as_str_or_null()?).unwrap_or_default();
+        // A row that has handed parts over is of an earlier pattern.
+        if !parts.is_handed_over() {
+            idle = Some(row.get(0)?);
         }
     }
-    Ok(None)
+    Ok(match idle {
+        Some(row) if !handled => Listening::Later(row),
+        _ => Listening::NotAnyMore,
+    })
 }
 
 impl DeadLetters for Store {
@@ -196,9 +241,10 @@ impl DeadLetters for Store {
     }
 
     fn republish(&self, id: DeadLetterId, payload: Option<Bytes>) -> BrokerFuture<Result<bool, BrokerError>> {
+        let Some(store) = self.this() else { return BrokerFuture::ready(Err(closed())) };
         let subscriptions = self.subscriptions();
         let republished = self.writes.run(move |work| {
-            let result = republish(work.connection, id, payload.as_deref())?;
+            let result = republish(work.connection, &store, id, payload.as_deref())?;
             if let Ok(Some((row, offset))) = result
                 && let Some(subscription) = subscriptions.iter().find(|one| one.lock().row == Some(row))
             {

@@ -247,7 +247,7 @@ async fn a_retry_comes_not_before_it_is_due_and_not_much_later() {
             }
         }
     };
-    bus.on_topic("ping.sent", handle).await.unwrap();
+    bus.on_topic("ping.sent", handle).group("pings").await.unwrap();
     bus.start().unwrap();
     publish_pings(&bus, 0..1).await;
     bus.settled().await.unwrap();
@@ -421,6 +421,7 @@ async fn a_lane_holds_the_next_event_while_one_is_open() {
             }
         }
     })
+    .group("orders")
     .concurrency(4)
     .await
     .unwrap();
@@ -557,6 +558,7 @@ async fn the_audit_log_answers_by_topic_time_key_type_and_chain() {
     bus.on_topic("order.placed", |delivery: Delivery| async move {
         delivery.publisher().publish_to("order.paid", &1).key("k").await.map(|_| ())
     })
+    .group("payments")
     .await
     .unwrap();
     bus.start().unwrap();
@@ -672,6 +674,18 @@ async fn ten_thousand_dead_letters_go_again_once_each() {
     bus.settled().await.unwrap();
     assert_eq!(seen.sorted(), (0..10_000).collect::<Vec<_>>());
     assert!(dead_letters.list().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_closure_without_a_group_is_refused_since_its_source_line_moves() {
+    let log = Log::new();
+    let bus = log.bus().await;
+    let error = bus.on_topic("order.>", |_| async {}).await.unwrap_err().to_string();
+    for part in ["\"order.>\"", "tests/conformance.rs", "SQLite", "`.group(\"…\")`"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert!(bus.on(|_: Arc<Ping>| async {}).await.is_err());
+    assert!(bus.groups().unwrap().list().await.unwrap().is_empty(), "and leaves nothing behind");
 }
 
 #[tokio::test]

@@ -140,6 +140,47 @@ async fn a_new_version_waits_until_the_old_one_has_left_and_the_other_way_round(
     );
 }
 
+/// A log with a dead letter of the group `mail` on `topic`, whose program listened on `pattern`.
+async fn log_with_dead_letter(pattern: &str, topic: &str) -> Log {
+    let log = Log::new();
+    let bus = log.bus().await;
+    bus.on_topic(pattern, |_: Delivery| async { Err::<(), _>("no") }).group("mail").retries(0).await.unwrap();
+    bus.start().unwrap();
+    bus.publish_to(topic, "again").await.unwrap();
+    settled(&bus).await;
+    bus.shutdown().await.unwrap();
+    log
+}
+
+#[tokio::test]
+async fn a_dead_letter_goes_to_the_subscription_that_listens_now() {
+    let log = log_with_dead_letter("shop.*", "shop.b").await;
+    let (bus, seen) = program(&log, &["shop.a", "shop.b"]).await;
+    let letters = bus.dead_letters().unwrap();
+    let (id, _) = letters.list().await.unwrap().pop().unwrap();
+    assert!(letters.republish(id, None).await.unwrap());
+    until("it is handled", async || seen.len() == 1).await;
+    assert_eq!(texts(&seen), ["again"]);
+}
+
+#[tokio::test]
+async fn a_dead_letter_of_a_topic_that_the_group_has_given_up_is_kept_and_the_error_says_so() {
+    for narrow in ["shop.a", "other.a"] {
+        let log = log_with_dead_letter("shop.*", "shop.b").await;
+        let (bus, seen) = program(&log, &[narrow]).await;
+        let letters = bus.dead_letters().unwrap();
+        let (id, _) = letters.list().await.unwrap().pop().unwrap();
+        let error = letters.republish(id, None).await.unwrap_err().to_string();
+        assert!(error.contains("`mail` does not listen on \"shop.b\" any more"), "{error}");
+        bus.shutdown().await.unwrap();
+        let (bus, late) = program(&log, &["shop.*"]).await;
+        let letters = bus.dead_letters().unwrap();
+        assert!(letters.republish(id, None).await.unwrap(), "its pattern was put back");
+        until("it is handled", async || late.len() == 1).await;
+        assert_eq!(seen.len(), 0);
+    }
+}
+
 const TOPICS: [&str; 5] = ["a.x", "a.y", "b.x", "b.y", "c.x.z"];
 /// Versions of a program, each with patterns that do not overlap.
 const PROGRAMS: [&[&str]; 10] = [

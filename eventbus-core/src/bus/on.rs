@@ -5,7 +5,7 @@ use super::stage::Opening;
 use crate::backoff::Backoff;
 use crate::census;
 use crate::delivery::Delivery;
-use crate::error::Result;
+use crate::error::{Result, StartupError};
 use crate::event::Event;
 use crate::handler::{BoxFuture, Handler, OnDelivery, OnEvent};
 use crate::outcome::IntoOutcome;
@@ -23,7 +23,8 @@ impl Bus {
     /// Subscribes a closure to an event type. It obeys the same rules as `#[subscribe]`, and begins once this is
     /// awaited.
     ///
-    /// Its group is made of the source line, unless `group` names one.
+    /// Its group is made of the source line, unless `group` names one. A durable broker keeps how far each group has
+    /// come, so there it has to be named: lines move.
     ///
     /// ```
     /// # use eventbus::{Bus, Event};
@@ -40,7 +41,7 @@ impl Bus {
     /// ```
     ///
     /// # Errors
-    /// Awaited, as [`Bus::connect`], for this one subscription.
+    /// Awaited, as [`Bus::connect`], for this one subscription, and where the broker is durable and no group is named.
     #[track_caller]
     pub fn on<E, R>(&self, handler: impl Fn(Arc<E>) -> R + Send + Sync + 'static) -> On
     where
@@ -63,7 +64,7 @@ impl Bus {
     /// ```
     ///
     /// # Errors
-    /// Awaited, where the pattern is not well-formed, and as [`Bus::connect`], for this one subscription.
+    /// Awaited, where the pattern is not well-formed, and as [`Bus::on`].
     #[track_caller]
     pub fn on_topic<R>(
         &self,
@@ -81,6 +82,8 @@ impl Bus {
 #[must_use = "nothing is subscribed until you `.await` this"]
 pub struct On {
     bus: Bus,
+    /// Whether somebody named the group.
+    named: bool,
     subscriber: Subscriber,
 }
 
@@ -89,10 +92,11 @@ impl On {
         let file = place.file().replace(|other: char| !other.is_ascii_alphanumeric(), "-");
         Self {
             bus: bus.clone(),
+            named: false,
             subscriber: Subscriber {
                 subscription: Subscription {
                     name: "closure".into(),
-                    group: format!("{}{file}-{}", census::RUN_TIME_GROUP, place.line()).into(),
+                    group: format!("on.{file}-{}", place.line()).into(),
                     pattern: pattern.to_owned().into(),
                     event: None,
                     publishes: None,
@@ -109,8 +113,9 @@ impl On {
         }
     }
 
-    /// Names the group.
+    /// Names the group; on a durable broker this is not optional.
     pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.named = true;
         self.subscriber.subscription.group = group.into().into();
         self
     }
@@ -150,8 +155,14 @@ impl On {
     }
 
     async fn begin(self) -> Result<SubscriptionHandle> {
-        let Self { bus, subscriber } = self;
+        let Self { bus, named, subscriber } = self;
         Pattern::new(&subscriber.subscription.pattern)?;
+        let broker = &bus.shared.broker;
+        if !named && broker.features().durable {
+            return Err(
+                StartupError::new(vec![census::nameless(&subscriber.subscription, broker.name())]).into()
+            );
+        }
         let opening = Opening::begin(&bus.shared, &subscriber.subscription)?;
         let lanes = bus.open(&subscriber).await?;
         opening.end(&lanes)?;

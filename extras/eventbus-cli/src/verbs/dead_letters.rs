@@ -14,6 +14,7 @@ use eventbus_core::broker::{
 };
 use eventbus_core::printable::printable;
 use eventbus_core::{Bus, Pattern};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -109,7 +110,7 @@ impl DeadLetters {
                 list(session, store.find(query).await?, limit)?;
             }
             Self::Show { id } => show(session, id, &*find(&*store, id).await?)?,
-            Self::Edit { id, payload } => edit(session, &*store, id, payload).await?,
+            Self::Edit { id, payload } => edit(session, &bus, id, payload).await?,
             Self::Republish(many) => {
                 let question = "deliver {} again?";
                 change(session, &bus, many, Change { question, done: "delivered again", republish: true })
@@ -203,8 +204,9 @@ fn missing(id: DeadLetterId) -> Failure {
     ))
 }
 
-async fn edit(session: &mut Session, store: &dyn Store, id: DeadLetterId, from: Option<PathBuf>) -> Result {
-    let letter = find(store, id).await?;
+async fn edit(session: &mut Session, bus: &Bus, id: DeadLetterId, from: Option<PathBuf>) -> Result {
+    let store = bus.dead_letters()?;
+    let letter = find(&*store, id).await?;
     let envelope = &letter.envelope;
     let is_json = json::is_json(envelope.content_type());
     let payload = match from {
@@ -223,7 +225,24 @@ async fn edit(session: &mut Session, store: &dyn Store, id: DeadLetterId, from: 
     if !store.republish(id, Some(Bytes::from(payload))).await? {
         return Err(missing(id));
     }
-    said(session, id, "delivered again", &letter.group)
+    said(session, id, "delivered again", &letter.group)?;
+    tell_idle(session, bus, &BTreeSet::from([letter.group.clone()])).await
+}
+
+/// Tells of groups whose dead letters were published again and that no process handles now.
+async fn tell_idle(session: &mut Session, bus: &Bus, groups: &BTreeSet<String>) -> Result {
+    // A broker that keeps no groups has none that wait.
+    let Ok(keeper) = bus.groups() else { return Ok(()) };
+    let states = keeper.list().await?;
+    for group in groups {
+        if !states.iter().any(|state| state.group == *group && state.active) {
+            session.out.remark(&format!(
+                "no process handles the group `{}` now; what was delivered again waits for one",
+                printable(group)
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What happens to many dead letters.
@@ -258,14 +277,16 @@ async fn change(session: &mut Session, bus: &Bus, many: Many, change: Change) ->
     if letters.len() > 1 && !session.out.confirm(&question, many.yes)? {
         return Ok(());
     }
+    let mut groups = BTreeSet::new();
     for (id, letter) in letters {
         let done = if change.republish { store.republish(id, None).await? } else { store.purge(id).await? };
         // Somebody else did it meanwhile, which is as good.
         if done {
             said(session, id, change.done, &letter.group)?;
+            groups.insert(letter.group.clone());
         }
     }
-    Ok(())
+    if change.republish { tell_idle(session, bus, &groups).await } else { Ok(()) }
 }
 
 fn said(session: &mut Session, id: DeadLetterId, done: &str, group: &str) -> Result {
