@@ -4,7 +4,7 @@ mod support;
 
 use eventbus::broker::FailureKind;
 use std::future::pending;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{Ping, Seen, bus, pings};
 
@@ -93,4 +93,52 @@ async fn ten_thousand_panics_are_ten_thousand_dead_letters_and_nothing_else() {
     let _ = std::panic::take_hook();
     assert_eq!(bus.dead_letters().unwrap().list().await.unwrap().len(), 10_000);
     bus.shutdown().await.unwrap();
+}
+
+/// A handler that needs its events in time, though whoever publishes goes on to block the thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publisher_that_blocks_its_thread_does_not_keep_the_handler_from_running() {
+    let (bus, _broker) = bus().await;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    bus.on(move |ping: Arc<Ping>| {
+        let sender = sender.clone();
+        async move { sender.send(ping.number).unwrap() }
+    })
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    let receiver = Arc::new(Mutex::new(receiver));
+    // Once with a worker that is new, then with one that sleeps, then with one that took the place of a late one.
+    for number in 0..3 {
+        let (bus, receiver) = (bus.clone(), Arc::clone(&receiver));
+        let publishing = tokio::spawn(async move {
+            bus.publish(&Ping { number }).await.unwrap();
+            let handled = receiver.lock().unwrap().recv_timeout(Duration::from_secs(60));
+            assert_eq!(handled, Ok(number), "the handler waits for the thread of its publisher");
+        });
+        publishing.await.unwrap();
+    }
+    bus.shutdown().await.unwrap();
+}
+
+/// Spends its budget in each poll, as a handler does that reads from a busy channel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_spends_its_budget_in_each_poll_is_timed_out_all_the_same() {
+    let (bus, broker) = bus().await;
+    let limit = Duration::from_millis(200);
+    bus.on(|ping: Arc<Ping>| async move {
+        while ping.number > 0 {
+            tokio::task::consume_budget().await;
+        }
+    })
+    .group("busy")
+    .timeout(limit)
+    .retries(0)
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), broker.settled()).await.expect("it is timed out");
+    let letters = bus.dead_letters().unwrap().list().await.unwrap();
+    assert_eq!(letters[0].1.kind, FailureKind::TimedOut);
 }

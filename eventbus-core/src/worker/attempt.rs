@@ -13,7 +13,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::task::coop::{Unconstrained, unconstrained};
+use tokio::time::{Instant, Sleep, sleep};
 
 /// How a handler failed to answer.
 #[derive(Clone, Debug)]
@@ -79,13 +80,14 @@ struct Call<'a, F> {
 impl<F: Future> Call<'_, F> {
     /// The answer, if it comes within `limit`.
     async fn within(&mut self, limit: Duration) -> Result<Option<F::Output>, Broken> {
-        let mut clock = pin!(None::<tokio::time::Sleep>);
+        let mut clock = pin!(None::<Unconstrained<Sleep>>);
         poll_fn(|context| {
             if let Poll::Ready(answer) = self.poll(context)? {
                 return Poll::Ready(Ok(Some(answer)));
             }
             if clock.is_none() {
-                clock.set(Some(tokio::time::sleep(limit)));
+                // The handler may have spent the budget of this poll, as it may that of the next.
+                clock.set(Some(unconstrained(sleep(limit))));
             }
             match clock.as_mut().as_pin_mut().map(|clock| clock.poll(context)) {
                 Some(Poll::Ready(())) => Poll::Ready(Ok(None)),

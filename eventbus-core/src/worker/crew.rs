@@ -3,6 +3,10 @@
 //! While a worker computes, it most likely comes back sooner than another one could come, and two would only stand
 //! in each other's way. So another one is called, up to the subscription's concurrency, when a handler waits for
 //! something, or when the watchdog sees that deliveries wait for handlers that compute for long.
+//!
+//! A worker that was called may be late: a task that is woken on a thread of the runtime waits for that thread, where
+//! no other takes it, and whoever woke it may go on to compute there. So the watchdog puts another worker in the place
+//! of one that is late; when the late one comes at last, it finds its place taken, and ends.
 
 use super::watchdog::{PATIENCE, Pulse};
 use std::mem::replace;
@@ -12,6 +16,9 @@ use std::task::Waker;
 /// Where fewer deliveries than this are handled within the watchdog's patience, another worker is worth its call:
 /// handlers that compute for less than ten microseconds are faster alone.
 const WORTH_A_CALL: u32 = PATIENCE.as_micros() as u32 / 10;
+/// The watchdog goes on looking for so long after there was something to look at: events seldom come alone, and to
+/// wake its thread costs more than a look.
+const LOOKS_AFTER: u32 = 16;
 
 /// The workers of one subscription.
 pub(super) struct Crew {
@@ -22,73 +29,130 @@ pub(super) struct Crew {
     called: usize,
     /// Something is at hand, and nobody was called for it because a worker computes.
     deferred: bool,
-    /// The watchdog looks at what is deferred.
+    /// The watchdog looks.
     minded: bool,
+    /// How often it has found nothing to look at since there was something.
+    looks_after: u32,
     /// How often workers came for more since the watchdog looked.
     came: u32,
 }
 
-/// The place of one worker.
+/// A worker's place in its crew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    slot: usize,
+    /// How many had this slot before.
+    successor: u32,
+}
+
 struct Slot {
     doing: Doing,
+    /// Whose it is: the one with as many before it.
+    successor: u32,
     /// By which the watchdog notices that it hangs.
     pulse: Arc<Pulse>,
 }
 
 /// What a worker does.
 enum Doing {
-    Called,
+    Called(Since),
     Busy,
     Idle(Waker),
+}
+
+/// When a worker was called.
+#[derive(Clone, Copy)]
+enum Since {
+    /// After the watchdog's last look.
+    Now,
+    /// Before it.
+    LastLook,
+    /// By the watchdog, from a thread outside of the runtime: whichever thread of it is free takes it.
+    FromOutside,
 }
 
 /// A worker to be woken once the lock is released.
 pub(super) enum Call {
     Nobody,
     Wake(Waker),
-    Start(usize),
+    Start(Place),
+}
+
+/// Who calls.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Caller {
+    /// Perhaps a thread of the runtime, where the worker that is called waits for it.
+    Anybody,
+    Watchdog,
 }
 
 impl Crew {
     pub(super) fn new(size: usize) -> Self {
-        Self { size, workers: Vec::new(), called: 0, deferred: false, minded: false, came: 0 }
+        Self { size, workers: Vec::new(), called: 0, deferred: false, minded: false, looks_after: 0, came: 0 }
     }
 
-    /// The pulse of the worker in `slot`.
-    pub(super) fn pulse(&self, slot: usize) -> Arc<Pulse> {
-        Arc::clone(&self.workers[slot].pulse)
+    /// The pulse of the worker in `place`.
+    pub(super) fn pulse(&self, place: Place) -> Arc<Pulse> {
+        Arc::clone(&self.workers[place.slot].pulse)
     }
 
-    /// The worker in `slot` has come.
-    pub(super) fn arrive(&mut self, slot: usize) {
+    /// The pulses of all workers.
+    pub(super) fn pulses(&self) -> impl Iterator<Item = &Pulse> {
+        self.workers.iter().map(|slot| &*slot.pulse)
+    }
+
+    /// The worker in `place` has come. `false`: it came late, and another one has its place.
+    pub(super) fn arrive(&mut self, place: Place) -> bool {
+        let slot = &mut self.workers[place.slot];
+        if slot.successor != place.successor {
+            return false;
+        }
         self.came += 1;
-        if matches!(replace(&mut self.workers[slot].doing, Doing::Busy), Doing::Called) {
+        if matches!(replace(&mut slot.doing, Doing::Busy), Doing::Called(_)) {
             self.called -= 1;
         }
+        true
     }
 
-    /// The worker in `slot` found nothing to do, and sleeps.
-    pub(super) fn rest(&mut self, slot: usize, waker: Waker) {
+    /// The worker in `place` found nothing to do, and sleeps.
+    pub(super) fn rest(&mut self, place: Place, waker: Waker) {
         self.deferred = false;
-        self.workers[slot].doing = Doing::Idle(waker);
+        self.workers[place.slot].doing = Doing::Idle(waker);
     }
 
     /// Chooses a worker to come for work: one that sleeps, or a new one while there may be more.
-    pub(super) fn call(&mut self, new_pulse: impl FnOnce() -> Arc<Pulse>) -> Call {
+    pub(super) fn call(&mut self, caller: Caller, new_pulse: impl FnOnce() -> Arc<Pulse>) -> Call {
         if self.called > 0 {
             return Call::Nobody;
         }
         self.deferred = false;
-        if let Some(waker) = self.workers.iter_mut().find_map(|slot| slot.rouse(Doing::Called)) {
+        let since = if caller == Caller::Watchdog { Since::FromOutside } else { Since::Now };
+        if let Some(waker) = self.workers.iter_mut().find_map(|slot| slot.rouse(Doing::Called(since))) {
             self.called += 1;
             return Call::Wake(waker);
         }
         if self.workers.len() == self.size {
             return Call::Nobody;
         }
-        self.workers.push(Slot { doing: Doing::Called, pulse: new_pulse() });
+        self.workers.push(Slot { doing: Doing::Called(since), successor: 0, pulse: new_pulse() });
         self.called += 1;
-        Call::Start(self.workers.len() - 1)
+        Call::Start(Place { slot: self.workers.len() - 1, successor: 0 })
+    }
+
+    /// The watchdog looks: another worker in the place of one that was called before its last look and has not come.
+    pub(super) fn replace_late(&mut self) -> Call {
+        for (slot, worker) in self.workers.iter_mut().enumerate() {
+            match worker.doing {
+                Doing::Called(Since::Now) => worker.doing = Doing::Called(Since::LastLook),
+                Doing::Called(Since::LastLook) => {
+                    worker.doing = Doing::Called(Since::FromOutside);
+                    worker.successor = worker.successor.wrapping_add(1);
+                    return Call::Start(Place { slot, successor: worker.successor });
+                }
+                _ => {}
+            }
+        }
+        Call::Nobody
     }
 
     /// Whether some worker computes, and so comes back for what is at hand.
@@ -101,19 +165,22 @@ impl Crew {
         self.deferred
     }
 
-    /// Leaves what is at hand to the worker that computes. `true`: the watchdog is to look at it from now on.
+    /// Leaves what is at hand to the worker that computes. `true`: there is another one that the watchdog could call.
     pub(super) fn defer(&mut self) -> bool {
         let all_busy = || self.workers.iter().all(|slot| matches!(slot.doing, Doing::Busy));
-        if !self.minded && self.workers.len() == self.size && all_busy() {
-            return false;
-        }
-        self.deferred = true;
-        !replace(&mut self.minded, true)
+        self.deferred = self.workers.len() < self.size || !all_busy();
+        self.deferred
     }
 
     /// A worker has taken what was left to it.
     pub(super) fn took(&mut self) {
         self.deferred = false;
+    }
+
+    /// There is something for the watchdog to look at. `true`: it is to begin.
+    pub(super) fn mind(&mut self) -> bool {
+        self.looks_after = 0;
+        !replace(&mut self.minded, true)
     }
 
     /// The watchdog looks. `true`: those at work take so long that another worker is worth its call.
@@ -123,7 +190,9 @@ impl Crew {
 
     /// Whether the watchdog is to look again.
     pub(super) fn mind_again(&mut self) -> bool {
-        self.minded = self.deferred;
+        let busy = self.deferred || self.called > 0 || self.pulses().any(Pulse::is_inside);
+        self.looks_after = if busy { 0 } else { self.looks_after + 1 };
+        self.minded = self.looks_after < LOOKS_AFTER;
         self.minded
     }
 

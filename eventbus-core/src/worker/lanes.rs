@@ -5,7 +5,7 @@
 //! the lock is released.
 
 use super::Layered;
-use super::crew::{Call, Crew};
+use super::crew::{Call, Caller, Crew, Place};
 use super::source::{Answer, Next, Reader, Source};
 use super::table::LaneTable;
 use super::watchdog::{Minded, Pulse, Watchdog};
@@ -18,13 +18,14 @@ use crate::printable::printable;
 use crate::subscription::{Policy, Subscription};
 use jiff::Timestamp;
 use std::ops::{Deref, DerefMut};
+use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// After the broker failed to deliver, it is asked again this much later.
 const RECEIVE_AGAIN: Duration = Duration::from_secs(1);
@@ -34,8 +35,6 @@ pub(crate) struct Lanes {
     pub(super) scope: Arc<Scope>,
     pub(super) policy: Policy,
     pub(super) layered: Layered,
-    /// Held by the one worker that gathers a batch.
-    pub(super) gathering: tokio::sync::Mutex<()>,
     watchdog: Arc<Watchdog>,
     runtime: Handle,
     state: Lock<State>,
@@ -67,7 +66,7 @@ pub(super) struct Open {
     /// When it is due, where it came while it waited for its next attempt.
     due: Option<Instant>,
     /// When it came, for the age of a batch.
-    pub(super) since: Option<Instant>,
+    since: Option<Instant>,
     /// A batch with it has panicked: it is tried again alone, so that only the member panics that is to blame.
     pub(super) alone: bool,
 }
@@ -94,6 +93,9 @@ struct State {
     source: Source,
     crew: Crew,
     tasks: Vec<AbortHandle>,
+    /// The batch that is being gathered, by whichever worker comes: none of them waits for another one's turn, and
+    /// none has it in hand while it sleeps.
+    gathered: Vec<Open>,
     tally: Tally,
     stopped: bool,
     /// Something was given back when they were stopped, so they do not finish any more.
@@ -137,6 +139,7 @@ impl Lanes {
             source: Source::new(source),
             crew: Crew::new(policy.concurrency),
             tasks: Vec::new(),
+            gathered: Vec::new(),
             tally: Tally::default(),
             stopped: false,
             cut_short: false,
@@ -145,7 +148,6 @@ impl Lanes {
             scope,
             policy,
             layered,
-            gathering: tokio::sync::Mutex::new(()),
             watchdog,
             runtime: Handle::current(),
             state: Lock::new(Rank::LANES, state),
@@ -188,7 +190,7 @@ impl Lanes {
         let mut turn = self.turn();
         turn.receive();
         if turn.has_work() {
-            turn.call();
+            turn.call(Caller::Anybody);
         }
     }
 
@@ -251,40 +253,41 @@ impl Lanes {
     }
 
     /// Drops what is still being handled, unsettled.
-    pub(crate) fn abort(&self) {
-        let tasks = std::mem::take(&mut self.state.lock().tasks);
+    pub(crate) fn abort(self: &Arc<Self>) {
+        let mut turn = self.turn();
+        let tasks = std::mem::take(&mut turn.tasks);
+        for open in std::mem::take(&mut turn.gathered) {
+            turn.note(Settled::Unsettled(open.key().cloned()));
+            turn.chores.push(Chore::GiveBack(open));
+        }
+        drop(turn);
         tasks.iter().for_each(AbortHandle::abort);
     }
 
-    /// The pulse of the worker in `slot`.
-    pub(super) fn pulse(&self, slot: usize) -> Arc<Pulse> {
-        self.state.lock().crew.pulse(slot)
+    /// The pulse of the worker in `place`.
+    pub(super) fn pulse(&self, place: Place) -> Arc<Pulse> {
+        self.state.lock().crew.pulse(place)
     }
 
-    /// The next delivery for the worker in `slot`, which says what became of its last one. `None`: stop.
+    /// The next delivery for the worker in `place`, which says what became of its last one. `None`: the worker ends,
+    /// since these lanes were stopped, or it came late and another one has its place.
     pub(super) fn poll_next(
         self: &Arc<Self>,
         context: &mut Context<'_>,
-        slot: usize,
+        place: Place,
         last: &mut Option<Settled>,
     ) -> Poll<Option<Open>> {
         let budget = std::task::ready!(tokio::task::coop::poll_proceed(context));
         loop {
             let mut turn = self.turn();
-            turn.crew.arrive(slot);
             if let Some(settled) = last.take() {
                 turn.note(settled);
             }
-            let Some(open) = turn.take() else { return turn.rest(slot, context) };
-            // Whoever leaves with work makes sure that somebody comes for what is left, and for what comes next.
-            if !turn.table.has_ready() && self.policy.concurrency > 1 {
-                turn.receive();
+            if !turn.crew.arrive(place) {
+                return Poll::Ready(None);
             }
-            turn.crew.took();
-            if turn.has_work() {
-                turn.defer();
-            }
-            drop(turn);
+            let Some(open) = turn.take() else { return turn.rest(place, context) };
+            turn.leave();
             match held(open) {
                 Ok(open) => {
                     budget.made_progress();
@@ -295,51 +298,44 @@ impl Lanes {
         }
     }
 
-    /// The worker in `slot` has started, and waits for its turn to gather.
-    pub(super) fn arrive(&self, slot: usize) {
-        self.state.lock().crew.arrive(slot);
-    }
-
-    /// Moves what is ready into `batch`, up to `size`; ready once there is something. `false`: stop.
+    /// Gathers a batch with the worker in `place`, and moves it into `batch` once it is complete, or as old as `linger`
+    /// allows; `clock` wakes the worker then. `false`: the worker ends, as with [`poll_next`](Self::poll_next).
     pub(super) fn poll_gather(
         self: &Arc<Self>,
         context: &mut Context<'_>,
-        slot: usize,
+        place: Place,
         batch: &mut Vec<Open>,
-        size: usize,
+        mut clock: Pin<&mut Option<Sleep>>,
     ) -> Poll<bool> {
-        let before = batch.len();
+        let budget = std::task::ready!(tokio::task::coop::poll_proceed(context));
         loop {
             let mut turn = self.turn();
-            turn.crew.arrive(slot);
-            let first = batch.len();
-            while batch.len() < size
-                && let Some(open) = turn.take()
-            {
-                batch.push(open);
+            if !turn.crew.arrive(place) {
+                return Poll::Ready(false);
             }
-            if batch.len() == first {
-                if first > before {
-                    return Poll::Ready(true);
+            if turn.gather() {
+                std::mem::swap(&mut turn.gathered, batch);
+                turn.leave();
+                let lost: Vec<_> = batch.extract_if(.., |open| !open.acker.holds()).collect();
+                lost.into_iter().for_each(|open| self.settled(lose(open)));
+                if batch.is_empty() {
+                    continue;
                 }
-                return turn.rest(slot, context).map(|nothing: Option<()>| nothing.is_some());
+                budget.made_progress();
+                return Poll::Ready(true);
             }
-            drop(turn);
-            for open in batch.split_off(first) {
-                match held(open) {
-                    Ok(open) => batch.push(open),
-                    Err(settled) => self.turn().note(settled),
-                }
+            let due = turn.due();
+            if turn.rest::<()>(place, context).is_ready() {
+                return Poll::Ready(false);
+            }
+            let Some(due) = due else { return Poll::Pending };
+            if clock.as_ref().as_pin_ref().is_none_or(|clock| clock.deadline() != due) {
+                clock.set(Some(sleep_until(due)));
+            }
+            if let Some(clock) = clock.as_mut().as_pin_mut() {
+                std::task::ready!(clock.poll(context));
             }
         }
-    }
-
-    /// The worker in `slot` has its batch; another one is to gather the next while this one is handled.
-    pub(super) fn call_successor(self: &Arc<Self>, slot: usize) {
-        let mut turn = self.turn();
-        // It may have been asleep when its batch became old enough, and is not to be woken in another one's place.
-        turn.crew.arrive(slot);
-        turn.defer();
     }
 
     /// A handler waits for something, so that another worker can use the time.
@@ -347,18 +343,18 @@ impl Lanes {
         pulse.pause();
         let mut turn = self.turn();
         if turn.crew.is_deferred() {
-            turn.call();
+            turn.call(Caller::Anybody);
         }
     }
 
-    /// Notes what became of a delivery, outside of `poll_next`. Whoever gathers may sleep until its lane opens, or
-    /// until there is room for more; of that the broker's bell does not tell.
+    /// Notes what became of a delivery, outside of `poll_next`. Other workers may sleep until its lane opens, or until
+    /// there is room for more; of that the broker's bell does not tell.
     pub(super) fn settled(self: &Arc<Self>, settled: Settled) {
         let mut turn = self.turn();
         let was_full = turn.room() == 0;
         turn.note(settled);
         if turn.table.has_ready() || was_full {
-            turn.call();
+            turn.call_or_defer();
         }
     }
 
@@ -410,9 +406,11 @@ impl Lanes {
         match call {
             Call::Nobody => {}
             Call::Wake(waker) => waker.wake(),
-            Call::Start(slot) => {
-                let task = self.runtime.spawn(self.layered.worker.run(Arc::clone(self), slot));
-                self.state.lock().tasks.push(task.abort_handle());
+            Call::Start(place) => {
+                let task = self.runtime.spawn(self.layered.worker.run(Arc::clone(self), place));
+                let mut state = self.state.lock();
+                state.tasks.retain(|task| !task.is_finished());
+                state.tasks.push(task.abort_handle());
             }
         }
     }
@@ -430,11 +428,18 @@ impl Lanes {
 }
 
 impl Minded for Lanes {
-    /// Calls another worker if those at work take too long.
+    /// Puts another worker in the place of one that was called and is late, or calls one if those at work take long.
     fn look(self: Arc<Self>) -> bool {
         let mut turn = self.turn();
+        if turn.stopped {
+            return false;
+        }
+        // With one thread, whoever is late would be so in any place.
+        if self.runtime.runtime_flavor() == RuntimeFlavor::MultiThread {
+            turn.call = turn.crew.replace_late();
+        }
         if turn.crew.takes_long() {
-            turn.call();
+            turn.call(Caller::Watchdog);
         }
         turn.crew.mind_again()
     }
@@ -445,7 +450,9 @@ impl Drop for Lanes {
     fn drop(&mut self) {
         let mut state = self.state.lock();
         let (given_back, reader) = (state.table.clear(), state.source.close());
+        let gathered = std::mem::take(&mut state.gathered);
         drop(state);
+        gathered.into_iter().for_each(give_back);
         given_back.into_iter().for_each(give_back);
         reader.into_iter().for_each(let_go);
     }
@@ -580,8 +587,8 @@ impl Turn<'_> {
         self.table.has_ready() || self.ask_again
     }
 
-    /// Nothing to do for the worker in `slot`: it sleeps, or ends.
-    fn rest<T>(mut self, slot: usize, context: &Context<'_>) -> Poll<Option<T>> {
+    /// Nothing to do for the worker in `place`: it sleeps, or ends.
+    fn rest<T>(mut self, place: Place, context: &Context<'_>) -> Poll<Option<T>> {
         if self.stopped {
             return Poll::Ready(None);
         }
@@ -590,33 +597,72 @@ impl Turn<'_> {
             drop(self);
             context.waker().wake_by_ref();
         } else {
-            self.crew.rest(slot, context.waker().clone());
+            self.crew.rest(place, context.waker().clone());
         }
         Poll::Pending
     }
 
     /// Chooses a worker to come for work, unless one that computes comes back for it.
     fn call_or_defer(&mut self) {
-        if self.crew.computes() { self.defer() } else { self.call() }
+        if self.crew.computes() { self.defer() } else { self.call(Caller::Anybody) }
     }
 
     /// Leaves what is at hand to the worker that computes, until its handler waits or the watchdog is out of patience.
     fn defer(&mut self) {
         if !self.stopped && self.crew.defer() {
+            self.mind();
+        }
+    }
+
+    /// Chooses a worker to come for work.
+    fn call(&mut self, caller: Caller) {
+        if self.stopped {
+            return;
+        }
+        let lanes = self.lanes;
+        let call = self.crew.call(caller, || lanes.watchdog.watch(&lanes.scope));
+        if !matches!(call, Call::Nobody) {
+            self.call = call;
+            self.mind();
+        }
+    }
+
+    /// Lets the watchdog look until there is nothing to see.
+    fn mind(&mut self) {
+        if self.crew.mind() {
             let lanes: Arc<dyn Minded> = Arc::clone(self.lanes) as _;
             self.lanes.watchdog.mind(&lanes);
         }
     }
 
-    /// Chooses a worker to come for work.
-    fn call(&mut self) {
-        let lanes = self.lanes;
-        if !self.stopped
-            && let call @ (Call::Wake(_) | Call::Start(_)) =
-                self.crew.call(|| lanes.watchdog.watch(&lanes.scope))
-        {
-            self.call = call;
+    /// Leaves with work: makes sure that somebody comes for what is left, and for what comes next.
+    fn leave(mut self) {
+        if !self.table.has_ready() && self.lanes.policy.concurrency > 1 {
+            self.receive();
         }
+        self.crew.took();
+        if self.has_work() {
+            self.defer();
+        }
+    }
+
+    /// Adds what may be handled now to the batch that is being gathered. `true`: it is complete, as old as it may get,
+    /// or the last one.
+    fn gather(&mut self) -> bool {
+        let size = self.lanes.policy.batch;
+        while self.gathered.len() < size
+            && let Some(open) = self.take()
+        {
+            self.gathered.push(open);
+        }
+        let over = || self.stopped || self.due().is_some_and(|due| due <= Instant::now());
+        self.gathered.len() >= size || !self.gathered.is_empty() && over()
+    }
+
+    /// When the oldest member of the batch that is being gathered is as old as may be.
+    fn due(&self) -> Option<Instant> {
+        let oldest = self.gathered.iter().filter_map(|open| open.since).min();
+        oldest.and_then(|oldest| oldest.checked_add(self.lanes.policy.linger))
     }
 }
 
@@ -645,13 +691,15 @@ impl Drop for Turn<'_> {
 
 /// A delivery that may still be handled here; otherwise what that is to its lane.
 fn held(open: Open) -> Result<Open, Settled> {
-    if open.acker.holds() {
-        return Ok(open);
-    }
+    if open.acker.holds() { Ok(open) } else { Err(lose(open)) }
+}
+
+/// Lets go of a delivery that is not held any more, and says what that is to its lane.
+fn lose(open: Open) -> Settled {
     let settled = Settled::Unsettled(open.key().cloned());
     // Somebody else has it now.
     foreign::tell("an envelope", || drop(open.acker.forget()));
-    Err(settled)
+    settled
 }
 
 /// Gives a delivery back to its broker.

@@ -12,6 +12,7 @@ mod watchdog;
 pub(crate) use lanes::{Lanes, Tally};
 pub(crate) use watchdog::Watchdog;
 
+use self::crew::Place;
 use crate::handler::{BoxFuture, Handler, Static, StaticBatchHandler, StaticHandler};
 use crate::middleware::{BatchLayers, HandlerLayer, HandlerService, service_of};
 use std::fmt;
@@ -24,9 +25,9 @@ pub struct Worker(Kind);
 
 #[derive(Clone)]
 enum Kind {
-    Each { run: fn(Arc<Lanes>, usize) -> BoxFuture<()>, service: fn() -> HandlerService, blocking: bool },
-    Batches(fn(Arc<Lanes>, usize) -> BoxFuture<()>),
-    Dynamic { run: Arc<dyn Fn(Arc<Lanes>, usize) -> BoxFuture<()> + Send + Sync>, service: HandlerService },
+    Each { run: fn(Arc<Lanes>, Place) -> BoxFuture<()>, service: fn() -> HandlerService, blocking: bool },
+    Batches(fn(Arc<Lanes>, Place) -> BoxFuture<()>),
+    Dynamic { run: Arc<dyn Fn(Arc<Lanes>, Place) -> BoxFuture<()> + Send + Sync>, service: HandlerService },
 }
 
 impl Worker {
@@ -34,7 +35,7 @@ impl Worker {
     #[must_use]
     pub const fn of<H: StaticHandler>() -> Self {
         Self(Kind::Each {
-            run: |lanes, slot| Box::pin(run::each(Arc::new(Static::<H>::new()), lanes, slot)),
+            run: |lanes, place| Box::pin(run::each(Arc::new(Static::<H>::new()), lanes, place)),
             service: || service_of(Arc::new(Static::<H>::new())),
             blocking: H::BLOCKING,
         })
@@ -43,14 +44,15 @@ impl Worker {
     /// The worker of a function that takes batches.
     #[must_use]
     pub const fn of_batch<H: StaticBatchHandler>() -> Self {
-        Self(Kind::Batches(|lanes, slot| Box::pin(run::batches(Arc::new(Static::<H>::new()), lanes, slot))))
+        Self(Kind::Batches(|lanes, place| Box::pin(run::batches(Arc::new(Static::<H>::new()), lanes, place))))
     }
 
     /// The worker of a handler that was made at run time.
     pub(crate) fn of_handler(handler: impl Handler) -> Self {
         let handler = Arc::new(handler);
         let service = service_of(Arc::clone(&handler));
-        let run = move |lanes, slot| Box::pin(run::each(Arc::clone(&handler), lanes, slot)) as BoxFuture<()>;
+        let run =
+            move |lanes, place| Box::pin(run::each(Arc::clone(&handler), lanes, place)) as BoxFuture<()>;
         Self(Kind::Dynamic { run: Arc::new(run), service })
     }
 
@@ -73,11 +75,11 @@ impl Worker {
         Layered { worker: Self::of_handler(service), batch_layers: None, blocking }
     }
 
-    /// One loop of this worker; `slot` is its place among the workers of the same lanes.
-    fn run(&self, lanes: Arc<Lanes>, slot: usize) -> BoxFuture<()> {
+    /// One loop of this worker, in its `place` among the workers of the same lanes.
+    fn run(&self, lanes: Arc<Lanes>, place: Place) -> BoxFuture<()> {
         match &self.0 {
-            Kind::Each { run, .. } | Kind::Batches(run) => run(lanes, slot),
-            Kind::Dynamic { run, .. } => run(lanes, slot),
+            Kind::Each { run, .. } | Kind::Batches(run) => run(lanes, place),
+            Kind::Dynamic { run, .. } => run(lanes, place),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The loops that workers run: compiled for each handler, so they hold nothing that does not depend on it.
 
 use super::attempt::{Broken, attempt};
+use super::crew::Place;
 use super::lanes::{Lanes, Open, Settled};
 use super::settle::{ack, key, settle};
 use crate::broker::FailureKind;
@@ -11,6 +12,7 @@ use crate::outcome::Outcome;
 use crate::printable::printable;
 use std::future::poll_fn;
 use std::mem::take;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +20,8 @@ use std::time::Duration;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Handles one delivery after the other.
-pub(super) async fn each<H: Handler>(handler: Arc<H>, lanes: Arc<Lanes>, slot: usize) {
-    let mut hand = Hand::new(lanes, slot);
+pub(super) async fn each<H: Handler>(handler: Arc<H>, lanes: Arc<Lanes>, place: Place) {
+    let mut hand = Hand::new(lanes, place);
     while let Err(panicked) = foreign::run("a worker", || one_by_one(&*handler, &mut hand)).await {
         hand.fail(panicked).await;
     }
@@ -27,8 +29,8 @@ pub(super) async fn each<H: Handler>(handler: Arc<H>, lanes: Arc<Lanes>, slot: u
 
 async fn one_by_one<H: Handler>(handler: &H, hand: &mut Hand) {
     let lanes = Arc::clone(&hand.lanes);
-    let pulse = lanes.pulse(hand.slot);
-    while let Some(open) = poll_fn(|context| lanes.poll_next(context, hand.slot, &mut hand.last)).await {
+    let pulse = lanes.pulse(hand.place);
+    while let Some(open) = poll_fn(|context| lanes.poll_next(context, hand.place, &mut hand.last)).await {
         hand.take(open);
         let (delivery, held) = (&hand.deliveries[0], &mut hand.held[0]);
         // A layer may run code of its own before there is a future.
@@ -43,8 +45,8 @@ async fn one_by_one<H: Handler>(handler: &H, hand: &mut Hand) {
 }
 
 /// Handles one batch after the other. While one worker gathers a batch, the others handle theirs.
-pub(super) async fn batches<H: BatchHandler>(handler: Arc<H>, lanes: Arc<Lanes>, slot: usize) {
-    let mut hand = Hand::new(lanes, slot);
+pub(super) async fn batches<H: BatchHandler>(handler: Arc<H>, lanes: Arc<Lanes>, place: Place) {
+    let mut hand = Hand::new(lanes, place);
     while let Err(panicked) = foreign::run("a worker", || batch_by_batch(&*handler, &mut hand)).await {
         hand.fail(panicked).await;
     }
@@ -52,8 +54,8 @@ pub(super) async fn batches<H: BatchHandler>(handler: Arc<H>, lanes: Arc<Lanes>,
 
 async fn batch_by_batch<H: BatchHandler>(handler: &H, hand: &mut Hand) {
     let lanes = Arc::clone(&hand.lanes);
-    let pulse = lanes.pulse(hand.slot);
-    while !hand.gathered.is_empty() || gather(&lanes, hand.slot, &mut hand.gathered).await {
+    let pulse = lanes.pulse(hand.place);
+    while !hand.gathered.is_empty() || gather(&lanes, hand.place, &mut hand.gathered).await {
         hand.take_batch();
         hand.admit(handler).await;
         let deliveries = &hand.deliveries;
@@ -81,32 +83,16 @@ async fn batch_by_batch<H: BatchHandler>(handler: &H, hand: &mut Hand) {
 }
 
 /// Gathers a batch: complete, or as old as `linger` allows. `false`: stop.
-async fn gather(lanes: &Arc<Lanes>, slot: usize, batch: &mut Vec<Open>) -> bool {
-    let size = lanes.policy.batch;
-    lanes.arrive(slot);
-    {
-        let _turn = lanes.gathering.lock().await;
-        if !poll_fn(|context| lanes.poll_gather(context, slot, batch, size)).await {
-            return false;
-        }
-        let oldest = batch.iter().filter_map(|open| open.since).min();
-        let due = oldest.unwrap_or_else(tokio::time::Instant::now) + lanes.policy.linger;
-        while batch.len() < size {
-            let more = poll_fn(|context| lanes.poll_gather(context, slot, batch, size));
-            if !matches!(tokio::time::timeout_at(due, more).await, Ok(true)) {
-                break;
-            }
-        }
-    }
-    lanes.call_successor(slot);
-    true
+async fn gather(lanes: &Arc<Lanes>, place: Place, batch: &mut Vec<Open>) -> bool {
+    let mut clock = pin!(None);
+    poll_fn(|context| lanes.poll_gather(context, place, batch, clock.as_mut())).await
 }
 
 /// What a worker has in hand. Whatever happens to the worker, every delivery is given back to its lane: settled as a
 /// failure where the worker panicked, unsettled where it was cut off.
 struct Hand {
     lanes: Arc<Lanes>,
-    slot: usize,
+    place: Place,
     /// Taken out of the lanes, for this batch and the next.
     gathered: Vec<Open>,
     /// What is being handled.
@@ -120,10 +106,10 @@ struct Hand {
 }
 
 impl Hand {
-    fn new(lanes: Arc<Lanes>, slot: usize) -> Self {
+    fn new(lanes: Arc<Lanes>, place: Place) -> Self {
         Self {
             lanes,
-            slot,
+            place,
             gathered: Vec::new(),
             deliveries: Vec::new(),
             held: Vec::new(),

@@ -88,6 +88,11 @@ impl Pulse {
         self.paused.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the worker is inside of a poll.
+    pub(super) fn is_inside(&self) -> bool {
+        self.polls.load(Ordering::Relaxed) % 2 == 1
+    }
+
     /// Whether the handler waits for something.
     pub(super) fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Relaxed)
