@@ -5,6 +5,8 @@ mod support;
 use eventbus::memory::MemoryBroker;
 use eventbus::middleware::{Next, from_fn};
 use eventbus::{Batch, Bus, BusBuilder, Delivery, Outcome, State, subscribe};
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::time::Duration;
 use support::{OrderPlaced, Ping, Seen};
 use tokio::time::{Instant, sleep};
@@ -56,6 +58,46 @@ async fn slowly(orders: Vec<OrderPlaced>, batches: State<Batches>) {
 async fn unhurried(pings: Vec<Ping>, batches: State<Batches>) {
     sleep(Duration::from_millis(5)).await;
     batches.push((pings.iter().map(|ping| ping.number).collect(), Instant::now()));
+}
+
+/// Panics where another batch with the same customer is being handled.
+#[subscribe(batch = 5, linger = "1ms", retries = 0)]
+async fn beside(orders: Vec<OrderPlaced>, batches: State<Batches>, running: State<Mutex<Vec<u64>>>) {
+    let customers: BTreeSet<u64> = orders.iter().map(|order| order.customer).collect();
+    {
+        let mut running = running.lock().unwrap();
+        assert!(running.iter().all(|customer| !customers.contains(customer)));
+        running.extend(&customers);
+    }
+    sleep(Duration::from_millis(customers.first().copied().unwrap_or_default() + 1)).await;
+    batches.push((orders.iter().map(|order| order.number).collect(), Instant::now()));
+    running.lock().unwrap().retain(|customer| !customers.contains(customer));
+}
+
+/// Fails for each event the first time that it is seen.
+#[subscribe(batch = 3, linger = "1ms", concurrency = 2)]
+async fn all_fail_once(orders: Batch<OrderPlaced>, batches: State<Batches>) -> Vec<Result<(), String>> {
+    fail_once(&orders, &batches, |_| true)
+}
+
+/// Fails for number 0 the first time that it is seen.
+#[subscribe(batch = 3, linger = "1ms", concurrency = 2)]
+async fn first_fails(orders: Batch<OrderPlaced>, batches: State<Batches>) -> Vec<Result<(), String>> {
+    fail_once(&orders, &batches, |number| number == 0)
+}
+
+fn fail_once(
+    orders: &Batch<OrderPlaced>,
+    batches: &Batches,
+    fails: impl Fn(u64) -> bool,
+) -> Vec<Result<(), String>> {
+    let before: Vec<u64> = batches.all().into_iter().flat_map(|(numbers, _)| numbers).collect();
+    let numbers: Vec<u64> = orders.iter().map(|(order, _)| order.number).collect();
+    let fails = |number: &u64| fails(*number) && !before.contains(number);
+    let results = numbers.iter().map(|number| if fails(number) { Err("not yet".to_owned()) } else { Ok(()) });
+    let results = results.collect();
+    batches.push((numbers, Instant::now()));
+    results
 }
 
 async fn run(builder: BusBuilder, subscriber: &eventbus::Subscriber) -> (Bus, MemoryBroker, Batches) {
@@ -133,17 +175,70 @@ async fn an_error_fails_every_member() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_has_at_most_one_event_of_each_key_so_that_their_order_holds() {
+async fn a_batch_takes_what_follows_of_a_key_in_publish_order() {
     let (bus, broker, batches) = run(Bus::builder(), keyed::SUBSCRIBER).await;
     bus.start().unwrap();
     for number in 0..6 {
         bus.publish(&OrderPlaced { customer: number % 3, number }).await.unwrap();
     }
     broker.settled().await;
-    assert_eq!(
-        batches.all().into_iter().map(|(numbers, _)| numbers).collect::<Vec<_>>(),
-        [[0, 1, 2], [3, 4, 5]]
+    for number in 6..1_006 {
+        bus.publish(&OrderPlaced { customer: 1, number }).await.unwrap();
+    }
+    broker.settled().await;
+    let batches: Vec<_> = batches.all().into_iter().map(|(numbers, _)| numbers).collect();
+    assert_eq!((&*batches[0], batches.len()), (&[0, 1, 2, 3, 4, 5][..], 101));
+    assert!(batches.into_iter().flatten().eq(0..1_006));
+}
+
+#[tokio::test(start_paused = true)]
+async fn batches_with_events_of_one_key_are_not_handled_beside_each_other() {
+    let (bus, broker, batches) =
+        run(Bus::builder().concurrency(4).state(Mutex::new(Vec::<u64>::new())), beside::SUBSCRIBER).await;
+    bus.start().unwrap();
+    for number in 0..500 {
+        bus.publish(&OrderPlaced { customer: number % 7 / 2, number }).await.unwrap();
+    }
+    broker.settled().await;
+    assert!(
+        bus.dead_letters().unwrap().list().await.unwrap().is_empty(),
+        "two batches had one customer at once"
     );
+    for customer in 0..4 {
+        let numbers = batches.all().into_iter().flat_map(|(numbers, _)| numbers);
+        assert!(numbers.filter(|number| number % 7 / 2 == customer).is_sorted(), "customer {customer}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_is_tried_again_comes_before_what_is_behind_its_batch() {
+    let (bus, broker, batches) = run(Bus::builder(), first_fails::SUBSCRIBER).await;
+    bus.start().unwrap();
+    for number in 0..7 {
+        bus.publish(&OrderPlaced { customer: 1, number }).await.unwrap();
+    }
+    broker.settled().await;
+    let numbers: Vec<_> = batches.all().into_iter().map(|(numbers, _)| numbers).collect();
+    assert_eq!(numbers, [vec![0, 1, 2], vec![0, 3, 4], vec![5, 6]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_of_a_key_that_failed_together_are_tried_again_in_publish_order() {
+    let (bus, broker, batches) = run(Bus::builder(), all_fail_once::SUBSCRIBER).await;
+    bus.start().unwrap();
+    for number in 0..12 {
+        bus.publish(&OrderPlaced { customer: 1, number }).await.unwrap();
+    }
+    broker.settled().await;
+    let handled: Vec<_> = batches.all().into_iter().map(|(numbers, _)| numbers).collect();
+    assert!(handled.iter().all(|numbers| numbers.is_sorted()), "{handled:?}");
+    let (mut seen, mut done) = (std::collections::HashSet::new(), Vec::new());
+    for number in handled.iter().flatten() {
+        if !seen.insert(number) {
+            done.push(*number);
+        }
+    }
+    assert!(done.into_iter().eq(0..12), "{handled:?}");
 }
 
 #[tokio::test(start_paused = true)]

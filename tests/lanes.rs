@@ -153,31 +153,6 @@ async fn a_poison_event_is_a_dead_letter_after_its_attempts_and_its_lane_goes_on
     assert_eq!((letters.len(), letters[0].1.attempts), (1, 3));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_subscription_holds_no_more_than_its_in_flight_limit() {
-    let (bus, broker) = bus_with(eventbus::Bus::builder().in_flight(8)).await;
-    let failed = Seen::new();
-    let seen = failed.clone();
-    bus.on(move |ping: Arc<Ping>| {
-        let seen = seen.clone();
-        async move {
-            seen.push(ping.number);
-            Outcome::RetryAfter(Duration::from_secs(60))
-        }
-    })
-    .retries(1)
-    .await
-    .unwrap();
-    bus.start().unwrap();
-    for number in 0..20 {
-        bus.publish(&Ping { number }).await.unwrap();
-    }
-    sleep(Duration::from_secs(30)).await;
-    assert_eq!(failed.len(), 8, "the other events wait at the broker while eight are parked");
-    broker.settled().await;
-    assert_eq!(failed.len(), 40);
-}
-
 /// Handlers that compute and never await must run on several threads, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn handlers_that_never_await_run_in_parallel_on_several_threads() {
@@ -199,4 +174,104 @@ async fn handlers_that_never_await_run_in_parallel_on_several_threads() {
         bus.publish(&Ping { number }).await.unwrap();
     }
     tokio::time::timeout(Duration::from_secs(60), broker.settled()).await.expect("two handlers run at once");
+}
+
+/// Publishes `stuck` events of customers from 1,000 on, `each` of one customer, then one of customer 1; after how long
+/// that one was handled. What a handler does with the stuck ones is up to `attempt`.
+async fn handled_behind<F>(
+    builder: eventbus::BusBuilder,
+    stuck: u64,
+    each: u64,
+    attempt: impl Fn(u64) -> F + Clone + Send + Sync + 'static,
+) -> Duration
+where
+    F: Future<Output = Outcome> + Send,
+{
+    let (bus, _broker) = bus_with(builder).await;
+    let (handled, start) = (Seen::new(), Instant::now());
+    let seen = handled.clone();
+    bus.on(move |order: Arc<OrderPlaced>| {
+        let (seen, attempt) = (seen.clone(), attempt.clone());
+        async move {
+            if order.customer == 1 {
+                seen.push(start.elapsed());
+                return Outcome::Ack;
+            }
+            attempt(order.number).await
+        }
+    })
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    for number in 0..stuck {
+        bus.publish(&OrderPlaced { customer: 1_000 + number / each, number }).await.unwrap();
+    }
+    bus.publish(&OrderPlaced { customer: 1, number: stuck }).await.unwrap();
+    while handled.len() == 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    handled.all()[0]
+}
+
+const AT_ONCE: Duration = Duration::from_millis(10);
+
+async fn later(_number: u64) -> Outcome {
+    Outcome::RetryAfter(Duration::from_secs(30))
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_that_wait_behind_a_poison_event_of_their_key_keep_no_other_key_waiting() {
+    for (in_flight, behind) in [(8, 100), (8, 5_000), (1_024, 1_100), (1_024, 5_000), (1_024, 15_000)] {
+        let builder = eventbus::Bus::builder().in_flight(in_flight);
+        let after = handled_behind(builder, behind, behind, later).await;
+        assert!(after < AT_ONCE, "{behind} events behind, {in_flight} in flight: {after:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_slow_keeps_no_other_key_waiting() {
+    let slowly = |_| async {
+        sleep(Duration::from_millis(100)).await;
+        Outcome::Ack
+    };
+    for in_flight in [8, 1_024] {
+        let builder = eventbus::Bus::builder().in_flight(in_flight).concurrency(2);
+        let after = handled_behind(builder, 2_000, 2_000, slowly).await;
+        assert!(after < AT_ONCE, "{in_flight} in flight: {after:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retries_that_wait_keep_no_other_key_waiting_however_many_they_are() {
+    for (in_flight, parked) in [(8, 100), (1_024, 5_000)] {
+        let builder = eventbus::Bus::builder().in_flight(in_flight);
+        let after = handled_behind(builder, parked, 1, later).await;
+        assert!(after < AT_ONCE, "{parked} parked, {in_flight} in flight: {after:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_holds_no_more_than_its_limits() {
+    let (bus, broker) = bus_with(eventbus::Bus::builder().in_flight(8).held_back(12)).await;
+    let failed = Seen::new();
+    let seen = failed.clone();
+    bus.on(move |ping: Arc<Ping>| {
+        let seen = seen.clone();
+        async move {
+            seen.push(ping.number);
+            Outcome::RetryAfter(Duration::from_secs(60))
+        }
+    })
+    .retries(1)
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    for number in 0..50 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    sleep(Duration::from_secs(30)).await;
+    let held = failed.len();
+    assert!((12..=20).contains(&held), "the other events wait at the broker while {held} are parked");
+    broker.settled().await;
+    assert_eq!(failed.len(), 100);
 }

@@ -117,9 +117,12 @@ pub struct Policy {
     pub timeout: Duration,
     /// How many deliveries (or batches) are handled at once. Default: the number of cores, at least 4.
     pub concurrency: usize,
-    /// How many deliveries are held at once: handled, waiting for their lane, or parked for a retry. Default: 1,024;
-    /// never fewer than `concurrency` or `batch`.
+    /// How many deliveries are handled, or at hand to be handled, at once. Default: 1,024; never fewer than
+    /// `concurrency` or `batch`.
     pub in_flight: usize,
+    /// How many deliveries are held back beside them: behind an unfinished one of their key, or for a retry. While as
+    /// many are, nothing more is taken from the broker. Default: 16,384; never fewer than `in_flight`.
+    pub held_back: usize,
     /// Where a new group begins. Default: [`Start::Latest`].
     pub start: Start,
     /// Whether events that are given up are kept; without, they are logged and dropped. Default: true.
@@ -127,7 +130,8 @@ pub struct Policy {
     /// Whether the handler may be part of a replay; false for one with effects outside, such as an email.
     /// Default: true.
     pub replay: bool,
-    /// How many events a batch may have. Default: 1; batch handlers say more.
+    /// How many events a batch may have. Default: 1; batch handlers say more. Several of one key follow each other in
+    /// publish order, and no other batch has events of that key until all of them are settled.
     pub batch: usize,
     /// How old the oldest member of a batch may get before the batch is handled as it is. Default: 50 ms.
     pub linger: Duration,
@@ -140,7 +144,8 @@ impl Default for Policy {
             backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(30)),
             timeout: Duration::from_secs(60),
             concurrency: std::thread::available_parallelism().map_or(4, usize::from).max(4),
-            in_flight: 1024,
+            in_flight: 1_024,
+            held_back: 16_384,
             start: Start::Latest,
             dead_letter: true,
             replay: true,
@@ -156,12 +161,14 @@ impl Policy {
     pub fn with(self, options: &Options) -> Self {
         let concurrency = options.concurrency.unwrap_or(self.concurrency).max(1);
         let batch = options.batch.unwrap_or(self.batch).max(1);
+        let in_flight = self.in_flight.max(concurrency).max(batch);
         Self {
             retries: options.retries.unwrap_or(self.retries),
             backoff: options.backoff.unwrap_or(self.backoff),
             timeout: options.timeout.unwrap_or(self.timeout),
             concurrency,
-            in_flight: self.in_flight.max(concurrency).max(batch),
+            in_flight,
+            held_back: self.held_back.max(in_flight),
             start: options.start.unwrap_or(self.start),
             dead_letter: options.dead_letter.unwrap_or(self.dead_letter),
             replay: options.replay.unwrap_or(self.replay),

@@ -14,7 +14,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use support::{Log, OrderPlaced, Ping, Seen, pings, publish_pings};
+use support::{Log, OrderPlaced, PATIENCE, Ping, Seen, pings, publish_pings};
 use tokio::sync::{Notify, Semaphore};
 
 #[subscribe(start = "earliest", group = "early")]
@@ -791,4 +791,60 @@ async fn a_replay_reads_a_few_large_payloads_ahead() {
     }
     assert_eq!(received.len(), 40);
     assert!(most <= 5, "{most} MiB were read ahead");
+}
+
+/// A poison event, `behind` more of its key, and one of another key: that one is handled at once, nothing of the rest
+/// is settled by it, and after a restart the rest comes in order.
+async fn behind_a_poison_event(behind: u64) {
+    let log = Log::new();
+    let done = Seen::new();
+    let orders = |poison: bool| {
+        let seen = done.clone();
+        move |order: Arc<OrderPlaced>| {
+            let seen = seen.clone();
+            async move {
+                if poison && order.customer == 1 {
+                    return Outcome::RetryAfter(Duration::from_millis(200));
+                }
+                seen.push(order.number);
+                Outcome::Ack
+            }
+        }
+    };
+    let bus = log.bus().await;
+    bus.on(orders(true)).group("orders").retries(u32::MAX).await.unwrap();
+    bus.start().unwrap();
+    let all = (0..=behind).map(|number| OrderPlaced { customer: 1, number });
+    let other = OrderPlaced { customer: 2, number: behind + 1 };
+    for published in bus.publish_all(all.chain([other])).await {
+        published.unwrap();
+    }
+    let began = Instant::now();
+    while done.len() == 0 {
+        assert!(began.elapsed() < PATIENCE, "the other key waits behind {behind} events");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let groups = bus.groups().unwrap();
+    let backlog = || async { groups.list().await.unwrap()[0].backlog };
+    while backlog().await != behind + 1 {
+        assert!(began.elapsed() < PATIENCE, "one event is settled: {}", backlog().await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    bus.shutdown().await.unwrap();
+
+    let bus = log.bus().await;
+    bus.on(orders(false)).group("orders").await.unwrap();
+    bus.start().unwrap();
+    tokio::time::timeout(PATIENCE, bus.settled()).await.expect("the rest is handled").unwrap();
+    let numbers = done.all();
+    assert_eq!(numbers[0], behind + 1);
+    assert!(numbers.into_iter().skip(1).eq(0..=behind), "what was behind comes in order");
+    bus.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_behind_a_poison_event_keep_no_other_key_waiting_and_are_not_passed_by_the_cursor() {
+    behind_a_poison_event(100).await;
+    behind_a_poison_event(1_100).await;
+    behind_a_poison_event(15_000).await;
 }

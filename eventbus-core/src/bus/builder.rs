@@ -156,10 +156,20 @@ impl BusBuilder {
         self
     }
 
-    /// How many deliveries one subscription holds at once: handled, waiting for their lane, or parked for a
-    /// retry. Default: 1,024; never fewer than its `concurrency` or `batch`.
+    /// How many deliveries one subscription handles, or has at hand to be handled, at once. Default: 1,024; never fewer
+    /// than its `concurrency` or `batch`. See also [`held_back`](Self::held_back).
     pub fn in_flight(mut self, deliveries: usize) -> Self {
         self.policy.in_flight = deliveries.max(1);
+        self
+    }
+
+    /// How many deliveries one subscription holds back beside those in flight: behind an unfinished one of their key,
+    /// or for a retry. Default: 16,384; never fewer than `in_flight`.
+    ///
+    /// So a key that is slow or poisoned keeps the others waiting only where more than so many of its events come in a
+    /// row. What is held back is in memory: an envelope with its payload for each.
+    pub fn held_back(mut self, deliveries: usize) -> Self {
+        self.policy.held_back = deliveries;
         self
     }
 

@@ -67,15 +67,17 @@ pub(super) struct Open {
     due: Option<Instant>,
     /// When it came, for the age of a batch.
     since: Option<Instant>,
+    /// How many came before it.
+    order: u64,
     /// A batch with it has panicked: it is tried again alone, so that only the member panics that is to blame.
     pub(super) alone: bool,
 }
 
 impl Open {
-    fn new(received: Received, since: Option<Instant>) -> Self {
+    fn new(received: Received, since: Option<Instant>, order: u64) -> Self {
         let Received { receipt, replayed, parked, settler } = received;
-        let due = parked.map(|parked| Instant::now() + parked.delay(Timestamp::now()));
-        Self { acker: Acker::new(settler, receipt), replayed, parked, due, since, alone: false }
+        let due = parked.map(|parked| after(parked.delay(Timestamp::now())));
+        Self { acker: Acker::new(settler, receipt), replayed, parked, due, since, order, alone: false }
     }
 
     /// The next attempt, as the handler sees it.
@@ -86,6 +88,23 @@ impl Open {
     fn key(&self) -> Option<&Key> {
         self.acker.receipt().envelope.lane_key()
     }
+
+    /// How long it is to wait for its next attempt.
+    fn waits(&self) -> Option<Duration> {
+        let delay = self.due?.saturating_duration_since(Instant::now());
+        (!delay.is_zero()).then_some(delay)
+    }
+
+    /// Whether it may be handled in one batch with others of its key: not where its attempt is to be one by itself.
+    fn may_join(&self) -> bool {
+        !self.alone && self.waits().is_none()
+    }
+}
+
+/// So much later; what is farther away than any timer is as good as never.
+fn after(delay: Duration) -> Instant {
+    const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+    Instant::now() + delay.min(NEVER)
 }
 
 struct State {
@@ -167,6 +186,7 @@ impl Lanes {
         let mut policy = self.policy;
         policy.concurrency = concurrency.unwrap_or(policy.concurrency);
         policy.in_flight = policy.in_flight.max(policy.concurrency);
+        policy.held_back = policy.held_back.max(policy.in_flight);
         Self::new(scope, policy, self.layered.clone(), source, Arc::clone(&self.watchdog))
     }
 
@@ -188,7 +208,7 @@ impl Lanes {
     /// Begins to receive. Workers start when there is something to do. The broker is asked, so no lock may be held.
     pub(crate) fn start(self: &Arc<Self>) {
         let mut turn = self.turn();
-        turn.receive();
+        turn.fill();
         if turn.has_work() {
             turn.call(Caller::Anybody);
         }
@@ -315,6 +335,7 @@ impl Lanes {
             }
             if turn.gather() {
                 std::mem::swap(&mut turn.gathered, batch);
+                turn.table.close_batch();
                 turn.leave();
                 let lost: Vec<_> = batch.extract_if(.., |open| !open.acker.holds()).collect();
                 lost.into_iter().for_each(|open| self.settled(lose(open)));
@@ -322,6 +343,8 @@ impl Lanes {
                     continue;
                 }
                 budget.made_progress();
+                // What joined came after what was ready, whichever was published first.
+                batch.sort_unstable_by_key(|open| open.order);
                 return Poll::Ready(true);
             }
             let due = turn.due();
@@ -517,29 +540,61 @@ impl Turn<'_> {
     /// Takes what may be handled now, from the broker where nothing is at hand.
     fn take(&mut self) -> Option<Open> {
         loop {
-            while !self.table.has_ready() && self.receive() {}
-            let mut open = self.table.take()?;
-            match open.due.take().map(|due| due.saturating_duration_since(Instant::now())) {
-                Some(delay) if !delay.is_zero() => self.park(open, delay),
-                _ => return Some(open),
+            self.fill();
+            let open = self.table.take()?;
+            match open.waits() {
+                Some(delay) => self.park(open, delay),
+                None => return Some(open),
             }
         }
     }
 
-    fn park(&mut self, open: Open, delay: Duration) {
+    /// Takes a member for the batch that is being gathered: what may be handled now, or else what follows a member of
+    /// its key, or else what the broker has.
+    fn take_member(&mut self) -> Option<Open> {
+        loop {
+            if let Some(open) = self.table.take() {
+                match open.waits() {
+                    Some(delay) => self.park(open, delay),
+                    None => {
+                        if let Some(key) = open.key().filter(|_| open.may_join()) {
+                            self.table.let_join(key);
+                        }
+                        return Some(open);
+                    }
+                }
+            } else if let Some(open) = self.table.take_joining(Open::may_join) {
+                return Some(open);
+            } else if !self.receive() {
+                return None;
+            }
+        }
+    }
+
+    fn park(&mut self, mut open: Open, delay: Duration) {
         if self.stopped {
             self.table.settled(None);
             self.chores.push(Chore::GiveBack(open));
         } else {
-            let parked = self.table.park(open);
-            self.chores.push(Chore::Unpark(parked, delay));
+            open.due = Some(after(delay));
+            let key = open.key().cloned();
+            let parked = self.table.park(key.as_ref(), open.order, open);
+            self.chores.extend(parked.map(|parked| Chore::Unpark(parked, delay)));
         }
         self.note_rest();
     }
 
-    /// How many more may be held.
+    /// How many more may be taken in. What is held back does not count as in flight, or one key that is stuck would
+    /// keep the others out; it has a limit of its own.
     fn room(&self) -> usize {
-        self.lanes.policy.in_flight.saturating_sub(self.table.held())
+        let Policy { in_flight, held_back, .. } = self.lanes.policy;
+        let active = in_flight.saturating_sub(self.table.active());
+        active.min(held_back.saturating_sub(self.table.held_back()))
+    }
+
+    /// Takes in what the broker has until something may be handled: what comes may all be of lanes that are closed.
+    fn fill(&mut self) {
+        while !self.table.has_ready() && self.receive() {}
     }
 
     /// Takes in what the broker has, as far as there is room. `false`: nothing came, and the bell rings when there is
@@ -570,7 +625,9 @@ impl Turn<'_> {
     /// Takes what was received into its lanes.
     fn admit(&mut self, reader: &mut Reader) {
         let since = (self.lanes.policy.batch > 1).then(Instant::now);
-        let received = reader.received.drain(..).map(|received| Open::new(received, since));
+        let first = self.tally.received;
+        let received = reader.received.drain(..).zip(first..);
+        let received = received.map(|(received, order)| Open::new(received, since, order));
         if self.stopped {
             return self.chores.extend(received.map(Chore::GiveBack));
         }
@@ -637,8 +694,8 @@ impl Turn<'_> {
 
     /// Leaves with work: makes sure that somebody comes for what is left, and for what comes next.
     fn leave(mut self) {
-        if !self.table.has_ready() && self.lanes.policy.concurrency > 1 {
-            self.receive();
+        if self.lanes.policy.concurrency > 1 {
+            self.fill();
         }
         self.crew.took();
         if self.has_work() {
@@ -651,7 +708,7 @@ impl Turn<'_> {
     fn gather(&mut self) -> bool {
         let size = self.lanes.policy.batch;
         while self.gathered.len() < size
-            && let Some(open) = self.take()
+            && let Some(open) = self.take_member()
         {
             self.gathered.push(open);
         }

@@ -128,6 +128,7 @@ impl Hand {
     fn take_batch(&mut self) {
         let alone = self.gathered.iter().position(|open| open.alone);
         match alone.map(|place| self.gathered.remove(place)) {
+            // Nothing of its key was gathered with it, so the order is kept.
             Some(open) => self.take(open),
             None => take(&mut self.gathered).into_iter().for_each(|open| self.take(open)),
         }
