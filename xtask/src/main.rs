@@ -1,8 +1,11 @@
 //! The project's own commands.
 //!
-//! `cargo xtask test` is what CI runs, and what a contributor runs before a commit.
+//! `cargo xtask test` is what CI runs, and what a contributor runs before a commit. `cargo xtask flakes` runs the tests
+//! again and again.
 
 #![forbid(unsafe_code)]
+
+mod flakes;
 
 use std::env;
 use std::process::{Command, ExitCode};
@@ -50,10 +53,12 @@ const TEST: &[Step] = &[
 ];
 
 fn main() -> ExitCode {
-    match env::args().nth(1).as_deref() {
+    let mut arguments = env::args().skip(1);
+    match arguments.next().as_deref() {
         Some("test") => run(TEST),
+        Some("flakes") => flakes::run(arguments),
         _ => {
-            eprintln!("usage: cargo xtask test");
+            eprintln!("usage: cargo xtask test\n       {}", flakes::USAGE);
             ExitCode::FAILURE
         }
     }

@@ -1,0 +1,358 @@
+//! `cargo xtask flakes`: runs every test binary round and round, and names what failed.
+//!
+//! The binary that has taken the least time so far is next, so that a fast one has hundreds of runs while a slow one
+//! has some. Every other run of a binary is under load: threads that compute, twice as many as there are processors.
+
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub(crate) const USAGE: &str = "\
+cargo xtask flakes [--minutes N] [--rounds N] [--filter NAME] [--limit SECONDS]
+  --minutes N       how long (default: 10, or no limit where --rounds is given)
+  --rounds N        how many runs of each binary at most
+  --filter NAME     only test binaries with NAME in theirs (`eventbus-sqlite/restart`)
+  --limit SECONDS   after how long a run counts as hung and is killed (default: 300)";
+
+/// Where the output of runs that failed is kept.
+const FOLDER: &str = "target/flakes";
+/// The workspace, wherever the command is given.
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+pub(crate) fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
+    let options = match Options::read(arguments) {
+        Ok(options) => options,
+        Err(wrong) => {
+            eprintln!("{wrong}\nusage: {USAGE}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match binaries(&options.filter).and_then(|binaries| go_round(binaries, &options)) {
+        Ok(binaries) => report(&binaries),
+        Err(error) => {
+            eprintln!("== cannot look for flakes: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[derive(Debug, PartialEq)]
+struct Options {
+    time: Duration,
+    rounds: usize,
+    filter: String,
+    limit: Duration,
+}
+
+impl Options {
+    fn read(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let (mut minutes, mut rounds, mut filter, mut limit) = (None, None, String::new(), 300);
+        while let Some(name) = arguments.next() {
+            let Some(value) = arguments.next() else { return Err(format!("`{name}` has no value")) };
+            let number = || value.parse::<u64>().map_err(|_| format!("`{name} {value}` is no number"));
+            match name.as_str() {
+                "--minutes" => minutes = Some(number()?),
+                "--rounds" => rounds = Some(number()?),
+                "--limit" => limit = number()?,
+                "--filter" => filter = value,
+                _ => return Err(format!("there is no option `{name}`")),
+            }
+        }
+        let minutes = minutes.or(if rounds.is_some() { None } else { Some(10) });
+        Ok(Self {
+            time: minutes.map_or(Duration::MAX, |minutes| Duration::from_secs(60 * minutes)),
+            rounds: rounds.map_or(usize::MAX, |rounds| usize::try_from(rounds).unwrap_or(usize::MAX)),
+            filter,
+            limit: Duration::from_secs(limit),
+        })
+    }
+}
+
+/// A test binary, and what came of its runs.
+#[derive(Debug)]
+struct Binary {
+    /// Package and target.
+    name: String,
+    executable: PathBuf,
+    /// Where `cargo test` would run it.
+    folder: PathBuf,
+    runs: usize,
+    taken: Duration,
+    /// The tests that were seen.
+    tests: BTreeSet<String>,
+    /// The runs in which a test failed, each with the file of its output.
+    failures: BTreeMap<String, Vec<PathBuf>>,
+}
+
+/// Builds all test binaries, and finds those whose names hold `filter`.
+fn binaries(filter: &str) -> io::Result<Vec<Binary>> {
+    println!("== building the test binaries");
+    let mut cargo = Command::new(env!("CARGO"))
+        .args(["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"])
+        .arg("--message-format=json-render-diagnostics")
+        .current_dir(ROOT)
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let messages = BufReader::new(cargo.stdout.take().expect("it is piped"));
+    let mut binaries = Vec::new();
+    for message in messages.lines() {
+        binaries.extend(binary(&message?));
+    }
+    if !cargo.wait()?.success() {
+        return Err(io::Error::other("the tests do not build"));
+    }
+    binaries.retain(|binary| binary.name.contains(filter));
+    if binaries.is_empty() {
+        return Err(io::Error::other(format!("no test binary has `{filter}` in its name")));
+    }
+    Ok(binaries)
+}
+
+/// The test binary that a message of cargo tells of, if it is one.
+fn binary(message: &str) -> Option<Binary> {
+    let message: Value = serde_json::from_str(message).ok()?;
+    if message["profile"]["test"] != true {
+        return None;
+    }
+    let folder = Path::new(message["manifest_path"].as_str()?).parent()?.to_owned();
+    // `path+file:///shop#0.1.0`, or `path+file:///shop#the-shop@0.1.0` where the folder has another name.
+    let (path, named) = message["package_id"].as_str()?.split_once('#')?;
+    let package = named.split_once('@').map_or(path.rsplit('/').next()?, |(package, _)| package);
+    Some(Binary {
+        name: format!("{package}/{}", message["target"]["name"].as_str()?),
+        executable: message["executable"].as_str()?.into(),
+        folder,
+        runs: 0,
+        taken: Duration::ZERO,
+        tests: BTreeSet::new(),
+        failures: BTreeMap::new(),
+    })
+}
+
+fn go_round(mut binaries: Vec<Binary>, options: &Options) -> io::Result<Vec<Binary>> {
+    fs::create_dir_all(Path::new(ROOT).join(FOLDER))?;
+    let began = Instant::now();
+    while began.elapsed() < options.time {
+        let left = binaries.iter_mut().filter(|binary| binary.runs < options.rounds);
+        let Some(next) = left.min_by_key(|binary| binary.taken) else { break };
+        next.run(options.limit)?;
+    }
+    Ok(binaries)
+}
+
+impl Binary {
+    fn run(&mut self, limit: Duration) -> io::Result<()> {
+        self.runs += 1;
+        let under_load = self.runs.is_multiple_of(2);
+        let output = Path::new(FOLDER).join(format!("{}-{}.txt", self.name.replace('/', "."), self.runs));
+        let file = File::create(Path::new(ROOT).join(&output))?;
+        let mut command = Command::new(&self.executable);
+        command
+            .current_dir(&self.folder)
+            .env("CARGO", env!("CARGO"))
+            .env("CARGO_MANIFEST_DIR", &self.folder)
+            .env("CARGO_PKG_NAME", self.name.split('/').next().unwrap_or_default())
+            .stdin(Stdio::null())
+            .stderr(file.try_clone()?)
+            .stdout(file);
+        let began = Instant::now();
+        let status = {
+            let _load = under_load.then(Load::begin);
+            wait(group_of_its_own(&mut command).spawn()?, limit)?
+        };
+        self.taken += began.elapsed();
+        let text = String::from_utf8_lossy(&fs::read(Path::new(ROOT).join(&output))?).into_owned();
+        let mut failed = failures(&text, status);
+        self.tests.extend(results(&text).map(|(test, _)| test.to_owned()));
+        if status.is_none() {
+            failed.extend(self.unfinished(&text).into_iter().map(|test| format!("{test} (hung)")));
+        }
+        if status.is_some_and(|status| status.success()) {
+            return fs::remove_file(Path::new(ROOT).join(output));
+        }
+        if failed.is_empty() {
+            failed.insert("(the binary itself)".to_owned());
+        }
+        for test in failed {
+            let load = if under_load { ", under load" } else { "" };
+            println!("== failed: {} {test}, run {}{load}: {}", self.name, self.runs, output.display());
+            self.failures.entry(test).or_default().push(output.clone());
+        }
+        Ok(())
+    }
+
+    /// The tests that were begun, or were still to come, when a run was killed.
+    fn unfinished(&self, output: &str) -> BTreeSet<String> {
+        let list = Command::new(&self.executable).current_dir(&self.folder).arg("--list").output();
+        let list = list.map(|list| String::from_utf8_lossy(&list.stdout).into_owned()).unwrap_or_default();
+        let known = list.lines().filter_map(|line| line.strip_suffix(": test"));
+        let done: BTreeSet<_> = results(output).map(|(test, _)| test).collect();
+        known.filter(|test| !done.contains(test)).map(str::to_owned).collect()
+    }
+}
+
+/// The results that the harness tells, test by test.
+fn results(output: &str) -> impl Iterator<Item = (&str, &str)> {
+    output.lines().filter_map(|line| line.strip_prefix("test ")?.split_once(" ... "))
+}
+
+/// The tests that failed; a run that was killed has no status.
+fn failures(output: &str, status: Option<ExitStatus>) -> BTreeSet<String> {
+    if status.is_some_and(|status| status.success()) {
+        return BTreeSet::new();
+    }
+    results(output)
+        .filter(|(_, result)| result.starts_with("FAILED"))
+        .map(|(test, _)| test.to_owned())
+        .collect()
+}
+
+/// Waits for a run to end, and kills it where it takes too long.
+fn wait(mut child: Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+    let began = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if began.elapsed() > limit {
+            kill_group(&child);
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Tests begin processes, which would outlive a test that is killed.
+#[cfg(unix)]
+fn group_of_its_own(command: &mut Command) -> &mut Command {
+    std::os::unix::process::CommandExt::process_group(command, 0)
+}
+
+#[cfg(not(unix))]
+fn group_of_its_own(command: &mut Command) -> &mut Command {
+    command
+}
+
+fn kill_group(leader: &Child) {
+    if cfg!(unix) {
+        // Where there is no `kill`, the leader is killed all the same.
+        let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", leader.id())]).status();
+    }
+}
+
+/// Threads that compute until it is dropped.
+struct Load {
+    ended: std::sync::Arc<AtomicBool>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Load {
+    fn begin() -> Self {
+        let ended = std::sync::Arc::new(AtomicBool::new(false));
+        let processors = thread::available_parallelism().map_or(2, usize::from);
+        let busy = || {
+            let ended = std::sync::Arc::clone(&ended);
+            thread::spawn(move || {
+                while !ended.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            })
+        };
+        let threads = std::iter::repeat_with(busy).take(2 * processors).collect();
+        Self { ended, threads }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn report(binaries: &[Binary]) -> ExitCode {
+    println!("\n== runs  failures  test");
+    for binary in binaries {
+        let failed: usize = binary.failures.values().map(Vec::len).sum();
+        let (tests, seconds) = (binary.tests.len(), binary.taken.as_secs_f64());
+        println!("{:>7}  {failed:>8}  {} ({tests} tests, {seconds:.1} s)", binary.runs, binary.name);
+        for (test, outputs) in &binary.failures {
+            println!("{:>7}  {:>8}    {test}", binary.runs, outputs.len());
+            outputs.iter().for_each(|output| println!("{:>21}{}", "", output.display()));
+        }
+    }
+    let unrun: Vec<_> = binaries.iter().filter(|binary| binary.runs == 0).map(|one| &*one.name).collect();
+    if !unrun.is_empty() {
+        println!("== there was no time for {}", unrun.join(", "));
+    }
+    if binaries.iter().all(|binary| binary.failures.is_empty()) {
+        println!("== nothing failed");
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(arguments: &str) -> Result<Options, String> {
+        Options::read(arguments.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn rounds_lift_the_limit_of_ten_minutes_that_there_is_otherwise() {
+        assert_eq!(read("").unwrap().time, Duration::from_secs(600));
+        let rounds = read("--rounds 3 --filter logs").unwrap();
+        assert_eq!((rounds.time, rounds.rounds, &*rounds.filter), (Duration::MAX, 3, "logs"));
+        assert_eq!(read("--rounds 3 --minutes 1").unwrap().time, Duration::from_secs(60));
+        for wrong in ["--minutes", "--minutes soon", "--days 1"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_test_that_failed_is_named_and_one_that_passed_is_not() {
+        let output = "running 3 tests\ntest a::b ... ok\ntest c ... FAILED\ntest d ... ignored, slow\nfailures:\n    c\n";
+        assert_eq!(failures(output, None), BTreeSet::from(["c".to_owned()]));
+        assert_eq!(results(output).count(), 3);
+    }
+
+    #[test]
+    fn only_test_binaries_are_run() {
+        let message = |test: bool| {
+            serde_json::json!({
+                "reason": "compiler-artifact", "profile": { "test": test }, "manifest_path": "/w/shop/Cargo.toml",
+                "package_id": "path+file:///w/shop#0.1.0",
+                "target": { "name": "orders" }, "executable": "/w/target/debug/deps/orders-1",
+            })
+            .to_string()
+        };
+        assert!(binary(&message(false)).is_none() && binary("no JSON").is_none());
+        let found = binary(&message(true)).unwrap();
+        assert_eq!((&*found.name, found.folder), ("shop/orders", PathBuf::from("/w/shop")));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_run_that_takes_too_long_is_killed_with_what_it_began() {
+        let mut command = Command::new("sh");
+        // The shell's child holds the pipe as long as it lives.
+        command.args(["-c", "sleep 600 & wait"]).stdout(Stdio::piped());
+        let mut child = group_of_its_own(&mut command).spawn().unwrap();
+        let pipe = child.stdout.take().unwrap();
+        assert_eq!(wait(child, Duration::from_millis(50)).unwrap(), None);
+        assert_eq!(io::read_to_string(pipe).unwrap(), "");
+    }
+}
