@@ -42,6 +42,7 @@ pub(crate) struct Writer {
     renew_at: Instant,
     housekeeping_at: Instant,
     retention_at: Instant,
+    retention: retention::Pass,
 }
 
 impl Writer {
@@ -64,6 +65,7 @@ impl Writer {
             renew_at: now,
             housekeeping_at: now,
             retention_at: now,
+            retention: retention::Pass::default(),
         };
         writer.data_version = writer.read_data_version().map_err(|error| explain(&path, error))?;
         writer.store.set_head(writer.head);
@@ -298,7 +300,7 @@ impl Writer {
             }
         }
         if !retention::is_forever(&self.store.settings.retention) && now >= self.retention_at {
-            let more = retention::apply(&self.connection, &self.store.settings.retention)?;
+            let more = self.retention.go_on(&self.connection, &self.store.settings.retention)?;
             self.retention_at =
                 now + if more { Duration::ZERO } else { self.store.settings.retention_interval };
         }

@@ -104,3 +104,51 @@ async fn the_event_of_a_dead_letter_is_kept() {
     let letters = bus.dead_letters().unwrap().list().await.unwrap();
     assert_eq!(letters[0].1.envelope.event::<Ping>().unwrap().number, 3);
 }
+
+/// What a pragma says of the file, or -1 where its writer is in the way.
+fn pragma(log: &Log, name: &str) -> i64 {
+    let connection = rusqlite::Connection::open(log.path()).unwrap();
+    connection.pragma_query_value(None, name, |row| row.get(0)).unwrap_or(-1)
+}
+
+#[tokio::test]
+async fn old_dead_letters_do_not_hold_up_what_comes_after_them() {
+    let log = Log::new();
+    let bus = bus(&log, |retention| retention.count = Some(10)).await;
+    // More than are removed at once, at the very beginning and in the middle.
+    let handle = |ping: Arc<Ping>| async move {
+        if ping.number < 1_500 || ping.number == 4_000 { Outcome::Reject("no".into()) } else { Outcome::Ack }
+    };
+    bus.on(handle).group("picky").await.unwrap();
+    bus.start().unwrap();
+    publish_pings(&bus, 0..5_000).await;
+    until("the dead letters and ten are left", async || kept(&bus).await.len() == 1_511).await;
+    let mut expected: Vec<_> = (0..1_500).chain([4_000]).chain(4_990..5_000).collect();
+    assert_eq!(kept(&bus).await, expected);
+    // What is purged goes with the next pass.
+    let letters = bus.dead_letters().unwrap();
+    letters.purge(letters.list().await.unwrap()[0].0).await.unwrap();
+    expected.remove(0);
+    until("it is removed", async || kept(&bus).await == expected).await;
+}
+
+#[tokio::test]
+async fn all_room_that_is_freed_is_given_back_also_what_an_earlier_run_left() {
+    let log = Log::new();
+    let before = log.bus().await;
+    for _ in 0..40 {
+        before.publish_to("filler.stored", &"x".repeat(200_000)).await.unwrap();
+    }
+    before.shutdown().await.unwrap();
+    let full = pragma(&log, "page_count");
+    assert_eq!(pragma(&log, "auto_vacuum"), 2, "incremental");
+    rusqlite::Connection::open(log.path())
+        .unwrap()
+        .execute("delete from event where offset < 30", [])
+        .unwrap();
+    assert!(pragma(&log, "freelist_count") > 1_000);
+    let bus = bus(&log, |retention| retention.count = Some(10)).await;
+    until("nothing is free", async || pragma(&log, "freelist_count") == 0).await;
+    assert!(pragma(&log, "page_count") < full / 3);
+    bus.shutdown().await.unwrap();
+}
