@@ -1,5 +1,6 @@
 //! The embedded log beside the raw file that bounds it, in one run. Run it with `cargo bench --bench sqlite`, or one
-//! part of it with `cargo bench --bench sqlite -- publish` (parts: publish, latency, consume, replay, reopen, memory).
+//! part of it with `cargo bench --bench sqlite -- publish` (parts: publish, latency, subscriptions, consume, replay,
+//! reopen, memory).
 //!
 //! The file is in `EVENTBUS_BENCH_DIR`, or else in the target folder: it must be on a real disk, not in memory.
 
@@ -49,6 +50,9 @@ fn main() {
     }
     if run("latency") {
         runtime.block_on(latency(scale));
+    }
+    if run("subscriptions") {
+        runtime.block_on(subscriptions(measured));
     }
     if run("consume") {
         runtime.block_on(consume(scale));
@@ -196,6 +200,66 @@ async fn latency(scale: Scale) {
         delivered - synced
     );
     bus.shutdown().await.unwrap();
+}
+
+/// What a publish takes beside many subscriptions, and beside few.
+async fn subscriptions(measured: bool) {
+    let (few, many, rounds) = if measured { (10, 3_000, 100) } else { (2, 20, 3) };
+    let (few_opened, few_took) = publish_beside(few, rounds).await;
+    let (many_opened, many_took) = publish_beside(many, rounds).await;
+    println!(
+        "opening a subscription: {few_opened:.3} ms among {few}, {many_opened:.3} ms among {many}, ratio {:.2}",
+        many_opened / few_opened
+    );
+    let kinds = ["to none of them", "to all of them", "to all, one after the other"];
+    for ((kind, few_took), many_took) in kinds.into_iter().zip(few_took).zip(many_took) {
+        println!(
+            "a publish {kind}, p50: {few_took:.3} ms beside {few} subscriptions, {many_took:.3} ms beside {many}, \
+             ratio {:.2}",
+            many_took / few_took
+        );
+    }
+}
+
+/// How long it takes to open one of `count` subscriptions, and what a publish takes then, in milliseconds: on a topic
+/// of none of them, on that of all of them with time to handle it, and without.
+async fn publish_beside(count: u64, rounds: u64) -> (f64, [f64; 3]) {
+    let folder = Folder::new();
+    let bus = Bus::builder().broker(SqliteBroker::open(folder.file("log.db")).await.unwrap()).await.unwrap();
+    let handled = Arc::new(AtomicU64::new(0));
+    let started = Instant::now();
+    for number in 0..count {
+        let handled = Arc::clone(&handled);
+        let handler = move |_: Arc<Stored>| {
+            handled.fetch_add(1, Ordering::Relaxed);
+            async {}
+        };
+        bus.on(handler).group(format!("group-{number}")).await.unwrap();
+    }
+    let opened = started.elapsed().as_secs_f64() * 1e3 / count as f64;
+    bus.start().unwrap();
+    let (mut to_none, mut to_all, mut in_a_row) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 0..rounds {
+        let started = Instant::now();
+        bus.publish_to("nobody.listens", &number).await.unwrap();
+        to_none.push(started.elapsed().as_secs_f64() * 1e3);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for number in 0..rounds {
+        let started = Instant::now();
+        bus.publish(Stored::new(number)).await.unwrap();
+        to_all.push(started.elapsed().as_secs_f64() * 1e3);
+        bus.settled().await.unwrap();
+    }
+    for number in 0..rounds {
+        let started = Instant::now();
+        bus.publish(Stored::new(number)).await.unwrap();
+        in_a_row.push(started.elapsed().as_secs_f64() * 1e3);
+    }
+    bus.settled().await.unwrap();
+    assert_eq!(handled.load(Ordering::Relaxed), count * rounds * 2);
+    bus.shutdown().await.unwrap();
+    (opened, [median(&mut to_none), median(&mut to_all), median(&mut in_a_row)])
 }
 
 /// Handling a backlog, acks included, beside reading the rows.

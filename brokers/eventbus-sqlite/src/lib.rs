@@ -32,6 +32,7 @@
 
 mod audit;
 mod broker;
+mod cache;
 mod config;
 mod dead_letters;
 mod delivery;

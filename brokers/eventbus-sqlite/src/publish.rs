@@ -1,9 +1,9 @@
 //! Publishing: rows of events, written by the writer's transaction.
 
+use crate::cache::Cache;
 use crate::wire::{Record, StoredId, seconds};
 use jiff::Timestamp;
 use rusqlite::{CachedStatement, Connection, ErrorCode, OptionalExtension};
-use std::collections::HashMap;
 
 const INSERT: &str = "insert into event (offset, topic, id, source, type, version, time, nanosecond, stored, subject, \
      key, content_type, correlation, causation, causation_depth, headers, payload, checksum) \
@@ -20,7 +20,7 @@ pub(crate) struct Names {
 /// The numbers of the names in one table.
 #[derive(Default)]
 struct Numbers {
-    known: HashMap<String, i64>,
+    known: Cache<String, i64>,
     /// The name that was asked for last; most often it is the next one, too.
     last: Option<(String, i64)>,
 }

@@ -1,12 +1,11 @@
 //! Reading: connections of their own, beside the one that writes, on threads where they may block.
 
+use crate::cache::Cache;
 use crate::file::LogFile;
 use crate::schema::{explain, open_reader, tidy_up_in_the_end};
 use crate::wire::{COLUMNS, Stored, is_damage, read};
 use eventbus_core::{BrokerError, Pattern, Topic};
 use rusqlite::{Connection, OptionalExtension, Row, Statement};
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
@@ -82,8 +81,8 @@ pub(crate) struct Reader {
 /// The names behind the numbers of topics and sources.
 #[derive(Default)]
 pub(crate) struct Names {
-    topics: HashMap<i64, Topic>,
-    sources: HashMap<i64, String>,
+    topics: Cache<i64, Topic>,
+    sources: Cache<i64, Arc<str>>,
 }
 
 /// Events that were read in one go.
@@ -133,7 +132,7 @@ impl Reader {
             }
             return Ok(batch);
         }
-        let mut wanted: HashMap<i64, bool> = HashMap::new();
+        let mut wanted: Cache<i64, bool> = Cache::default();
         let sql =
             format!("select {COLUMNS} from event e where e.offset > ?1 and e.offset <= ?2 order by e.offset");
         let mut statement = connection.prepare_cached(&sql)?;
@@ -232,11 +231,17 @@ impl Names {
     fn read_whole(&mut self, connection: &Connection, row: &Row<'_>) -> rusqlite::Result<Stored> {
         let (topic, source) = (row.get(1)?, row.get(3)?);
         let topic = self.topic(connection, topic)?;
-        let source = match self.sources.entry(source) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(unknown) => unknown.insert(name(connection, "source", source)?),
-        };
-        read(row, topic, source)
+        let source = self.source(connection, source)?;
+        read(row, topic, &source)
+    }
+
+    fn source(&mut self, connection: &Connection, number: i64) -> rusqlite::Result<Arc<str>> {
+        if let Some(source) = self.sources.get(&number) {
+            return Ok(Arc::clone(source));
+        }
+        let source: Arc<str> = name(connection, "source", number)?.into();
+        self.sources.insert(number, Arc::clone(&source));
+        Ok(source)
     }
 
     fn topic(&mut self, connection: &Connection, number: i64) -> rusqlite::Result<Topic> {
@@ -262,8 +267,15 @@ pub(crate) fn topics(connection: &Connection, pattern: &Pattern) -> rusqlite::Re
     if pattern.is_exact() {
         return Ok(topic_number(connection, pattern.as_str())?.into_iter().collect());
     }
-    let mut statement = connection.prepare_cached("select id, name from topic")?;
-    let mut rows = statement.query([])?;
+    // Those that begin with what stands before the first wildcard; a `/` comes next behind a `.`.
+    let fixed = pattern.as_str().split(['*', '>']).next().unwrap_or_default();
+    let (first, behind) = match fixed.strip_suffix('.') {
+        Some(tokens) => (fixed, format!("{tokens}/")),
+        None => ("", "\u{7f}".to_owned()),
+    };
+    let mut statement =
+        connection.prepare_cached("select id, name from topic where name >= ?1 and name < ?2")?;
+    let mut rows = statement.query((first, behind))?;
     let mut numbers = Vec::new();
     while let Some(row) = rows.next()? {
         if pattern.matches(row.get_ref(1)?.as_str()?) {
@@ -284,4 +296,28 @@ fn name(connection: &Connection, table: &str, number: i64) -> rusqlite::Result<S
     connection
         .prepare_cached(&format!("select name from {table} where id = ?1"))?
         .query_row([number], |row| row.get(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_finds_its_topics_and_not_their_neighbours() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch("create table topic (id integer primary key, name text unique)").unwrap();
+        let names =
+            ["user", "user.a", "user.a.b", "user-x.a", "user_x.a", "userx.a", "User.a", "a.user", "z.z"];
+        for name in names {
+            connection.execute("insert into topic (name) values (?1)", [name]).unwrap();
+        }
+        for pattern in ["user.>", "user.*", "user.a.>", "*.a", "*.user", ">", "*.*.b", "user", "nobody.>"] {
+            let pattern = Pattern::new(pattern).unwrap();
+            let mut found = topics(&connection, &pattern).unwrap();
+            found.sort_unstable();
+            let matching =
+                (1..).zip(names).filter(|(_, name)| pattern.matches(name)).map(|(number, _)| number);
+            assert_eq!(found, matching.collect::<Vec<i64>>(), "{pattern:?}");
+        }
+    }
 }

@@ -1,0 +1,61 @@
+//! A cache: what was asked for lately, and no more than fits.
+
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::hash::Hash;
+
+/// How many entries a cache has at most. A program that makes up topics at run time must not fill the memory with them.
+const ENTRIES: usize = 4_096;
+
+/// What was asked for lately. When its younger half is full, the older one is forgotten; what is asked for is young
+/// again.
+#[derive(Debug)]
+pub(crate) struct Cache<K, V> {
+    young: HashMap<K, V>,
+    old: HashMap<K, V>,
+}
+
+impl<K: Hash + Eq, V> Cache<K, V> {
+    /// What is known of `key`.
+    pub(crate) fn get<Q: Hash + Eq + ?Sized>(&mut self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+    {
+        if let Some((key, value)) = self.old.remove_entry(key) {
+            self.insert(key, value);
+        }
+        self.young.get(key)
+    }
+
+    /// Remembers the value of `key`.
+    pub(crate) fn insert(&mut self, key: K, value: V) {
+        if self.young.len() >= ENTRIES / 2 {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key, value);
+    }
+}
+
+impl<K, V> Default for Cache<K, V> {
+    fn default() -> Self {
+        Self { young: HashMap::new(), old: HashMap::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_stays_and_the_rest_does_not_fill_the_memory() {
+        let mut cache = Cache::default();
+        cache.insert(0, 0);
+        for number in 1..20 * ENTRIES {
+            cache.insert(number, number);
+            assert_eq!(cache.get(&0), Some(&0), "it is asked for all the time");
+            assert!(cache.young.len() + cache.old.len() <= ENTRIES);
+        }
+        assert_eq!(cache.get(&(20 * ENTRIES - 1)), Some(&(20 * ENTRIES - 1)));
+        assert_eq!(cache.get(&1), None);
+    }
+}
