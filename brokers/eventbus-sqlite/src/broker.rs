@@ -10,12 +10,12 @@ use crate::subscription::Subscription;
 use crate::tail::Tail;
 use crate::wire::Record;
 use crate::writer::Writer;
-use crate::writes::{Publishing, Writes, closed};
+use crate::writes::{Publishing, WAKER, Writes, closed};
 use eventbus_core::broker::{
     AuditLog, Broker, BrokerFuture, DeadLetters, Deliveries, Features, Groups, OpenedBroker, Replayable,
     SubscribeRequest,
 };
-use eventbus_core::{BrokerError, Envelope, PublishError};
+use eventbus_core::{BrokerError, DecodeError, Envelope, PublishError, foreign};
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
@@ -244,6 +244,7 @@ impl Store {
                 Err(PublishError::TooLarge { topic: topic(), size: record.payload.len(), limit })
             }
             Ok(record) => Ok(record),
+            Err(DecodeError::Encode { source, .. }) => Err(PublishError::Encode { topic: topic(), source }),
             Err(error) => Err(PublishError::Encode { topic: topic(), source: error.into() }),
         }
     }
@@ -297,7 +298,7 @@ impl Store {
 
     pub(crate) fn set_head(&self, head: i64) {
         if self.head.swap(head, Ordering::AcqRel) != head {
-            self.stored.notify_waiters();
+            foreign::tell(WAKER, || self.stored.notify_waiters());
         }
     }
 

@@ -5,6 +5,7 @@
 use crate::reader::Names;
 use crate::subscription::{State, Subscription};
 use crate::wire::{COLUMN_COUNT, COLUMNS, Stored, StoredTime, content};
+use crate::writes::tell;
 use bytes::Bytes;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::Parked;
@@ -225,8 +226,7 @@ impl Saving {
         });
         for waiting in self.waiting {
             let answer = committed.map_err(|error| BrokerError::new(error.to_string()));
-            // Whoever waited may have been cancelled.
-            let _ = waiting.send(answer);
+            tell(waiting, answer);
         }
     }
 }

@@ -6,8 +6,9 @@ use crate::saving::{Noted, Unfinished, Which};
 use crate::subscription::{State, Subscription};
 use crate::tail::Caught;
 use crate::wire::Stored;
+use crate::writes::WAKER;
 use eventbus_core::broker::{Deliveries, Offset, Parked, Receipt, Received, Settler};
-use eventbus_core::{BrokerError, Envelope};
+use eventbus_core::{BrokerError, Envelope, foreign};
 use rusqlite::Connection;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -141,7 +142,7 @@ impl Subscription {
             }
             state.ring = true;
         });
-        self.store.saved.notify_waiters();
+        foreign::tell(WAKER, || self.store.saved.notify_waiters());
     }
 
     /// Puts an event at hand that was read.

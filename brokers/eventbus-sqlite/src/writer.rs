@@ -10,10 +10,10 @@ use crate::saving::Saving;
 use crate::schema::{explain, save_wal, tidy_up_in_the_end};
 use crate::subscription::Subscription;
 use crate::wire::Record;
-use crate::writes::{Answer, Job, Publishing, Queue, Save, Work};
+use crate::writes::{Answer, Job, Publishing, Queue, Save, WAKER, Work, tell};
 use crate::{lease::Lease, retention};
 use eventbus_core::printable::printable;
-use eventbus_core::{BrokerError, PublishError, Topic};
+use eventbus_core::{BrokerError, PublishError, Topic, foreign};
 use jiff::Timestamp;
 use rusqlite::Connection;
 use std::collections::HashMap;
@@ -84,8 +84,7 @@ impl Writer {
                 self.finish();
                 // The last connection that closes tidies the file up.
                 drop(self);
-                // Whoever closed may have been cancelled.
-                let _ = done.send(());
+                tell(done, ());
                 return;
             }
             let now = Instant::now();
@@ -157,7 +156,7 @@ impl Writer {
                     .save(subscription, if self.failed { Save::AfterFailure } else { Save::Soon });
             }
         }
-        self.store.saved.notify_waiters();
+        foreign::tell(WAKER, || self.store.saved.notify_waiters());
         let never_run = jobs.into_iter().map(|job| job(None));
         for answer in outcome.answers.into_iter().chain(never_run) {
             answer(committed());
@@ -421,11 +420,10 @@ fn answer(
         Err(PublishError::Broker { topic: record.envelope.topic().to_string(), source: problem.into() })
     };
     for publishing in publishes {
-        // Whoever published may have been cancelled.
         match publishing {
-            Publishing::One(record, waiting) => drop(waiting.send(answer(&record))),
+            Publishing::One(record, waiting) => tell(waiting, answer(&record)),
             Publishing::Many(records, waiting) => {
-                drop(waiting.send(records.iter().map(&mut answer).collect()))
+                tell(waiting, records.iter().map(&mut answer).collect());
             }
         }
     }

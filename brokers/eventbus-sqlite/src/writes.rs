@@ -4,7 +4,7 @@ use crate::reader::Names;
 use crate::subscription::Subscription;
 use crate::wire::Record;
 use eventbus_core::broker::BrokerFuture;
-use eventbus_core::{BrokerError, PublishError};
+use eventbus_core::{BrokerError, PublishError, foreign};
 use rusqlite::Connection;
 use std::mem::take;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -90,14 +90,14 @@ impl Writes {
         let job: Job = Box::new(move |work| {
             let result = work.map(|work| in_savepoint(work, job));
             Box::new(move |committed| {
-                // Whoever asked may have been cancelled.
-                let _ = answer.send(match (committed, result) {
+                let result = match (committed, result) {
                     (Ok(()), Some(result)) => {
                         result.map_err(|error| BrokerError::new(error.to_string()).with_source(error))
                     }
                     (Ok(()), None) => Err(closed()),
                     (Err(error), _) => Err(BrokerError::new(error.to_string())),
-                });
+                };
+                tell(answer, result);
             })
         });
         let mut queue = self.lock();
@@ -210,6 +210,15 @@ fn in_savepoint<T>(
     let result = result?;
     ended?;
     Ok(result)
+}
+
+/// How a waker is called in an error line. The thread that writes wakes whoever waits for it, in what runtime or
+/// executor ever, and must not end for it.
+pub(crate) const WAKER: &str = "a waker";
+
+/// Answers whoever waits, who may have been cancelled.
+pub(crate) fn tell<T>(waiting: oneshot::Sender<T>, answer: T) {
+    foreign::tell(WAKER, || drop(waiting.send(answer)));
 }
 
 pub(crate) fn closed() -> BrokerError {
