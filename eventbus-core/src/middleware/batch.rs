@@ -56,10 +56,7 @@ impl BatchLayers {
         if !arrived.is_empty() {
             let (batch, answers): (Vec<_>, Vec<_>) =
                 arrived.into_iter().map(|arrival| (arrival.delivery, arrival.answer)).unzip();
-            let outcomes = foreign::run("a handler", || handler.call(&batch)).await;
-            let outcomes =
-                outcomes.unwrap_or_else(|panicked| vec![Outcome::Retry(panicked.into()); batch.len()]);
-            for (answer, outcome) in answers.into_iter().zip(outcomes) {
+            for (answer, outcome) in answers.into_iter().zip(handler.call(&batch).await) {
                 // A layer that has given up waiting has answered by itself.
                 let _ = answer.send(outcome);
             }

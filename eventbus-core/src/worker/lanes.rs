@@ -69,7 +69,7 @@ pub(super) struct Open {
     since: Option<Instant>,
     /// How many came before it.
     order: u64,
-    /// A batch with it has panicked: it is tried again alone, so that only the member panics that is to blame.
+    /// A batch with it has panicked or hung: it is handled alone, so that only the member fails that is to blame.
     pub(super) alone: bool,
 }
 

@@ -4,7 +4,6 @@ use super::attempt::{Broken, attempt};
 use super::crew::Place;
 use super::lanes::{Lanes, Open, Settled};
 use super::settle::{ack, key, settle};
-use crate::broker::FailureKind;
 use crate::delivery::Delivery;
 use crate::foreign::{self, Panicked};
 use crate::handler::{BatchHandler, Handler};
@@ -76,7 +75,12 @@ async fn batch_by_batch<H: BatchHandler>(handler: &H, hand: &mut Hand) {
                     hand.settle_next(Ok(outcome)).await;
                 }
             }
-            Err(broken) => hand.settle_rest(&broken).await,
+            Err(broken) => {
+                if deliveries.len() > 1 {
+                    hand.part(&broken);
+                }
+                hand.settle_rest(&broken).await;
+            }
         }
         hand.let_go();
     }
@@ -134,6 +138,23 @@ impl Hand {
         }
     }
 
+    /// A batch of several is broken, and nobody knows which member is to blame: each is to be handled alone, so that
+    /// none is given up for what another one does. A panic was no attempt of theirs. A timeout was, where another one
+    /// may follow: that all of them hang one after the other takes long, and is not to hold up their lanes.
+    fn part(&mut self, broken: &Broken) {
+        let members = take(&mut self.deliveries).into_iter().zip(take(&mut self.held));
+        for (delivery, held) in members.skip(take(&mut self.done)) {
+            let Some(mut open) = held else { continue };
+            open.alone = true;
+            if matches!(broken, Broken::Panicked(_)) || delivery.attempt() > self.lanes.policy.retries {
+                self.gathered.push(open);
+            } else {
+                self.deliveries.push(delivery);
+                self.held.push(Some(open));
+            }
+        }
+    }
+
     /// Settles what cannot be a member of a batch.
     async fn admit<H: BatchHandler>(&mut self, handler: &H) {
         let mut place = 0;
@@ -160,17 +181,11 @@ impl Hand {
         self.last = Some(settled);
     }
 
-    /// Settles the next member of the batch. After a panic in a batch of several nobody knows which member is to
-    /// blame, so each is tried again alone.
+    /// Settles the next member of the batch.
     async fn settle_next(&mut self, result: Result<Outcome, Broken>) {
         let (delivery, held) = (&self.deliveries[self.done], &mut self.held[self.done]);
-        let panicked = match &result {
-            Err(Broken::Panicked(_)) => true,
-            Ok(Outcome::Retry(reason)) => reason.kind() == FailureKind::Panicked,
-            _ => false,
-        };
         if let Some(open) = held {
-            open.alone |= panicked && self.deliveries.len() > 1;
+            open.alone |= result.is_err();
         }
         let settled = settle(&self.lanes, held, delivery, result).await;
         self.done += 1;

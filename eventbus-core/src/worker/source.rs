@@ -5,7 +5,7 @@
 
 use crate::broker::{Deliveries, Received};
 use crate::error::BrokerError;
-use crate::foreign;
+use crate::foreign::{self, Kept};
 use std::task::{Context, Poll, Waker};
 
 /// Where deliveries come from.
@@ -33,7 +33,7 @@ enum State {
 
 /// The broker's deliveries, in the hands of whoever asks.
 pub(super) struct Reader {
-    deliveries: Box<dyn Deliveries>,
+    deliveries: Kept<Box<dyn Deliveries>>,
     /// What was received. Kept, so that it does not allocate in the long run.
     pub(super) received: Vec<Received>,
 }
@@ -82,7 +82,7 @@ fn text(error: &BrokerError) -> String {
 
 impl Source {
     pub(super) fn new(deliveries: Box<dyn Deliveries>) -> Self {
-        let reader = Reader { deliveries, received: Vec::new() };
+        let reader = Reader { deliveries: Kept::new(deliveries), received: Vec::new() };
         Self { reader: Some(reader), state: State::Open, closed: false }
     }
 
