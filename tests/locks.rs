@@ -90,7 +90,9 @@ fn the_destructor_of_an_event_may_use_the_bus_wherever_the_event_is_dropped() {
             other.on(|_: Arc<Guest>| async {}).group("closing").await.unwrap();
             other.publish(Guest { number: 9 }).await.unwrap();
             drop(other);
-            assert!(dropped.load(Ordering::SeqCst) >= 9, "the events were dropped: {dropped:?}");
+            while dropped.load(Ordering::SeqCst) < 9 {
+                tokio::task::yield_now().await;
+            }
             *FAREWELL.lock().unwrap() = None;
             drop(idle);
         });

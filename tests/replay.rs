@@ -322,7 +322,9 @@ async fn a_shutdown_ends_a_replay_with_an_error() {
     let error = replay.await.unwrap().unwrap_err();
     assert!(matches!(error, Error::Closed), "{error}");
     go.notify_one();
-    shutdown.await.unwrap().expect("the handler of the replay finishes, and the rest is not waited for");
+    // The handler of the replay finishes, and the rest is not waited for. The live subscription has never begun.
+    let left = shutdown.await.unwrap().unwrap_err();
+    assert!(matches!(left, Error::Drain { unfinished: 10, lost: 10, .. }), "{left}");
     assert_eq!(seen.len(), 1);
     assert!(matches!(bus.replay("held.up").await, Err(Error::Closed)));
 }
@@ -339,6 +341,10 @@ async fn a_replay_that_a_shutdown_ends_while_only_a_retry_is_left_is_no_success(
     let replay = tokio::spawn(bus.replay("slow").into_future());
     sleep(Duration::from_secs(60)).await;
     assert!(!replay.is_finished());
-    bus.shutdown().await.unwrap();
+    let left = bus.shutdown().await.unwrap_err();
+    assert!(
+        matches!(left, Error::Drain { unfinished: 1, lost: 1, .. }),
+        "the live one has never begun: {left}"
+    );
     assert!(matches!(replay.await.unwrap(), Err(Error::Closed)));
 }

@@ -2,8 +2,9 @@
 
 mod support;
 
+use eventbus::broker::{BrokerFuture, Deliveries, Features, SubscribeRequest};
 use eventbus::memory::MemoryBroker;
-use eventbus::{Bus, Error, PublishError};
+use eventbus::{Broker, BrokerError, Bus, Envelope, Error, Outcome, PublishError};
 use std::sync::Arc;
 use std::time::Duration;
 use support::{Ping, Seen, bus, bus_with};
@@ -196,4 +197,83 @@ async fn two_buses_on_one_broker_share_the_deliveries_of_a_group() {
     numbers.sort_unstable();
     assert!(numbers.iter().copied().eq(0..100));
     assert!(["left", "right"].iter().all(|name| seen.all().iter().any(|(by, _)| by == name)));
+}
+
+#[tokio::test]
+async fn a_drain_without_end_is_a_drain() {
+    let (bus, _broker) = bus_with(Bus::builder().drain(Duration::MAX)).await;
+    let seen = support::pings(&bus, "g").await;
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    bus.shutdown().await.unwrap();
+    assert_eq!(seen.len(), 1);
+}
+
+#[tokio::test]
+async fn times_without_end_are_waited_for() {
+    let builder = Bus::builder().timeout(Duration::MAX).drain(Duration::MAX);
+    let (bus, broker) = bus_with(builder).await;
+    let seen = Seen::new();
+    let noted = seen.clone();
+    let note = move |ping: Arc<Ping>| {
+        let noted = noted.clone();
+        async move {
+            tokio::task::yield_now().await;
+            noted.push(ping.number);
+            if ping.number == 2 { Outcome::RetryAfter(Duration::MAX) } else { Outcome::Ack }
+        }
+    };
+    bus.on(note).backoff(eventbus::Backoff::new(Duration::MAX, Duration::MAX)).await.unwrap();
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    broker.settled().await;
+    bus.publish(&Ping { number: 2 }).await.unwrap();
+    while seen.len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let waiting = tokio::time::timeout(Duration::from_millis(50), bus.shutdown()).await;
+    assert!(waiting.is_err(), "it waits for the retry: {waiting:?}");
+}
+
+/// A broker that does not close.
+struct Stubborn(MemoryBroker);
+
+impl Broker for Stubborn {
+    fn name(&self) -> &str {
+        "stubborn"
+    }
+
+    fn features(&self) -> Features {
+        self.0.features()
+    }
+
+    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
+        self.0.publish(envelope)
+    }
+
+    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
+        self.0.subscribe(request)
+    }
+
+    fn drain(&self) -> BrokerFuture<()> {
+        self.0.drain()
+    }
+
+    fn close(&self) -> BrokerFuture<Result<(), BrokerError>> {
+        BrokerFuture::new(std::future::pending())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_does_not_close_is_not_waited_for_for_ever() {
+    let builder = Bus::builder().only([] as [&str; 0]).drain(Duration::from_secs(1));
+    let bus = builder.broker(Stubborn(MemoryBroker::new())).await.unwrap();
+    let seen = support::pings(&bus, "g").await;
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    let start = Instant::now();
+    let error = bus.shutdown().await.unwrap_err().to_string();
+    assert!(error.contains("the stubborn broker did not close within the drain time"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert_eq!(seen.len(), 1);
 }

@@ -5,39 +5,70 @@
 mod support;
 
 use eventbus::Bus;
-use std::io::{BufRead, BufReader};
+use std::future::pending;
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::Ping;
+use tokio::runtime::Builder;
 
 const ROLE: &str = "EVENTBUS_TEST_ROLE";
 
-/// Handles events of 300 ms each and prints what it does; ends when it is told to.
+/// How a child handles its events: `<handler> <runtime> <drain in ms>`.
 #[test]
 fn child() {
     let Ok(role) = std::env::var(ROLE) else { return };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let result = runtime.block_on(async {
-        let (bus, _broker) = support::bus_with(Bus::builder()).await;
-        let duration = Duration::from_millis(if role == "slow" { 60_000 } else { 300 });
-        bus.on(move |ping: Arc<Ping>| async move {
+    let [handler, runtime, drain] = role.split(' ').collect::<Vec<_>>()[..] else { panic!("{role}") };
+    let drain = Duration::from_millis(drain.parse().unwrap());
+    let code = match runtime {
+        // As `#[eventbus::main]` does it, and `#[tokio::main]`, which waits for its threads.
+        "eventbus" => eventbus::__private::block_on(main(handler.to_owned(), drain)),
+        "tokio" => Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(main(handler.to_owned(), drain)),
+        _ => Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(main(handler.to_owned(), drain)),
+    };
+    std::process::exit(code);
+}
+
+async fn main(handler: String, drain: Duration) -> i32 {
+    let (bus, _broker) = support::bus_with(Bus::builder().drain(drain)).await;
+    let lingers = handler == "lingers";
+    bus.on(move |ping: Arc<Ping>| {
+        let handler = handler.clone();
+        async move {
             println!("started {}", ping.number);
-            tokio::time::sleep(duration).await;
+            match &*handler {
+                "waits" => pending().await,
+                "blocks" => std::thread::sleep(Duration::from_secs(3_600)),
+                "spins" => loop {
+                    std::hint::spin_loop();
+                },
+                _ => tokio::time::sleep(Duration::from_millis(300)).await,
+            }
             println!("finished {}", ping.number);
-        })
-        .concurrency(4)
-        .await
-        .unwrap();
-        for number in 0..4 {
-            bus.publish(&Ping { number }).await.unwrap();
         }
-        bus.run().await
-    });
-    println!("ended {}", result.is_ok());
-    // A blocked or sleeping handler must not keep the process.
-    runtime.shutdown_background();
-    std::process::exit(if result.is_ok() { 0 } else { 1 });
+    })
+    .group("worker")
+    .concurrency(4)
+    .await
+    .unwrap();
+    for number in 0..4 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    let ended = bus.run().await;
+    println!("ended {ended:?}");
+    if lingers {
+        std::thread::sleep(Duration::from_secs(3_600));
+    }
+    i32::from(ended.is_err())
 }
 
 struct Program {
@@ -51,6 +82,7 @@ impl Program {
             .args(["--exact", "child", "--nocapture"])
             .env(ROLE, role)
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let output = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -72,7 +104,7 @@ impl Program {
 #[test]
 fn a_signal_ends_the_program_with_nothing_lost_and_nothing_handled_twice() {
     for signal in ["-TERM", "-INT"] {
-        let mut program = Program::start("quick");
+        let mut program = Program::start("works tokio 30000");
         let mut lines = program.read_until("started");
         let signalled = Instant::now();
         kill(program.child.id(), signal);
@@ -90,25 +122,86 @@ fn a_signal_ends_the_program_with_nothing_lost_and_nothing_handled_twice() {
     }
 }
 
+/// Waits for the end of a program: how long it took, its exit code, and what it wrote to stderr.
+fn end(mut child: Child, began: Instant) -> (Duration, Option<i32>, String) {
+    let mut errors = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+    let code = child.wait().unwrap().code();
+    (began.elapsed(), code, errors)
+}
+
+/// Whatever the handlers do, and on each kind of runtime.
+const ALL: [&str; 8] = [
+    "waits eventbus",
+    "waits tokio",
+    "waits current",
+    "blocks eventbus",
+    "blocks tokio",
+    "blocks current",
+    "spins tokio",
+    "spins current",
+];
+
 #[test]
-fn a_second_signal_cuts_the_shutdown_short() {
-    let mut program = Program::start("slow");
-    let id = program.child.id();
-    program.read_until("started");
-    let ended = std::thread::spawn(move || {
-        let lines = program.read_until("ended");
-        (program, lines)
-    });
-    let started = Instant::now();
-    while !ended.is_finished() {
-        assert!(started.elapsed() < Duration::from_secs(25), "the drain of 30 s was not cut short");
-        // Two signals at once may be seen as one, so they are sent until the program has ended.
+fn a_second_signal_ends_the_program_within_a_second_whatever_runs() {
+    for role in ALL {
+        let mut program = Program::start(&format!("{role} 600000"));
+        program.read_until("started");
+        let began = Instant::now();
+        let id = program.child.id();
         kill(id, "-TERM");
-        std::thread::sleep(Duration::from_millis(100));
+        // Two signals at once may be seen as one.
+        std::thread::sleep(Duration::from_millis(200));
+        kill(id, "-INT");
+        let (took, code, errors) = end(program.child, began);
+        assert_eq!(code, Some(1), "{role}: {errors}");
+        assert!(took < Duration::from_secs(5), "{role}: {took:?}");
+        if role.starts_with("blocks") && !role.ends_with("eventbus") {
+            assert!(errors.contains("signals.rs"), "it names the handler: {role}: {errors}");
+        }
     }
-    let (mut program, lines) = ended.join().unwrap();
-    assert!(lines.iter().any(|line| line.contains("ended false")), "{lines:?}");
-    assert!(!program.child.wait().unwrap().success());
+}
+
+#[test]
+fn after_the_drain_time_the_program_ends_within_a_second_whatever_runs() {
+    for role in ALL {
+        let mut program = Program::start(&format!("{role} 300"));
+        program.read_until("started");
+        let began = Instant::now();
+        kill(program.child.id(), "-TERM");
+        let (took, code, errors) = end(program.child, began);
+        assert_eq!(code, Some(1), "{role}: {errors}");
+        assert!(took >= Duration::from_millis(300), "{role}: the drain time is kept: {took:?}");
+        assert!(took < Duration::from_secs(5), "{role}: {took:?}");
+    }
+}
+
+#[test]
+fn one_more_signal_ends_a_program_that_goes_on_after_its_bus_has_ended() {
+    let mut program = Program::start("lingers tokio 30000");
+    program.read_until("started");
+    let id = program.child.id();
+    kill(id, "-TERM");
+    program.read_until("ended Ok");
+    let began = Instant::now();
+    kill(id, "-INT");
+    let (took, code, errors) = end(program.child, began);
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn a_shutdown_that_is_cut_short_says_what_is_left() {
+    let mut program = Program::start("waits eventbus 600000");
+    program.read_until("started");
+    let id = program.child.id();
+    kill(id, "-TERM");
+    std::thread::sleep(Duration::from_millis(200));
+    kill(id, "-TERM");
+    let lines = program.read_until("ended");
+    let said = lines.last().unwrap();
+    assert!(said.contains("Drain { unfinished: 4, lost: 4, after: "), "{said}");
+    assert!(said.contains("drain: 600s"), "{said}");
 }
 
 /// Sends a signal to a child that was not waited for yet, so that its number is still its own.

@@ -58,17 +58,44 @@ pub enum Error {
         /// What the program or the broker said.
         source: Option<BoxError>,
     },
-    /// Handlers were still running when the drain time was over; their deliveries stay unsettled.
+    /// The bus has ended before everything was handled that it had accepted.
     #[error(
-        "{unfinished} deliveries were not finished within the drain time of {drain:?}; they stay unsettled \
-         (set a longer `drain`, or a shorter `timeout` for the handlers)"
+        "{} not finished when the bus ended, {after:.1?} after its shutdown began (`drain` is {drain:?}): {}",
+        deliveries(*unfinished),
+        what_became(*unfinished, *lost)
     )]
     Drain {
-        /// How many deliveries were cut off.
+        /// How many deliveries were accepted and are not settled, as far as they were at hand: those that were being
+        /// handled, and those that are lost.
         unfinished: usize,
-        /// The drain time that was over.
+        /// How many of these are lost, since the broker keeps them in memory only. A durable broker delivers the others
+        /// again.
+        lost: usize,
+        /// How long the bus has waited for them. Shorter than `drain` where a second signal cut it short, or where the
+        /// bus was never started.
+        after: Duration,
+        /// The time that a shutdown may take.
         drain: Duration,
     },
+}
+
+/// "1 delivery was", "2 deliveries were".
+fn deliveries(number: usize) -> String {
+    if number == 1 { "1 delivery was".to_owned() } else { format!("{number} deliveries were") }
+}
+
+fn what_became(unfinished: usize, lost: usize) -> String {
+    let lost = match lost {
+        0 => return "delivered again by a broker that keeps them (set a longer `drain`, or a shorter `timeout` for the \
+                     handlers)"
+            .to_owned(),
+        all if all == unfinished => "lost".to_owned(),
+        some => format!("{some} of them lost"),
+    };
+    format!(
+        "{lost}, since the broker keeps them in memory only (start the bus before it is shut down, set a longer `drain`, \
+         or use a durable broker)"
+    )
 }
 
 fn caused_by(source: Option<&(dyn std::error::Error + Send + Sync)>) -> String {
@@ -273,5 +300,24 @@ impl StartupError {
 
     fn list(&self) -> String {
         self.mistakes.iter().map(|mistake| format!("\n- {}", mistake.replace('\n', "\n  "))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_bus_says_how_many_deliveries_are_left_and_what_becomes_of_them() {
+        let text = |unfinished, lost| {
+            let (after, drain) = (Duration::from_millis(1_234), Duration::from_secs(30));
+            Error::Drain { unfinished, lost, after, drain }.to_string()
+        };
+        let one = text(1, 0);
+        assert!(one.starts_with("1 delivery was not finished when the bus ended, 1.2s after"), "{one}");
+        assert!(one.contains("delivered again") && one.contains("`drain` is 30s"), "{one}");
+        let all = text(50, 50);
+        assert!(all.starts_with("50 deliveries were not finished") && all.contains(": lost, since"), "{all}");
+        assert!(text(3, 2).contains("2 of them lost"), "{}", text(3, 2));
     }
 }

@@ -117,6 +117,11 @@ impl<T> Kept<T> {
         Self(Some(value))
     }
 
+    /// Hands the value over.
+    pub(crate) fn into_inner(mut self) -> T {
+        self.0.take().expect(KEPT)
+    }
+
     /// Drops the value, which is not to be used any more.
     ///
     /// # Errors

@@ -32,9 +32,11 @@ mod finite;
 #[allow(dead_code, reason = "its callers follow")]
 #[doc(hidden)]
 pub mod foreign;
+mod gate;
 mod handler;
 mod headers;
 mod id;
+mod line;
 #[doc(hidden)]
 pub mod lock;
 pub mod memory;

@@ -30,16 +30,33 @@ pub use std::sync::Arc;
 pub use std::vec::Vec;
 pub use std::{concat, env, file, module_path};
 
+use std::time::Duration;
+use tokio::runtime::Runtime;
+
 /// What a crate without a catalog finds in place of one.
 pub mod no_catalog {
     /// Every topic is known.
     pub const __EVENTBUS_CATALOG: &super::Catalog = &super::Catalog::OPEN;
 }
 
-/// Runs the future of `#[eventbus::main]` on a runtime of several threads.
+/// How long tasks and blocking calls may go on after the end of `main`.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Runs the future of `#[eventbus::main]` on a runtime of several threads. The program ends with it: a thread that is
+/// blocked, by a handler or by anything else, is not waited for.
 pub fn block_on<T>(main: impl Future<Output = T>) -> T {
+    struct Ending(Option<Runtime>);
+    impl Drop for Ending {
+        fn drop(&mut self) {
+            if let Some(runtime) = self.0.take() {
+                runtime.shutdown_timeout(LINGER);
+            }
+        }
+    }
+
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.expect("a tokio runtime starts").block_on(main)
+    let ending = Ending(Some(runtime.expect("a tokio runtime starts")));
+    ending.0.as_ref().expect("it was just put there").block_on(main)
 }
 
 /// Runs the checks that need no broker, for `check!`.

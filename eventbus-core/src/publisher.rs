@@ -5,7 +5,8 @@ use crate::causation;
 use crate::envelope::Envelope;
 use crate::error::PublishError;
 use crate::event::{Event, IntoEvent};
-use crate::foreign::{self, Kept, Panicked};
+use crate::foreign::{self, Kept, Panicked, Wakers};
+use crate::gate::{Gate, Passage, Refused};
 use crate::id::EventId;
 use crate::observe::Observer;
 use crate::printable::printable;
@@ -14,11 +15,10 @@ use crate::trace_context;
 use serde::Serialize;
 use smol_str::SmolStr;
 use std::fmt;
-use std::future::{Future, IntoFuture};
+use std::future::{Future, IntoFuture, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 /// Publishes events. A bus is one; a handler takes one as an argument, and what it publishes with it is marked as
 /// caused by the delivered event.
@@ -204,7 +204,7 @@ pub struct Publishing<'a> {
 #[derive(Debug)]
 enum Stage<'a> {
     Ready { cause: Option<&'a Arc<Envelope>>, envelope: Result<Arc<Envelope>, PublishError> },
-    Sent { envelope: Arc<Envelope>, stored: BrokerFuture<Result<(), PublishError>> },
+    Sent { envelope: Arc<Envelope>, stored: BrokerFuture<Result<(), PublishError>>, passage: Passage<'a> },
     Done,
 }
 
@@ -213,23 +213,28 @@ impl Future for Publishing<'_> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { outlet, stage } = &mut *self;
-        let (envelope, mut stored) = match std::mem::replace(stage, Stage::Done) {
+        let (envelope, mut stored, mut passage) = match std::mem::replace(stage, Stage::Done) {
             Stage::Ready { cause, envelope } => {
                 let mut envelope = envelope?;
-                outlet.prepare(Arc::make_mut(&mut envelope), cause)?;
+                let passage = outlet.prepare(Arc::make_mut(&mut envelope), cause)?;
                 let stored = foreign::call("a broker", || outlet.broker.publish(Arc::clone(&envelope)));
                 let stored =
                     stored.unwrap_or_else(|panicked| BrokerFuture::ready(unconfirmed(&envelope, panicked)));
-                (envelope, stored)
+                (envelope, stored, passage)
             }
-            Stage::Sent { envelope, stored } => (envelope, stored),
+            Stage::Sent { envelope, stored, passage } => {
+                // What is not stored by now never is.
+                outlet.still_open(envelope.topic())?;
+                (envelope, stored, passage)
+            }
             Stage::Done => panic!("polled after it was ready"),
         };
         let polled = foreign::call("a broker", || Pin::new(&mut stored).poll(context));
         match polled.unwrap_or_else(|panicked| Poll::Ready(unconfirmed(&envelope, panicked))) {
             Poll::Ready(result) => Poll::Ready(outlet.confirm(&envelope, result)),
             Poll::Pending => {
-                *stage = Stage::Sent { envelope, stored };
+                outlet.wait(&mut passage, envelope.topic(), context)?;
+                *stage = Stage::Sent { envelope, stored, passage };
                 Poll::Pending
             }
         }
@@ -255,6 +260,15 @@ fn unconfirmed<T>(envelope: &Envelope, panicked: Panicked) -> Result<T, PublishE
     Err(PublishError::Broker { topic: envelope.topic().to_string(), source: panicked.into() })
 }
 
+const STRANDED: &str = "the tokio runtime on which the bus was connected has ended, and its handlers with it; \
+                        connect the bus on a runtime that lasts as long as the bus is used";
+
+fn wake(wakers: Vec<Waker>) {
+    let mut all = Wakers::default();
+    all.extend(wakers);
+    all.wake();
+}
+
 /// The way out of a bus: what every publisher of it shares.
 pub(crate) struct Outlet {
     pub(crate) broker: Arc<dyn Broker>,
@@ -262,15 +276,9 @@ pub(crate) struct Outlet {
     pub(crate) causation_limit: u32,
     pub(crate) on_publish: Vec<PublishHook>,
     pub(crate) observers: Vec<Kept<Box<dyn Observer>>>,
-    gate: AtomicU8,
+    pub(crate) gate: Gate,
+    durable: bool,
 }
-
-/// Anybody may publish.
-const OPEN: u8 = 0;
-/// Only handlers that still run may publish.
-const DRAINING: u8 = 1;
-/// Nobody may publish.
-const CLOSED: u8 = 2;
 
 impl Outlet {
     pub(crate) fn new(
@@ -280,20 +288,74 @@ impl Outlet {
         on_publish: Vec<PublishHook>,
         observers: Vec<Kept<Box<dyn Observer>>>,
     ) -> Self {
-        Self { broker, source, causation_limit, on_publish, observers, gate: AtomicU8::new(OPEN) }
+        let durable = broker.features().durable;
+        Self { broker, source, causation_limit, on_publish, observers, gate: Gate::new(), durable }
     }
 
     /// From now on only handlers may publish, so that those that still run can finish.
     pub(crate) fn drain(&self) {
-        self.gate.fetch_max(DRAINING, Ordering::Release);
+        wake(self.gate.drain());
     }
 
+    /// From now on nobody may publish.
     pub(crate) fn close(&self) {
-        self.gate.store(CLOSED, Ordering::Release);
+        wake(self.gate.close());
     }
 
-    /// Fills in what the bus knows of an event, and refuses what must not be published.
-    fn prepare(&self, envelope: &mut Envelope, cause: Option<&Arc<Envelope>>) -> Result<(), PublishError> {
+    /// The runtime that handlers run on has ended.
+    pub(crate) fn strand(&self) {
+        wake(self.gate.strand());
+    }
+
+    /// Resolves once the publishes that have passed the gate before it closed are done, those of handlers apart.
+    pub(crate) async fn passed(&self) {
+        struct InLine<'a>(&'a Gate, Option<u64>);
+        impl Drop for InLine<'_> {
+            fn drop(&mut self) {
+                self.0.leave_line(self.1);
+            }
+        }
+
+        let mut line = InLine(&self.gate, None);
+        poll_fn(|context| self.gate.poll_passed(context, &mut line.1)).await;
+    }
+
+    /// What a broker that is not durable has not taken by the end of the bus is not published: nobody will handle it.
+    /// A durable broker is asked to the end, since what it stores is handled later.
+    fn still_open(&self, topic: &Topic) -> Result<(), PublishError> {
+        match self.gate.refuses() {
+            Some(refused) if !self.durable => Err(self.refuse(topic, refused)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for a broker that is not durable no longer than the gate is open.
+    fn wait(
+        &self,
+        passage: &mut Passage<'_>,
+        topic: &Topic,
+        context: &Context<'_>,
+    ) -> Result<(), PublishError> {
+        if self.durable {
+            return Ok(());
+        }
+        passage.wait(context).map_or(Ok(()), |refused| Err(self.refuse(topic, refused)))
+    }
+
+    fn refuse(&self, topic: &Topic, refused: Refused) -> PublishError {
+        let topic = topic.to_string();
+        match refused {
+            Refused::Closed => PublishError::Closed { topic },
+            Refused::Stranded => PublishError::Broker { topic, source: STRANDED.into() },
+        }
+    }
+
+    /// Lets an event pass the gate, fills in what the bus knows of it, and refuses what must not be published.
+    fn prepare(
+        &self,
+        envelope: &mut Envelope,
+        cause: Option<&Arc<Envelope>>,
+    ) -> Result<Passage<'_>, PublishError> {
         let current;
         let cause = match cause {
             Some(cause) => Some(cause),
@@ -302,10 +364,8 @@ impl Outlet {
                 current.as_ref()
             }
         };
-        let gate = self.gate.load(Ordering::Acquire);
-        if gate == CLOSED || (gate == DRAINING && cause.is_none()) {
-            return Err(PublishError::Closed { topic: envelope.topic().to_string() });
-        }
+        let passage =
+            self.gate.enter(cause.is_some()).map_err(|refused| self.refuse(envelope.topic(), refused))?;
         if envelope.source().is_empty() {
             envelope.set_source(self.source.clone());
         }
@@ -326,7 +386,7 @@ impl Outlet {
         }
         envelope.check()?;
         trace_context::link(envelope, cause.map(|cause| &**cause));
-        Ok(())
+        Ok(passage)
     }
 
     fn confirm(
@@ -335,6 +395,7 @@ impl Outlet {
         result: Result<(), PublishError>,
     ) -> Result<EventId, PublishError> {
         result?;
+        self.still_open(envelope.topic())?;
         tracing::debug!(
             target: "eventbus", topic = %printable(envelope.topic()), id = %printable(envelope.id()),
             key = envelope.key().map(|key| tracing::field::display(printable(key))), "published"
@@ -351,23 +412,43 @@ impl Outlet {
         envelopes: Vec<Result<Envelope, PublishError>>,
         cause: Option<&Arc<Envelope>>,
     ) -> Vec<Result<EventId, PublishError>> {
-        let prepared: Vec<_> = envelopes
+        let mut passage = None;
+        let prepared: Vec<Result<_, PublishError>> = envelopes
             .into_iter()
             .map(|envelope| {
                 let mut envelope = envelope?;
-                self.prepare(&mut envelope, cause).map(|()| Arc::new(envelope))
+                let passed = self.prepare(&mut envelope, cause)?;
+                passage.get_or_insert(passed);
+                Ok(Arc::new(envelope))
             })
             .collect();
+        let Some(mut passage) = passage else {
+            return prepared
+                .into_iter()
+                .map(|envelope| envelope.map(|envelope| envelope.id().clone()))
+                .collect();
+        };
         let sent = prepared.iter().filter_map(|envelope| envelope.as_ref().ok().cloned()).collect();
-        let stored = foreign::run("a broker", || self.broker.publish_all(sent)).await;
-        let (mut stored, panicked) = match stored {
-            Ok(stored) => (stored.into_iter(), None),
-            Err(panicked) => (Vec::new().into_iter(), Some(panicked)),
+        let mut storing = std::pin::pin!(foreign::run("a broker", || self.broker.publish_all(sent)));
+        let stored = poll_fn(|context| match storing.as_mut().poll(context) {
+            Poll::Pending if self.durable => Poll::Pending,
+            // As for one event; what was taken before is counted with what the bus could not handle.
+            Poll::Pending => passage.wait(context).map_or(Poll::Pending, |refused| Poll::Ready(Err(refused))),
+            Poll::Ready(stored) => Poll::Ready(Ok(stored)),
+        })
+        .await;
+        let (mut stored, panicked, refused) = match stored {
+            Ok(Ok(stored)) => (stored.into_iter(), None, None),
+            Ok(Err(panicked)) => (Vec::new().into_iter(), Some(panicked), None),
+            Err(refused) => (Vec::new().into_iter(), None, Some(refused)),
         };
         prepared
             .into_iter()
             .map(|envelope| {
                 let envelope = envelope?;
+                if let Some(refused) = refused {
+                    return Err(self.refuse(envelope.topic(), refused));
+                }
                 let result = stored.next().unwrap_or_else(|| {
                     let source = match &panicked {
                         Some(panicked) => panicked.clone().into(),

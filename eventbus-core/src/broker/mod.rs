@@ -130,6 +130,12 @@ pub trait Deliveries: Send {
         into: &mut Vec<Received>,
         limit: usize,
     ) -> Poll<Result<(), BrokerError>>;
+
+    /// Leaves: nobody reads here any more, as when this is dropped. Says how many deliveries are lost by that: accepted
+    /// and not settled, kept in memory only, and without another reader. A broker that is durable loses none.
+    fn close(self: Box<Self>) -> usize {
+        0
+    }
 }
 
 /// What a broker hands over: an envelope, where it stands, and what settles it.

@@ -1,5 +1,6 @@
 //! The builder: everything that is settled before a bus opens its broker.
 
+use super::home::Home;
 use super::{Bus, Shared, Stage, address};
 use crate::backoff::Backoff;
 use crate::broker::Broker;
@@ -179,7 +180,8 @@ impl BusBuilder {
         self
     }
 
-    /// How long a shutdown may take. Default: 30 s.
+    /// How long a shutdown may take: for handlers that run, for what waits for a retry, and, on a broker that is not
+    /// durable, for the backlog. `Duration::MAX` waits for as long as it takes. Default: 30 s.
     pub fn drain(mut self, drain: Duration) -> Self {
         self.drain = drain;
         self
@@ -281,6 +283,7 @@ impl BusBuilder {
             self.on_publish,
             self.observers,
         ));
+        let home = Home::here(&outlet);
         let bus = Bus {
             publisher: Publisher::new(Arc::clone(&outlet), None),
             shared: Arc::new(Shared {
@@ -290,6 +293,7 @@ impl BusBuilder {
                 policy: self.policy,
                 layers: self.layers,
                 drain: self.drain,
+                home,
                 watchdog: OnceLock::new(),
                 stage: Lock::new(Rank::BUS, Stage::default()),
                 ended: Notify::new(),

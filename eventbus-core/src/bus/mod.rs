@@ -3,11 +3,13 @@
 mod address;
 mod builder;
 mod causes;
+mod home;
 mod on;
 mod pace;
 mod pass;
 mod rebuild;
 mod replay;
+mod shutdown;
 mod signal;
 mod stage;
 
@@ -28,14 +30,14 @@ use crate::state::States;
 use crate::subscription::{Policy, Subscription};
 use crate::topic::Pattern;
 use crate::worker::{Lanes, Watchdog};
-use stage::{Closing, Stage};
+use home::Home;
+use stage::Stage;
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
 
 /// A bus: publishes events, and runs the subscriptions of the program.
 ///
@@ -74,6 +76,7 @@ struct Shared {
     policy: Policy,
     layers: Vec<(Option<String>, Arc<dyn HandlerLayer>)>,
     drain: Duration,
+    home: Home,
     watchdog: OnceLock<Arc<Watchdog>>,
     stage: Lock<Stage>,
     ended: Notify,
@@ -102,45 +105,12 @@ impl Bus {
         Self::builder().connect_from_env().await
     }
 
-    /// Handles deliveries until Ctrl-C or SIGTERM, then [shuts down](Self::shutdown). A second signal cuts the
-    /// shutdown short.
-    ///
-    /// # Errors
-    /// Where there is no subscription, where the bus was shut down before, and as `shutdown`.
-    pub async fn run(&self) -> Result<()> {
-        // A signal that comes with the first deliveries is a shutdown already.
-        let mut signals = signal::Signals::new()?;
-        self.start()?;
-        race(signals.next(), self.ended()).await;
-        tracing::info!(target: "eventbus", "shutting down; another signal cuts it short");
-        let forced = async {
-            signals.next().await;
-            Err(self.cut_off())
-        };
-        race(self.shutdown(), forced).await
-    }
-
-    /// Handles deliveries until `stop` resolves, then [shuts down](Self::shutdown).
-    ///
-    /// ```no_run
-    /// # async fn stopped_by_an_operator() {}
-    /// # async fn run(bus: eventbus::Bus) -> eventbus::Result<()> {
-    /// bus.run_until(stopped_by_an_operator()).await
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`run`](Self::run).
-    pub async fn run_until(&self, stop: impl Future<Output = ()>) -> Result<()> {
-        self.start()?;
-        race(stop, self.ended()).await;
-        self.shutdown().await
-    }
-
     /// Begins to handle deliveries, and returns at once. To start twice is to start once.
     ///
+    /// The handlers run on the tokio runtime on which the bus was connected, wherever this is called.
+    ///
     /// # Errors
-    /// Where there is no subscription, and where the bus was shut down before.
+    /// Where there is no subscription, where the bus was shut down before, and where that runtime has ended.
     pub fn start(&self) -> Result<()> {
         let mut stage = self.shared.stage.lock();
         if stage.closed {
@@ -149,51 +119,13 @@ impl Bus {
         if stage.lanes.is_empty() {
             return Err(StartupError::new(vec![census::NO_SUBSCRIPTIONS.to_owned()]).into());
         }
+        let _entered = self.shared.home.enter()?;
         // Whatever is subscribed from now on begins by itself.
         let first = !std::mem::replace(&mut stage.running, true);
         let lanes = if first { stage.lanes.clone() } else { Vec::new() };
         drop(stage);
         lanes.iter().for_each(|lanes| lanes.start());
         Ok(())
-    }
-
-    /// Ends the bus: takes nothing more, lets the handlers that run finish, settles, and closes the broker.
-    ///
-    /// A broker that is not durable handles its backlog first. All of it may take as long as the bus's `drain`
-    /// allows; deliveries that are not done by then stay unsettled and are never acked. To shut down twice is to
-    /// shut down once: the second call waits for the first.
-    ///
-    /// # Errors
-    /// [`Error::Drain`] where handlers were cut off, and what the broker reports.
-    ///
-    /// # Cancel safety
-    /// Dropped before it is done, the bus has ended all the same; handlers that run are not waited for.
-    pub async fn shutdown(&self) -> Result<()> {
-        let shared = &self.shared;
-        let Some(Closing { lanes, replays, running }) = shared.stage.lock().close() else {
-            self.ended().await;
-            return Ok(());
-        };
-        let ending = Ending(self);
-        let deadline = Instant::now() + shared.drain;
-        shared.outlet.drain();
-        // A replay can be made again, so it is not part of what is handled before the end.
-        replays.iter().for_each(|lanes| lanes.stop());
-        let _ = timeout_at(deadline, idle(&replays)).await;
-        replays.iter().for_each(|lanes| lanes.close());
-        if running {
-            // What is left after the deadline is dealt with below.
-            let _ = timeout_at(deadline, shared.broker.drain()).await;
-        }
-        lanes.iter().for_each(|lanes| lanes.stop());
-        let finished = timeout_at(deadline, async {
-            idle(&replays).await;
-            idle(&lanes).await;
-        });
-        let cut_off = finished.await.is_err().then(|| self.cut_off());
-        drop((lanes, replays, ending));
-        shared.broker.close().await?;
-        cut_off.map_or(Ok(()), Err)
     }
 
     /// Resolves once every event that was published is settled by every subscription of this bus, retries included:
@@ -287,6 +219,8 @@ impl Bus {
     async fn open(&self, subscriber: &Subscriber) -> Result<Arc<Lanes>> {
         let shared = &self.shared;
         let Subscriber { subscription, worker } = subscriber;
+        // Before the broker knows of a subscription that nobody could handle.
+        drop(shared.home.enter()?);
         let policy = shared.policy.with(&subscription.options);
         let source = shared.broker.subscribe(SubscribeRequest {
             group: subscription.group.to_string(),
@@ -304,48 +238,11 @@ impl Bus {
             states: Arc::clone(&shared.states),
             outlet: Arc::clone(&shared.outlet),
         });
+        let source = source.await?;
         let watchdog = shared.watchdog.get_or_init(Watchdog::start);
-        Ok(Lanes::new(scope, policy, worker.layered(&layers), source.await?, Arc::clone(watchdog)))
-    }
-
-    /// Resolves once a shutdown is over.
-    async fn ended(&self) {
-        let mut ended = std::pin::pin!(self.shared.ended.notified());
-        ended.as_mut().enable();
-        if !self.shared.stage.lock().ended {
-            ended.await;
-        }
-    }
-
-    /// Nothing is published and nothing is handled any more.
-    fn end(&self) {
-        self.shared.outlet.close();
-        let mut stage = self.shared.stage.lock();
-        stage.ended = true;
-        let mut lanes = std::mem::take(&mut stage.lanes);
-        lanes.append(&mut stage.replays);
-        drop(stage);
-        lanes.iter().for_each(|lanes| lanes.stop());
-        self.shared.ended.notify_waiters();
-    }
-
-    /// Drops what is still being handled, unsettled.
-    fn cut_off(&self) -> Error {
-        let stage = self.shared.stage.lock();
-        let lanes = [stage.lanes.as_slice(), &stage.replays].concat();
-        drop(stage);
-        let unfinished = lanes.iter().map(|lanes| lanes.handled()).sum();
-        lanes.iter().for_each(|lanes| lanes.abort());
-        Error::Drain { unfinished, drain: self.shared.drain }
-    }
-}
-
-/// Ends the bus when a shutdown is over, or is dropped before.
-struct Ending<'a>(&'a Bus);
-
-impl Drop for Ending<'_> {
-    fn drop(&mut self) {
-        self.0.end();
+        // Its tasks live where the bus lives, wherever this is called.
+        let _entered = shared.home.enter()?;
+        Ok(Lanes::new(scope, policy, worker.layered(&layers), source, Arc::clone(watchdog)))
     }
 }
 
@@ -365,13 +262,6 @@ impl fmt::Debug for Bus {
             .field("subscriptions", &stage.lanes.len())
             .field("running", &(stage.running && !stage.closed))
             .finish_non_exhaustive()
-    }
-}
-
-/// Resolves once nothing is being handled in any of these.
-async fn idle(lanes: &[Arc<Lanes>]) {
-    for lanes in lanes {
-        lanes.idle().await;
     }
 }
 

@@ -91,4 +91,8 @@ impl Deliveries for Paced {
         self.bucket.lock().put_back(allowed - (into.len() - before));
         polled
     }
+
+    fn close(self: Box<Self>) -> usize {
+        self.source.close()
+    }
 }

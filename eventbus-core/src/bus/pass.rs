@@ -2,6 +2,7 @@
 
 use super::pace::{Bucket, Paced};
 use super::replay::{ReplayProgress, ReplayReport};
+use super::shutdown::close;
 use super::{Bus, race};
 use crate::broker::{Offset, ReplayFrom, ReplayRequest, ReplayUntil, Replayable};
 use crate::delivery::Scope;
@@ -144,7 +145,7 @@ impl Drop for Pass {
         self.lanes.iter().for_each(|lanes| lanes.stop());
         let ours = |lanes: &Arc<Lanes>| self.lanes.iter().any(|own| Arc::ptr_eq(own, lanes));
         self.bus.shared.stage.lock().replays.retain(|lanes| !ours(lanes));
-        self.lanes.iter().for_each(|lanes| lanes.close());
+        close(&self.lanes);
     }
 }
 

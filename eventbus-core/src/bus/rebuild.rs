@@ -1,9 +1,10 @@
 //! Rebuild: a read model is built anew beside the live one, and takes its place.
 
+use super::Bus;
 use super::pass::{Journal, OnProgress, Pass, Plan};
 use super::replay::{Overrides, ReplayProgress, ReplayReport, refused};
+use super::shutdown::{close, idle};
 use super::stage::Stage;
-use super::{Bus, idle};
 use crate::broker::{Groups, Offset, ReplayFrom, ReplayUntil, SubscribeRequest};
 use crate::error::{BoxError, Error, Result};
 use crate::foreign;
@@ -104,7 +105,9 @@ impl Bus {
             pattern: Pattern::new(&subscription.pattern)?,
             start: stopped.policy().start,
         });
-        let lanes = stopped.again(Arc::clone(stopped.scope()), None, source.await?);
+        let source = source.await?;
+        let _entered = shared.home.enter()?;
+        let lanes = stopped.again(Arc::clone(stopped.scope()), None, source);
         let mut stage = shared.stage.lock();
         let place = place(&stage);
         if let Some(place) = place {
@@ -297,7 +300,7 @@ impl Pause {
         let pause = Self { bus: bus.clone(), stopped: live.to_vec(), runtime: Handle::current() };
         pause.stopped.iter().for_each(|lanes| lanes.stop());
         idle(&pause.stopped).await;
-        pause.stopped.iter().for_each(|lanes| lanes.close());
+        close(&pause.stopped);
         pause
     }
 

@@ -1,46 +1,258 @@
-//! Signals: what asks a program to end.
+//! Signals: what asks a program to end, and what ends it where it does not.
+//!
+//! A handler that blocks its thread may hold up every thread of the runtime, its timers and its signals among them. So
+//! signals are listened for on a thread of our own, with a runtime of its own, which also knows when the time is over.
+//! What it finds wakes `Bus::run`; where that cannot run either, or where handlers would keep the runtime from ending,
+//! the thread ends the process.
 
-use crate::error::{BrokerError, Result};
+use super::{Bus, race};
+use crate::error::{BrokerError, Error, Result};
+use crate::printable::printable;
+use crate::worker::Lanes;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+use tokio::sync::{oneshot, watch};
+
+/// How long after the drain time a shutdown is cut short, if it has not come to its end by itself.
+const FORCE: Duration = Duration::from_millis(600);
+/// How long after it was cut short the process is ended, if handlers still hold up its threads.
+const EXIT: Duration = Duration::from_millis(300);
+/// How often it is looked whether they do.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// How many buses run in this process.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+
+/// The signals of one `Bus::run`; dropped, it has returned.
+pub(super) struct Signals {
+    told: watch::Receiver<Told>,
+    /// Closed when this is dropped.
+    _runs: watch::Sender<()>,
+}
+
+/// What the thread has found so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Told {
+    Nothing,
+    /// A signal came: the bus is to shut down.
+    First,
+    /// Another one came, or the time is over.
+    Forced,
+}
+
+impl Signals {
+    /// Listens, from when this resolves until it is dropped.
+    pub(super) async fn listen(bus: &Bus) -> Result<Self> {
+        let (tell, told) = watch::channel(Told::Nothing);
+        let (runs, over) = watch::channel(());
+        let (ready, listens) = oneshot::channel();
+        let shared = Arc::downgrade(&bus.shared);
+        let drain = bus.shared.drain;
+        let dispatch = tracing::dispatcher::get_default(Clone::clone);
+        let listen = move || {
+            tracing::dispatcher::with_default(&dispatch, || {
+                listen(Ear { tell, over, shared, drain }, ready);
+            });
+        };
+        std::thread::Builder::new().name("eventbus-signals".to_owned()).spawn(listen).map_err(failed)?;
+        match listens.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(failed(error)),
+            Err(_) => return Err(failed(io::Error::other("the thread that listens has ended"))),
+        }
+        RUNNING.fetch_add(1, Ordering::SeqCst);
+        Ok(Self { told, _runs: runs })
+    }
+
+    /// Resolves with the first signal.
+    pub(super) async fn first(&mut self) {
+        self.until(Told::First).await;
+    }
+
+    /// Resolves with the second, or when the time of the shutdown is over.
+    pub(super) async fn forced(&mut self) {
+        self.until(Told::Forced).await;
+    }
+
+    async fn until(&mut self, wanted: Told) {
+        if self.told.wait_for(|told| *told >= wanted).await.is_err() {
+            // The thread has ended, and nothing comes any more.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        RUNNING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn failed(error: io::Error) -> Error {
+    BrokerError::new("cannot listen for signals; end the bus with `run_until` or `shutdown`")
+        .with_source(error)
+        .into()
+}
+
+/// What the thread knows of the bus.
+struct Ear {
+    tell: watch::Sender<Told>,
+    /// Resolves when `Bus::run` has returned.
+    over: watch::Receiver<()>,
+    shared: Weak<super::Shared>,
+    drain: Duration,
+}
+
+/// The thread.
+fn listen(ear: Ear, ready: oneshot::Sender<io::Result<()>>) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    runtime.block_on(async {
+        match Listener::new() {
+            Ok(mut listener) => {
+                if ready.send(Ok(())).is_ok() {
+                    ear.listen(&mut listener).await;
+                }
+            }
+            Err(error) => drop(ready.send(Err(error))),
+        }
+    });
+}
+
+/// What the thread waits for.
+#[derive(PartialEq, Eq)]
+enum Came {
+    Signal,
+    /// The time of the shutdown is over.
+    Time,
+    /// `Bus::run` has returned.
+    Over,
+}
+
+impl Ear {
+    async fn listen(mut self, listener: &mut Listener) {
+        if self.wait(listener, None).await == Came::Over {
+            return;
+        }
+        tracing::info!(target: "eventbus", "shutting down; another signal cuts it short");
+        // The bus lets go of them when it ends, and this is to know what they do then.
+        let lanes = self.lanes();
+        let time = Instant::now().checked_add(self.drain.saturating_add(FORCE));
+        self.tell.send_replace(Told::First);
+        if self.wait(listener, time).await != Came::Over {
+            self.tell.send_replace(Told::Forced);
+            // With a thread to run on, it returns at once.
+            let _ = tokio::time::timeout(EXIT, self.over()).await;
+        }
+        if self.over.has_changed().is_ok() {
+            exit(&lanes);
+        }
+        let returned = Instant::now();
+        while lanes.iter().any(|lanes| lanes.computing() > 0) {
+            if returned.elapsed() >= EXIT {
+                exit(&lanes);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        drop(lanes);
+        // The program comes to its end by itself. Where it does not, a signal has no effect of its own any more.
+        loop {
+            listener.next().await;
+            if RUNNING.load(Ordering::SeqCst) == 0 {
+                tracing::warn!(target: "eventbus", "one more signal after the end of the bus: the process ends now");
+                std::process::exit(1);
+            }
+        }
+    }
+
+    async fn wait(&mut self, listener: &mut Listener, time: Option<Instant>) -> Came {
+        let signal = async {
+            listener.next().await;
+            Came::Signal
+        };
+        let time = async {
+            match time {
+                Some(time) => tokio::time::sleep_until(time.into()).await,
+                None => std::future::pending().await,
+            }
+            Came::Time
+        };
+        let over = async {
+            self.over().await;
+            Came::Over
+        };
+        race(race(signal, time), over).await
+    }
+
+    /// Resolves once `Bus::run` has returned.
+    async fn over(&mut self) {
+        while self.over.changed().await.is_ok() {}
+    }
+
+    fn lanes(&self) -> Vec<Arc<Lanes>> {
+        let Some(shared) = self.shared.upgrade() else { return Vec::new() };
+        let stage = shared.stage.lock();
+        [stage.lanes.as_slice(), &stage.replays].concat()
+    }
+}
+
+/// Ends the process: something holds up the threads on which the program would come to its end.
+fn exit(lanes: &[Arc<Lanes>]) -> ! {
+    let names: Vec<_> = lanes
+        .iter()
+        .filter(|lanes| lanes.computing() > 0)
+        .map(|lanes| {
+            let subscription = lanes.subscription();
+            format!("`{}` ({}), {} at work", subscription.name, subscription.location(), lanes.handled())
+        })
+        .collect();
+    let who = if names.is_empty() { "the thread of `Bus::run`".to_owned() } else { names.join("; ") };
+    let line = format!(
+        "the process ends now, and leaves unsettled what it handles, since this does not come to its end: {who} \
+         (a handler that blocks its thread belongs behind the option `blocking`)"
+    );
+    tracing::error!(target: "eventbus", "{}", printable(&line));
+    // The error that `Bus::run` returns may never be shown.
+    eprintln!("eventbus: {}", printable(&line));
+    std::process::exit(1)
+}
 
 /// Ctrl-C, and SIGTERM where there is one.
-pub(super) struct Signals {
+struct Listener {
     #[cfg(unix)]
     interrupt: tokio::signal::unix::Signal,
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
 }
 
-impl Signals {
+impl Listener {
     /// Listens from now on.
     #[cfg(unix)]
-    pub(super) fn new() -> Result<Self> {
+    fn new() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
 
-        let failed = |error| {
-            BrokerError::new("cannot listen for signals; end the bus with `run_until` or `shutdown`")
-                .with_source(error)
-        };
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
-            terminate: signal(SignalKind::terminate()).map_err(failed)?,
-        })
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
     /// The next signal.
     #[cfg(unix)]
-    pub(super) async fn next(&mut self) {
-        super::race(self.interrupt.recv(), self.terminate.recv()).await;
+    async fn next(&mut self) {
+        race(self.interrupt.recv(), self.terminate.recv()).await;
     }
 
     /// Listens from now on.
     #[cfg(not(unix))]
-    pub(super) fn new() -> Result<Self> {
+    fn new() -> io::Result<Self> {
         Ok(Self {})
     }
 
     /// The next signal.
     #[cfg(not(unix))]
-    pub(super) async fn next(&mut self) {
+    async fn next(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }

@@ -9,12 +9,15 @@ use crate::printable::printable;
 use crate::subscription::Subscription;
 use crate::worker::Lanes;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 #[derive(Default)]
 pub(super) struct Stage {
     pub(super) running: bool,
     /// A shutdown has begun.
     pub(super) closed: bool,
+    /// When it has begun.
+    pub(super) closing_since: Option<Instant>,
     /// A shutdown is over.
     pub(super) ended: bool,
     pub(super) lanes: Vec<Arc<Lanes>>,
@@ -33,7 +36,8 @@ pub(super) struct Closing {
 
 impl Stage {
     /// Begins the shutdown: what is to be ended. Nothing, where it has begun before.
-    pub(super) fn close(&mut self) -> Option<Closing> {
+    pub(super) fn close(&mut self, now: Instant) -> Option<Closing> {
+        self.closing_since.get_or_insert(now);
         let first = !std::mem::replace(&mut self.closed, true);
         first.then(|| Closing {
             lanes: self.lanes.clone(),
@@ -88,6 +92,7 @@ impl<'a> Opening<'a> {
         let running = stage.running;
         drop(stage);
         if running {
+            let _entered = self.shared.home.enter()?;
             lanes.start();
         }
         Ok(())

@@ -63,7 +63,7 @@ impl MemoryDeadLetters {
         self.outstanding.add(1);
         let waiting = Waiting { envelope, offset: letter.offset, attempt: 1 };
         // A queue whose last reader has just left takes nothing, as one that is not there.
-        if queue.is_some_and(|queue| queue.push_again(waiting)) {
+        if queue.is_some_and(|queue| queue.push_once_more(waiting)) {
             return Ok(true);
         }
         self.outstanding.remove(1);

@@ -3,6 +3,7 @@
 
 mod dead_letters;
 mod history;
+mod patience;
 mod places;
 mod queue;
 mod routes;
@@ -18,6 +19,7 @@ use crate::lock::{Rank, SharedLock, assert_none_held};
 use crate::topic::Pattern;
 use dead_letters::MemoryDeadLetters;
 use history::History;
+use patience::Patience;
 use queue::{Kind, MemoryDeliveries, Queue, Waiting};
 use routes::Routes;
 use std::fmt;
@@ -361,14 +363,21 @@ fn take_places(queues: &[Arc<Queue>], limit: usize, wakers: &mut Wakers) -> Resu
 /// Publishes once there is room, first of all in the queue that was full.
 async fn wait(shared: Arc<Shared>, envelope: Arc<Envelope>, full: Arc<Queue>) -> Result<(), PublishError> {
     let mut line = InLine { queue: full, number: None };
+    let mut patience = Patience::new(&line.queue);
     poll_fn(|context| {
         loop {
             // From here on no room that is made is missed; some may have been made already.
             line.enter(context);
             match shared.offer(&envelope) {
                 Ok(()) => return Poll::Ready(Ok(())),
-                Err(full) if Arc::ptr_eq(&full, &line.queue) => return Poll::Pending,
-                Err(full) => line = InLine { queue: full, number: None },
+                Err(full) if Arc::ptr_eq(&full, &line.queue) => {
+                    patience.watch(context, &line.queue, shared.capacity);
+                    return Poll::Pending;
+                }
+                Err(full) => {
+                    patience = Patience::new(&full);
+                    line = InLine { queue: full, number: None };
+                }
             }
         }
     })
@@ -383,14 +392,14 @@ struct InLine {
 
 impl InLine {
     fn enter(&mut self, context: &Context<'_>) {
-        self.number = Some(self.queue.places.enter_line(self.number, context.waker().clone()));
+        self.number = Some(self.queue.places.line.enter(self.number, context.waker().clone()));
     }
 }
 
 impl Drop for InLine {
     fn drop(&mut self) {
         if let Some(number) = self.number {
-            self.queue.places.leave_line(number);
+            self.queue.places.line.leave(number);
         }
     }
 }

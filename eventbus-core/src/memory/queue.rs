@@ -13,9 +13,11 @@ use crate::printable::printable;
 use crate::topic::Pattern;
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use tokio::runtime::Handle;
 
 /// What waits for delivery to one group.
 pub(super) struct Queue {
@@ -24,6 +26,10 @@ pub(super) struct Queue {
     /// Taken by what waits and by what is about to be pushed.
     pub(super) places: Places,
     inbox: Lock<Inbox>,
+    /// How many of those that came in are settled.
+    settled: AtomicU64,
+    /// Those who publish here were told that nobody reads, and nobody has read since.
+    told: AtomicBool,
     outstanding: Arc<Outstanding>,
     dead_letters: Arc<MemoryDeadLetters>,
     /// The queue itself, for what comes back to it later.
@@ -37,6 +43,10 @@ struct Inbox {
     /// The reader that sleeps in each place; a reader that leaves gives its place back.
     readers: Vec<Option<Waker>>,
     open_readers: usize,
+    /// How many deliveries came in, those apart that came back.
+    accepted: u64,
+    /// How often something was taken, to see whether anybody reads.
+    reads: u64,
 }
 
 /// A delivery that waits for a reader.
@@ -85,12 +95,16 @@ impl Queue {
             waiting: VecDeque::new(),
             readers: Vec::new(),
             open_readers: 0,
+            accepted: deliveries.len() as u64,
+            reads: 0,
         };
         Arc::new_cyclic(|queue| Self {
             group,
             pattern,
             places: Places::new(deliveries.len()),
             inbox: Lock::new(Rank::BROKER_LAST, Inbox { waiting: deliveries.into(), ..inbox }),
+            settled: AtomicU64::new(0),
+            told: AtomicBool::new(false),
             outstanding,
             dead_letters,
             queue: Weak::clone(queue),
@@ -120,6 +134,7 @@ impl Queue {
             let mut inbox = self.inbox.lock();
             if inbox.open_readers > 0 {
                 inbox.waiting.push_back(delivery);
+                inbox.accepted += 1;
                 inbox.rouse(wakers);
                 return true;
             }
@@ -131,6 +146,15 @@ impl Queue {
     /// Adds a delivery that was here before at the front, beyond the limit if need be. `false`: the subscription has
     /// ended, and the delivery goes nowhere.
     pub(super) fn push_again(&self, delivery: Waiting) -> bool {
+        self.put_back(delivery, 0)
+    }
+
+    /// The same, for what was settled before and is delivered once more.
+    pub(super) fn push_once_more(&self, delivery: Waiting) -> bool {
+        self.put_back(delivery, 1)
+    }
+
+    fn put_back(&self, delivery: Waiting, accepted: u64) -> bool {
         let mut wakers = Wakers::default();
         {
             let mut inbox = self.inbox.lock();
@@ -138,6 +162,7 @@ impl Queue {
                 return false;
             }
             self.places.take_beyond();
+            inbox.accepted += accepted;
             inbox.put_back(delivery);
             inbox.rouse(&mut wakers);
         }
@@ -148,12 +173,27 @@ impl Queue {
     pub(super) fn add_reader(&self) {
         self.inbox.lock().open_readers += 1;
     }
+
+    /// How often something was taken from here.
+    pub(super) fn reads(&self) -> u64 {
+        self.inbox.lock().reads
+    }
+
+    /// Whether this is the first to ask since something was taken from here, so that one is told and not each.
+    pub(super) fn is_first_to_be_told(&self) -> bool {
+        !self.told.swap(true, Ordering::Relaxed)
+    }
+
+    fn settle(&self) {
+        self.settled.fetch_add(1, Ordering::AcqRel);
+        self.outstanding.remove(1);
+    }
 }
 
 impl Settler for Queue {
     fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
         drop(receipt);
-        self.outstanding.remove(1);
+        self.settle();
         BrokerFuture::ready(Ok(()))
     }
 
@@ -162,8 +202,14 @@ impl Settler for Queue {
             self.release(receipt);
             return BrokerFuture::ready(Ok(()));
         }
+        let Ok(runtime) = Handle::try_current() else {
+            self.release(receipt);
+            return BrokerFuture::ready(Err(BrokerError::new(
+                "the delivery comes again at once: to wait takes a tokio runtime, and there is none",
+            )));
+        };
         let (queue, outstanding) = (Weak::clone(&self.queue), Arc::clone(&self.outstanding));
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             tokio::time::sleep(delay).await;
             match queue.upgrade() {
                 Some(queue) => queue.release(receipt),
@@ -175,7 +221,7 @@ impl Settler for Queue {
 
     fn reject(&self, _receipt: Receipt, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
         self.dead_letters.keep(dead_letter);
-        self.outstanding.remove(1);
+        self.settle();
         BrokerFuture::ready(Ok(()))
     }
 
@@ -213,6 +259,7 @@ pub(super) struct MemoryDeliveries {
     routes: Arc<SharedLock<Routes>>,
     reader: Option<usize>,
     kind: Kind,
+    left: bool,
     /// Swapped with the queue's own list, so that neither allocates in the long run.
     taken: VecDeque<Waiting>,
 }
@@ -221,7 +268,7 @@ impl MemoryDeliveries {
     /// A reader of a queue that has counted it.
     pub(super) fn new(queue: Arc<Queue>, routes: Arc<SharedLock<Routes>>, kind: Kind) -> Self {
         let settler = Arc::clone(&queue) as Arc<dyn Settler>;
-        Self { queue, settler, routes, reader: None, kind, taken: VecDeque::new() }
+        Self { queue, settler, routes, reader: None, kind, left: false, taken: VecDeque::new() }
     }
 
     /// Lets the reader sleep. The answer is its former waker, to be dropped once the lock is released.
@@ -247,6 +294,7 @@ impl Deliveries for MemoryDeliveries {
             let mut inbox = queue.inbox.lock();
             if !inbox.is_empty() {
                 inbox.take(limit, &mut self.taken);
+                inbox.reads += 1;
                 break;
             }
             if self.kind == Kind::Replay {
@@ -263,6 +311,9 @@ impl Deliveries for MemoryDeliveries {
             drop(former);
             return Poll::Pending;
         }
+        if queue.told.load(Ordering::Relaxed) {
+            queue.told.store(false, Ordering::Relaxed);
+        }
         queue.give_back(self.taken.len());
         into.extend(self.taken.drain(..).map(|Waiting { envelope, offset, attempt }| Received {
             receipt: Receipt { envelope, offset, attempt, token: 0 },
@@ -272,12 +323,21 @@ impl Deliveries for MemoryDeliveries {
         }));
         Poll::Ready(Ok(()))
     }
+
+    fn close(mut self: Box<Self>) -> usize {
+        self.leave()
+    }
 }
 
-impl Drop for MemoryDeliveries {
+impl MemoryDeliveries {
     /// When the last reader leaves, the queue closes: a queue that nobody reads would fill up and stop publishers.
-    fn drop(&mut self) {
+    /// How many deliveries are lost by that, those included that are still being handled.
+    fn leave(&mut self) -> usize {
+        if std::mem::replace(&mut self.left, true) {
+            return 0;
+        }
         let mut wakers = Wakers::default();
+        let mut lost = 0;
         let (own, left) = {
             let mut routes = self.routes.write();
             let mut inbox = self.queue.inbox.lock();
@@ -285,6 +345,10 @@ impl Drop for MemoryDeliveries {
             inbox.open_readers -= 1;
             if inbox.open_readers == 0 {
                 routes.remove(&self.queue);
+                // What a replay has not taken is not lost: it was delivered before.
+                if self.kind == Kind::Live {
+                    lost = inbox.accepted.saturating_sub(self.queue.settled.load(Ordering::Acquire)) as usize;
+                }
                 (own, [std::mem::take(&mut inbox.returned), std::mem::take(&mut inbox.waiting)])
             } else {
                 // What this reader was woken for is there for the others.
@@ -294,19 +358,24 @@ impl Drop for MemoryDeliveries {
         };
         drop(own);
         wakers.wake();
-        let deliveries = left.iter().map(VecDeque::len).sum();
-        if deliveries == 0 {
-            return;
-        }
-        self.queue.give_back(deliveries);
-        // What a replay has not taken is not lost: it was delivered before.
-        if self.kind == Kind::Live {
+        if lost > 0 {
             tracing::warn!(
-                target: "eventbus", group = %printable(&self.queue.group), deliveries,
-                "the subscription ended with deliveries that it had not taken, and they are lost"
+                target: "eventbus", group = %printable(&self.queue.group), deliveries = lost,
+                "the subscription has ended with deliveries that are not handled, and they are lost"
             );
         }
+        let deliveries = left.iter().map(VecDeque::len).sum();
         drop(left);
-        self.queue.outstanding.remove(deliveries);
+        if deliveries > 0 {
+            self.queue.give_back(deliveries);
+            self.queue.outstanding.remove(deliveries);
+        }
+        lost
+    }
+}
+
+impl Drop for MemoryDeliveries {
+    fn drop(&mut self) {
+        self.leave();
     }
 }

@@ -160,6 +160,11 @@ impl Crew {
         self.workers.iter().any(Slot::computes)
     }
 
+    /// How many workers are inside of a handler.
+    pub(super) fn computing(&self) -> usize {
+        self.workers.iter().filter(|slot| slot.pulse.is_beating()).count()
+    }
+
     /// Whether something was left to a worker that computes.
     pub(super) fn is_deferred(&self) -> bool {
         self.deferred

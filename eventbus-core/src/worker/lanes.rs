@@ -229,9 +229,15 @@ impl Lanes {
     }
 
     /// Lets go of the source of lanes that were stopped, so that the broker knows that nobody reads here any more.
-    pub(crate) fn close(&self) {
+    /// How many deliveries are lost by that.
+    pub(crate) fn close(&self) -> usize {
         let reader = self.state.lock().source.close();
-        reader.into_iter().for_each(let_go);
+        reader.map_or(0, let_go)
+    }
+
+    /// How many workers are inside of a handler, on a thread of the runtime.
+    pub(crate) fn computing(&self) -> usize {
+        self.state.lock().crew.computing()
     }
 
     /// Resolves once the source has ended and everything from it is settled; also when the lanes are stopped.
@@ -477,7 +483,9 @@ impl Drop for Lanes {
         drop(state);
         gathered.into_iter().for_each(give_back);
         given_back.into_iter().for_each(give_back);
-        reader.into_iter().for_each(let_go);
+        if let Some(reader) = reader {
+            let_go(reader);
+        }
     }
 }
 
@@ -732,7 +740,7 @@ impl Drop for Turn<'_> {
         for chore in self.chores.drain(..) {
             match chore {
                 Chore::GiveBack(open) => give_back(open),
-                Chore::LetGo(reader) => let_go(reader),
+                Chore::LetGo(reader) => drop(let_go(reader)),
                 Chore::Unpark(parked, delay) => lanes.unpark_after(parked, delay),
                 Chore::AskLater(reason) => lanes.ask_later(&reason),
             }
@@ -764,9 +772,9 @@ fn give_back(open: Open) {
     foreign::tell("a broker", || drop(open));
 }
 
-/// Lets go of a broker's deliveries.
-fn let_go(reader: Reader) {
-    foreign::tell("a broker", || drop(reader));
+/// Lets go of a broker's deliveries. How many are lost by that.
+fn let_go(reader: Reader) -> usize {
+    foreign::call("a broker", || reader.close()).unwrap_or(0)
 }
 
 /// Wakes a worker when the broker has something, whichever worker is free then.

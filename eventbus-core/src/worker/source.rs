@@ -74,6 +74,11 @@ impl Reader {
             Err(panicked) => Answer::Failed(format!("the broker {panicked}")),
         }
     }
+
+    /// Nobody reads any more. How many deliveries are lost by that. To be called with no lock held.
+    pub(super) fn close(self) -> usize {
+        self.deliveries.into_inner().close()
+    }
 }
 
 fn text(error: &BrokerError) -> String {

@@ -98,6 +98,11 @@ impl Pulse {
         self.paused.load(Ordering::Relaxed)
     }
 
+    /// Whether the worker is inside a poll.
+    pub(super) fn is_beating(&self) -> bool {
+        self.polls.load(Ordering::Relaxed) % 2 == 1
+    }
+
     /// Marks one poll, until the answer is dropped.
     pub(super) fn beat(&self) -> impl Drop {
         struct Beat<'a>(&'a AtomicU32);

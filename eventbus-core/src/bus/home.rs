@@ -1,0 +1,87 @@
+//! The home of a bus: the runtime on which it was connected, and on which its handlers run.
+//!
+//! A runtime that has ended takes tasks and drops them without a word. So a task of ours lives there for as long as
+//! the bus, and says when it is dropped.
+
+use crate::error::{Result, StartupError};
+use crate::publisher::Outlet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use tokio::runtime::{EnterGuard, Handle};
+use tokio::task::AbortHandle;
+
+pub(super) struct Home {
+    runtime: Option<Handle>,
+    state: Arc<State>,
+    resident: Option<AbortHandle>,
+}
+
+struct State {
+    ended: AtomicBool,
+    /// Something is to be handled here: a bus that only publishes needs no runtime.
+    inhabited: AtomicBool,
+    /// Weak: the broker ends with the bus, and not when the runtime has found the time to drop the task.
+    outlet: Weak<Outlet>,
+}
+
+impl Home {
+    /// The current runtime, if there is one.
+    pub(super) fn here(outlet: &Arc<Outlet>) -> Self {
+        let state = Arc::new(State {
+            ended: AtomicBool::new(false),
+            inhabited: AtomicBool::new(false),
+            outlet: Arc::downgrade(outlet),
+        });
+        let runtime = Handle::try_current().ok();
+        let resident = runtime.as_ref().map(|runtime| {
+            let resident = Resident(Arc::clone(&state));
+            let task = runtime.spawn(async move {
+                let _resident = resident;
+                std::future::pending::<()>().await;
+            });
+            task.abort_handle()
+        });
+        Self { runtime, state, resident }
+    }
+
+    /// Enters the runtime, to begin something that is to be handled there.
+    pub(super) fn enter(&self) -> Result<EnterGuard<'_>> {
+        let runtime = self.runtime.as_ref().ok_or_else(|| {
+            let mistake = "the bus was connected outside of a tokio runtime, and its handlers need one; connect it \
+                           inside of `#[eventbus::main]`, `#[tokio::main]` or `Runtime::block_on`";
+            StartupError::new(vec![mistake.to_owned()])
+        })?;
+        self.state.inhabited.store(true, Ordering::SeqCst);
+        if self.state.ended.load(Ordering::SeqCst) {
+            let mistake = "the tokio runtime on which the bus was connected has ended, and its handlers with it; \
+                           connect the bus on a runtime that lasts as long as the bus is used";
+            return Err(StartupError::new(vec![mistake.to_owned()]).into());
+        }
+        Ok(runtime.enter())
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // The bus leaves, and not the runtime.
+        self.state.inhabited.store(false, Ordering::SeqCst);
+        if let Some(resident) = &self.resident {
+            resident.abort();
+        }
+    }
+}
+
+/// Lives in the runtime.
+struct Resident(Arc<State>);
+
+impl Drop for Resident {
+    fn drop(&mut self) {
+        let State { ended, inhabited, outlet } = &*self.0;
+        ended.store(true, Ordering::SeqCst);
+        if inhabited.load(Ordering::SeqCst)
+            && let Some(outlet) = outlet.upgrade()
+        {
+            outlet.strand();
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The patience of a publisher that waits for room: after a while it says what it waits for, and what to do.
+
+use super::queue::Queue;
+use crate::printable::printable;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::Context;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::time::{Sleep, sleep};
+
+/// How long it waits before it looks whether anybody reads the queue.
+const LOOK: Duration = Duration::from_millis(700);
+/// After so many looks at a queue that was read before, and is not read any more.
+const LOOKS: u32 = 7;
+
+/// How long one publisher has waited without anything being taken from the queue.
+pub(super) struct Patience {
+    /// None outside of a runtime, where there are no timers.
+    next: Option<Pin<Box<Sleep>>>,
+    reads: u64,
+    looks: u32,
+}
+
+impl Patience {
+    pub(super) fn new(queue: &Queue) -> Self {
+        Self { next: None, reads: queue.reads(), looks: 0 }
+    }
+
+    /// Looks whenever it is time to. To be called with no lock held, whenever the publisher still has to wait.
+    pub(super) fn watch(&mut self, context: &mut Context<'_>, queue: &Queue, capacity: usize) {
+        if self.next.is_none() && Handle::try_current().is_ok() {
+            self.next = Some(Box::pin(sleep(LOOK)));
+        }
+        while let Some(next) = &mut self.next
+            && next.as_mut().poll(context).is_ready()
+        {
+            self.next = Some(Box::pin(sleep(LOOK)));
+            let reads = queue.reads();
+            self.looks = if reads == self.reads { self.looks + 1 } else { 0 };
+            self.reads = reads;
+            if (reads == 0 || self.looks >= LOOKS) && queue.is_first_to_be_told() {
+                tell(queue, capacity, reads > 0);
+            }
+        }
+    }
+}
+
+fn tell(queue: &Queue, capacity: usize, was_read: bool) {
+    let group = queue.group();
+    if was_read {
+        tracing::warn!(
+            target: "eventbus", group = %printable(group), capacity,
+            "the queue of `{}` is full, and nothing was taken from it for {:?}: its handlers are slow, blocked, or \
+             their runtime has ended; publishers wait until there is room",
+            printable(group), printable(format_args!("{:?}", LOOK * LOOKS))
+        );
+    } else {
+        tracing::warn!(
+            target: "eventbus", group = %printable(group), capacity,
+            "the queue of `{}` is full, and nobody reads it: publishers wait; call \
+             `bus.start()` or `bus.run()` before so much is published, raise `capacity` of the in-process broker, \
+             or let publishes fail with `Overflow::Error`",
+            printable(group)
+        );
+    }
+}
