@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Once};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use support::{Log, Seen};
+use support::{Log, OrderPlaced, Seen};
 use tower::{Layer, Service};
 
 /// Where an event makes code of others panic.
@@ -479,6 +479,44 @@ async fn events_that_panic_everywhere_at_once_are_a_dead_letter_each() {
             others_are_handled(url, &kind, &places(&kind, url)).await;
         }
     }
+}
+
+#[subscribe("order.placed", batch = 4, linger = "10s", retries = 1)]
+async fn parted(
+    orders: Vec<OrderPlaced>,
+    delivery: Attempts,
+    seen: State<Seen<u64>>,
+) -> Result<(), &'static str> {
+    assert!(orders.len() == 1, "at a batch of several");
+    if orders[0].number == 1 && delivery.0 == 1 {
+        return Err("try again");
+    }
+    seen.push(orders[0].number);
+    Ok(())
+}
+
+/// Which attempt the first member of a batch is.
+struct Attempts(u32);
+
+impl FromBatch<'_> for Attempts {
+    fn from_batch(deliveries: &[Delivery]) -> Result<Self, Outcome> {
+        Ok(Self(deliveries[0].attempt()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_members_of_a_batch_that_panicked_are_handled_alone_in_the_order_of_their_key() {
+    quiet();
+    let seen = Seen::<u64>::new();
+    let bus = Bus::builder().only([parted::SUBSCRIBER]).state(seen.clone()).connect("memory:").await.unwrap();
+    for number in 0..4 {
+        bus.publish(&OrderPlaced { customer: 1, number }).await.unwrap();
+    }
+    bus.start().unwrap();
+    settled(&bus).await;
+    assert_eq!(seen.all(), [0, 1, 2, 3]);
+    assert!(bus.dead_letters().unwrap().list().await.unwrap().is_empty());
+    bus.shutdown().await.unwrap();
 }
 
 /// Panics as it is told anything.

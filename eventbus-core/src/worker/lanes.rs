@@ -85,7 +85,7 @@ impl Open {
         Delivery::new(self.acker.receipt(), self.replayed, Arc::clone(scope))
     }
 
-    fn key(&self) -> Option<&Key> {
+    pub(super) fn key(&self) -> Option<&Key> {
         self.acker.receipt().envelope.lane_key()
     }
 

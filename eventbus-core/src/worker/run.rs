@@ -5,6 +5,7 @@ use super::crew::Place;
 use super::lanes::{Lanes, Open, Settled};
 use super::settle::{ack, key, settle};
 use crate::delivery::Delivery;
+use crate::event::Key;
 use crate::foreign::{self, Panicked};
 use crate::handler::{BatchHandler, Handler};
 use crate::outcome::Outcome;
@@ -188,8 +189,18 @@ impl Hand {
             open.alone |= result.is_err();
         }
         let settled = settle(&self.lanes, held, delivery, result).await;
+        if matches!(settled, Settled::Parked) {
+            self.hold_back(key(&self.deliveries[self.done]));
+        }
         self.done += 1;
         self.lanes.settled(settled);
+    }
+
+    /// An event is tried again: what was parted with it and follows it in its lane waits for it.
+    fn hold_back(&mut self, key: Option<Key>) {
+        for open in self.gathered.extract_if(.., |open| key.is_some() && open.key() == key.as_ref()) {
+            self.lanes.park(open, Duration::ZERO);
+        }
     }
 
     /// Settles what is left of the batch.
