@@ -7,7 +7,8 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 /// A place in the order of locks: a thread takes locks in rising ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,6 +65,18 @@ pub struct Locked<'a, T> {
     // Released before the rank is left.
     value: MutexGuard<'a, T>,
     _held: Held,
+}
+
+impl<T> Locked<'_, T> {
+    /// Releases the lock, waits until `bell` rings or, where there is one, `timeout` is over, and takes it again.
+    pub fn wait(self, bell: &Condvar, timeout: Option<Duration>) -> Self {
+        let Self { value, _held } = self;
+        let value = match timeout {
+            Some(timeout) => bell.wait_timeout(value, timeout).unwrap_or_else(PoisonError::into_inner).0,
+            None => bell.wait(value).unwrap_or_else(PoisonError::into_inner),
+        };
+        Self { value, _held }
+    }
 }
 
 impl<T> Deref for Locked<'_, T> {

@@ -1,8 +1,8 @@
 //! The audit log: queries over the table of events.
 
 use crate::broker::Store;
+use crate::offsets::{offset_of, place};
 use crate::reader::Reader;
-use crate::subscribe::{offset_of, place};
 use crate::wire::{COLUMNS, StoredId, seconds};
 use eventbus_core::BrokerError;
 use eventbus_core::broker::{AuditLog, AuditQuery, BrokerFuture, Offset, Recorded};

@@ -5,21 +5,21 @@ use crate::file::{LogFile, resolve};
 use crate::lease::{self, Lease, Process};
 use crate::reader::Readers;
 use crate::schema::{explain, open_writer};
-use crate::subscribe::SqliteDeliveries;
-use crate::subscription::Subscription;
+use crate::subscription::{SqliteDeliveries, Subscription};
 use crate::tail::Tail;
 use crate::wire::Record;
 use crate::writer::Writer;
-use crate::writes::{Publishing, WAKER, Writes, closed};
+use crate::writes::{WAKER, Waiting, Writes, closed};
 use eventbus_core::broker::{
     AuditLog, Broker, BrokerFuture, DeadLetters, Deliveries, Features, Groups, OpenedBroker, Replayable,
     SubscribeRequest,
 };
+use eventbus_core::lock::{Lock, Locked, Rank};
 use eventbus_core::{BrokerError, DecodeError, Envelope, PublishError, foreign};
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 use tokio::sync::{Notify, oneshot};
 
@@ -51,8 +51,8 @@ pub(crate) struct Store {
     pub(crate) process: Process,
     pub(crate) readers: Arc<Readers>,
     pub(crate) writes: Writes,
-    tail: Mutex<Tail>,
-    subscriptions: Mutex<Arc<Vec<Arc<Subscription>>>>,
+    tail: Lock<Tail>,
+    subscriptions: Lock<Arc<Vec<Arc<Subscription>>>>,
     /// Counts the changes of `subscriptions`.
     generation: AtomicU64,
     last_number: AtomicU64,
@@ -95,8 +95,8 @@ impl SqliteBroker {
                 file,
                 settings,
                 writes: Writes::default(),
-                tail: Mutex::default(),
-                subscriptions: Mutex::default(),
+                tail: Lock::new(Rank::BROKER_INNER, Tail::default()),
+                subscriptions: Lock::new(Rank::LEAF, Arc::default()),
                 generation: AtomicU64::new(0),
                 last_number: AtomicU64::new(0),
                 head: AtomicI64::new(0),
@@ -149,8 +149,7 @@ impl Broker for SqliteBroker {
             Err(error) => return BrokerFuture::ready(Err(error)),
         };
         let (waiting, stored) = oneshot::channel();
-        if let Err(Publishing::One(record, _)) = self.store().writes.publish(Publishing::One(record, waiting))
-        {
+        if let Err(Waiting::One(record, _)) = self.store().writes.publish(Waiting::One(record, waiting)) {
             return BrokerFuture::ready(Err(unwritten(&record.envelope)));
         }
         BrokerFuture::new(async move {
@@ -169,7 +168,7 @@ impl Broker for SqliteBroker {
         }
         let (waiting, stored) = oneshot::channel();
         // What is refused is dropped, and with it `waiting`.
-        drop(self.store().writes.publish(Publishing::Many(records, waiting)));
+        drop(self.store().writes.publish(Waiting::Many(records, waiting)));
         BrokerFuture::new(async move {
             let mut stored = stored.await.unwrap_or_default().into_iter();
             for (result, envelope) in results.iter_mut().zip(&topics) {
@@ -184,12 +183,8 @@ impl Broker for SqliteBroker {
     fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
         let store = Arc::clone(self.store());
         BrokerFuture::new(async move {
-            let subscription = Subscription::new(Arc::clone(&store), request);
-            let beginning = Arc::clone(&subscription);
-            let begun = store.writes.run(move |work| {
-                beginning.store.add(&beginning);
-                beginning.begin(work.connection, work.names)
-            });
+            let subscription = Subscription::new(store, request);
+            let begun = subscription.begin();
             // From here on the group is left when the deliveries are dropped.
             let deliveries = Box::new(SqliteDeliveries::new(subscription));
             begun.await?;
@@ -223,7 +218,7 @@ impl Broker for SqliteBroker {
         let file = Arc::clone(&self.store().file);
         BrokerFuture::new(async move {
             // An error means that it was closed before.
-            let _ = closed.await;
+            closed.await.unwrap_or(Ok(()))?;
             // What was settled last is not saved there.
             file.check()
         })
@@ -249,8 +244,8 @@ impl Store {
         }
     }
 
-    pub(crate) fn tail(&self) -> MutexGuard<'_, Tail> {
-        lock(&self.tail)
+    pub(crate) fn tail(&self) -> Locked<'_, Tail> {
+        self.tail.lock()
     }
 
     pub(crate) fn next_number(&self) -> u64 {
@@ -258,21 +253,27 @@ impl Store {
     }
 
     pub(crate) fn subscriptions(&self) -> Arc<Vec<Arc<Subscription>>> {
-        Arc::clone(&lock(&self.subscriptions))
+        Arc::clone(&self.subscriptions.lock())
     }
 
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    fn add(&self, subscription: &Arc<Subscription>) {
-        Arc::make_mut(&mut lock(&self.subscriptions)).push(Arc::clone(subscription));
+    pub(crate) fn add(&self, subscription: &Arc<Subscription>) {
+        Arc::make_mut(&mut self.subscriptions.lock()).push(Arc::clone(subscription));
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn remove(&self, number: u64) {
-        Arc::make_mut(&mut lock(&self.subscriptions)).retain(|subscription| subscription.number != number);
+        let mut subscriptions = self.subscriptions.lock();
+        let others = subscriptions.iter().filter(|subscription| subscription.number != number);
+        let others = Arc::new(others.cloned().collect());
+        let earlier = std::mem::replace(&mut *subscriptions, others);
+        drop(subscriptions);
         self.generation.fetch_add(1, Ordering::AcqRel);
+        // What the one that was removed still holds is dropped without the lock.
+        drop(earlier);
     }
 
     /// Whether a group with this owner may be taken over.
@@ -293,7 +294,7 @@ impl Store {
 
     /// Whether somebody here wants to know what other processes store.
     pub(crate) fn is_watched(&self) -> bool {
-        self.followers.load(Ordering::Acquire) > 0 || !lock(&self.subscriptions).is_empty()
+        self.followers.load(Ordering::Acquire) > 0 || !self.subscriptions.lock().is_empty()
     }
 
     pub(crate) fn set_head(&self, head: i64) {
@@ -361,10 +362,6 @@ impl Store {
 
 fn unwritten(envelope: &Envelope) -> PublishError {
     PublishError::Broker { topic: envelope.topic().to_string(), source: closed().into() }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Handle {

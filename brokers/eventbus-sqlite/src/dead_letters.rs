@@ -3,8 +3,8 @@
 use crate::broker::Store;
 use crate::inherit::Parts;
 use crate::lease::Lease;
+use crate::offsets::offset_of;
 use crate::reader::Reader;
-use crate::subscribe::offset_of;
 use crate::wire::{COLUMN_COUNT, COLUMNS, Stored, StoredTime, content};
 use crate::writes::closed;
 use bytes::Bytes;
@@ -242,16 +242,21 @@ impl DeadLetters for Store {
 
     fn republish(&self, id: DeadLetterId, payload: Option<Bytes>) -> BrokerFuture<Result<bool, BrokerError>> {
         let Some(store) = self.this() else { return BrokerFuture::ready(Err(closed())) };
-        let subscriptions = self.subscriptions();
-        let republished = self.writes.run(move |work| {
-            let result = republish(work.connection, &store, id, payload.as_deref())?;
-            if let Ok(Some((row, offset))) = result
-                && let Some(subscription) = subscriptions.iter().find(|one| one.lock().row == Some(row))
+        let republished = self.writes.run_then(
             {
-                subscription.take_republished(work.connection, work.names, offset)?;
-            }
-            Ok(result.map(|delivery| delivery.is_some()))
-        });
+                let store = Arc::clone(&store);
+                move |work| republish(work.connection, &store, id, payload.as_deref())
+            },
+            move |republished| {
+                let delivery = republished?;
+                if let Some((row, offset)) = delivery {
+                    for subscription in store.subscriptions().iter() {
+                        subscription.expect_republished(row, offset);
+                    }
+                }
+                Ok(delivery.is_some())
+            },
+        );
         BrokerFuture::new(async move { republished.await.flatten() })
     }
 

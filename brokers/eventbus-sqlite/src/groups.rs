@@ -3,8 +3,8 @@
 use crate::broker::Store;
 use crate::inherit::{self, Parts};
 use crate::lease::Lease;
+use crate::offsets::{offset_of, place};
 use crate::reader::head;
-use crate::subscribe::{offset_of, place};
 use crate::writes::{Work, closed};
 use eventbus_core::broker::{BrokerFuture, GroupState, Groups, Offset};
 use eventbus_core::{BrokerError, Pattern};
@@ -58,7 +58,7 @@ fn rows(
     while let Some(row) = found.next()? {
         let (owner, lease): (Option<String>, _) =
             (row.get(1)?, Lease { until: row.get(2)?, length: row.get(3)? });
-        if owner.is_some_and(|owner| !store.is_free(&owner, lease)) {
+        if owner.is_some_and(|owner| !work.is_free(store, &owner, lease)) {
             let message = format!("a process handles the group `{group}` now; stop it first");
             return Ok(Err(BrokerError::new(message)));
         }

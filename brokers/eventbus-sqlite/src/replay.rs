@@ -1,8 +1,9 @@
 //! Replay: reading the history with a cursor that is thrown away.
 
 use crate::broker::Store;
+use crate::offsets::{offset_of, place, size};
 use crate::reader::{Batch, EVENTS, Reader};
-use crate::subscribe::{READ_AHEAD_BYTES, offset_of, place, size};
+use crate::subscription::READ_AHEAD_BYTES;
 use crate::wire::seconds;
 use crate::writes::closed;
 use eventbus_core::broker::{

@@ -19,9 +19,9 @@ const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
 /// The version of the files that this program writes.
 const VERSION: usize = OLDEST + MIGRATIONS.len() - 1;
 /// How long to wait for another process that writes.
-const BUSY: Duration = Duration::from_secs(30);
+pub(crate) const BUSY: Duration = Duration::from_secs(30);
 /// How long to wait before looking again whether it is done.
-const BUSY_LOOK: Duration = Duration::from_millis(1);
+pub(crate) const BUSY_LOOK: Duration = Duration::from_millis(1);
 /// The write-ahead log is copied into the file when it has so many pages.
 const CHECKPOINT_PAGES: u32 = 4_000;
 /// The write-ahead log is cut back to this size, in bytes, when it was copied.
@@ -247,7 +247,9 @@ pub(crate) fn explain(path: &Path, error: rusqlite::Error) -> BrokerError {
              to write to both"
         ),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            format!("another program has held the log `{file}` for more than {BUSY:?}; end the one that does")
+            format!(
+                "another program holds the log `{file}`, and did not let go of it in time; end the one that does"
+            )
         }
         Some(ErrorCode::SystemIoFailure) => {
             format!("the log `{file}` cannot be read or written ({error}); look at its disk")

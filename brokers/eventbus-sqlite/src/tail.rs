@@ -28,24 +28,28 @@ pub(crate) struct Caught {
 }
 
 impl Tail {
-    /// Adds the event at `offset`. Where somebody else stored events in between, what came before is forgotten.
-    pub(crate) fn push(&mut self, offset: i64, envelope: Arc<Envelope>, size: usize) {
-        if self.events.back().is_some_and(|(last, ..)| last + 1 != offset) {
-            self.clear();
-        }
+    /// Adds the event at `offset`. Where somebody else stored events in between, what came before is forgotten. What
+    /// is not kept comes back, since its value is to be dropped without a lock.
+    pub(crate) fn push(&mut self, offset: i64, envelope: Arc<Envelope>, size: usize) -> Vec<Arc<Envelope>> {
+        let mut evicted = match self.events.back() {
+            Some((last, ..)) if last + 1 != offset => self.clear(),
+            _ => Vec::new(),
+        };
         self.events.push_back((offset, envelope, size));
         self.bytes += size;
         while self.events.len() > EVENTS || (self.bytes > BYTES && self.events.len() > 1) {
-            if let Some((.., size)) = self.events.pop_front() {
+            if let Some((_, envelope, size)) = self.events.pop_front() {
                 self.bytes -= size;
+                evicted.push(envelope);
             }
         }
+        evicted
     }
 
-    /// Forgets everything: somebody else has stored events behind it.
-    pub(crate) fn clear(&mut self) {
-        self.events.clear();
+    /// Forgets everything, and gives it back: somebody else has stored events behind it.
+    pub(crate) fn clear(&mut self) -> Vec<Arc<Envelope>> {
         self.bytes = 0;
+        std::mem::take(&mut self.events).into_iter().map(|(_, envelope, _)| envelope).collect()
     }
 
     /// At most `limit` events on `pattern` behind `position`; none where the tail begins later.

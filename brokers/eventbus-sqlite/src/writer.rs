@@ -3,25 +3,26 @@
 //! A publish that finds nobody before it is written at once; while that is synced, others gather and share the next
 //! transaction. Acks alone wait a moment for others, since nobody waits for them.
 
+mod chores;
+mod patience;
+
 use crate::broker::Store;
 use crate::publish::{self, Insert};
 use crate::reader::{Names, head};
-use crate::saving::Saving;
+use crate::retention;
 use crate::schema::{explain, save_wal, tidy_up_in_the_end};
-use crate::subscription::Subscription;
+use crate::subscription::{Saving, Subscription};
 use crate::wire::Record;
-use crate::writes::{Answer, Job, Publishing, Queue, Save, WAKER, Work, tell};
-use crate::{lease::Lease, retention};
+use crate::writes::{Answer, Job, Queue, WAKER, Waiting, When, Work, in_savepoint, tell};
+use chores::Chores;
 use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, PublishError, Topic, foreign};
 use jiff::Timestamp;
 use rusqlite::Connection;
 use std::collections::HashMap;
+use std::mem::take;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// How often idle subscriptions are moved on, and groups that others left are looked for.
-const HOUSEKEEPING: Duration = Duration::from_millis(250);
+use std::time::Instant;
 
 /// The one who writes.
 pub(crate) struct Writer {
@@ -37,19 +38,46 @@ pub(crate) struct Writer {
     synced: Option<bool>,
     /// What the write-ahead log held was saved after the log had gone.
     saved_gone: bool,
-    failed: bool,
-    look_at: Instant,
-    renew_at: Instant,
-    housekeeping_at: Instant,
-    retention_at: Instant,
+    chores: Chores,
     retention: retention::Pass,
+}
+
+/// What is to be written in one transaction.
+#[derive(Default)]
+struct Batch {
+    publishes: Vec<Waiting>,
+    jobs: Vec<Job>,
+    unsaved: Vec<Arc<Subscription>>,
+}
+
+/// What a transaction has written.
+#[derive(Default)]
+struct Written {
+    /// Each event's place; none where it was there already.
+    stored: Vec<Result<Option<i64>, String>>,
+    answers: Vec<Answer>,
+    /// Each save, and whether it was written; `Ok(false)`: somebody else has the group.
+    saves: Vec<(Saving, rusqlite::Result<bool>)>,
+    /// The place of the latest event.
+    last: i64,
+    /// Another process has stored events meanwhile.
+    overtaken: bool,
+}
+
+/// Which part of a transaction has taken it down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Culprit {
+    Publishes,
+    Job,
+    Save,
+    /// Its beginning or its end.
+    Transaction,
 }
 
 impl Writer {
     /// Starts the writer on a thread of its own.
     pub(crate) fn start(store: Arc<Store>, connection: Connection) -> Result<(), BrokerError> {
         let path = store.settings.path.clone();
-        let now = Instant::now();
         let mut writer = Self {
             head: head(&connection).map_err(|error| explain(&path, error))?,
             data_version: 0,
@@ -60,14 +88,11 @@ impl Writer {
             routes: Default::default(),
             synced: None,
             saved_gone: false,
-            failed: false,
-            look_at: now,
-            renew_at: now,
-            housekeeping_at: now,
-            retention_at: now,
+            chores: Chores::new(Instant::now()),
             retention: retention::Pass::default(),
         };
         writer.data_version = writer.read_data_version().map_err(|error| explain(&path, error))?;
+        patience::of_writer(&mut writer.connection).map_err(|error| explain(&path, error))?;
         writer.store.set_head(writer.head);
         std::thread::Builder::new().name("eventbus-sqlite".to_owned()).spawn(move || writer.work()).map_err(
             |error| BrokerError::new("cannot start the thread that writes the log").with_source(error),
@@ -76,142 +101,152 @@ impl Writer {
     }
 
     fn work(mut self) {
+        patience::depends_on(&self.store);
         loop {
-            let mut queue = self.store.writes.take(self.pause());
-            let closing = queue.closing.take();
-            self.transact(queue);
-            if let Some(done) = closing {
-                self.finish();
+            let Queue { publishes, jobs, unsaved, mut closing, .. } = self.store.writes.take(self.pause());
+            let written = self.transact(Batch { publishes, jobs, unsaved });
+            if let Some(done) = closing.take() {
+                let closed = written.and(self.finish()).map_err(|error| {
+                    let message = format!(
+                        "not everything was written before the log was closed ({error}); what was settled last is \
+                         delivered again"
+                    );
+                    BrokerError::new(message).with_source(error)
+                });
                 // The last connection that closes tidies the file up.
                 drop(self);
-                tell(done, ());
+                tell(done, closed);
                 return;
             }
-            let now = Instant::now();
-            if now >= self.look_at {
-                self.look_at = now + self.store.settings.poll_interval;
-                if let Err(error) = self.look_around(now) {
-                    let error = explain(&self.store.settings.path, error);
-                    tracing::warn!(target: "eventbus", error = %printable(error), "cannot look after the log; trying again");
+            self.look_around(Instant::now());
+        }
+    }
+
+    /// Writes what waits in one transaction, and answers. What a part of it takes down with it is written without that
+    /// part; the error tells that not all was written.
+    fn transact(&mut self, mut batch: Batch) -> Result<(), BrokerError> {
+        // A save is the difference to the one before, so there is one of each.
+        batch.unsaved.sort_unstable_by_key(|subscription| subscription.number);
+        batch.unsaved.dedup_by_key(|subscription| subscription.number);
+        let mut result = Ok(());
+        while !batch.is_empty() {
+            let mut written = Written::default();
+            let here = self.store.file.check();
+            let (culprit, error) = match here.map(|()| self.write(&mut batch, &mut written)) {
+                Ok(Ok(())) => {
+                    self.committed(batch.publishes, written);
+                    return result;
                 }
-            }
-        }
-    }
-
-    /// How long to wait at most, before looking around.
-    fn pause(&self) -> Option<Duration> {
-        let settings = &self.store.settings;
-        let watching = self.store.is_watched().then_some(settings.poll_interval);
-        let keeping = (!retention::is_forever(&settings.retention))
-            .then(|| self.retention_at.saturating_duration_since(Instant::now()));
-        [watching, keeping].into_iter().flatten().min()
-    }
-
-    /// Writes what waits in one transaction, and answers.
-    fn transact(&mut self, queue: Queue) {
-        let Queue { publishes, mut jobs, dirty, .. } = queue;
-        if publishes.is_empty()
-            && jobs.is_empty()
-            && !dirty.iter().any(|subscription| subscription.lock().dirty)
-        {
-            return;
-        }
-        let mut outcome = Outcome::default();
-        let failed = match self.store.file.check() {
-            Ok(()) => self
-                .try_transact(&publishes, &mut jobs, dirty, &mut outcome)
-                .err()
-                .map(|error| explain(&self.store.settings.path, error)),
-            Err(gone) => Some(gone),
-        };
-        self.failed = failed.is_some();
-        if let Some(error) = &failed {
-            tracing::error!(target: "eventbus", error = %printable(error), "nothing of a transaction was written");
+                Ok(Err((culprit, error))) => (culprit, explain(&self.store.settings.path, error)),
+                Err(gone) => (Culprit::Transaction, gone),
+            };
+            tracing::error!(target: "eventbus", error = %printable(&error), "nothing of a transaction was written");
             // It may have been rolled back already.
             let _ = self.connection.execute_batch("rollback");
-            self.numbers = publish::Names::default();
-            // It may have failed before it came to them.
-            for subscription in self.store.subscriptions().iter().filter(|one| one.lock().dirty) {
-                self.store.writes.save(Arc::clone(subscription), Save::AfterFailure);
+            (self.names, self.numbers) = Default::default();
+            if culprit == Culprit::Save
+                && let Some((saving, _)) = written.saves.last()
+            {
+                let number = saving.subscription().number;
+                batch.unsaved.retain(|subscription| subscription.number != number);
             }
-        } else {
-            self.announce(&publishes, &outcome);
+            written.answers.into_iter().for_each(|answer| answer(Err(&error)));
+            written.saves.into_iter().for_each(|(saving, _)| saving.finish(Err(&error)));
+            let failed = match culprit {
+                Culprit::Publishes => Batch { publishes: take(&mut batch.publishes), ..Batch::default() },
+                Culprit::Job | Culprit::Save => Batch::default(),
+                Culprit::Transaction => take(&mut batch),
+            };
+            self.give_up(failed, &error);
+            result = Err(error);
         }
-        let committed = || failed.as_ref().map_or(Ok(()), Err);
-        for lost in outcome.lost {
-            lost.lose();
-        }
-        for saving in outcome.savings {
-            let subscription = Arc::clone(&saving.subscription);
-            saving.finish(committed());
-            if subscription.wants_republished() {
-                let finding = Arc::clone(&subscription);
-                drop(
-                    self.store.writes.run(move |work| finding.find_republished(work.connection, work.names)),
-                );
-            }
-            if subscription.lock().dirty {
-                self.store
-                    .writes
-                    .save(subscription, if self.failed { Save::AfterFailure } else { Save::Soon });
-            }
-        }
-        foreign::tell(WAKER, || self.store.saved.notify_waiters());
-        let never_run = jobs.into_iter().map(|job| job(None));
-        for answer in outcome.answers.into_iter().chain(never_run) {
-            answer(committed());
-        }
-        // Stored in a file that nobody finds is not stored.
-        let failed = failed.or_else(|| self.store.file.check().err());
-        answer(publishes, outcome.stored, failed.as_ref());
+        result
     }
 
-    fn try_transact(
-        &mut self,
-        publishes: &[Publishing],
-        jobs: &mut Vec<Job>,
-        dirty: Vec<Arc<Subscription>>,
-        outcome: &mut Outcome,
-    ) -> rusqlite::Result<()> {
-        self.sync_at_commit(!publishes.is_empty())?;
-        self.connection.execute_batch("begin immediate")?;
-        let found = head(&self.connection)?;
-        outcome.overtaken = found != self.head;
-        let mut last = found;
+    /// None of it is written.
+    fn give_up(&self, batch: Batch, error: &BrokerError) {
+        for job in batch.jobs {
+            job(None)(Err(error));
+        }
+        for subscription in batch.unsaved {
+            self.store.writes.save(subscription, When::AfterFailure);
+        }
+        answer(batch.publishes, Vec::new(), Some(error));
+        foreign::tell(WAKER, || self.store.saved.notify_waiters());
+    }
+
+    fn write(&mut self, batch: &mut Batch, written: &mut Written) -> Result<(), (Culprit, rusqlite::Error)> {
+        let transaction = |error| (Culprit::Transaction, error);
+        self.sync_at_commit(!batch.publishes.is_empty()).map_err(transaction)?;
+        self.connection.execute_batch("begin immediate").map_err(transaction)?;
+        let found = head(&self.connection).map_err(transaction)?;
+        written.overtaken = found != self.head;
+        written.last = found;
+        self.insert(&batch.publishes, written).map_err(|error| (Culprit::Publishes, error))?;
+        let mut work =
+            Work { connection: &self.connection, names: &mut self.names, taken: Vec::new(), broken: None };
+        let mut jobs = take(&mut batch.jobs).into_iter();
+        while let Some(job) = jobs.next() {
+            written.answers.push(job(Some(&mut work)));
+            if let Some(error) = work.broken.take() {
+                batch.jobs = jobs.collect();
+                return Err((Culprit::Job, error));
+            }
+        }
+        for subscription in &batch.unsaved {
+            let Some(saving) = Saving::of(subscription) else { continue };
+            let saved = in_savepoint(&mut work, |work| saving.write(work.connection));
+            written.saves.push((saving, saved));
+            if let Some(error) = work.broken.take() {
+                return Err((Culprit::Save, error));
+            }
+        }
+        self.connection.execute_batch("commit").map_err(transaction)
+    }
+
+    fn insert(&mut self, publishes: &[Waiting], written: &mut Written) -> rusqlite::Result<()> {
         let mut insert = Insert::new(&self.connection, &mut self.numbers, Timestamp::now())?;
-        for record in publishes.iter().flat_map(Publishing::records) {
-            let stored = match insert.write(last + 1, record) {
+        for record in publishes.iter().flat_map(Waiting::records) {
+            written.stored.push(match insert.write(written.last + 1, record) {
                 Ok(true) => {
-                    last += 1;
-                    Ok(Some(last))
+                    written.last += 1;
+                    Ok(Some(written.last))
                 }
                 Ok(false) => Ok(None),
                 Err(error) if publish::is_of_one(&error) => Err(error.to_string()),
                 Err(error) => return Err(error),
-            };
-            outcome.stored.push(stored);
+            });
         }
-        drop(insert);
-        let mut work = Work { connection: &self.connection, names: &mut self.names, dirty };
-        for job in jobs.drain(..) {
-            outcome.answers.push(job(Some(&mut work)));
-        }
-        // A save is the difference to the one before, so there is one of each.
-        let mut dirty = work.dirty;
-        dirty.sort_unstable_by_key(|subscription| subscription.number);
-        dirty.dedup_by_key(|subscription| subscription.number);
-        for subscription in dirty {
-            let Some(saving) = Saving::of(&subscription) else { continue };
-            let ours = saving.write(&self.connection);
-            if let Ok(false) = ours {
-                outcome.lost.push(subscription);
-            }
-            outcome.savings.push(saving);
-            ours?;
-        }
-        self.connection.execute_batch("commit")?;
-        self.head = last;
         Ok(())
+    }
+
+    /// Applies what was committed: only now is it true.
+    fn committed(&mut self, publishes: Vec<Waiting>, written: Written) {
+        self.head = written.last;
+        self.announce(&publishes, &written);
+        let Written { stored, answers, saves, .. } = written;
+        // In the order in which it was written.
+        answers.into_iter().for_each(|answer| answer(Ok(())));
+        for (saving, saved) in saves {
+            let subscription = Arc::clone(saving.subscription());
+            match saved {
+                Ok(ours) => saving.finish(Ok(ours)),
+                Err(error) => {
+                    let error = explain(&self.store.settings.path, error);
+                    tracing::error!(
+                        target: "eventbus", group = %printable(&subscription.group), error = %printable(&error),
+                        "a group was not saved"
+                    );
+                    saving.finish(Err(&error));
+                }
+            }
+            if subscription.wants_republished() {
+                subscription.find_republished();
+            }
+        }
+        foreign::tell(WAKER, || self.store.saved.notify_waiters());
+        // Stored in a file that nobody finds is not stored.
+        answer(publishes, stored, self.store.file.check().err().as_ref());
     }
 
     /// Only events need to be synced: what a power cut may take of the rest is done again.
@@ -226,18 +261,21 @@ impl Writer {
     }
 
     /// Tells the subscriptions of this process what was stored.
-    fn announce(&mut self, publishes: &[Publishing], outcome: &Outcome) {
+    fn announce(&mut self, publishes: &[Waiting], written: &Written) {
         let subscriptions = self.store.subscriptions();
         if !subscriptions.is_empty() {
+            let mut evicted = Vec::new();
             let mut tail = self.store.tail();
-            for (record, stored) in publishes.iter().flat_map(Publishing::records).zip(&outcome.stored) {
+            for (record, stored) in publishes.iter().flat_map(Waiting::records).zip(&written.stored) {
                 if let Ok(Some(offset)) = stored {
-                    tail.push(*offset, Arc::clone(&record.envelope), record.payload.len());
+                    evicted.extend(tail.push(*offset, Arc::clone(&record.envelope), record.payload.len()));
                 }
             }
+            drop(tail);
+            evicted.into_iter().for_each(discard);
         }
         self.store.set_head(self.head);
-        if outcome.overtaken {
+        if written.overtaken {
             return subscriptions.iter().for_each(|subscription| subscription.call());
         }
         let generation = self.store.generation();
@@ -245,7 +283,7 @@ impl Writer {
             self.routes = (generation, HashMap::new());
         }
         let mut called: Vec<u64> = Vec::new();
-        for record in publishes.iter().flat_map(Publishing::records) {
+        for record in publishes.iter().flat_map(Waiting::records) {
             let topic = record.envelope.topic();
             if !self.routes.1.contains_key(topic) {
                 let listening =
@@ -261,49 +299,36 @@ impl Writer {
         }
     }
 
-    /// Looks for what others have written, keeps leases, and moves idle subscriptions on.
-    fn look_around(&mut self, now: Instant) -> rusqlite::Result<()> {
-        if self.store.file.check().is_err() {
-            return self.save_what_is_gone();
-        }
-        if std::mem::take(&mut self.saved_gone) {
-            tidy_up_in_the_end(&self.connection, true)?;
-        }
+    /// Leaves every group, and the file as if nobody had been here.
+    fn finish(&mut self) -> Result<(), BrokerError> {
         let subscriptions = self.store.subscriptions();
-        let version = self.read_data_version()?;
-        if version != self.data_version {
-            self.data_version = version;
-            self.store.tail().clear();
-            self.head = head(&self.connection)?;
-            self.store.set_head(self.head);
-            for subscription in subscriptions.iter() {
-                subscription.find_republished(&self.connection, &mut self.names)?;
-                subscription.call();
+        for subscription in subscriptions.iter() {
+            subscription.skip_to(self.head);
+        }
+        let saved = self.transact(Batch { unsaved: subscriptions.to_vec(), ..Batch::default() });
+        let owners = self.store.process.owners();
+        let left = match self.store.file.check() {
+            Ok(()) => {
+                self.connection.execute("update subscription set owner = null where owner glob ?1", [owners])
             }
+            Err(_) => self.save_what_is_gone().map(|()| 0),
+        };
+        // Nothing is handled any more here, since others may do that now.
+        for subscription in subscriptions.iter() {
+            subscription.hold_until(0);
         }
-        if !subscriptions.is_empty() && now >= self.renew_at {
-            self.renew_at = now + self.store.settings.lease / 3;
-            self.renew(&subscriptions)?;
+        self.store.file.close();
+        self.store.readers.close();
+        let left = left.map_err(|error| explain(&self.store.settings.path, error));
+        match &left {
+            // SQLite removes the write-ahead log after this.
+            Ok(_) => self.store.process.leave(),
+            Err(error) => tracing::warn!(
+                target: "eventbus", error = %printable(error),
+                "groups were not left; another process takes them over once this one has ended"
+            ),
         }
-        if now >= self.housekeeping_at {
-            self.housekeeping_at = now + HOUSEKEEPING;
-            for subscription in subscriptions.iter() {
-                if subscription.is_active() {
-                    if subscription.skip_to(self.head) {
-                        self.store.writes.save(Arc::clone(subscription), Save::Soon);
-                    }
-                } else if subscription.is_free(&self.connection)? {
-                    let taking = Arc::clone(subscription);
-                    drop(self.store.writes.run(move |work| taking.take_over(work.connection, work.names)));
-                }
-            }
-        }
-        if !retention::is_forever(&self.store.settings.retention) && now >= self.retention_at {
-            let more = self.retention.go_on(&self.connection, &self.store.settings.retention)?;
-            self.retention_at =
-                now + if more { Duration::ZERO } else { self.store.settings.retention_interval };
-        }
-        Ok(())
+        saved.and(left.map(drop))
     }
 
     /// The log is no longer where it was opened: what was acknowledged goes with the file, wherever it is.
@@ -313,70 +338,12 @@ impl Writer {
         }
         tidy_up_in_the_end(&self.connection, false)?;
         if self.store.file.can_save() {
-            save_wal(&mut self.connection)?;
+            let saved = save_wal(&mut self.connection);
+            patience::of_writer(&mut self.connection)?;
+            saved?;
         }
         self.saved_gone = true;
         Ok(())
-    }
-
-    /// Says that this process goes on, and learns what others have taken meanwhile.
-    fn renew(&mut self, subscriptions: &[Arc<Subscription>]) -> rusqlite::Result<()> {
-        let store = Arc::clone(&self.store);
-        let given = Lease::of(store.settings.lease);
-        let until = store.clock().saturating_add(given.length.unsigned_abs());
-        if let Err(error) = store.process.stay() {
-            tracing::warn!(
-                target: "eventbus", error = %printable(error),
-                "cannot lock a file beside the log; if this process ends, others wait until its lease is over"
-            );
-        }
-        self.sync_at_commit(false)?;
-        self.connection
-            .prepare_cached("update subscription set leased_until = ?2 where owner glob ?1")?
-            .execute((store.process.owners(), given.until))?;
-        for subscription in subscriptions.iter().filter(|subscription| subscription.is_active()) {
-            let ours: bool = self
-                .connection
-                .prepare_cached("select count(*) from subscription where owner = ?1")?
-                .query_row([subscription.owner()], |row| row.get(0))?;
-            if !ours {
-                subscription.lose();
-            } else if subscription.refused.swap(false, std::sync::atomic::Ordering::AcqRel) {
-                let again = Arc::clone(subscription);
-                drop(self.store.writes.run(move |work| again.begin_again(work.connection, work.names)));
-            } else {
-                subscription.hold_until(until);
-            }
-        }
-        Ok(())
-    }
-
-    /// Leaves every group, and the file as if nobody had been here.
-    fn finish(&mut self) {
-        let subscriptions = self.store.subscriptions();
-        for subscription in subscriptions.iter() {
-            subscription.skip_to(self.head);
-        }
-        let mut last = Queue::default();
-        last.dirty = subscriptions.to_vec();
-        self.transact(last);
-        let owners = self.store.process.owners();
-        let left = match self.store.file.check() {
-            Ok(()) => {
-                self.connection.execute("update subscription set owner = null where owner glob ?1", [owners])
-            }
-            Err(_) => self.save_what_is_gone().map(|()| 0),
-        };
-        self.store.file.close();
-        self.store.readers.close();
-        match left {
-            // SQLite removes the write-ahead log after this.
-            Ok(_) => self.store.process.leave(),
-            Err(error) => tracing::warn!(
-                target: "eventbus", error = %printable(explain(&self.store.settings.path, error)),
-                "groups were not left; another process takes them over once this one has ended"
-            ),
-        }
     }
 
     fn read_data_version(&self) -> rusqlite::Result<i64> {
@@ -391,24 +358,14 @@ impl Drop for Writer {
     }
 }
 
-/// What became of what a transaction holds.
-#[derive(Default)]
-struct Outcome {
-    /// Each event's place; none where it was there already.
-    stored: Vec<Result<Option<i64>, String>>,
-    answers: Vec<Answer>,
-    savings: Vec<Saving>,
-    lost: Vec<Arc<Subscription>>,
-    /// Another process has stored events meanwhile.
-    overtaken: bool,
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.publishes.is_empty() && self.jobs.is_empty() && self.unsaved.is_empty()
+    }
 }
 
 /// Answers the publishers.
-fn answer(
-    publishes: Vec<Publishing>,
-    stored: Vec<Result<Option<i64>, String>>,
-    failed: Option<&BrokerError>,
-) {
+fn answer(publishes: Vec<Waiting>, stored: Vec<Result<Option<i64>, String>>, failed: Option<&BrokerError>) {
     let mut stored = stored.into_iter();
     let mut answer = |record: &Record| {
         let problem = match (failed, stored.next()) {
@@ -419,12 +376,21 @@ fn answer(
         };
         Err(PublishError::Broker { topic: record.envelope.topic().to_string(), source: problem.into() })
     };
-    for publishing in publishes {
-        match publishing {
-            Publishing::One(record, waiting) => tell(waiting, answer(&record)),
-            Publishing::Many(records, waiting) => {
-                tell(waiting, records.iter().map(&mut answer).collect());
+    for waiting in publishes {
+        match waiting {
+            Waiting::One(record, waits) => {
+                tell(waits, answer(&record));
+                discard(record);
+            }
+            Waiting::Many(records, waits) => {
+                tell(waits, records.iter().map(&mut answer).collect());
+                records.into_iter().for_each(discard);
             }
         }
     }
+}
+
+/// Drops what may hold the last of an event's value.
+fn discard<T>(value: T) {
+    foreign::tell("an event's destructor", || drop(value));
 }

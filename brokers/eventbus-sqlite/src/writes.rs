@@ -1,13 +1,16 @@
 //! What waits for the writer: events, jobs and saves, from whoever has something to write.
 
+use crate::broker::Store;
+use crate::lease::Lease;
 use crate::reader::Names;
 use crate::subscription::Subscription;
 use crate::wire::Record;
 use eventbus_core::broker::BrokerFuture;
+use eventbus_core::lock::{Lock, Locked, Rank};
 use eventbus_core::{BrokerError, PublishError, foreign};
 use rusqlite::Connection;
 use std::mem::take;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -17,38 +20,39 @@ const SOON: Duration = Duration::from_millis(2);
 pub(crate) const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// What waits for the writer.
-#[derive(Default)]
 pub(crate) struct Writes {
-    queue: Mutex<Queue>,
+    queue: Lock<Queue>,
     bell: Condvar,
+    closing_since: OnceLock<Instant>,
 }
 
 #[derive(Default)]
 pub(crate) struct Queue {
-    pub(crate) publishes: Vec<Publishing>,
+    pub(crate) publishes: Vec<Waiting>,
     pub(crate) jobs: Vec<Job>,
-    pub(crate) dirty: Vec<Arc<Subscription>>,
+    /// Subscriptions that have something to save; some may be here twice.
+    pub(crate) unsaved: Vec<Arc<Subscription>>,
     /// When to save at the latest.
     save_at: Option<Instant>,
-    pub(crate) closing: Option<oneshot::Sender<()>>,
+    pub(crate) closing: Option<oneshot::Sender<Result<(), BrokerError>>>,
     closed: bool,
     writer_sleeps: bool,
 }
 
 /// Events whose publishers wait.
-pub(crate) enum Publishing {
+pub(crate) enum Waiting {
     One(Record, oneshot::Sender<Result<(), PublishError>>),
     Many(Vec<Record>, oneshot::Sender<Vec<Result<(), PublishError>>>),
 }
 
 /// Something else to write. None: the transaction had failed before its turn.
 pub(crate) type Job = Box<dyn FnOnce(Option<&mut Work<'_>>) -> Answer + Send>;
-/// What is called when the transaction is over.
+/// What is called once the transaction was committed or rolled back.
 pub(crate) type Answer = Box<dyn FnOnce(Result<(), &BrokerError>) + Send>;
 
 /// How soon a save is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Save {
+pub(crate) enum When {
     Now,
     Soon,
     AfterFailure,
@@ -58,24 +62,35 @@ pub(crate) enum Save {
 pub(crate) struct Work<'a> {
     pub(crate) connection: &'a Connection,
     pub(crate) names: &'a mut Names,
-    pub(crate) dirty: Vec<Arc<Subscription>>,
+    /// The subscriptions of this process that have taken a group over in this transaction. They do not know yet.
+    pub(crate) taken: Vec<u64>,
+    /// What has rolled the whole transaction back.
+    pub(crate) broken: Option<rusqlite::Error>,
 }
 
 impl Work<'_> {
-    /// Saves the subscription in this transaction, too.
-    pub(crate) fn save(&mut self, subscription: &Arc<Subscription>) {
-        self.dirty.push(Arc::clone(subscription));
+    /// Whether a group with this owner may be taken over or moved.
+    pub(crate) fn is_free(&self, store: &Store, owner: &str, lease: Lease) -> bool {
+        let taken = store.process.number(owner).is_some_and(|number| self.taken.contains(&number));
+        !taken && store.is_free(owner, lease)
+    }
+}
+
+impl Default for Writes {
+    fn default() -> Self {
+        let queue = Lock::new(Rank::BROKER_LAST, Queue::default());
+        Self { queue, bell: Condvar::new(), closing_since: OnceLock::new() }
     }
 }
 
 impl Writes {
     /// Publishes; `Err` gives it back, since the log is closed.
-    pub(crate) fn publish(&self, publishing: Publishing) -> Result<(), Publishing> {
-        let mut queue = self.lock();
+    pub(crate) fn publish(&self, waiting: Waiting) -> Result<(), Waiting> {
+        let mut queue = self.queue.lock();
         if queue.closed {
-            return Err(publishing);
+            return Err(waiting);
         }
-        queue.publishes.push(publishing);
+        queue.publishes.push(waiting);
         self.ring(queue);
         Ok(())
     }
@@ -86,21 +101,31 @@ impl Writes {
         &self,
         job: impl FnOnce(&mut Work<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> BrokerFuture<Result<T, BrokerError>> {
+        self.run_then(job, |answer| answer)
+    }
+
+    /// Runs a job inside of a transaction, and once that is committed, `apply` with what the job returned, on the
+    /// writer's thread and in the order of jobs. A job changes nothing in memory: what it changed is what it returns.
+    /// If it fails, or the transaction does, that is dropped, and whoever waits gets the error.
+    pub(crate) fn run_then<T: Send + 'static, R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Work<'_>) -> rusqlite::Result<T> + Send + 'static,
+        apply: impl FnOnce(T) -> R + Send + 'static,
+    ) -> BrokerFuture<Result<R, BrokerError>> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |work| {
             let result = work.map(|work| in_savepoint(work, job));
             Box::new(move |committed| {
                 let result = match (committed, result) {
-                    (Ok(()), Some(result)) => {
-                        result.map_err(|error| BrokerError::new(error.to_string()).with_source(error))
-                    }
+                    (Ok(()), Some(Ok(changed))) => Ok(apply(changed)),
+                    (Ok(()), Some(Err(error))) => Err(BrokerError::new(error.to_string()).with_source(error)),
                     (Ok(()), None) => Err(closed()),
                     (Err(error), _) => Err(BrokerError::new(error.to_string())),
                 };
                 tell(answer, result);
             })
         });
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         if !queue.closed {
             queue.jobs.push(job);
         }
@@ -109,13 +134,13 @@ impl Writes {
     }
 
     /// Saves how far a subscription has come.
-    pub(crate) fn save(&self, subscription: Arc<Subscription>, save: Save) {
-        let mut queue = self.lock();
-        queue.dirty.push(subscription);
-        let wait = match save {
-            Save::Now => Duration::ZERO,
-            Save::Soon => SOON,
-            Save::AfterFailure => AFTER_FAILURE,
+    pub(crate) fn save(&self, subscription: Arc<Subscription>, when: When) {
+        let mut queue = self.queue.lock();
+        queue.unsaved.push(subscription);
+        let wait = match when {
+            When::Now => Duration::ZERO,
+            When::Soon => SOON,
+            When::AfterFailure => AFTER_FAILURE,
         };
         let at = Instant::now() + wait;
         if queue.save_at.is_none_or(|earlier| at < earlier) {
@@ -126,46 +151,49 @@ impl Writes {
 
     /// Lets the writer look around.
     pub(crate) fn wake(&self) {
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         queue.save_at = Some(Instant::now());
         self.ring(queue);
     }
 
-    /// Ends the writer, after what waits now.
-    pub(crate) fn close(&self) -> oneshot::Receiver<()> {
+    /// Ends the writer, after what waits now; tells whether all of that was written.
+    pub(crate) fn close(&self) -> oneshot::Receiver<Result<(), BrokerError>> {
         let (done, closed) = oneshot::channel();
-        let mut queue = self.lock();
-        if !queue.closed {
-            queue.closing = Some(done);
-        }
+        self.closing_since.get_or_init(Instant::now);
+        let mut queue = self.queue.lock();
+        let earlier = if queue.closed { Some(done) } else { queue.closing.replace(done) };
         self.ring(queue);
+        drop(earlier);
         closed
+    }
+
+    /// How long ago the log was told to close.
+    pub(crate) fn closing_for(&self) -> Option<Duration> {
+        self.closing_since.get().map(Instant::elapsed)
     }
 
     /// Refuses everything from now on, and what waits.
     pub(crate) fn abandon(&self) {
-        let waiting = take(&mut *self.lock());
-        self.lock().closed = true;
+        let mut queue = self.queue.lock();
+        let waiting = take(&mut *queue);
+        queue.closed = true;
+        drop(queue);
         drop(waiting);
     }
 
     /// Wakes the writer if it sleeps: one that is at work looks at the queue before it sleeps.
-    fn ring(&self, mut queue: MutexGuard<'_, Queue>) {
-        let sleeps = std::mem::take(&mut queue.writer_sleeps);
+    fn ring(&self, mut queue: Locked<'_, Queue>) {
+        let sleeps = take(&mut queue.writer_sleeps);
         drop(queue);
         if sleeps {
             self.bell.notify_one();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits for something to do, for at most `pause`.
     pub(crate) fn take(&self, pause: Option<Duration>) -> Queue {
         let look_again = pause.map(|pause| Instant::now() + pause);
-        let mut queue = self.lock();
+        let mut queue = self.queue.lock();
         loop {
             let now = Instant::now();
             let due = queue.save_at.is_some_and(|at| at <= now) || look_again.is_some_and(|at| at <= now);
@@ -178,18 +206,12 @@ impl Writes {
             }
             queue.writer_sleeps = true;
             let wake_at = [queue.save_at, look_again].into_iter().flatten().min();
-            queue = match wake_at {
-                Some(at) => {
-                    let wait = at.saturating_duration_since(now);
-                    self.bell.wait_timeout(queue, wait).unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => self.bell.wait(queue).unwrap_or_else(PoisonError::into_inner),
-            };
+            queue = queue.wait(&self.bell, wake_at.map(|at| at.saturating_duration_since(now)));
         }
     }
 }
 
-impl Publishing {
+impl Waiting {
     pub(crate) fn records(&self) -> &[Record] {
         match self {
             Self::One(record, _) => std::slice::from_ref(record),
@@ -198,18 +220,27 @@ impl Publishing {
     }
 }
 
-/// Runs a part of a transaction that can fail by itself.
-fn in_savepoint<T>(
+/// Runs a part of a transaction that can fail by itself. Some errors take the whole transaction with them; then the
+/// work is [broken](Work::broken).
+pub(crate) fn in_savepoint<T>(
     work: &mut Work<'_>,
     part: impl FnOnce(&mut Work<'_>) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<T> {
-    work.connection.execute_batch("savepoint job")?;
-    let result = part(work);
-    let end = if result.is_ok() { "release job" } else { "rollback to job; release job" };
-    let ended = work.connection.execute_batch(end);
-    let result = result?;
-    ended?;
-    Ok(result)
+    let connection = work.connection;
+    let run = |sql| connection.prepare_cached(sql)?.execute([]);
+    let result = run("savepoint part").and_then(|_| {
+        let result = part(work)?;
+        run("release part")?;
+        Ok(result)
+    });
+    result.inspect_err(|error| {
+        let undone = connection.execute_batch("rollback to part; release part");
+        if undone.is_err() || connection.is_autocommit() {
+            let error = error.sqlite_error().copied();
+            let error = error.unwrap_or(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT));
+            work.broken = Some(rusqlite::Error::SqliteFailure(error, None));
+        }
+    })
 }
 
 /// How a waker is called in an error line. The thread that writes wakes whoever waits for it, in what runtime or

@@ -1,0 +1,327 @@
+//! Taking a group over, and leaving it: which process handles its events.
+//!
+//! Jobs of the writer read and write the rows; what they return is applied once that is committed.
+
+use super::receive::READ_AHEAD;
+use super::rows::{self, Unfinished, Which};
+use super::{Saving, Subscription};
+use crate::inherit;
+use crate::lease::Lease;
+use crate::reader;
+use crate::writes::{WAKER, Work};
+use eventbus_core::broker::{BrokerFuture, Progress, Start};
+use eventbus_core::printable::printable;
+use eventbus_core::{BrokerError, foreign};
+use rusqlite::Connection;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// What a job found: the row of a group, and all that is needed to go on from it if the group was free.
+struct Found {
+    row: i64,
+    taken: Option<Taken>,
+}
+
+/// A group that was taken over, as the file has it.
+struct Taken {
+    place: inherit::Row,
+    unfinished: Vec<Unfinished>,
+    /// Until when the lease holds, in milliseconds since the store was opened.
+    until: u64,
+}
+
+impl Subscription {
+    /// Makes sure that the group has its row, and takes it over if it is free.
+    pub(crate) fn begin(self: &Arc<Self>) -> BrokerFuture<Result<(), BrokerError>> {
+        let (beginning, begun) = (Arc::clone(self), Arc::clone(self));
+        self.store.writes.run_then(
+            move |work| beginning.find(work),
+            move |found| {
+                begun.store.add(&begun);
+                begun.apply(found);
+            },
+        )
+    }
+
+    /// Takes the group over, if nobody handles it.
+    pub(crate) fn take_over(self: &Arc<Self>) {
+        let (taking, taken) = (Arc::clone(self), Arc::clone(self));
+        drop(self.store.writes.run_then(
+            move |work| if taking.is_active() { Ok(None) } else { taking.find(work).map(Some) },
+            move |found| found.into_iter().for_each(|found| taken.apply(found)),
+        ));
+    }
+
+    /// Begins again from what is saved, where some deliveries were dropped while the lease was over, and nobody else
+    /// has taken the group meanwhile.
+    pub(crate) fn begin_again(self: &Arc<Self>) {
+        let (beginning, begun) = (Arc::clone(self), Arc::clone(self));
+        drop(self.store.writes.run_then(
+            move |work| {
+                let Some(row) = beginning.row().filter(|_| beginning.is_active() && beginning.has_refused())
+                else {
+                    return Ok(None);
+                };
+                // What is settled is not to be repeated.
+                let saving = Saving::of(&beginning);
+                let owner = rows::owner(work.connection, row)?.map(|(owner, _)| owner);
+                let ours = owner == Some(beginning.owner());
+                if let Some(saving) = saving.as_ref().filter(|_| ours) {
+                    saving.write(work.connection)?;
+                }
+                let found = if ours { Some(beginning.take(work, row)?) } else { None };
+                Ok(Some((saving, found, beginning.held.epoch())))
+            },
+            move |result| {
+                let Some((saving, found, epoch)) = result else { return };
+                saving.into_iter().for_each(|saving| saving.finish(Ok(found.is_some())));
+                match found {
+                    Some(found) => begun.apply(found),
+                    None => begun.lose(epoch),
+                }
+            },
+        ));
+    }
+
+    /// Finds the row of this group, or makes one, and takes the group over if it is free.
+    fn find(&self, work: &mut Work<'_>) -> rusqlite::Result<Found> {
+        let connection = work.connection;
+        let row = match self.row() {
+            Some(row) if rows::exists(connection, row, &self.group)? => row,
+            _ => {
+                let start = match self.start {
+                    Start::Earliest => 0,
+                    _ => reader::head(connection)?,
+                };
+                inherit::find_or_begin(connection, &self.group, &self.pattern, start)?
+                    .map_err(|_| self.damaged())?
+            }
+        };
+        let free = self.is_free(connection, |owner, lease| work.is_free(&self.store, owner, lease))?;
+        if free { self.take(work, row) } else { Ok(Found { row, taken: None }) }
+    }
+
+    /// Takes the group over.
+    fn take(&self, work: &mut Work<'_>, row: i64) -> rusqlite::Result<Found> {
+        let connection = work.connection;
+        let place = inherit::inherit(connection, &self.group, &self.pattern, row)?;
+        let place = place.map_err(|_| self.damaged())?;
+        let given = Lease::of(self.store.settings.lease);
+        let until = self.store.clock().saturating_add(given.length.unsigned_abs());
+        rows::own(connection, row, &self.owner(), given)?;
+        work.taken.push(self.number);
+        let unfinished = Unfinished::read(connection, work.names, row, Which::Own)?;
+        Ok(Found { row, taken: Some(Taken { place, unfinished, until }) })
+    }
+
+    /// What was found is committed.
+    fn apply(self: &Arc<Self>, found: Found) {
+        let Found { row, taken } = found;
+        let taken = self.change(|state| {
+            state.row = Some(row);
+            let Some(Taken { place, unfinished, until }) = taken else { return false };
+            state.forget();
+            self.held.begin(until);
+            state.active = true;
+            let inherit::Row { cursor, reached, parts, .. } = place;
+            state.reading.resume(reached);
+            state.parts = parts;
+            state.progress = Progress::resume(rows::resumed(cursor, reached, &unfinished));
+            state.letters.set_more(true);
+            state.take_in(unfinished);
+            state.call();
+            true
+        });
+        if taken {
+            self.find_republished();
+        }
+    }
+
+    /// The row of the group is not what was written.
+    fn damaged(&self) -> rusqlite::Error {
+        let message = format!(
+            "in the log `{}`, how far the group `{}` has come is damaged; `seek` it to where it is to go on",
+            self.store.settings.path.display(),
+            self.group
+        );
+        tracing::error!(target: "eventbus", "{}", printable(&message));
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+        rusqlite::Error::SqliteFailure(code, Some(message))
+    }
+
+    /// Whether nobody handles the group, on this pattern or on one that overlaps with it; `free` tells of an owner.
+    fn is_free(&self, connection: &Connection, free: impl Fn(&str, Lease) -> bool) -> rusqlite::Result<bool> {
+        for row in inherit::ids(connection, &self.group, &self.pattern)? {
+            if rows::owner(connection, row)?.is_some_and(|(owner, lease)| !free(&owner, lease)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the group may be taken over.
+    pub(crate) fn may_take_over(&self, connection: &Connection) -> rusqlite::Result<bool> {
+        self.is_free(connection, |owner, lease| self.store.is_free(owner, lease))
+    }
+
+    /// Whether some delivery was not handled because the lease was over.
+    pub(crate) fn has_refused(&self) -> bool {
+        self.held.has_refused()
+    }
+
+    /// The lease was extended until `until`, in milliseconds since the store was opened.
+    pub(crate) fn hold_until(&self, until: u64) {
+        self.held.extend(until);
+    }
+
+    /// The epoch, for [`lose`](Self::lose).
+    pub(crate) fn epoch(&self) -> u64 {
+        self.held.epoch()
+    }
+
+    /// The lease of `epoch` is somebody else's: nothing here is ours any more.
+    pub(crate) fn lose(&self, epoch: u64) {
+        let lost = self.change(|state| {
+            let lost = state.active && epoch == self.held.epoch();
+            if lost {
+                self.held.end();
+                state.forget();
+            }
+            lost
+        });
+        if lost {
+            tracing::warn!(
+                target: "eventbus", group = %printable(&self.group),
+                "another process has taken the group over, since this one did not answer for longer than its lease"
+            );
+        }
+    }
+
+    /// Saves what is settled, and leaves the group to whoever comes next.
+    pub(crate) fn leave(self: &Arc<Self>) {
+        let (leaving, left) = (Arc::clone(self), Arc::clone(self));
+        drop(self.store.writes.run_then(
+            move |work| {
+                if !leaving.is_active() {
+                    return Ok(None);
+                }
+                leaving.skip_to(leaving.store.head());
+                let saving = Saving::of(&leaving);
+                let ours = match &saving {
+                    Some(saving) => saving.write(work.connection)?,
+                    None => true,
+                };
+                rows::disown(work.connection, &leaving.owner())?;
+                Ok(saving.map(|saving| (saving, ours)))
+            },
+            move |saved| {
+                saved.into_iter().for_each(|(saving, ours)| saving.finish(Ok(ours)));
+                left.store.remove(left.number);
+                left.change(|state| {
+                    left.held.end();
+                    state.forget();
+                });
+            },
+        ));
+    }
+
+    /// The dead letter of the event at `offset` was published again for `row`.
+    pub(crate) fn expect_republished(self: &Arc<Self>, row: i64, offset: i64) {
+        let expected = self.change(|state| {
+            let ours = state.active && state.row == Some(row);
+            let room = ours && state.letters.known() < READ_AHEAD;
+            match (ours, room) {
+                (true, true) => state.letters.expect(offset),
+                (true, false) => state.letters.set_more(true),
+                (false, _) => {}
+            }
+            room
+        });
+        if expected {
+            self.find_republished();
+        }
+    }
+
+    /// Other processes have published dead letters of `rows` again.
+    pub(crate) fn look_for_republished(self: &Arc<Self>, rows: &HashSet<i64>) {
+        self.change(|state| {
+            if state.row.is_some_and(|row| rows.contains(&row)) {
+                state.letters.set_more(true);
+            }
+        });
+        if self.wants_republished() {
+            self.find_republished();
+        }
+    }
+
+    /// Whether more was published again than is known here, and there is room for it.
+    pub(crate) fn wants_republished(&self) -> bool {
+        let state = self.state.lock();
+        state.active && state.letters.wants_more(READ_AHEAD / 2)
+    }
+
+    /// Looks for dead letters that were published again, unless a search is under way.
+    pub(crate) fn find_republished(self: &Arc<Self>) {
+        if self.change(|state| std::mem::replace(&mut state.searching, true)) {
+            return;
+        }
+        let (searching, found) = (Searching(Arc::clone(self)), Arc::clone(self));
+        drop(self.store.writes.run_then(
+            move |work| {
+                let Some(search) = searching.0.search() else { return Ok(None) };
+                let mut unfinished = Vec::new();
+                let elsewhere = search.limit.map(Which::Republished);
+                for which in search.expected.iter().map(|at| Which::At(*at)).chain(elsewhere) {
+                    unfinished.push(Unfinished::read(work.connection, work.names, search.row, which)?);
+                }
+                Ok(Some((searching, search, unfinished)))
+            },
+            move |read| {
+                let Some((searching, search, unfinished)) = read else { return };
+                found.change(|state| {
+                    if search.epoch == found.held.epoch() {
+                        state.letters.looked(&search.expected);
+                        if let Some(limit) = search.limit {
+                            state.letters.set_more(unfinished.last().is_some_and(|last| last.len() == limit));
+                        }
+                        unfinished.into_iter().for_each(|unfinished| state.take_in(unfinished));
+                    }
+                });
+                drop(searching);
+                if found.wants_republished() {
+                    found.find_republished();
+                }
+                foreign::tell(WAKER, || found.store.saved.notify_waiters());
+            },
+        ));
+    }
+
+    /// Where to look for dead letters that were published again; none where there are no more, or too many are known.
+    fn search(&self) -> Option<Search> {
+        let state = self.state.lock();
+        let row = state.row.filter(|_| state.active && state.letters.has_more())?;
+        let known = state.letters.known();
+        let elsewhere = state.letters.has_more_elsewhere() && known < READ_AHEAD;
+        let limit = elsewhere.then_some(known + READ_AHEAD);
+        Some(Search { row, epoch: self.held.epoch(), expected: state.letters.expected(), limit })
+    }
+}
+
+/// A search is under way, until this is dropped.
+struct Searching(Arc<Subscription>);
+
+impl Drop for Searching {
+    fn drop(&mut self) {
+        self.0.change(|state| state.searching = false);
+    }
+}
+
+/// A search for dead letters that were published again.
+struct Search {
+    row: i64,
+    epoch: u64,
+    /// Where some are.
+    expected: Vec<i64>,
+    /// How many to look for elsewhere; none: not there.
+    limit: Option<usize>,
+}

@@ -1,0 +1,173 @@
+//! What the writer looks after between transactions. Each chore has a time when it is due, and one that fails leaves
+//! the others alone; it comes again.
+
+use super::Writer;
+use crate::lease::Lease;
+use crate::reader::head;
+use crate::retention;
+use crate::schema::{explain, tidy_up_in_the_end};
+use crate::subscription::{self, Subscription};
+use eventbus_core::printable::printable;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often idle subscriptions are moved on, and groups that others left are looked for.
+const HOUSEKEEPING: Duration = Duration::from_millis(250);
+
+/// When each chore is due.
+#[derive(Debug)]
+pub(super) struct Chores {
+    follow: Instant,
+    renew: Instant,
+    housekeeping: Instant,
+    retention: Instant,
+}
+
+impl Chores {
+    /// All are due.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { follow: now, renew: now, housekeeping: now, retention: now }
+    }
+}
+
+/// Whether `due` has come; then it comes again after `pause`.
+fn is_due(due: &mut Instant, now: Instant, pause: Duration) -> bool {
+    let is_due = now >= *due;
+    if is_due {
+        *due = now + pause;
+    }
+    is_due
+}
+
+impl Writer {
+    /// How long to wait at most, before looking around.
+    pub(super) fn pause(&self) -> Option<Duration> {
+        let settings = &self.store.settings;
+        let watching = self.store.is_watched().then_some(settings.poll_interval);
+        let keeping = (!retention::is_forever(&settings.retention))
+            .then(|| self.chores.retention.saturating_duration_since(Instant::now()));
+        [watching, keeping].into_iter().flatten().min()
+    }
+
+    /// Does what is due.
+    pub(super) fn look_around(&mut self, now: Instant) {
+        let poll_interval = self.store.settings.poll_interval;
+        if !is_due(&mut self.chores.follow, now, poll_interval) {
+            return;
+        }
+        if self.store.file.check().is_err() {
+            let saved = self.save_what_is_gone();
+            return self.report(saved);
+        }
+        if std::mem::take(&mut self.saved_gone) {
+            self.report(tidy_up_in_the_end(&self.connection, true));
+        }
+        let subscriptions = self.store.subscriptions();
+        let followed = self.follow(&subscriptions);
+        self.report(followed);
+        let lease = self.store.settings.lease;
+        if !subscriptions.is_empty() && is_due(&mut self.chores.renew, now, lease / 3) {
+            self.renew();
+        }
+        if is_due(&mut self.chores.housekeeping, now, HOUSEKEEPING) {
+            for subscription in subscriptions.iter() {
+                self.report(self.keep(subscription));
+            }
+        }
+        let forever = retention::is_forever(&self.store.settings.retention);
+        let interval = self.store.settings.retention_interval;
+        if !forever && is_due(&mut self.chores.retention, now, interval) {
+            match self.retention.go_on(&self.connection, &self.store.settings.retention) {
+                Ok(true) => self.chores.retention = now,
+                Ok(false) => {}
+                failed => self.report(failed.map(drop)),
+            }
+        }
+    }
+
+    fn report(&self, result: rusqlite::Result<()>) {
+        if let Err(error) = result {
+            let error = explain(&self.store.settings.path, error);
+            tracing::warn!(
+                target: "eventbus", error = %printable(error), "cannot look after the log; trying again"
+            );
+        }
+    }
+
+    /// Follows other processes: what have they stored, and what published again?
+    fn follow(&mut self, subscriptions: &[Arc<Subscription>]) -> rusqlite::Result<()> {
+        let version = self.read_data_version()?;
+        if version == self.data_version {
+            return Ok(());
+        }
+        let head = head(&self.connection)?;
+        let republished: HashSet<i64> = subscription::republished(&self.connection)?.into_iter().collect();
+        let forgotten = self.store.tail().clear();
+        super::discard(forgotten);
+        // Nobody may skip what it was not told of.
+        subscriptions.iter().for_each(|subscription| subscription.call());
+        self.head = head;
+        self.store.set_head(head);
+        self.data_version = version;
+        for subscription in subscriptions {
+            subscription.look_for_republished(&republished);
+        }
+        Ok(())
+    }
+
+    /// Says that this process goes on, and learns what others have taken meanwhile.
+    fn renew(&self) {
+        let store = Arc::clone(&self.store);
+        let given = Lease::of(store.settings.lease);
+        let until = store.clock().saturating_add(given.length.unsigned_abs());
+        if let Err(error) = store.process.stay() {
+            tracing::warn!(
+                target: "eventbus", error = %printable(error),
+                "cannot lock a file beside the log; if this process ends, others wait until its lease is over"
+            );
+        }
+        drop(self.store.writes.run_then(
+            move |work| {
+                let owners = store.process.owners();
+                work.connection
+                    .prepare_cached("update subscription set leased_until = ?2 where owner glob ?1")?
+                    .execute((&owners, given.until))?;
+                let mut owned =
+                    work.connection.prepare_cached("select owner from subscription where owner glob ?1")?;
+                let owned = owned.query_map([&owners], |row| row.get(0))?;
+                let owned: HashSet<String> = owned.collect::<rusqlite::Result<_>>()?;
+                let subscriptions = store.subscriptions();
+                let active = subscriptions.iter().filter(|subscription| subscription.is_active());
+                let active = active.map(|one| (Arc::clone(one), one.epoch(), owned.contains(&one.owner())));
+                Ok(active.collect::<Vec<_>>())
+            },
+            move |active| {
+                for (subscription, epoch, ours) in active {
+                    if !ours {
+                        subscription.lose(epoch);
+                    } else if subscription.has_refused() {
+                        subscription.begin_again();
+                    } else {
+                        subscription.hold_until(until);
+                    }
+                }
+            },
+        ));
+    }
+
+    /// Moves a subscription on that is idle, takes over what others left, and leaves what nobody reads.
+    fn keep(&self, subscription: &Arc<Subscription>) -> rusqlite::Result<()> {
+        if subscription.has_ended() {
+            subscription.leave();
+        } else if subscription.is_active() {
+            subscription.skip_to(self.head);
+            if subscription.wants_republished() {
+                subscription.find_republished();
+            }
+        } else if subscription.may_take_over(&self.connection)? {
+            subscription.take_over();
+        }
+        Ok(())
+    }
+}
