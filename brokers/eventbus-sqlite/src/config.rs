@@ -58,6 +58,8 @@ pub struct SqliteBrokerBuilder {
     pub(crate) max_payload: usize,
     pub(crate) lease: Duration,
     pub(crate) poll_interval: Duration,
+    #[cfg(test)]
+    pub(crate) faults: Option<crate::faults::Faults>,
 }
 
 impl SqliteBrokerBuilder {
@@ -71,6 +73,8 @@ impl SqliteBrokerBuilder {
             max_payload: 8 << 20,
             lease: Duration::from_secs(10),
             poll_interval: Duration::from_millis(20),
+            #[cfg(test)]
+            faults: None,
         }
     }
 
@@ -109,6 +113,13 @@ impl SqliteBrokerBuilder {
     /// process that has ended is noticed at once. Default: 10 s; at least 100 ms.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.max(Duration::from_millis(100));
+        self
+    }
+
+    /// What fails on purpose.
+    #[cfg(test)]
+    pub(crate) fn faults(mut self, faults: crate::faults::Faults) -> Self {
+        self.faults = Some(faults);
         self
     }
 

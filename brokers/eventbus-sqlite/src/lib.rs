@@ -35,6 +35,8 @@ mod broker;
 mod cache;
 mod config;
 mod dead_letters;
+#[cfg(test)]
+mod faults;
 mod file;
 mod groups;
 mod inherit;

@@ -94,6 +94,10 @@ impl Writer {
         writer.data_version = writer.read_data_version().map_err(|error| explain(&path, error))?;
         patience::of_writer(&mut writer.connection).map_err(|error| explain(&path, error))?;
         writer.store.set_head(writer.head);
+        #[cfg(test)]
+        if let Some(faults) = &writer.store.settings.faults {
+            faults.install(&mut writer.connection).map_err(|error| explain(&path, error))?;
+        }
         std::thread::Builder::new().name("eventbus-sqlite".to_owned()).spawn(move || writer.work()).map_err(
             |error| BrokerError::new("cannot start the thread that writes the log").with_source(error),
         )?;
@@ -178,6 +182,10 @@ impl Writer {
     fn write(&mut self, batch: &mut Batch, written: &mut Written) -> Result<(), (Culprit, rusqlite::Error)> {
         let transaction = |error| (Culprit::Transaction, error);
         self.sync_at_commit(!batch.publishes.is_empty()).map_err(transaction)?;
+        #[cfg(test)]
+        if let Some(faults) = &self.store.settings.faults {
+            faults.before_transaction(&self.connection).map_err(transaction)?;
+        }
         self.connection.execute_batch("begin immediate").map_err(transaction)?;
         let found = head(&self.connection).map_err(transaction)?;
         written.overtaken = found != self.head;
