@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use support::{Log, OrderPlaced, Seen};
@@ -49,7 +49,7 @@ fn here(place: Place, at: &str) {
 
 /// Panics are expected here, and need no line each.
 fn quiet() {
-    static QUIET: Once = Once::new();
+    static QUIET: std::sync::Once = std::sync::Once::new();
     QUIET.call_once(|| {
         let loud = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
@@ -684,3 +684,93 @@ async fn an_event_that_panics_as_it_is_dropped_is_handled_and_a_bus_drops_what_i
 struct Keeping(#[allow(dead_code, reason = "dropped")] Arc<Armed>);
 
 impl Observer for Keeping {}
+
+#[tokio::test]
+async fn what_is_told_of_a_replay_may_panic_and_a_swap_that_panics_leaves_the_live_subscription() {
+    quiet();
+    let (log, _guard) = Log::capture();
+    let (folder, seen) = (tempfile::tempdir().unwrap(), Seen::<u64>::new());
+    let bus = connect(Bus::builder().without_subscriptions(), "sqlite:", &folder).await;
+    bus.on(closure(&seen)).group("closure").await.unwrap();
+    bus.start().unwrap();
+    for number in 0..3 {
+        bus.publish(Fragile::new(number, NOWHERE)).await.unwrap();
+    }
+    settled(&bus).await;
+    let report = bus.replay("closure").on_progress(|_| panic!("at the progress of a replay")).await.unwrap();
+    assert!(report.is_complete());
+    let told = |line: &str| line.contains("ERROR") && line.contains("at the progress of a replay");
+    assert!(log.text().lines().any(told));
+    let swapped = bus.rebuild("closure").swap(|| async {
+        if true {
+            panic!("at a swap");
+        }
+        Ok::<(), Shy>(())
+    });
+    let error = swapped.await.unwrap_err().to_string();
+    assert!(
+        error.contains("`swap` could not put the new model in place") && error.ends_with("at a swap"),
+        "{error}"
+    );
+    goes_on(&bus, &seen).await;
+}
+
+/// A layer's service that panics once, where that is asked of it: nothing that it is called for knows an event.
+struct Once<S>(S, Arc<Mutex<Option<Place>>>);
+
+const SERVICE_CLONE: Place = "the clone of a service";
+const SERVICE_READY: Place = "the readiness of a service";
+
+impl<S> Once<S> {
+    fn at(&self, place: Place) {
+        let burnt = self.1.lock().unwrap().take_if(|armed| *armed == place).is_some();
+        assert!(!burnt, "at {place}");
+    }
+}
+
+impl<S: Clone> Clone for Once<S> {
+    fn clone(&self) -> Self {
+        self.at(SERVICE_CLONE);
+        Self(self.0.clone(), Arc::clone(&self.1))
+    }
+}
+
+impl<S: Service<Delivery>> Service<Delivery> for Once<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.at(SERVICE_READY);
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, delivery: Delivery) -> S::Future {
+        self.0.call(delivery)
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_panics_as_it_is_prepared_fails_one_attempt() {
+    quiet();
+    for group in [single::SUBSCRIBER.as_ref(), batch::SUBSCRIBER.as_ref()] {
+        for place in [SERVICE_CLONE, SERVICE_READY] {
+            let (folder, seen) = (tempfile::tempdir().unwrap(), Seen::<u64>::new());
+            let armed = Arc::new(Mutex::new(None));
+            let fuse = Arc::clone(&armed);
+            let layer = tower::layer::layer_fn(move |inner| Once(inner, Arc::clone(&fuse)));
+            let builder = Bus::builder().only([group]).state(seen.clone()).retries(0).layer(layer);
+            let bus = connect(builder, "memory:", &folder).await;
+            *armed.lock().unwrap() = Some(place);
+            bus.start().unwrap();
+            for number in 0..5 {
+                bus.publish(Fragile::new(number, NOWHERE)).await.unwrap();
+            }
+            settled(&bus).await;
+            let letters = bus.dead_letters().unwrap().list().await.unwrap();
+            let whys: Vec<_> = letters.iter().map(|(_, letter)| letter.reason.clone()).collect();
+            assert_eq!((whys, seen.len()), (vec![format!("at {place}")], 4), "{group}");
+            goes_on(&bus, &seen).await;
+        }
+    }
+}
