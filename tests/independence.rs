@@ -4,9 +4,11 @@ mod support;
 
 use eventbus::broker::FailureKind;
 use std::future::pending;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
-use support::{Ping, Seen, bus, pings};
+use std::time::{Duration, Instant};
+use support::{OrderPlaced, Ping, Seen, bus, pings};
+use tokio::time::sleep;
 
 #[tokio::test(start_paused = true)]
 async fn a_failing_subscriber_does_not_delay_the_others() {
@@ -141,4 +143,182 @@ async fn a_handler_that_spends_its_budget_in_each_poll_is_timed_out_all_the_same
     tokio::time::timeout(Duration::from_secs(60), broker.settled()).await.expect("it is timed out");
     let letters = bus.dead_letters().unwrap().list().await.unwrap();
     assert_eq!(letters[0].1.kind, FailureKind::TimedOut);
+}
+
+/// `groups` of this test's own block a thread for a while with each of twenty events, and one more needs sixty
+/// milliseconds in all. How long that one took.
+async fn beside_groups_that_block<F>(
+    groups: usize,
+    concurrency: usize,
+    block: impl Fn() -> F + Clone + Send + Sync + 'static,
+) -> Duration
+where
+    F: Future<Output = ()> + Send,
+{
+    let (bus, _broker) = bus().await;
+    let (began, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    for group in 0..groups {
+        let (counted, ends, block) = (Arc::clone(&began), Arc::clone(&over), block.clone());
+        bus.on_topic("ping.sent", move |_| {
+            let (counted, ends, block) = (Arc::clone(&counted), Arc::clone(&ends), block.clone());
+            async move {
+                counted.fetch_add(1, SeqCst);
+                // The rest is of no interest once the other group is done.
+                if !ends.load(SeqCst) {
+                    block().await;
+                }
+            }
+        })
+        .group(format!("blocking-{group}"))
+        .concurrency(concurrency)
+        .await
+        .unwrap();
+    }
+    let handled = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&handled);
+    bus.on(move |_: Arc<OrderPlaced>| {
+        let count = Arc::clone(&count);
+        async move {
+            sleep(Duration::from_millis(3)).await;
+            count.fetch_add(1, SeqCst);
+        }
+    })
+    .group("other")
+    .concurrency(1)
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    for number in 0..20 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    while began.load(SeqCst) < groups {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let start = Instant::now();
+    for number in 0..20 {
+        bus.publish(&OrderPlaced { customer: number, number }).await.unwrap();
+    }
+    while handled.load(SeqCst) < 20 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    over.store(true, SeqCst);
+    let took = start.elapsed();
+    bus.shutdown().await.unwrap();
+    took
+}
+
+/// Less than three of the handlers that block take: nobody has waited for one after the other.
+const SOON: Duration = Duration::from_millis(1_400);
+
+async fn block() {
+    std::thread::sleep(Duration::from_millis(500));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_whose_handlers_block_their_threads_leaves_one_to_the_others() {
+    for (groups, concurrency) in [(1, 2), (1, 4), (1, 16), (3, 4)] {
+        let took = beside_groups_that_block(groups, concurrency, block).await;
+        assert!(took < SOON, "{took:?} beside {groups} groups with {concurrency} handlers that block");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_whose_handlers_block_after_they_have_waited_leaves_a_thread_to_the_others() {
+    let took = beside_groups_that_block(1, 8, || async {
+        sleep(Duration::from_millis(5)).await;
+        block().await;
+    });
+    let took = took.await;
+    assert!(took < SOON, "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn timers_go_on_beside_handlers_that_never_return_to_their_thread() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let spinning = Arc::clone(&stop);
+    let took = beside_groups_that_block(1, 4, move || {
+        let stop = Arc::clone(&spinning);
+        async move {
+            let began = Instant::now();
+            while !stop.load(SeqCst) && began.elapsed() < Duration::from_millis(500) {
+                std::hint::spin_loop();
+            }
+        }
+    });
+    let took = took.await;
+    stop.store(true, SeqCst);
+    assert!(took < SOON, "{took:?}");
+}
+
+/// A runtime of one thread has none to leave to others; but nothing may break there, and others get their turns.
+#[tokio::test]
+async fn on_a_runtime_of_one_thread_handlers_that_block_take_turns_with_others() {
+    let (bus, broker) = bus().await;
+    let handled = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&handled);
+    bus.on(move |_: Arc<Ping>| {
+        let count = Arc::clone(&count);
+        async move {
+            std::thread::sleep(Duration::from_millis(20));
+            count.fetch_add(1, SeqCst);
+        }
+    })
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    for number in 0..20 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    sleep(Duration::from_millis(1)).await;
+    assert!(handled.load(SeqCst) < 20, "a timer waits until all of them are handled");
+    broker.settled().await;
+    assert_eq!(handled.load(SeqCst), 20);
+}
+
+/// Computing is no fault: as many handlers do so at once as there are workers, as long as there are cores.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handlers_that_compute_for_long_have_as_many_threads_as_workers() {
+    let (bus, broker) = bus().await;
+    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (now, seen) = (Arc::clone(&running), Arc::clone(&most));
+    bus.on(move |_: Arc<Ping>| {
+        let (now, seen) = (Arc::clone(&now), Arc::clone(&seen));
+        async move {
+            seen.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
+            let began = Instant::now();
+            // Until four compute at once.
+            while seen.load(SeqCst) < 4 && began.elapsed() < Duration::from_secs(5) {
+                std::thread::yield_now();
+            }
+            now.fetch_sub(1, SeqCst);
+        }
+    })
+    .concurrency(4)
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    for number in 0..12 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    broker.settled().await;
+    assert_eq!(most.load(SeqCst), 4);
+}
+
+/// The limit counts from the start of the handler, also where that computes before it waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_that_a_handler_computes_before_it_waits_counts_against_its_timeout() {
+    let (bus, broker) = bus().await;
+    bus.on(|_: Arc<Ping>| async {
+        std::thread::sleep(Duration::from_millis(400));
+        sleep(Duration::from_millis(400)).await;
+    })
+    .timeout(Duration::from_millis(600))
+    .retries(0)
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    broker.settled().await;
+    let letters = bus.dead_letters().unwrap().list().await.unwrap();
+    assert_eq!((letters.len(), letters[0].1.kind), (1, FailureKind::TimedOut));
 }

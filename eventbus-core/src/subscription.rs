@@ -113,7 +113,8 @@ pub struct Policy {
     pub retries: u32,
     /// How long to wait between attempts. Default: 100 ms, doubling to 30 s.
     pub backoff: Backoff,
-    /// How long one attempt may take. Default: 60 s.
+    /// How long one attempt may take. Default: 60 s. A handler can be dropped only where it waits: one that computes or
+    /// blocks until it answers is not stopped, and its answer counts.
     pub timeout: Duration,
     /// How many deliveries (or batches) are handled at once. Default: the number of cores, at least 4.
     pub concurrency: usize,

@@ -16,6 +16,9 @@ use std::time::Duration;
 use tokio::task::coop::{Unconstrained, unconstrained};
 use tokio::time::{Instant, Sleep, sleep};
 
+/// What is not worth to be counted against a time limit: so long a thread may be held up by anything.
+const FEW: Duration = Duration::from_millis(20);
+
 /// How a handler failed to answer.
 #[derive(Clone, Debug)]
 pub(super) enum Broken {
@@ -87,7 +90,7 @@ impl<F: Future> Call<'_, F> {
             }
             if clock.is_none() {
                 // The handler may have spent the budget of this poll, as it may that of the next.
-                clock.set(Some(unconstrained(sleep(limit))));
+                clock.set(Some(unconstrained(sleep(self.left(limit)))));
             }
             match clock.as_mut().as_pin_mut().map(|clock| clock.poll(context)) {
                 Some(Poll::Ready(())) => Poll::Ready(Ok(None)),
@@ -126,12 +129,22 @@ impl<F: Future> Call<'_, F> {
         answer
     }
 
+    /// What is left of `limit` after the first poll, if the handler computed for a good part of it before it waited.
+    fn left(&self, limit: Duration) -> Duration {
+        let spent = self.pulse.spent();
+        if spent < FEW.max(limit / 10) { limit } else { limit.saturating_sub(spent) }
+    }
+
     fn poll(&mut self, context: &mut Context<'_>) -> Result<Poll<F::Output>, Panicked> {
         let Self { running, cause, span, lanes, pulse } = self;
-        let polled = {
+        let polled = lanes.threads.poll(pulse, context, |context| {
             let _entered = span.enter();
             let _beating = pulse.beat();
             causation::during(cause, || running.poll(context))
+        });
+        let Some(polled) = polled else {
+            context.waker().wake_by_ref();
+            return Ok(Poll::Pending);
         };
         if let Ok(Poll::Pending) = polled {
             lanes.handler_waits(pulse);

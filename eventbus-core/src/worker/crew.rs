@@ -8,10 +8,12 @@
 //! no other takes it, and whoever woke it may go on to compute there. So the watchdog puts another worker in the place
 //! of one that is late; when the late one comes at last, it finds its place taken, and ends.
 
+use super::threads::Pace;
 use super::watchdog::{PATIENCE, Pulse};
 use std::mem::replace;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Instant;
 
 /// Where fewer deliveries than this are handled within the watchdog's patience, another worker is worth its call:
 /// handlers that compute for less than ten microseconds are faster alone.
@@ -51,6 +53,16 @@ struct Slot {
     successor: u32,
     /// By which the watchdog notices that it hangs.
     pulse: Arc<Pulse>,
+    /// What the watchdog saw of it at its last look, and since when.
+    seen: u32,
+    since: Instant,
+}
+
+/// What the watchdog sees of the polls of a crew.
+pub(super) struct Seen {
+    pub(super) pace: Pace,
+    /// How many threads are held up by polls that take long.
+    pub(super) held_up: usize,
 }
 
 /// What a worker does.
@@ -134,7 +146,9 @@ impl Crew {
         if self.workers.len() == self.size {
             return Call::Nobody;
         }
-        self.workers.push(Slot { doing: Doing::Called(since), successor: 0, pulse: new_pulse() });
+        let (pulse, since_now) = (new_pulse(), Instant::now());
+        let slot = Slot { doing: Doing::Called(since), successor: 0, pulse, seen: 0, since: since_now };
+        self.workers.push(slot);
         self.called += 1;
         Call::Start(Place { slot: self.workers.len() - 1, successor: 0 })
     }
@@ -191,6 +205,34 @@ impl Crew {
     /// The watchdog looks. `true`: those at work take so long that another worker is worth its call.
     pub(super) fn takes_long(&mut self) -> bool {
         replace(&mut self.came, 0) < WORTH_A_CALL && self.deferred
+    }
+
+    /// The watchdog looks: how long polls take.
+    pub(super) fn look_at_polls(&mut self) -> Seen {
+        let (now, mut polls, mut inside, mut long, mut held_up) = (Instant::now(), 0_u32, false, false, 0);
+        for slot in &mut self.workers {
+            let seen = replace(&mut slot.seen, slot.pulse.polls());
+            polls = polls.saturating_add(slot.seen.wrapping_sub(seen));
+            if slot.seen != seen {
+                slot.since = now;
+            }
+            if !slot.pulse.is_inside() {
+                continue;
+            }
+            inside = true;
+            if slot.seen == seen {
+                long = true;
+                slot.pulse.note_spent(seen, now - slot.since);
+                held_up += usize::from(!slot.pulse.is_elsewhere());
+            }
+        }
+        let pace = match (long, inside) {
+            (true, _) => Pace::Blocks,
+            // Each poll is counted twice.
+            (_, true) if polls < 2 * WORTH_A_CALL => Pace::Computes,
+            _ => Pace::Quick,
+        };
+        Seen { pace, held_up }
     }
 
     /// Whether the watchdog is to look again.

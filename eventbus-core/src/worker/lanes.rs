@@ -8,7 +8,8 @@ use super::Layered;
 use super::crew::{Call, Caller, Crew, Place};
 use super::source::{Answer, Next, Reader, Source};
 use super::table::LaneTable;
-use super::watchdog::{Minded, Pulse, Watchdog};
+use super::threads::Threads;
+use super::watchdog::{Look, Minded, Pulse, Watchdog};
 use crate::broker::{Acker, Deliveries, Parked, Received};
 use crate::delivery::{Delivery, Scope};
 use crate::event::Key;
@@ -22,7 +23,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
-use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -35,6 +36,8 @@ pub(crate) struct Lanes {
     pub(super) scope: Arc<Scope>,
     pub(super) policy: Policy,
     pub(super) layered: Layered,
+    /// On which its handlers are polled.
+    pub(super) threads: Threads,
     watchdog: Arc<Watchdog>,
     runtime: Handle,
     state: Lock<State>,
@@ -167,6 +170,7 @@ impl Lanes {
             scope,
             policy,
             layered,
+            threads: Threads::new(Handle::current(), Arc::clone(&watchdog)),
             watchdog,
             runtime: Handle::current(),
             state: Lock::new(Rank::LANES, state),
@@ -458,19 +462,18 @@ impl Lanes {
 
 impl Minded for Lanes {
     /// Puts another worker in the place of one that was called and is late, or calls one if those at work take long.
-    fn look(self: Arc<Self>) -> bool {
+    fn look(self: Arc<Self>) -> Look {
         let mut turn = self.turn();
-        if turn.stopped {
-            return false;
-        }
+        let seen = turn.crew.look_at_polls();
+        self.threads.saw(seen.pace);
         // With one thread, whoever is late would be so in any place.
-        if self.runtime.runtime_flavor() == RuntimeFlavor::MultiThread {
+        if !turn.stopped && self.threads.several() {
             turn.call = turn.crew.replace_late();
         }
         if turn.crew.takes_long() {
             turn.call(Caller::Watchdog);
         }
-        turn.crew.mind_again()
+        Look { again: turn.crew.mind_again(), held_up: seen.held_up }
     }
 }
 

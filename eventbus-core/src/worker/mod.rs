@@ -7,6 +7,7 @@ mod run;
 mod settle;
 mod source;
 mod table;
+mod threads;
 mod watchdog;
 
 pub(crate) use lanes::{Lanes, Tally};

@@ -41,6 +41,7 @@ async fn one_by_one<H: Handler>(handler: &H, hand: &mut Hand) {
             result => settle(&lanes, held, delivery, result).await,
         };
         hand.settled(settled);
+        lanes.threads.give_way().await;
     }
 }
 
@@ -84,6 +85,7 @@ async fn batch_by_batch<H: BatchHandler>(handler: &H, hand: &mut Hand) {
             }
         }
         hand.let_go();
+        lanes.threads.give_way().await;
     }
 }
 

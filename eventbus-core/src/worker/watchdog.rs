@@ -3,13 +3,13 @@
 //!
 //! A future that computes or sleeps without awaiting holds up everything else on its thread, tasks that it has just
 //! woken among them, and no timer of the runtime can tell, since the runtime itself may be held up. So a thread of
-//! its own looks at every worker once a second, and more often where deliveries wait for a worker that computes.
+//! its own looks at every worker once a second, and each millisecond at those of subscriptions that have work.
 
 use crate::delivery::Scope;
 use crate::foreign;
 use crate::lock::{Lock, Rank};
 use crate::printable::printable;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -26,17 +26,32 @@ pub(crate) struct Watchdog {
     pulses: Lock<Vec<Weak<Pulse>>>,
     minded: Lock<Vec<Weak<dyn Minded>>>,
     thread: OnceLock<Thread>,
+    /// How many threads of the runtime were held up at the last look.
+    held_up: AtomicUsize,
 }
 
 /// What the watchdog looks at once per [`PATIENCE`], while something waits in it for a worker that computes.
 pub(super) trait Minded: Send + Sync {
-    /// Does what time has made necessary. `false`: there is no need to look again.
-    fn look(self: Arc<Self>) -> bool;
+    /// Does what time has made necessary.
+    fn look(self: Arc<Self>) -> Look;
+}
+
+/// What a look has found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Look {
+    /// There is a need to look again.
+    pub(super) again: bool,
+    /// How many threads of the runtime are held up.
+    pub(super) held_up: usize,
 }
 
 /// Counts the polls of one worker: odd inside one, even between two.
 pub(crate) struct Pulse {
     polls: AtomicU32,
+    /// How many milliseconds the watchdog has seen one poll last, below the count of polls at which that was.
+    spent: AtomicU64,
+    /// Another thread has taken over what this worker's had to do.
+    elsewhere: AtomicBool,
     paused: AtomicBool,
     scope: Arc<Scope>,
 }
@@ -48,6 +63,7 @@ impl Watchdog {
             pulses: Lock::new(Rank::LEAF, Vec::new()),
             minded: Lock::new(Rank::LEAF, Vec::new()),
             thread: OnceLock::new(),
+            held_up: AtomicUsize::new(0),
         });
         let watched = Arc::downgrade(&watchdog);
         let thread =
@@ -62,10 +78,17 @@ impl Watchdog {
         watchdog
     }
 
+    /// How many threads of the runtime are held up by polls that take long, as far as the watchdog has seen.
+    pub(super) fn held_up(&self) -> usize {
+        self.held_up.load(Ordering::Relaxed)
+    }
+
     /// The pulse of a new worker.
     pub(super) fn watch(&self, scope: &Arc<Scope>) -> Arc<Pulse> {
         let pulse = Arc::new(Pulse {
             polls: AtomicU32::new(0),
+            spent: AtomicU64::new(0),
+            elsewhere: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             scope: Arc::clone(scope),
         });
@@ -88,9 +111,45 @@ impl Pulse {
         self.paused.store(true, Ordering::Relaxed);
     }
 
+    /// The count of polls.
+    pub(super) fn polls(&self) -> u32 {
+        self.polls.load(Ordering::Relaxed)
+    }
+
     /// Whether the worker is inside of a poll.
     pub(super) fn is_inside(&self) -> bool {
-        self.polls.load(Ordering::Relaxed) % 2 == 1
+        self.polls() % 2 == 1
+    }
+
+    /// The poll at which the count was `polls` has taken so long by now.
+    pub(super) fn note_spent(&self, polls: u32, spent: Duration) {
+        let spent = u32::try_from(spent.as_millis()).unwrap_or(u32::MAX);
+        self.spent.store(u64::from(polls) << 32 | u64::from(spent), Ordering::Relaxed);
+    }
+
+    /// How long the last poll has taken, as far as the watchdog has seen: nothing, where that was a few milliseconds.
+    pub(super) fn spent(&self) -> Duration {
+        let spent = self.spent.load(Ordering::Relaxed);
+        let last = u64::from(self.polls().wrapping_sub(1)) == spent >> 32;
+        Duration::from_millis(if last { spent & u64::from(u32::MAX) } else { 0 })
+    }
+
+    /// Whether the worker holds up no thread of the runtime.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.elsewhere.load(Ordering::Relaxed)
+    }
+
+    /// Marks that the worker holds up no thread of the runtime, until the answer is dropped.
+    pub(super) fn elsewhere(&self) -> impl Drop {
+        struct Elsewhere<'a>(&'a AtomicBool);
+        impl Drop for Elsewhere<'_> {
+            fn drop(&mut self) {
+                self.0.store(false, Ordering::Relaxed);
+            }
+        }
+
+        self.elsewhere.store(true, Ordering::Relaxed);
+        Elsewhere(&self.elsewhere)
     }
 
     /// Whether the handler waits for something.
@@ -123,14 +182,21 @@ fn watch(watchdog: &Weak<Watchdog>) {
     let mut minded: Vec<Weak<dyn Minded>> = Vec::new();
     let mut seen: Vec<(Weak<Pulse>, u32, u32)> = Vec::new();
     let mut next_look = Instant::now() + INTERVAL;
+    let mut held_up = 0;
     loop {
         if minded.is_empty() {
             thread::park_timeout(next_look.saturating_duration_since(Instant::now()));
         } else {
             thread::sleep(PATIENCE);
-            minded.retain(|minded| minded.upgrade().is_some_and(look));
+            held_up = 0;
+            minded.retain(|minded| {
+                let look = minded.upgrade().map(look).unwrap_or_default();
+                held_up += look.held_up;
+                look.again
+            });
         }
         let Some(watchdog) = watchdog.upgrade() else { return };
+        watchdog.held_up.store(held_up, Ordering::Relaxed);
         minded.append(&mut watchdog.minded.lock());
         if Instant::now() >= next_look {
             next_look += INTERVAL;
@@ -142,8 +208,8 @@ fn watch(watchdog: &Weak<Watchdog>) {
 }
 
 /// Whoever looks last also drops: destructors of others run then, and their panic is not to end this thread.
-fn look(minded: Arc<dyn Minded>) -> bool {
-    foreign::call("what the watchdog looks at", || minded.look()).unwrap_or(false)
+fn look(minded: Arc<dyn Minded>) -> Look {
+    foreign::call("what the watchdog looks at", || minded.look()).unwrap_or_default()
 }
 
 fn look_at_pulses(seen: &mut Vec<(Weak<Pulse>, u32, u32)>) {
