@@ -31,6 +31,8 @@ pub(super) struct Crew {
     called: usize,
     /// Something is at hand, and nobody was called for it because a worker computes.
     deferred: bool,
+    /// It was so at the watchdog's last look.
+    was_deferred: bool,
     /// The watchdog looks.
     minded: bool,
     /// How often it has found nothing to look at since there was something.
@@ -100,7 +102,16 @@ pub(super) enum Caller {
 
 impl Crew {
     pub(super) fn new(size: usize) -> Self {
-        Self { size, workers: Vec::new(), called: 0, deferred: false, minded: false, looks_after: 0, came: 0 }
+        Self {
+            size,
+            workers: Vec::new(),
+            called: 0,
+            deferred: false,
+            was_deferred: false,
+            minded: false,
+            looks_after: 0,
+            came: 0,
+        }
     }
 
     /// The pulse of the worker in `place`.
@@ -202,9 +213,11 @@ impl Crew {
         !replace(&mut self.minded, true)
     }
 
-    /// The watchdog looks. `true`: those at work take so long that another worker is worth its call.
+    /// The watchdog looks. `true`: those at work take so long that another worker is worth its call. One look may have
+    /// come just as something was deferred, so two in a row have to find it so.
     pub(super) fn takes_long(&mut self) -> bool {
-        replace(&mut self.came, 0) < WORTH_A_CALL && self.deferred
+        let long = replace(&mut self.was_deferred, self.deferred) && self.deferred;
+        replace(&mut self.came, 0) < WORTH_A_CALL && long
     }
 
     /// The watchdog looks: how long polls take.
