@@ -277,3 +277,30 @@ async fn a_broker_that_does_not_close_is_not_waited_for_for_ever() {
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     assert_eq!(seen.len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_another_program_holds_does_not_hold_up_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log.db");
+    let builder = Bus::builder().only([] as [&str; 0]).drain(Duration::from_millis(500));
+    let bus = builder.connect(&format!("sqlite:{}", path.display())).await.unwrap();
+    let seen = support::pings(&bus, "g").await;
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    bus.settled().await.unwrap();
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch("begin immediate").unwrap();
+    // A publish that the log cannot answer yet.
+    let waiting = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.publish(&Ping { number: 2 }).await }
+    });
+    sleep(Duration::from_millis(50)).await;
+    let start = Instant::now();
+    let error = bus.shutdown().await.unwrap_err().to_string();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(error.contains("did not close within the drain time"), "{error}");
+    other.execute_batch("rollback").unwrap();
+    waiting.await.unwrap().expect("it is stored, and handled when the program runs again");
+    assert_eq!(seen.all(), [1]);
+}
