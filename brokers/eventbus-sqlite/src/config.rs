@@ -5,6 +5,9 @@ use eventbus_core::BrokerError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// As long as a time may be, so that it can be added to an instant: 30 years.
+const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 30);
+
 /// What an acknowledged publish survives. A crash of the program is survived in every mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
@@ -99,7 +102,7 @@ impl SqliteBrokerBuilder {
 
     /// How often the retention is applied, in the background. Default: every minute.
     pub fn retention_interval(mut self, interval: Duration) -> Self {
-        self.retention_interval = interval;
+        self.retention_interval = interval.min(FOREVER);
         self
     }
 
@@ -112,7 +115,7 @@ impl SqliteBrokerBuilder {
     /// How long a process that does not answer keeps its groups to itself, before another process takes over. A
     /// process that has ended is noticed at once. Default: 10 s; at least 100 ms.
     pub fn lease(mut self, lease: Duration) -> Self {
-        self.lease = lease.max(Duration::from_millis(100));
+        self.lease = lease.clamp(Duration::from_millis(100), FOREVER);
         self
     }
 
@@ -125,7 +128,7 @@ impl SqliteBrokerBuilder {
 
     /// How often to look whether another process has written to the file. Default: every 20 ms; at least 1 ms.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
-        self.poll_interval = interval.max(Duration::from_millis(1));
+        self.poll_interval = interval.clamp(Duration::from_millis(1), FOREVER);
         self
     }
 
@@ -178,7 +181,7 @@ impl SqliteBrokerBuilder {
             "retention_size" => self.retention.size = Some(number(name, value)?),
             "retention_count" => self.retention.count = Some(number(name, value)?),
             "retention_unhandled" => self.retention.unhandled = flag(name, value)?,
-            "retention_interval" => self.retention_interval = duration(name, value)?,
+            "retention_interval" => *self = self.clone().retention_interval(duration(name, value)?),
             _ => {
                 return Err(format!(
                     "there is no option `{name}`; there are create, durability, max_payload, lease, poll_interval, \
@@ -205,6 +208,17 @@ fn duration(name: &str, value: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_without_end_can_be_waited_for() {
+        let settings = SqliteBroker::builder("a.db")
+            .lease(Duration::MAX)
+            .poll_interval(Duration::MAX)
+            .retention_interval(Duration::MAX);
+        for time in [settings.lease, settings.poll_interval, settings.retention_interval] {
+            assert!(std::time::Instant::now().checked_add(time).is_some(), "{time:?}");
+        }
+    }
 
     #[test]
     fn an_address_says_what_a_builder_says() {
