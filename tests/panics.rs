@@ -774,3 +774,50 @@ async fn a_service_that_panics_as_it_is_prepared_fails_one_attempt() {
         }
     }
 }
+
+/// A log that panics once, at a line of the worker's own.
+#[derive(Clone)]
+struct Faulty(Arc<Mutex<bool>>);
+
+impl std::io::Write for Faulty {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let line = String::from_utf8_lossy(bytes);
+        let burnt =
+            line.contains("it is tried again") && !std::mem::replace(&mut *self.0.lock().unwrap(), true);
+        assert!(!burnt, "at a line of the log");
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_panics_where_nobody_foresaw_it_fails_its_delivery_and_goes_on() {
+    quiet();
+    for group in [single::SUBSCRIBER.as_ref(), batch::SUBSCRIBER.as_ref()] {
+        let burnt = Arc::new(Mutex::new(false));
+        let faulty = Faulty(Arc::clone(&burnt));
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || faulty.clone()).finish();
+        let _guard = tracing::subscriber::set_default(log);
+        let (folder, seen) = (tempfile::tempdir().unwrap(), Seen::<u64>::new());
+        let builder = Bus::builder().only([group]).state(seen.clone()).retries(1).concurrency(1);
+        let bus = connect(builder, "memory:", &folder).await;
+        bus.start().unwrap();
+        for (number, at) in [(0, NOWHERE), (1, DISPLAY), (2, NOWHERE), (3, NOWHERE)] {
+            bus.publish(Fragile::new(number, at)).await.unwrap();
+        }
+        settled(&bus).await;
+        assert!(*burnt.lock().unwrap());
+        let letters = bus.dead_letters().unwrap().list().await.unwrap();
+        let whys: Vec<_> =
+            letters.iter().map(|(_, letter)| (letter.attempts, letter.reason.clone())).collect();
+        assert_eq!(whys, [(2, format!("at {DISPLAY}"))], "{group}");
+        let mut handled = seen.all();
+        handled.sort_unstable();
+        handled.dedup();
+        assert_eq!(handled, [0, 2, 3], "{group}");
+        goes_on(&bus, &seen).await;
+    }
+}
