@@ -171,6 +171,26 @@ pub(crate) fn orphans(kept: &[GroupState], subscriptions: &[&Subscription]) -> V
         .collect()
 }
 
+/// Finds what groups of these subscriptions have left over on patterns that none of them listens on any more.
+pub(crate) fn left_over(kept: &[GroupState], subscriptions: &[&Subscription]) -> Vec<String> {
+    let left = kept.iter().filter(|state| {
+        let mut ours =
+            subscriptions.iter().filter(|subscription| subscription.group == state.group).peekable();
+        !state.active
+            && state.backlog > 0
+            && ours.peek().is_some()
+            && ours.all(|subscription| subscription.pattern != state.pattern)
+    });
+    left.map(|GroupState { group, pattern, backlog, parked, .. }| {
+        format!(
+            "the group `{group}` has a backlog of {backlog} events left over from when it listened on \"{pattern}\", of \
+             which {parked} wait for a retry, and no subscription of this program takes them; put the pattern back, or \
+             drop them with `eventbus groups drop {group} --pattern '{pattern}'` (in code: `bus.groups()`)"
+        )
+    })
+    .collect()
+}
+
 /// Why a subscription that is made at run time needs a name for its group.
 pub(crate) fn nameless(subscription: &Subscription, broker: &str) -> String {
     format!(
@@ -428,6 +448,25 @@ mod tests {
         }
         let found = orphans(&[kept("gone", "c", false)], &subscriptions);
         assert!(!found[0].contains("renamed") && found[0].contains("move gone <new>"), "{found:?}");
+    }
+
+    #[test]
+    fn what_a_group_has_left_over_on_an_earlier_pattern_is_named_with_what_to_do() {
+        static A: EventMeta = event("a");
+        let mut subscription = publishing("shop.a", &A);
+        subscription.group = "mail".into();
+        let states = [
+            kept("mail", "shop.*", false),
+            kept("mail", "shop.a", false),
+            kept("mail", "shop.c", true),
+            GroupState { backlog: 0, ..kept("mail", "shop.>", false) },
+            kept("other", "shop.*", false),
+        ];
+        let found = left_over(&states, &[&subscription]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        for words in ["`mail`", "7 events", "\"shop.*\"", "`eventbus groups drop mail --pattern 'shop.*'`"] {
+            assert!(found[0].contains(words), "{words}: {found:?}");
+        }
     }
 
     #[test]

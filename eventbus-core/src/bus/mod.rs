@@ -24,6 +24,7 @@ use crate::delivery::Scope;
 use crate::error::{BrokerError, Error, Result, StartupError};
 use crate::lock::Lock;
 use crate::middleware::HandlerLayer;
+use crate::printable::printable;
 use crate::publisher::{Outlet, Publisher};
 use crate::registry::Subscriber;
 use crate::state::States;
@@ -37,6 +38,7 @@ use std::future::Future;
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 /// A bus: publishes events, and runs the subscriptions of the program.
@@ -125,7 +127,26 @@ impl Bus {
         let lanes = if first { stage.lanes.clone() } else { Vec::new() };
         drop(stage);
         lanes.iter().for_each(|lanes| lanes.start());
+        if first {
+            self.tell_left_over(&lanes);
+        }
         Ok(())
+    }
+
+    /// Warns of what groups have left over from earlier patterns, now that each has taken over what it can.
+    fn tell_left_over(&self, lanes: &[Arc<Lanes>]) {
+        let (Some(groups), Ok(runtime)) = (self.shared.broker.groups(), Handle::try_current()) else {
+            return;
+        };
+        let subscriptions: Vec<_> = lanes.iter().map(|lanes| lanes.subscription().clone()).collect();
+        runtime.spawn(async move {
+            // Whoever looks again meets the error.
+            let Ok(kept) = groups.list().await else { return };
+            let subscriptions: Vec<_> = subscriptions.iter().collect();
+            for warning in census::left_over(&kept, &subscriptions) {
+                tracing::warn!(target: "eventbus", "{}", printable(warning));
+            }
+        });
     }
 
     /// Resolves once every event that was published is settled by every subscription of this bus, retries included:
