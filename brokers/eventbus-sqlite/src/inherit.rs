@@ -258,9 +258,9 @@ pub(crate) fn inherit(connection: &Connection, group: &str, pattern: &Pattern, o
     for row in &others {
         hand_over(connection, group, row, own.id, pattern)?;
     }
-    // What is beyond where the row has come to is open besides, as what was published again.
+    // What is beyond where the row has come to is open besides, as what was published again is.
     connection.execute(
-        "update delivery set republished = 1 where subscription = ?1 and offset > ?2 and not republished",
+        "update delivery set republished = 2 where subscription = ?1 and offset > ?2 and not republished",
         (own.id, reached),
     )?;
     if !others.is_empty() {

@@ -84,7 +84,8 @@ create table delivery (
     first_failed any,
     last_failed any,
     due any,
-    -- Set where a dead letter was published again; with its payload where that was mended.
+    -- 1 where a dead letter was published again, with its payload where that was mended; 2 where an earlier row of the
+    -- group had it open, beyond where this one has reached.
     republished integer not null default 0,
     payload blob,
     content integer,

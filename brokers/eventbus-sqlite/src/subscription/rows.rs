@@ -35,7 +35,7 @@ pub(super) struct Unfinished {
 /// Which rows of a subscription are read.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Which {
-    /// What is in the way of the cursor.
+    /// What is in the way of the cursor, and what came from earlier rows.
     Own,
     /// At most so many of what was published again.
     Republished(usize),
@@ -52,23 +52,22 @@ impl Unfinished {
         which: Which,
     ) -> rusqlite::Result<Vec<Self>> {
         let (republished, limit, at) = match which {
-            Which::Own => (false, -1, None),
-            Which::Republished(limit) => (true, i64::try_from(limit).unwrap_or(-1), None),
-            Which::At(at) => (true, -1, Some(at)),
+            Which::Own => ("<> 1", -1, None),
+            Which::Republished(limit) => ("= 1", i64::try_from(limit).unwrap_or(-1), None),
+            Which::At(at) => ("= 1", -1, Some(at)),
         };
-        let condition = at.map_or("", |_| "and d.offset = ?4");
+        let condition = at.map_or("", |_| "and d.offset = ?3");
         let sql = format!(
             "select {COLUMNS}, d.attempt, d.first_failed, d.last_failed, d.due, d.republished, d.payload, d.intact, \
              d.content \
              from delivery d join event e on e.offset = d.offset \
-             where d.subscription = ?1 and d.republished = ?2 {condition} order by d.offset limit ?3"
+             where d.subscription = ?1 and d.republished {republished} {condition} order by d.offset limit ?2"
         );
         let mut statement = connection.prepare_cached(&sql)?;
         statement.raw_bind_parameter(1, subscription)?;
-        statement.raw_bind_parameter(2, republished)?;
-        statement.raw_bind_parameter(3, limit)?;
+        statement.raw_bind_parameter(2, limit)?;
         if let Some(at) = at {
-            statement.raw_bind_parameter(4, at)?;
+            statement.raw_bind_parameter(3, at)?;
         }
         let mut rows = statement.raw_query();
         let mut unfinished = Vec::new();
@@ -110,8 +109,8 @@ pub(super) fn exists(connection: &Connection, row: i64, group: &str) -> rusqlite
 
 /// How far a group has come, for whoever goes on from there with what is unfinished.
 pub(super) fn resumed(cursor: i64, reached: i64, unfinished: &[Unfinished]) -> Saved<Noted> {
-    let notes: BTreeMap<Offset, Noted> =
-        unfinished.iter().map(|one| (offset_of(one.event.offset), one.noted)).collect();
+    let own = unfinished.iter().filter(|one| !one.republished);
+    let notes: BTreeMap<Offset, Noted> = own.map(|one| (offset_of(one.event.offset), one.noted)).collect();
     Saved { cursor: behind(cursor), reached: behind(reached), notes }
 }
 
@@ -144,7 +143,7 @@ pub(super) fn disown(connection: &Connection, owner: &str) -> rusqlite::Result<(
 /// The rows of which dead letters were published again.
 pub(crate) fn republished(connection: &Connection) -> rusqlite::Result<Vec<i64>> {
     let mut statement =
-        connection.prepare_cached("select distinct subscription from delivery where republished")?;
+        connection.prepare_cached("select distinct subscription from delivery where republished = 1")?;
     let rows = statement.query_map([], |row| row.get(0))?;
     rows.collect()
 }
@@ -184,7 +183,7 @@ pub(super) fn delete(
         let delete = match &mut delete {
             Some(delete) => delete,
             none => none.insert(connection.prepare_cached(
-                "delete from delivery where subscription = ?1 and offset = ?2 and republished = ?3",
+                "delete from delivery where subscription = ?1 and offset = ?2 and (republished <> 0) = ?3",
             )?),
         };
         delete.execute((row, place, republished))?;
