@@ -5,16 +5,17 @@ use crate::offsets::{offset_of, place, size};
 use crate::reader::{Batch, EVENTS, Reader};
 use crate::subscription::READ_AHEAD_BYTES;
 use crate::wire::seconds;
-use crate::writes::closed;
+use crate::writes::{WAKER, closed};
 use eventbus_core::broker::{
     BrokerFuture, DeadLetter, Deliveries, Receipt, Received, Replay, ReplayFrom, ReplayRequest, ReplayUntil,
     Replayable, Settler,
 };
+use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::printable::printable;
-use eventbus_core::{BrokerError, Envelope, Pattern};
+use eventbus_core::{BrokerError, Envelope, Pattern, foreign};
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -26,7 +27,7 @@ struct History {
     /// The last place that is delivered; none: it goes on live.
     until: Option<i64>,
     runtime: Handle,
-    state: Mutex<State>,
+    state: Lock<State>,
 }
 
 struct State {
@@ -79,15 +80,18 @@ impl Replayable for Store {
                 pattern,
                 until: (!live).then_some(until),
                 runtime: Handle::current(),
-                state: Mutex::new(State {
-                    position: from,
-                    complete: false,
-                    fetching: false,
-                    at_hand: VecDeque::new(),
-                    at_hand_bytes: 0,
-                    waker: None,
-                    error: None,
-                }),
+                state: Lock::new(
+                    Rank::BROKER,
+                    State {
+                        position: from,
+                        complete: false,
+                        fetching: false,
+                        at_hand: VecDeque::new(),
+                        at_hand_bytes: 0,
+                        waker: None,
+                        error: None,
+                    },
+                ),
             });
             let deliveries =
                 Box::new(HistoryDeliveries { settler: Arc::clone(&history) as Arc<dyn Settler>, history });
@@ -97,27 +101,20 @@ impl Replayable for Store {
 }
 
 impl History {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes the state and wakes the reader, outside of the lock.
+    /// Changes the state and wakes the reader, without the lock.
     fn change(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         change(&mut state);
         let waker = state.waker.take();
         drop(state);
-        waker.into_iter().for_each(Waker::wake);
+        if let Some(waker) = waker {
+            foreign::tell(WAKER, || waker.wake());
+        }
     }
 
-    /// Reads ahead.
-    fn refill(self: &Arc<Self>, state: &mut State) {
-        let enough = state.at_hand.len() >= EVENTS || state.at_hand_bytes >= READ_AHEAD_BYTES;
-        if state.fetching || state.complete || enough {
-            return;
-        }
-        state.fetching = true;
-        let (history, position) = (Arc::clone(self), state.position);
+    /// Reads ahead, from `position` on.
+    fn fetch(self: &Arc<Self>, position: i64) {
+        let history = Arc::clone(self);
         self.runtime.spawn(async move {
             let (pattern, until) = (history.pattern.clone(), history.until);
             if until.is_none() {
@@ -125,6 +122,12 @@ impl History {
             }
             let read =
                 history.store.readers.read(move |reader| reader.read_after(&pattern, position, until)).await;
+            for event in read.iter().flat_map(|batch| &batch.events).filter(|event| !event.intact) {
+                tracing::error!(
+                    target: "eventbus", offset = event.offset, topic = %printable(event.envelope.topic()),
+                    "an event in the log is damaged: its checksum is wrong; the replay leaves it out"
+                );
+            }
             history.change(|state| {
                 state.fetching = false;
                 match read {
@@ -138,17 +141,36 @@ impl History {
     fn take_in(&self, state: &mut State, batch: Batch) {
         state.position = batch.position;
         state.complete = batch.complete && self.until.is_some();
-        for event in batch.events {
-            if event.intact {
-                state.at_hand_bytes += size(&event.envelope);
-                state.at_hand.push_back((event.offset, Arc::new(event.envelope), 1));
-            } else {
-                tracing::error!(
-                    target: "eventbus", offset = event.offset, topic = %printable(event.envelope.topic()),
-                    "an event in the log is damaged: its checksum is wrong; the replay leaves it out"
-                );
-            }
+        for event in batch.events.into_iter().filter(|event| event.intact) {
+            state.at_hand_bytes += size(&event.envelope);
+            state.at_hand.push_back((event.offset, Arc::new(event.envelope), 1));
         }
+    }
+}
+
+impl State {
+    /// Where to read ahead from, if that is called for; then it is being done.
+    fn begin_fetch(&mut self) -> Option<i64> {
+        let enough = self.at_hand.len() >= EVENTS || self.at_hand_bytes >= READ_AHEAD_BYTES;
+        if self.fetching || self.complete || enough {
+            return None;
+        }
+        self.fetching = true;
+        Some(self.position)
+    }
+
+    /// Moves at most `limit` of what is at hand into `into`; `true`: there was something, or there is no more.
+    fn hand_out(&mut self, into: &mut Vec<Received>, limit: usize, settler: &Arc<dyn Settler>) -> bool {
+        let count = limit.min(self.at_hand.len());
+        let taken: usize = self.at_hand.iter().take(count).map(|(_, envelope, _)| size(envelope)).sum();
+        self.at_hand_bytes -= taken;
+        into.extend(self.at_hand.drain(..count).map(|(offset, envelope, attempt)| Received {
+            receipt: Receipt { envelope, offset: offset_of(offset), attempt, token: 0 },
+            replayed: true,
+            parked: None,
+            settler: Arc::clone(settler),
+        }));
+        count > 0 || (self.complete && self.at_hand.is_empty())
     }
 }
 
@@ -165,25 +187,19 @@ impl Deliveries for HistoryDeliveries {
         into: &mut Vec<Received>,
         limit: usize,
     ) -> Poll<Result<(), BrokerError>> {
-        let mut state = self.history.lock();
+        // A waker is code of others, and is neither cloned nor dropped under the lock.
+        let waker = context.waker().clone();
+        let mut state = self.history.state.lock();
         if let Some(error) = state.error.take() {
             return Poll::Ready(Err(error));
         }
-        let count = limit.min(state.at_hand.len());
-        let taken: usize = state.at_hand.iter().take(count).map(|(_, envelope, _)| size(envelope)).sum();
-        state.at_hand_bytes -= taken;
-        into.extend(state.at_hand.drain(..count).map(|(offset, envelope, attempt)| Received {
-            receipt: Receipt { envelope, offset: offset_of(offset), attempt, token: 0 },
-            replayed: true,
-            parked: None,
-            settler: Arc::clone(&self.settler),
-        }));
-        self.history.refill(&mut state);
-        if count > 0 || (state.complete && state.at_hand.is_empty()) {
-            return Poll::Ready(Ok(()));
-        }
-        state.waker = Some(context.waker().clone());
-        Poll::Pending
+        let received = state.hand_out(into, limit, &self.settler);
+        let fetch = state.begin_fetch();
+        let earlier = if received { Some(waker) } else { state.waker.replace(waker) };
+        drop(state);
+        drop(earlier);
+        fetch.into_iter().for_each(|position| self.history.fetch(position));
+        if received { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 }
 
@@ -209,7 +225,10 @@ impl Settler for History {
         let Receipt { envelope, offset, attempt, .. } = receipt;
         self.change(|state| {
             state.at_hand_bytes += size(&envelope);
-            state.at_hand.push_front((place(offset), envelope, attempt));
+            // Several may come back, in any order.
+            let place = place(offset);
+            let before = state.at_hand.partition_point(|(other, ..)| *other < place);
+            state.at_hand.insert(before, (place, envelope, attempt));
         });
     }
 }

@@ -848,3 +848,32 @@ async fn events_behind_a_poison_event_keep_no_other_key_waiting_and_are_not_pass
     behind_a_poison_event(1_100).await;
     behind_a_poison_event(15_000).await;
 }
+
+#[tokio::test]
+async fn what_a_replay_gives_back_comes_again_in_the_order_of_the_log() {
+    let log = Log::new();
+    let broker = log.broker().await;
+    for number in 0..3 {
+        let ping = Envelope::from_json(Topic::from_static("ping.sent"), &Ping { number }).unwrap();
+        broker.publish(Arc::new(ping)).await.unwrap();
+    }
+    let request = ReplayRequest {
+        group: "pings".to_owned(),
+        pattern: "ping.sent".parse().unwrap(),
+        from: ReplayFrom::Beginning,
+        until: ReplayUntil::Now,
+    };
+    let mut replay = broker.replayable().unwrap().replay(request).await.unwrap();
+    let mut receive = async || {
+        let mut received = Vec::new();
+        poll_fn(|context| replay.deliveries.poll_receive(context, &mut received, 3)).await.unwrap();
+        received
+    };
+    let first = receive().await;
+    let offsets = |received: &[Received]| received.iter().map(|one| one.receipt.offset).collect::<Vec<_>>();
+    let expected = offsets(&first);
+    for Received { receipt, settler, .. } in first {
+        settler.release(receipt);
+    }
+    assert_eq!(offsets(&receive().await), expected);
+}
