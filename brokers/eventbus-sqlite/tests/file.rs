@@ -2,11 +2,13 @@
 
 mod support;
 
+use eventbus::broker::Broker;
 use eventbus::{Bus, Envelope, EventId, Outcome, Topic};
 use eventbus_sqlite::Durability;
 use rusqlite::Connection;
 use std::sync::Arc;
-use support::{Log, OrderPlaced, pings, publish_pings};
+use std::time::{Duration, Instant};
+use support::{Log, OrderPlaced, Ping, pings, publish_pings, settled};
 
 fn rows(log: &Log, sql: &str) -> Vec<String> {
     let connection = Connection::open(log.path()).unwrap();
@@ -89,4 +91,39 @@ async fn every_durability_stores_and_another_can_be_chosen_later() {
         bus.shutdown().await.unwrap();
         assert_eq!(rows(&log, "select count(*) from event"), [((round + 1) * 10).to_string()]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_does_not_wait_for_another_program_that_holds_the_file() {
+    let log = Log::new();
+    let broker = log.broker_with(|settings| settings.lease(Duration::from_millis(500))).await;
+    let builder = Bus::builder().without_subscriptions().drain(Duration::from_secs(1));
+    let bus = builder.broker(broker.clone()).await.unwrap();
+    pings(&bus, "pings").await;
+    bus.start().unwrap();
+    publish_pings(&bus, 0..10).await;
+    settled(&bus).await;
+    let other = Connection::open(log.path()).unwrap();
+    other.execute_batch("begin immediate").unwrap();
+    let waits = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.publish(&Ping { number: 10 }).await }
+    });
+    let since = Instant::now();
+    // Others hold files for up to half a minute, and publishers wait for them.
+    let error = broker.close().await.unwrap_err().to_string();
+    assert!(since.elapsed() < Duration::from_secs(10), "it took {:?}", since.elapsed());
+    assert!(
+        error.contains("not everything was written") && error.contains("end the one that does"),
+        "{error}"
+    );
+    waits.await.unwrap().expect_err("it was not stored");
+    other.execute_batch("rollback").unwrap();
+    drop(bus);
+    let bus = log.bus().await;
+    let seen = pings(&bus, "pings").await;
+    bus.start().unwrap();
+    publish_pings(&bus, 11..12).await;
+    settled(&bus).await;
+    assert_eq!(seen.all(), [11], "what was settled is settled, and what was not stored does not come");
 }

@@ -265,6 +265,36 @@ async fn publish_again(bus: &Bus) {
     until("all are published again", async || dead_letters.list().await.unwrap().is_empty()).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_behind_an_unfinished_delivery_is_not_delivered_again_after_a_crash() {
+    let log = Log::new();
+    let broker = log.broker_with(|settings| settings.lease(Duration::from_millis(500))).await;
+    let bus = Bus::builder().without_subscriptions().broker(broker).await.unwrap();
+    let handler = |ping: Arc<Ping>| async move {
+        if ping.number == 1 {
+            std::future::pending().await
+        }
+        Outcome::Reject("no".into())
+    };
+    bus.on(handler).group("pings").concurrency(4).await.unwrap();
+    bus.start().unwrap();
+    publish_pings(&bus, 1..4).await;
+    let dead_letters = async |bus: &Bus| bus.dead_letters().unwrap().list().await.unwrap().len();
+    until("two are dead letters", async || dead_letters(&bus).await == 2).await;
+    // What is in the files at this moment is what a crash leaves.
+    let crashed = Log::new();
+    for end in ["", "-wal"] {
+        let file = |log: &Log| format!("{}{end}", log.path().display());
+        fs::copy(file(&log), file(&crashed)).unwrap();
+    }
+    let again = crashed.bus().await;
+    let seen = pings(&again, "pings").await;
+    again.start().unwrap();
+    settled(&again).await;
+    assert_eq!(seen.all(), [1]);
+    assert_eq!(dead_letters(&again).await, 2);
+}
+
 #[tokio::test]
 async fn a_dead_letter_that_is_published_again_while_nobody_listens_is_handled_after_the_restart() {
     let log = with_dead_letters(1).await;
