@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait for what comes by itself, on a machine that is busy with other things.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Shorter than what the scenario holds the file up for.
 const LEASE: Duration = Duration::from_millis(200);
 const HELD_UP: Duration = Duration::from_millis(300);
