@@ -228,7 +228,8 @@ async fn a_circle_through_it_is_stopped() {
     *anywhere.lock().unwrap() = Some(bus.publisher());
     bus.start().unwrap();
     bus.publish(&Ping { number: 1 }).await.unwrap();
-    broker.settled().await;
+    let settled = tokio::time::timeout(Duration::from_secs(30), broker.settled());
+    settled.await.expect("the circle is stopped");
     let letters = bus.dead_letters().unwrap().list().await.unwrap();
     assert_eq!(letters.len(), 1);
     assert!(letters[0].1.reason.contains("caused by 8 events in a row"), "{}", letters[0].1.reason);
