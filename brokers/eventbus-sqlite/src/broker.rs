@@ -18,7 +18,7 @@ use eventbus_core::lock::{Lock, Locked, Rank};
 use eventbus_core::{BrokerError, DecodeError, Envelope, PublishError, foreign};
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 use tokio::sync::{Notify, oneshot};
@@ -58,6 +58,8 @@ pub(crate) struct Store {
     last_number: AtomicU64,
     /// The place of the latest event.
     head: AtomicI64,
+    /// Events were stored, and not every subscription was told yet.
+    calling: AtomicBool,
     /// Rings when there are new events.
     stored: Notify,
     /// Rings when deliveries were settled and saved.
@@ -100,6 +102,7 @@ impl SqliteBroker {
                 generation: AtomicU64::new(0),
                 last_number: AtomicU64::new(0),
                 head: AtomicI64::new(0),
+                calling: AtomicBool::new(false),
                 stored: Notify::new(),
                 saved: Notify::new(),
                 followers: AtomicUsize::new(0),
@@ -297,6 +300,14 @@ impl Store {
         self.followers.load(Ordering::Acquire) > 0 || !self.subscriptions.lock().is_empty()
     }
 
+    pub(crate) fn set_calling(&self, calling: bool) {
+        self.calling.store(calling, Ordering::Release);
+    }
+
+    fn is_calling(&self) -> bool {
+        self.calling.load(Ordering::Acquire)
+    }
+
     pub(crate) fn set_head(&self, head: i64) {
         if self.head.swap(head, Ordering::AcqRel) != head {
             foreign::tell(WAKER, || self.stored.notify_waiters());
@@ -314,7 +325,7 @@ impl Store {
             saved.as_mut().enable();
             let subscriptions = self.subscriptions();
             let (here, elsewhere): (Vec<_>, Vec<_>) = subscriptions.iter().partition(|one| one.is_active());
-            if !here.iter().all(|subscription| subscription.is_settled()) {
+            if self.is_calling() || !here.iter().all(|subscription| subscription.is_settled()) {
                 saved.await;
             } else if self.is_backlogged(&elsewhere).await {
                 tokio::time::sleep(self.settings.poll_interval).await;

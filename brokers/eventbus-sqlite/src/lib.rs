@@ -33,6 +33,7 @@
 mod audit;
 mod broker;
 mod cache;
+mod calls;
 mod config;
 mod dead_letters;
 #[cfg(test)]

@@ -235,6 +235,23 @@ impl Names {
         read(row, topic, &source)
     }
 
+    /// The topics of the events behind a place and up to another.
+    pub(crate) fn topics_between(
+        &mut self,
+        connection: &Connection,
+        behind: i64,
+        until: i64,
+    ) -> rusqlite::Result<Vec<Topic>> {
+        let mut statement = connection
+            .prepare_cached("select distinct topic from event where offset > ?1 and offset <= ?2")?;
+        let mut rows = statement.query((behind, until))?;
+        let mut topics = Vec::new();
+        while let Some(row) = rows.next()? {
+            topics.push(self.topic(connection, row.get(0)?)?);
+        }
+        Ok(topics)
+    }
+
     fn source(&mut self, connection: &Connection, number: i64) -> rusqlite::Result<Arc<str>> {
         if let Some(source) = self.sources.get(&number) {
             return Ok(Arc::clone(source));

@@ -75,6 +75,8 @@ create table subscription (
     unique ("group", pattern)
 ) strict;
 
+create index subscription_by_owner on subscription (owner) where owner is not null;
+
 -- What is not settled yet and not plain: overtaken by others, parked for a retry, or published again.
 create table delivery (
     subscription integer not null references subscription (id) on delete cascade,
@@ -101,6 +103,8 @@ create table delivery (
     ) virtual,
     primary key (subscription, offset)
 ) strict, without rowid;
+
+create index delivery_republished on delivery (subscription) where republished;
 
 create table dead_letter (
     id integer primary key autoincrement,

@@ -7,6 +7,7 @@ mod chores;
 mod patience;
 
 use crate::broker::Store;
+use crate::calls::Calls;
 use crate::publish::{self, Insert};
 use crate::reader::{Names, head};
 use crate::retention;
@@ -19,10 +20,18 @@ use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, PublishError, Topic, foreign};
 use jiff::Timestamp;
 use rusqlite::Connection;
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::mem::take;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How many readers are woken between two transactions.
+const WAKES: usize = 64;
+/// How many subscriptions are saved in one transaction, and how many where publishers wait for it.
+const SAVES: usize = 64;
+const SAVES_BESIDE_PUBLISHES: usize = 16;
+/// Of so many events that another process has stored, it is asked who listens on them.
+const ASKED: i64 = 1_024;
 
 /// The one who writes.
 pub(crate) struct Writer {
@@ -30,8 +39,7 @@ pub(crate) struct Writer {
     connection: Connection,
     names: Names,
     numbers: publish::Names,
-    /// Which subscriptions listen on a topic, and of which generation of subscriptions that is told.
-    routes: (u64, HashMap<Topic, Vec<Arc<Subscription>>>),
+    calls: Calls<Subscription>,
     /// The place of the latest event.
     head: i64,
     data_version: i64,
@@ -58,10 +66,9 @@ struct Written {
     answers: Vec<Answer>,
     /// Each save, and whether it was written; `Ok(false)`: somebody else has the group.
     saves: Vec<(Saving, rusqlite::Result<bool>)>,
-    /// The place of the latest event.
+    /// The place of the latest event before, and after it.
+    first: i64,
     last: i64,
-    /// Another process has stored events meanwhile.
-    overtaken: bool,
 }
 
 /// Which part of a transaction has taken it down.
@@ -85,7 +92,7 @@ impl Writer {
             connection,
             names: Names::default(),
             numbers: publish::Names::default(),
-            routes: Default::default(),
+            calls: Calls::default(),
             synced: None,
             saved_gone: false,
             chores: Chores::new(Instant::now()),
@@ -107,9 +114,14 @@ impl Writer {
     fn work(mut self) {
         patience::depends_on(&self.store);
         loop {
-            let Queue { publishes, jobs, unsaved, mut closing, .. } = self.store.writes.take(self.pause());
+            let pause = if self.calls.is_empty() { self.pause() } else { Some(Duration::ZERO) };
+            let Queue { publishes, jobs, mut unsaved, mut closing, .. } = self.store.writes.take(pause);
+            if closing.is_none() {
+                self.put_off_saves(&mut unsaved, publishes.is_empty());
+            }
             let written = self.transact(Batch { publishes, jobs, unsaved });
             if let Some(done) = closing.take() {
+                self.wake(usize::MAX);
                 let closed = written.and(self.finish()).map_err(|error| {
                     let message = format!(
                         "not everything was written before the log was closed ({error}); what was settled last is \
@@ -122,7 +134,27 @@ impl Writer {
                 tell(done, closed);
                 return;
             }
+            self.wake(WAKES);
             self.look_around(Instant::now());
+        }
+    }
+
+    /// Leaves what is more than enough for one transaction to the next ones: whoever publishes meanwhile does not wait
+    /// until a thousand subscriptions are saved.
+    fn put_off_saves(&self, unsaved: &mut Vec<Arc<Subscription>>, nobody_waits: bool) {
+        let enough = if nobody_waits { SAVES } else { SAVES_BESIDE_PUBLISHES };
+        if unsaved.len() > enough {
+            let mut once = HashSet::new();
+            unsaved.retain(|subscription| once.insert(subscription.number));
+            let later = unsaved.split_off(enough.min(unsaved.len()));
+            self.store.writes.put_off(later);
+        }
+    }
+
+    /// Wakes readers that were called.
+    fn wake(&mut self, limit: usize) {
+        for waker in self.calls.next(limit) {
+            foreign::tell(WAKER, || waker.wake());
         }
     }
 
@@ -188,8 +220,7 @@ impl Writer {
         }
         self.connection.execute_batch("begin immediate").map_err(transaction)?;
         let found = head(&self.connection).map_err(transaction)?;
-        written.overtaken = found != self.head;
-        written.last = found;
+        (written.first, written.last) = (found, found);
         self.insert(&batch.publishes, written).map_err(|error| (Culprit::Publishes, error))?;
         let mut work =
             Work { connection: &self.connection, names: &mut self.names, taken: Vec::new(), broken: None };
@@ -230,9 +261,28 @@ impl Writer {
 
     /// Applies what was committed: only now is it true.
     fn committed(&mut self, publishes: Vec<Waiting>, written: Written) {
+        let others = (self.head, written.first);
         self.head = written.last;
-        self.announce(&publishes, &written);
+        if others.0 != others.1 {
+            let forgotten = self.store.tail().clear();
+            discard(forgotten);
+        }
+        self.remember(&publishes, &written);
+        let mut topics: Vec<Topic> = Vec::new();
+        for record in publishes.iter().flat_map(Waiting::records) {
+            let topic = record.envelope.topic();
+            if topics.last() != Some(topic) {
+                topics.push(topic.clone());
+            }
+        }
         let Written { stored, answers, saves, .. } = written;
+        self.store.set_calling(true);
+        // Stored in a file that nobody finds is not stored.
+        answer(publishes, stored, self.store.file.check().err().as_ref());
+        self.call(others, topics);
+        self.store.set_head(self.head);
+        self.store.set_calling(false);
+        self.wake(WAKES);
         // In the order in which it was written.
         answers.into_iter().for_each(|answer| answer(Ok(())));
         for (saving, saved) in saves {
@@ -253,8 +303,6 @@ impl Writer {
             }
         }
         foreign::tell(WAKER, || self.store.saved.notify_waiters());
-        // Stored in a file that nobody finds is not stored.
-        answer(publishes, stored, self.store.file.check().err().as_ref());
     }
 
     /// Only events need to be synced: what a power cut may take of the rest is done again.
@@ -268,10 +316,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Tells the subscriptions of this process what was stored.
-    fn announce(&mut self, publishes: &[Waiting], written: &Written) {
-        let subscriptions = self.store.subscriptions();
-        if !subscriptions.is_empty() {
+    /// Keeps what was stored for the subscriptions of this process.
+    fn remember(&self, publishes: &[Waiting], written: &Written) {
+        if !self.store.subscriptions().is_empty() {
             let mut evicted = Vec::new();
             let mut tail = self.store.tail();
             for (record, stored) in publishes.iter().flat_map(Waiting::records).zip(&written.stored) {
@@ -282,29 +329,27 @@ impl Writer {
             drop(tail);
             evicted.into_iter().for_each(discard);
         }
-        self.store.set_head(self.head);
-        if written.overtaken {
-            return subscriptions.iter().for_each(|subscription| subscription.call());
+    }
+
+    /// Calls the subscriptions of this process that listen on `topics`, or on what other processes have stored between
+    /// two places. Until that is done, nobody may skip anything.
+    fn call(&mut self, (behind, until): (i64, i64), mut topics: Vec<Topic>) {
+        let subscriptions = self.store.subscriptions();
+        if subscriptions.is_empty() {
+            return;
         }
         let generation = self.store.generation();
-        if self.routes.0 != generation {
-            self.routes = (generation, HashMap::new());
-        }
-        let mut called: Vec<u64> = Vec::new();
-        for record in publishes.iter().flat_map(Waiting::records) {
-            let topic = record.envelope.topic();
-            if !self.routes.1.contains_key(topic) {
-                let listening =
-                    subscriptions.iter().filter(|one| one.pattern.matches(topic.as_str())).cloned();
-                self.routes.1.insert(topic.clone(), listening.collect());
-            }
-            for subscription in &self.routes.1[topic] {
-                if !called.contains(&subscription.number) {
-                    called.push(subscription.number);
-                    subscription.call();
-                }
+        if behind != until {
+            let found = match until - behind {
+                1..=ASKED => self.names.topics_between(&self.connection, behind, until),
+                _ => return self.calls.call_all(&subscriptions),
+            };
+            match found {
+                Ok(found) => topics.extend(found),
+                Err(_) => return self.calls.call_all(&subscriptions),
             }
         }
+        self.calls.call(generation, &subscriptions, &topics);
     }
 
     /// Leaves every group, and the file as if nobody had been here.

@@ -149,6 +149,13 @@ impl Writes {
         }
     }
 
+    /// Gives back what is to be saved before anything that comes later.
+    pub(crate) fn put_off(&self, unsaved: Vec<Arc<Subscription>>) {
+        let mut queue = self.queue.lock();
+        queue.unsaved.splice(..0, unsaved);
+        queue.save_at = Some(Instant::now());
+    }
+
     /// Lets the writer look around.
     pub(crate) fn wake(&self) {
         let mut queue = self.queue.lock();

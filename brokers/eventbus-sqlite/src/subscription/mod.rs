@@ -20,6 +20,7 @@ pub(crate) use rows::republished;
 pub(crate) use saving::Saving;
 
 use crate::broker::Store;
+use crate::calls::Listener;
 use crate::inherit::Parts;
 use crate::offsets::{behind, place, size};
 use crate::writes::{WAKER, When, tell};
@@ -138,11 +139,6 @@ impl Subscription {
         self.store.process.owner(self.number)
     }
 
-    /// There may be events behind what was read.
-    pub(crate) fn call(&self) {
-        self.change(State::call);
-    }
-
     /// Moves a subscription that has read everything on behind events of others, up to `head`, and saves that.
     pub(crate) fn skip_to(&self, head: i64) {
         let moved = self.change(|state| {
@@ -189,6 +185,22 @@ impl Subscription {
             "the lease of the group `{}` was over; another process may have it",
             self.group
         ))
+    }
+}
+
+impl Listener for Subscription {
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn pattern(&self) -> &Pattern {
+        &self.pattern
+    }
+
+    fn call(&self) -> Option<Waker> {
+        let mut state = self.state.lock();
+        state.reading.call();
+        state.waker.take()
     }
 }
 

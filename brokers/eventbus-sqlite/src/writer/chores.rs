@@ -8,12 +8,14 @@ use crate::retention;
 use crate::schema::{explain, tidy_up_in_the_end};
 use crate::subscription::{self, Subscription};
 use eventbus_core::printable::printable;
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often idle subscriptions are moved on, and groups that others left are looked for.
 const HOUSEKEEPING: Duration = Duration::from_millis(250);
+/// How many subscriptions are looked after at once, so that a thousand idle ones do not hold up publishers.
+const KEPT_AT_ONCE: usize = 64;
 
 /// When each chore is due.
 #[derive(Debug)]
@@ -21,13 +23,15 @@ pub(super) struct Chores {
     follow: Instant,
     renew: Instant,
     housekeeping: Instant,
+    /// Who is still to be looked after since it was due.
+    to_keep: VecDeque<Arc<Subscription>>,
     retention: Instant,
 }
 
 impl Chores {
     /// All are due.
     pub(super) fn new(now: Instant) -> Self {
-        Self { follow: now, renew: now, housekeeping: now, retention: now }
+        Self { follow: now, renew: now, housekeeping: now, to_keep: VecDeque::new(), retention: now }
     }
 }
 
@@ -70,10 +74,12 @@ impl Writer {
         if !subscriptions.is_empty() && is_due(&mut self.chores.renew, now, lease / 3) {
             self.renew();
         }
-        if is_due(&mut self.chores.housekeeping, now, HOUSEKEEPING) {
-            for subscription in subscriptions.iter() {
-                self.report(self.keep(subscription));
-            }
+        if self.chores.to_keep.is_empty() && is_due(&mut self.chores.housekeeping, now, HOUSEKEEPING) {
+            self.chores.to_keep.extend(subscriptions.iter().cloned());
+        }
+        for _ in 0..KEPT_AT_ONCE {
+            let Some(subscription) = self.chores.to_keep.pop_front() else { break };
+            self.report(self.keep(&subscription));
         }
         let forever = retention::is_forever(&self.store.settings.retention);
         let interval = self.store.settings.retention_interval;
@@ -103,15 +109,19 @@ impl Writer {
         }
         let head = head(&self.connection)?;
         let republished: HashSet<i64> = subscription::republished(&self.connection)?.into_iter().collect();
-        let forgotten = self.store.tail().clear();
-        super::discard(forgotten);
-        // Nobody may skip what it was not told of.
-        subscriptions.iter().for_each(|subscription| subscription.call());
-        self.head = head;
-        self.store.set_head(head);
+        if head != self.head {
+            let forgotten = self.store.tail().clear();
+            super::discard(forgotten);
+            // Nobody may skip what it was not told of.
+            self.call((self.head, head), Vec::new());
+            self.head = head;
+            self.store.set_head(head);
+        }
         self.data_version = version;
-        for subscription in subscriptions {
-            subscription.look_for_republished(&republished);
+        if !republished.is_empty() {
+            for subscription in subscriptions {
+                subscription.look_for_republished(&republished);
+            }
         }
         Ok(())
     }
