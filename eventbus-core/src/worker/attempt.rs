@@ -137,6 +137,7 @@ impl<F: Future> Call<'_, F> {
 
     fn poll(&mut self, context: &mut Context<'_>) -> Result<Poll<F::Output>, Panicked> {
         let Self { running, cause, span, lanes, pulse } = self;
+        lanes.mind();
         let polled = lanes.threads.poll(pulse, context, |context| {
             let _entered = span.enter();
             let _beating = pulse.beat();

@@ -81,7 +81,7 @@ enum Since {
     Now,
     /// Before it.
     LastLook,
-    /// By the watchdog, from a thread outside of the runtime: whichever thread of it is free takes it.
+    /// It was started by the watchdog, from a thread outside of the runtime: whichever thread of it is free takes it.
     FromOutside,
 }
 
@@ -149,14 +149,16 @@ impl Crew {
             return Call::Nobody;
         }
         self.deferred = false;
-        let since = if caller == Caller::Watchdog { Since::FromOutside } else { Since::Now };
-        if let Some(waker) = self.workers.iter_mut().find_map(|slot| slot.rouse(Doing::Called(since))) {
+        // One that sleeps may have been woken by its clock already, and wait on a thread where somebody computes.
+        let roused = self.workers.iter_mut().find_map(|slot| slot.rouse(Doing::Called(Since::Now)));
+        if let Some(waker) = roused {
             self.called += 1;
             return Call::Wake(waker);
         }
         if self.workers.len() == self.size {
             return Call::Nobody;
         }
+        let since = if caller == Caller::Watchdog { Since::FromOutside } else { Since::Now };
         let (pulse, since_now) = (new_pulse(), Instant::now());
         let slot = Slot { doing: Doing::Called(since), successor: 0, pulse, seen: 0, since: since_now };
         self.workers.push(slot);

@@ -20,6 +20,7 @@ use crate::subscription::{Policy, Subscription};
 use jiff::Timestamp;
 use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -371,6 +372,14 @@ impl Lanes {
         }
     }
 
+    /// A handler is polled: the watchdog looks how long that takes. It may have stopped to look while all of them waited.
+    #[inline]
+    pub(super) fn mind(self: &Arc<Self>) {
+        if !self.threads.minded.load(Ordering::Relaxed) {
+            self.turn().mind();
+        }
+    }
+
     /// A handler waits for something, so that another worker can use the time.
     pub(super) fn handler_waits(self: &Arc<Self>, pulse: &Pulse) {
         pulse.pause();
@@ -473,7 +482,9 @@ impl Minded for Lanes {
         if turn.crew.takes_long() {
             turn.call(Caller::Watchdog);
         }
-        Look { again: turn.crew.mind_again(), held_up: seen.held_up }
+        let again = turn.crew.mind_again();
+        self.threads.minded.store(again, Ordering::Relaxed);
+        Look { again, held_up: seen.held_up }
     }
 }
 
@@ -698,6 +709,7 @@ impl Turn<'_> {
     /// Lets the watchdog look until there is nothing to see.
     fn mind(&mut self) {
         if self.crew.mind() {
+            self.lanes.threads.minded.store(true, Ordering::Relaxed);
             let lanes: Arc<dyn Minded> = Arc::clone(self.lanes) as _;
             self.lanes.watchdog.mind(&lanes);
         }

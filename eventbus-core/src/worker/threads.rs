@@ -8,7 +8,7 @@
 
 use super::watchdog::{Pulse, Watchdog};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::task::Context;
 use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -39,6 +39,8 @@ pub(super) struct Threads {
     pace: AtomicU8,
     /// How many polls in a row were short.
     calm: AtomicU32,
+    /// The watchdog looks at the group.
+    pub(super) minded: AtomicBool,
 }
 
 /// A poll that may hold up its thread.
@@ -61,6 +63,7 @@ impl Threads {
             inside: AtomicUsize::new(0),
             pace: AtomicU8::new(Pace::Quick as u8),
             calm: AtomicU32::new(0),
+            minded: AtomicBool::new(false),
         }
     }
 
