@@ -28,7 +28,9 @@ use std::time::{Duration, Instant};
 const GROUPS: u64 = 10;
 const CUSTOMERS: u64 = 16;
 const ORDERS: u64 = 12;
-const LEASE: Duration = Duration::from_millis(400);
+/// So short only where a process is stopped: a busy machine takes longer now and then to give one its turn.
+const SHORT_LEASE: Duration = Duration::from_millis(400);
+const LEASE: Duration = Duration::from_secs(10);
 /// How long anything may take that takes less than a second on a quiet machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What handlers panic with here.
@@ -80,6 +82,7 @@ fn round(seed: u64) {
         name: name.to_owned(),
         seed,
         lives,
+        lease: if end == End::Stopped { SHORT_LEASE } else { LEASE },
     };
     let long = PATIENCE * 10;
     let lives = pause(50..450);
@@ -154,8 +157,12 @@ fn check(notes: &Notes, end: End, seed: u64) {
                     latest.insert(key, before.map_or(number, |before| before.max(number)));
                 }
                 What::Done => {
+                    // Whoever is stopped loses its lease, and with it what it had not saved; it may get the group back.
                     let again = !done_by.insert((note.run.clone(), note.event));
-                    assert!(!again, "seed {seed}, {end:?}: twice in one process: {note:?}");
+                    assert!(
+                        !again || end == End::Stopped,
+                        "seed {seed}, {end:?}: twice in one process: {note:?}"
+                    );
                     let again = !done.insert(note.event);
                     let may = end != End::ByThemselves;
                     assert!(!again || may, "seed {seed}: twice, though both ended by themselves: {note:?}");
@@ -177,6 +184,7 @@ struct Process {
     seed: u64,
     /// How long it publishes and handles. Nothing: it handles what is left.
     lives: Duration,
+    lease: Duration,
 }
 
 impl Process {
@@ -187,6 +195,7 @@ impl Process {
             .env("EVENTBUS_TWO_NAME", &self.name)
             .env("EVENTBUS_TWO_SEED", self.seed.to_string())
             .env("EVENTBUS_TWO_LIVES", self.lives.as_millis().to_string())
+            .env("EVENTBUS_TWO_LEASE", self.lease.as_millis().to_string())
             .spawn()
             .expect("the process starts")
     }
@@ -201,6 +210,7 @@ impl Process {
             name: variable("EVENTBUS_TWO_NAME"),
             seed: number("EVENTBUS_TWO_SEED"),
             lives: Duration::from_millis(number("EVENTBUS_TWO_LIVES")),
+            lease: Duration::from_millis(number("EVENTBUS_TWO_LEASE")),
         })
     }
 
@@ -209,7 +219,7 @@ impl Process {
         quiet_panics();
         let notes = Notes::in_folder(&self.folder);
         let pen = Arc::new(notes.pen("handled"));
-        let bus = open(&notes.log()).await;
+        let bus = open(&notes.log(), self.lease).await;
         for group in 0..GROUPS {
             let (name, seed, pen) = (self.name.clone(), self.seed, Arc::clone(&pen));
             bus.on_topic("order.placed", move |delivery: Delivery| {
@@ -244,8 +254,8 @@ impl Process {
     }
 }
 
-async fn open(log: &Path) -> Bus {
-    let broker = SqliteBroker::builder(log).durability(Durability::Off).lease(LEASE);
+async fn open(log: &Path, lease: Duration) -> Bus {
+    let broker = SqliteBroker::builder(log).durability(Durability::Off).lease(lease);
     let broker = broker.open().await.expect("the log opens");
     let builder = Bus::builder()
         .without_subscriptions()
