@@ -41,6 +41,9 @@ pub trait StaticHandler: 'static {
 
 /// A batch handler without data of its own: what `#[subscribe(batch = …)]` makes of a function.
 pub trait StaticBatchHandler: 'static {
+    /// Whether the members of a batch succeed or fail together.
+    const TOGETHER: bool;
+
     /// Whether a delivery can be a member of a batch.
     ///
     /// # Errors

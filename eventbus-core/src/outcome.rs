@@ -292,12 +292,18 @@ impl<E: Event> IntoOutcome for Vec<E> {
             in the order of the batch"
 )]
 pub trait IntoOutcomes {
+    /// Whether one answer stands for all members, so that they succeed or fail together. Only then a batch has several
+    /// events of one key: with an answer for each, one that fails would be tried again after later ones of its key.
+    const TOGETHER: bool;
+
     /// The outcomes of `members` deliveries.
     fn into_outcomes(self, members: usize) -> Vec<Outcome>;
 }
 
 #[diagnostic::do_not_recommend]
 impl IntoOutcomes for () {
+    const TOGETHER: bool = true;
+
     fn into_outcomes(self, members: usize) -> Vec<Outcome> {
         vec![Outcome::Ack; members]
     }
@@ -305,6 +311,8 @@ impl IntoOutcomes for () {
 
 #[diagnostic::do_not_recommend]
 impl<T: IntoOutcome> IntoOutcomes for Vec<T> {
+    const TOGETHER: bool = false;
+
     fn into_outcomes(self, members: usize) -> Vec<Outcome> {
         if self.len() == members {
             // What the answer for one member says of itself is no matter of the others.
@@ -322,6 +330,8 @@ impl<T: IntoOutcome> IntoOutcomes for Vec<T> {
 
 #[diagnostic::do_not_recommend]
 impl<T: IntoOutcomes, E: SubscriberError> IntoOutcomes for Result<T, E> {
+    const TOGETHER: bool = T::TOGETHER;
+
     fn into_outcomes(self, members: usize) -> Vec<Outcome> {
         match self {
             Ok(answers) => answers.into_outcomes(members),

@@ -131,8 +131,8 @@ pub struct Policy {
     /// Whether the handler may be part of a replay; false for one with effects outside, such as an email.
     /// Default: true.
     pub replay: bool,
-    /// How many events a batch may have. Default: 1; batch handlers say more. Several of one key follow each other in
-    /// publish order, and no other batch has events of that key until all of them are settled.
+    /// How many events a batch may have. Default: 1; batch handlers say more. It has several of one key, in publish
+    /// order, where one answer stands for all members; no other batch has events of that key until they are settled.
     pub batch: usize,
     /// How old the oldest member of a batch may get before the batch is handled as it is. Default: 50 ms.
     pub linger: Duration,

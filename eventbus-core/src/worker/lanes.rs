@@ -579,7 +579,8 @@ impl Turn<'_> {
                 match open.waits() {
                     Some(delay) => self.park(open, delay),
                     None => {
-                        if let Some(key) = open.key().filter(|_| open.may_join()) {
+                        let together = self.lanes.layered.together;
+                        if let Some(key) = open.key().filter(|_| together && open.may_join()) {
                             self.table.let_join(key);
                         }
                         return Some(open);

@@ -27,7 +27,7 @@ pub struct Worker(Kind);
 #[derive(Clone)]
 enum Kind {
     Each { run: fn(Arc<Lanes>, Place) -> BoxFuture<()>, service: fn() -> HandlerService, blocking: bool },
-    Batches(fn(Arc<Lanes>, Place) -> BoxFuture<()>),
+    Batches { run: fn(Arc<Lanes>, Place) -> BoxFuture<()>, together: bool },
     Dynamic { run: Arc<dyn Fn(Arc<Lanes>, Place) -> BoxFuture<()> + Send + Sync>, service: HandlerService },
 }
 
@@ -45,7 +45,10 @@ impl Worker {
     /// The worker of a function that takes batches.
     #[must_use]
     pub const fn of_batch<H: StaticBatchHandler>() -> Self {
-        Self(Kind::Batches(|lanes, place| Box::pin(run::batches(Arc::new(Static::<H>::new()), lanes, place))))
+        Self(Kind::Batches {
+            run: |lanes, place| Box::pin(run::batches(Arc::new(Static::<H>::new()), lanes, place)),
+            together: H::TOGETHER,
+        })
     }
 
     /// The worker of a handler that was made at run time.
@@ -59,27 +62,32 @@ impl Worker {
 
     /// This worker with `layers` around its handler, the first one outermost.
     pub(crate) fn layered(&self, layers: &[Arc<dyn HandlerLayer>]) -> Layered {
-        let blocking = matches!(self.0, Kind::Each { blocking: true, .. });
+        let mut layered = Layered {
+            worker: self.clone(),
+            batch_layers: None,
+            blocking: matches!(self.0, Kind::Each { blocking: true, .. }),
+            together: matches!(self.0, Kind::Batches { together: true, .. }),
+        };
         let service = match &self.0 {
-            _ if layers.is_empty() => return Layered { worker: self.clone(), batch_layers: None, blocking },
-            Kind::Batches(_) => {
-                return Layered {
-                    worker: self.clone(),
-                    batch_layers: Some(BatchLayers::new(layers)),
-                    blocking,
-                };
+            _ if layers.is_empty() => return layered,
+            Kind::Batches { .. } => {
+                layered.batch_layers = Some(BatchLayers::new(layers));
+                // A layer may fail one member and let the others pass.
+                layered.together = false;
+                return layered;
             }
             Kind::Each { service, .. } => service(),
             Kind::Dynamic { service, .. } => service.clone(),
         };
         let service = layers.iter().rev().fold(service, |inner, layer| layer.around(inner));
-        Layered { worker: Self::of_handler(service), batch_layers: None, blocking }
+        layered.worker = Self::of_handler(service);
+        layered
     }
 
     /// One loop of this worker, in its `place` among the workers of the same lanes.
     fn run(&self, lanes: Arc<Lanes>, place: Place) -> BoxFuture<()> {
         match &self.0 {
-            Kind::Each { run, .. } | Kind::Batches(run) => run(lanes, place),
+            Kind::Each { run, .. } | Kind::Batches { run, .. } => run(lanes, place),
             Kind::Dynamic { run, .. } => run(lanes, place),
         }
     }
@@ -92,6 +100,8 @@ pub(crate) struct Layered {
     batch_layers: Option<BatchLayers>,
     /// The handler inside runs on a thread of its own.
     blocking: bool,
+    /// The members of a batch succeed or fail together, so that it may have several events of one key.
+    together: bool,
 }
 
 impl fmt::Debug for Worker {

@@ -171,8 +171,11 @@ impl Hand {
                 Err(panicked) => Err(panicked.into()),
             };
             let settled = settle(&self.lanes, &mut self.held[place], delivery, refused).await;
-            self.deliveries.remove(place);
+            let refused = self.deliveries.remove(place);
             self.held.remove(place);
+            if matches!(settled, Settled::Parked) {
+                self.hold_back_behind(place, key(&refused));
+            }
             self.lanes.settled(settled);
         }
     }
@@ -202,6 +205,20 @@ impl Hand {
     fn hold_back(&mut self, key: Option<Key>) {
         for open in self.gathered.extract_if(.., |open| key.is_some() && open.key() == key.as_ref()) {
             self.lanes.park(open, Duration::ZERO);
+        }
+    }
+
+    /// An event of `key` is tried again before its batch is handled: what follows it from `place` on waits for it.
+    fn hold_back_behind(&mut self, mut place: usize, key: Option<Key>) {
+        while let Some(delivery) = self.deliveries.get(place) {
+            if key.is_none() || self::key(delivery) != key {
+                place += 1;
+                continue;
+            }
+            self.deliveries.remove(place);
+            if let Some(open) = self.held.remove(place) {
+                self.lanes.park(open, Duration::ZERO);
+            }
         }
     }
 

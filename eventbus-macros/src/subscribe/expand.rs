@@ -271,8 +271,13 @@ fn adapter_impl(args: &Args, handler: &Handler, adapter: &Ident) -> TokenStream 
         let answer = quote_spanned! {at_answer=>
             <#answer_type as __p::IntoOutcomes>::into_outcomes(__answer, __delivery.len())
         };
+        let together = quote_spanned! {at_answer=>
+            const TOGETHER: bool = <#answer_type as __p::IntoOutcomes>::TOGETHER;
+        };
         return quote_spanned! {at_name=>
             impl __p::StaticBatchHandler for #adapter {
+                #together
+
                 fn admit(__delivery: &__p::Delivery) -> __p::Result<(), __p::Outcome> {
                     #(#admits)*
                     __p::Ok(())
