@@ -11,7 +11,7 @@ const EVENTS: usize = 8_192;
 /// How many bytes their payloads may have.
 const BYTES: usize = 8 << 20;
 
-/// An unbroken row of events up to the latest one.
+/// An unbroken row of events up to the latest one of the log: whoever finds nothing behind its place has read everything.
 #[derive(Default)]
 pub(crate) struct Tail {
     events: VecDeque<(i64, Arc<Envelope>, usize)>,

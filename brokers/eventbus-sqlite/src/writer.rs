@@ -263,11 +263,7 @@ impl Writer {
     fn committed(&mut self, publishes: Vec<Waiting>, written: Written) {
         let others = (self.head, written.first);
         self.head = written.last;
-        if others.0 != others.1 {
-            let forgotten = self.store.tail().clear();
-            discard(forgotten);
-        }
-        self.remember(&publishes, &written);
+        self.remember(others.0 != others.1, &publishes, &written);
         let mut topics: Vec<Topic> = Vec::new();
         for record in publishes.iter().flat_map(Waiting::records) {
             let topic = record.envelope.topic();
@@ -316,19 +312,21 @@ impl Writer {
         Ok(())
     }
 
-    /// Keeps what was stored for the subscriptions of this process.
-    fn remember(&self, publishes: &[Waiting], written: &Written) {
-        if !self.store.subscriptions().is_empty() {
-            let mut evicted = Vec::new();
-            let mut tail = self.store.tail();
+    /// Keeps what was stored for the subscriptions of this process. The tail ends with the latest event of the log, or
+    /// is empty: whoever finds nothing behind its place there has read everything.
+    fn remember(&self, overtaken: bool, publishes: &[Waiting], written: &Written) {
+        let listening = !self.store.subscriptions().is_empty();
+        let mut tail = self.store.tail();
+        let mut evicted = if overtaken || !listening { tail.clear() } else { Vec::new() };
+        if listening {
             for (record, stored) in publishes.iter().flat_map(Waiting::records).zip(&written.stored) {
                 if let Ok(Some(offset)) = stored {
                     evicted.extend(tail.push(*offset, Arc::clone(&record.envelope), record.payload.len()));
                 }
             }
-            drop(tail);
-            evicted.into_iter().for_each(discard);
         }
+        drop(tail);
+        evicted.into_iter().for_each(discard);
     }
 
     /// Calls the subscriptions of this process that listen on `topics`, or on what other processes have stored between

@@ -8,13 +8,13 @@ use eventbus::broker::{
 use eventbus::{
     Backoff, Broker, Bus, Delivery, Envelope, EventId, Outcome, PublishError, Start, State, Topic, subscribe,
 };
-use eventbus_sqlite::SqliteBroker;
+use eventbus_sqlite::{SqliteBroker, SqliteBrokerBuilder};
 use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use support::{Log, OrderPlaced, PATIENCE, Ping, Seen, pings, publish_pings};
+use support::{Log, OrderPlaced, PATIENCE, Ping, Seen, pings, publish_pings, settled, until};
 use tokio::sync::{Notify, Semaphore};
 
 #[subscribe(start = "earliest", group = "early")]
@@ -604,6 +604,63 @@ async fn a_log_that_another_process_writes_is_followed() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(seen.sorted(), (0..30).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_transaction_without_events_passes_over_none_that_another_process_has_stored() {
+    let log = Log::new();
+    // It looks for what others have stored in its transactions only.
+    let settings = |settings: SqliteBrokerBuilder| settings.poll_interval(Duration::from_secs(60 * 60));
+    let here = log.broker_with(settings).await;
+    let here = Bus::builder().without_subscriptions().broker(here).await.unwrap();
+    let there = log.bus().await;
+    let seen = pings(&here, "pings").await;
+    here.start().unwrap();
+    publish_pings(&here, 0..1).await;
+    settled(&here).await;
+    publish_pings(&there, 1..2).await;
+    here.on(|_: Arc<OrderPlaced>| async {}).group("another").await.unwrap();
+    until("the ping from elsewhere is handled", async || seen.len() == 2).await;
+    // So it is at the end, where the group is moved on to the end of the log.
+    publish_pings(&there, 2..3).await;
+    here.shutdown().await.unwrap();
+    let again = log.bus().await;
+    let later = pings(&again, "pings").await;
+    again.start().unwrap();
+    settled(&again).await;
+    assert_eq!([seen.all(), later.all()].concat(), [0, 1, 2]);
+}
+
+#[tokio::test]
+async fn what_is_published_while_a_process_has_no_subscription_is_delivered_to_the_next_one() {
+    let log = Log::new();
+    let bus = log.bus().await;
+    let mut all = Vec::new();
+    for round in 0..3u64 {
+        let seen = Seen::new();
+        let numbers = seen.clone();
+        let note = move |ping: Arc<Ping>| {
+            let numbers = numbers.clone();
+            async move { numbers.push(ping.number) }
+        };
+        let handle = bus.on(note).group("pings").await.unwrap();
+        if round == 0 {
+            bus.start().unwrap();
+        }
+        settled(&bus).await;
+        // One is handled at once, one is published while the group is left, and one when nobody is there.
+        publish_pings(&bus, round * 3..round * 3 + 1).await;
+        settled(&bus).await;
+        handle.stop().await;
+        for number in [round * 3 + 1, round * 3 + 2] {
+            publish_pings(&bus, number..number + 1).await;
+        }
+        all.extend(seen.all());
+    }
+    let seen = pings(&bus, "pings").await;
+    settled(&bus).await;
+    all.extend(seen.all());
+    assert_eq!(all, (0..9).collect::<Vec<_>>());
 }
 
 #[tokio::test]
