@@ -2,13 +2,18 @@
 
 mod support;
 
+use eventbus::broker::{BrokerFuture, Deliveries, Features, Received, SubscribeRequest};
 use eventbus::memory::MemoryBroker;
 use eventbus::middleware::{Next, from_fn};
-use eventbus::{Batch, Bus, BusBuilder, Delivery, Event, Outcome, State, subscribe};
+use eventbus::{
+    Batch, Broker, BrokerError, Bus, BusBuilder, Delivery, Envelope, Event, Outcome, PublishError, State,
+    subscribe,
+};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use support::{OrderPlaced, Ping, Seen};
 use tokio::time::{Instant, sleep};
@@ -339,4 +344,84 @@ async fn whoever_gathers_goes_on_when_there_is_room_again() {
     let mut numbers: Vec<_> = batches.all().into_iter().flat_map(|(numbers, _)| numbers).collect();
     numbers.sort_unstable();
     assert!(numbers.into_iter().eq(0..40));
+}
+
+/// The in-process broker, whose bell a test may ring, and which takes its time for the next question.
+#[derive(Clone, Default)]
+struct Pondering {
+    broker: MemoryBroker,
+    ponders: Arc<AtomicBool>,
+    bell: Arc<Mutex<Option<Waker>>>,
+}
+
+impl Broker for Pondering {
+    fn name(&self) -> &str {
+        "pondering"
+    }
+
+    fn features(&self) -> Features {
+        self.broker.features()
+    }
+
+    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
+        self.broker.publish(envelope)
+    }
+
+    fn publish_all(&self, envelopes: Vec<Arc<Envelope>>) -> BrokerFuture<Vec<Result<(), PublishError>>> {
+        self.broker.publish_all(envelopes)
+    }
+
+    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
+        let (broker, opening) = (self.clone(), self.broker.subscribe(request));
+        BrokerFuture::new(async move {
+            Ok(Box::new(PonderingDeliveries(opening.await?, broker)) as Box<dyn Deliveries>)
+        })
+    }
+}
+
+struct PonderingDeliveries(Box<dyn Deliveries>, Pondering);
+
+impl Deliveries for PonderingDeliveries {
+    fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut Vec<Received>,
+        limit: usize,
+    ) -> Poll<Result<(), BrokerError>> {
+        *self.1.bell.lock().unwrap() = Some(context.waker().clone());
+        if self.1.ponders.swap(false, SeqCst) {
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        self.0.poll_receive(context, into, limit)
+    }
+}
+
+#[subscribe(batch = 2, linger = "1ms", concurrency = 1, retries = 1, backoff = "100ms..110ms")]
+async fn fails_first(pings: Vec<Ping>, seen: State<Seen<u64>>) -> Result<(), String> {
+    seen.push(pings[0].number);
+    if seen.len() == 1 { Err("the first time".to_owned()) } else { Ok(()) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_retry_that_comes_due_while_the_broker_is_asked_is_not_forgotten() {
+    let (broker, seen) = (Pondering::default(), Seen::<u64>::new());
+    let builder = Bus::builder().only([fails_first::SUBSCRIBER]).state(seen.clone());
+    let bus = builder.broker(broker.clone()).await.unwrap();
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    until(|| seen.len() == 1).await;
+    sleep(Duration::from_millis(20)).await;
+    broker.ponders.store(true, SeqCst);
+    let bell = broker.bell.lock().unwrap().take().unwrap();
+    bell.wake();
+    until(|| seen.len() == 2).await;
+}
+
+async fn until(reached: impl Fn() -> bool) {
+    let reaching = async {
+        while !reached() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), reaching).await.expect("it is reached");
 }

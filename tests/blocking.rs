@@ -4,7 +4,8 @@ mod support;
 
 use eventbus::broker::FailureKind;
 use eventbus::memory::MemoryBroker;
-use eventbus::{Attempt, Bus, Error, Event, Publisher, State, subscribe};
+use eventbus::middleware::{Next, from_fn};
+use eventbus::{Attempt, Bus, Delivery, Error, Event, Publisher, State, subscribe};
 use serde::{Deserialize, Serialize};
 use std::future::IntoFuture;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -315,4 +316,27 @@ fn a_handler_that_never_returns_does_not_keep_a_runtime_from_ending() {
         ended.send(()).unwrap();
     });
     waiting.recv_timeout(Duration::from_secs(30)).expect("the runtime has ended");
+}
+
+#[subscribe(blocking, timeout = "20ms", retries = 0)]
+fn late_inside_of_a_layer(_: Ping, seen: State<Seen<()>>) {
+    thread::sleep(Duration::from_millis(100));
+    seen.push(());
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_late_counts_also_where_a_layer_has_something_to_do_with_it() {
+    let (seen, broker) = (Seen::<()>::new(), MemoryBroker::new());
+    let layer = from_fn(async |delivery: Delivery, next: Next| {
+        let outcome = next.run(delivery).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        outcome
+    });
+    let builder = Bus::builder().only([late_inside_of_a_layer::SUBSCRIBER]).state(seen.clone()).layer(layer);
+    let bus = builder.broker(broker.clone()).await.unwrap();
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    broker.settled().await;
+    assert_eq!(seen.len(), 1);
+    assert!(bus.dead_letters().unwrap().list().await.unwrap().is_empty());
 }

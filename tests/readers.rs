@@ -5,8 +5,10 @@ mod support;
 use eventbus::memory::MemoryBroker;
 use eventbus::{Bus, Error, Outcome};
 use std::sync::Arc;
+use std::time::Duration;
 use support::{OrderPlaced, Ping, Seen, bus_with};
 use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
 
 const NONE: [&str; 0] = [];
 
@@ -129,4 +131,20 @@ async fn a_dead_letter_that_is_published_again_while_its_group_ends_is_handled_o
             Ok(false) => panic!("it was there"),
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_whose_stop_is_not_waited_for_ends_all_the_same() {
+    let broker = MemoryBroker::new();
+    let bus = Bus::builder().only(NONE).broker(broker.clone()).await.unwrap();
+    let slow = bus.on(|_: Arc<Ping>| sleep(Duration::from_secs(5))).group("slow").await.unwrap();
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    sleep(Duration::from_millis(10)).await;
+    timeout(Duration::from_secs(1), slow.stop()).await.unwrap_err();
+    sleep(Duration::from_secs(10)).await;
+    assert!(bus.subscriptions().is_empty());
+    bus.publish(&Ping { number: 2 }).await.unwrap();
+    timeout(Duration::from_secs(1), broker.settled()).await.expect("nobody has to handle it");
+    bus.on(|_: Arc<Ping>| async {}).group("slow").await.expect("the group is free again");
 }

@@ -5,8 +5,10 @@ mod keeper;
 mod support;
 
 use eventbus::memory::MemoryBroker;
+use eventbus::middleware::HandlerService;
 use eventbus::{Broker, BrokerError, Bus, Delivery, Envelope, Error, State, subscribe};
 use keeper::Keeper;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{OrderPlaced, Ping, Seen};
@@ -267,4 +269,48 @@ async fn what_is_missing_for_a_rebuild_is_named() {
     assert!(error.contains("`.swap(…)`"), "{error}");
     let error = bus.rebuild("mail").swap(swap).await.unwrap_err().to_string();
     assert!(error.contains("replay = false"), "{error}");
+}
+
+/// A layer that panics once as it is put around a handler: the first time after so many.
+#[derive(Clone)]
+struct Moody(Arc<AtomicUsize>, usize);
+
+impl tower::Layer<HandlerService> for Moody {
+    type Service = HandlerService;
+
+    fn layer(&self, inner: HandlerService) -> HandlerService {
+        let before = self.0.fetch_add(1, Ordering::SeqCst);
+        assert!(before != self.1, "moody");
+        inner
+    }
+}
+
+#[subscribe(batch = 5, linger = "1ms", group = "in_batches")]
+async fn in_batches(pings: Vec<Ping>, seen: State<Seen<u64>>) {
+    pings.iter().for_each(|ping| seen.push(ping.number));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_panics_as_it_is_put_around_a_handler_is_an_error_and_ends_no_subscription() {
+    // It is put around the live subscription, twice around passes over the log, and around the live one again.
+    for panics in 0..4 {
+        let (keeper, seen, layer) = (Keeper::default(), Seen::<u64>::new(), Moody(Arc::default(), panics));
+        let builder = Bus::builder().only(["in_batches"]).state(seen.clone()).layer(layer);
+        let connected = builder.broker(keeper.clone()).await;
+        if panics == 0 {
+            let refused = connected.unwrap_err().to_string();
+            assert!(refused.contains("a layer panicked: moody, as it was put around `"), "{refused}");
+            continue;
+        }
+        let bus = connected.unwrap();
+        bus.start().unwrap();
+        publish(&bus, 3).await;
+        until(|| seen.len() == 3).await;
+        let rebuilding = bus.rebuild("in_batches").state(Seen::<u64>::new());
+        let rebuilt = rebuilding.swap(|| std::future::ready(Ok::<(), BrokerError>(()))).await;
+        let error = rebuilt.unwrap_err().to_string();
+        assert_eq!(error.contains("the new model is in place"), panics == 3, "{error}");
+        publish(&bus, 1).await;
+        until(|| seen.len() == 4).await;
+    }
 }

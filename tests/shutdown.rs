@@ -278,6 +278,21 @@ async fn a_broker_that_does_not_close_is_not_waited_for_for_ever() {
     assert_eq!(seen.len(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_shuts_down_second_waits_until_the_broker_has_closed_too() {
+    let builder = Bus::builder().only([] as [&str; 0]).drain(Duration::from_secs(1));
+    let bus = builder.broker(Stubborn(MemoryBroker::new())).await.unwrap();
+    let first = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.shutdown().await }
+    });
+    tokio::task::yield_now().await;
+    let start = Instant::now();
+    bus.shutdown().await.unwrap();
+    assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
+    first.await.unwrap().unwrap_err();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_another_program_holds_does_not_hold_up_the_end() {
     let folder = tempfile::tempdir().unwrap();

@@ -30,7 +30,7 @@ use crate::registry::Subscriber;
 use crate::state::States;
 use crate::subscription::{Policy, Subscription};
 use crate::topic::Pattern;
-use crate::worker::{Lanes, Watchdog};
+use crate::worker::{self, Lanes, Watchdog};
 use home::Home;
 use stage::Stage;
 use std::fmt;
@@ -259,11 +259,13 @@ impl Bus {
             states: Arc::clone(&shared.states),
             outlet: Arc::clone(&shared.outlet),
         });
+        // Before there is a source that nobody reads.
+        let layered = worker::layered(subscription, || worker.layered(&layers))?;
         let source = source.await?;
         let watchdog = shared.watchdog.get_or_init(Watchdog::start);
         // Its tasks live where the bus lives, wherever this is called.
         let _entered = shared.home.enter()?;
-        Ok(Lanes::new(scope, policy, worker.layered(&layers), source, Arc::clone(watchdog)))
+        Ok(Lanes::new(scope, policy, layered, source, Arc::clone(watchdog)))
     }
 }
 

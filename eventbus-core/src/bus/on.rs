@@ -200,13 +200,32 @@ impl SubscriptionHandle {
     }
 
     /// Ends the subscription: takes nothing more, and lets the handlers that run finish.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the subscription ends all the same, in the background.
     pub async fn stop(self) {
-        // A rebuild puts other lanes of the subscription in the place of these, perhaps right now.
-        let current = || {
-            let ours = |lanes: &&Arc<Lanes>| Arc::ptr_eq(lanes.scope(), self.lanes.scope());
-            self.bus.shared.stage.lock().lanes.iter().find(ours).cloned()
-        };
-        while let Some(current) = current() {
+        let current = self.current();
+        current.iter().for_each(|lanes| lanes.stop());
+        let handle = Arc::new(self);
+        let home = handle.bus.shared.home.enter();
+        let stopping = home.map(|_entered| tokio::spawn(Arc::clone(&handle).end()));
+        if let Ok(stopping) = stopping
+            && stopping.await.is_ok()
+        {
+            return;
+        }
+        // The runtime has ended, and the handlers with it.
+        handle.end().await;
+    }
+
+    /// The lanes as they are now: a rebuild puts others in the place of these, perhaps right now.
+    fn current(&self) -> Option<Arc<Lanes>> {
+        let ours = |lanes: &&Arc<Lanes>| Arc::ptr_eq(lanes.scope(), self.lanes.scope());
+        self.bus.shared.stage.lock().lanes.iter().find(ours).cloned()
+    }
+
+    async fn end(self: Arc<Self>) {
+        while let Some(current) = self.current() {
             current.stop();
             current.idle().await;
             current.close();

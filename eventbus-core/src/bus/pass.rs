@@ -77,7 +77,7 @@ impl Pass {
                     outlet: Arc::clone(&bus.shared.outlet),
                 }),
             };
-            pass.lanes.push(lanes.again(scope, plan.concurrency, source));
+            pass.lanes.push(lanes.again(scope, plan.concurrency, source)?);
         }
         let mut stage = bus.shared.stage.lock();
         if stage.closed {

@@ -107,7 +107,7 @@ impl Bus {
         });
         let source = source.await?;
         let _entered = shared.home.enter()?;
-        let lanes = stopped.again(Arc::clone(stopped.scope()), None, source);
+        let lanes = stopped.again(Arc::clone(stopped.scope()), None, source)?;
         let mut stage = shared.stage.lock();
         let place = place(&stage);
         if let Some(place) = place {

@@ -105,8 +105,10 @@ impl Bus {
         };
         let _ = timeout_at(deadline, finished).await;
         let left = self.cut_off(began);
-        drop((lanes, replays, ending));
+        self.let_go();
+        drop((lanes, replays));
         let closed = self.close_broker(deadline).await;
+        drop(ending);
         let Some(left) = left else { return closed };
         if let Err(error) = closed {
             tracing::error!(target: "eventbus", error = %printable(error), "the broker did not close");
@@ -145,17 +147,22 @@ impl Bus {
         }
     }
 
-    /// Nothing is published and nothing is handled any more.
+    /// The shutdown is over.
     fn end(&self) {
+        self.let_go();
+        self.shared.stage.lock().ended = true;
+        self.shared.ended.notify_waiters();
+    }
+
+    /// Nothing is published and nothing is handled any more.
+    fn let_go(&self) {
         self.shared.outlet.close();
         let mut stage = self.shared.stage.lock();
-        stage.ended = true;
         let mut lanes = std::mem::take(&mut stage.lanes);
         lanes.append(&mut stage.replays);
         drop(stage);
         lanes.iter().for_each(|lanes| lanes.stop());
         close(&lanes);
-        self.shared.ended.notify_waiters();
     }
 
     /// A second signal has come.

@@ -100,7 +100,8 @@ impl<F: Future> Call<'_, F> {
         .await
     }
 
-    /// The answer of a handler on a thread that takes longer than `limit`; none, where layers do not pass it on.
+    /// The answer of a handler on a thread that takes longer than `limit`; none, where layers do not pass it on within
+    /// as much again.
     async fn late(&mut self, limit: Duration, calls: &Calls) -> Result<Option<F::Output>, Broken> {
         let subscription = self.lanes.subscription();
         let overdue = Instant::now();
@@ -111,13 +112,18 @@ impl<F: Future> Call<'_, F> {
              key wait until it has"
         );
         let mut returned = pin!(calls.returned());
+        let mut clock = pin!(None::<Unconstrained<Sleep>>);
         let answer = poll_fn(|context| {
             // Looked at first: once the thread has returned, its answer is there.
-            let returned = returned.as_mut().poll(context).is_ready();
-            match self.poll(context)? {
-                Poll::Ready(answer) => Poll::Ready(Ok(Some(answer))),
-                Poll::Pending if returned => Poll::Ready(Ok(None)),
-                Poll::Pending => Poll::Pending,
+            if clock.is_none() && returned.as_mut().poll(context).is_ready() {
+                clock.set(Some(unconstrained(sleep(limit))));
+            }
+            if let Poll::Ready(answer) = self.poll(context)? {
+                return Poll::Ready(Ok(Some(answer)));
+            }
+            match clock.as_mut().as_pin_mut().map(|clock| clock.poll(context)) {
+                Some(Poll::Ready(())) => Poll::Ready(Ok(None)),
+                _ => Poll::Pending,
             }
         })
         .await;

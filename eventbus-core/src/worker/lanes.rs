@@ -12,6 +12,7 @@ use super::threads::Threads;
 use super::watchdog::{Look, Minded, Pulse, Watchdog};
 use crate::broker::{Acker, Deliveries, Parked, Received};
 use crate::delivery::{Delivery, Scope};
+use crate::error::StartupError;
 use crate::event::Key;
 use crate::foreign;
 use crate::lock::{Lock, Locked, Rank};
@@ -105,6 +106,17 @@ impl Open {
     }
 }
 
+/// Puts the layers of a subscription around its handler: code of others.
+pub(crate) fn layered(
+    subscription: &Subscription,
+    make: impl FnOnce() -> Layered,
+) -> Result<Layered, StartupError> {
+    foreign::call("a layer", make).map_err(|panicked| {
+        let (name, place) = (&subscription.name, subscription.location());
+        StartupError::new(vec![format!("a layer {panicked}, as it was put around `{name}` ({place})")])
+    })
+}
+
 /// So much later; what is farther away than any timer is as good as never.
 fn after(delay: Duration) -> Instant {
     const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
@@ -182,17 +194,21 @@ impl Lanes {
     }
 
     /// The same subscription once more, on another source: beside these lanes, or in place of them.
+    ///
+    /// # Errors
+    /// Layers around batches are made anew, and one of them has panicked.
     pub(crate) fn again(
         &self,
         scope: Arc<Scope>,
         concurrency: Option<usize>,
         source: Box<dyn Deliveries>,
-    ) -> Arc<Self> {
+    ) -> Result<Arc<Self>, StartupError> {
         let mut policy = self.policy;
         policy.concurrency = concurrency.unwrap_or(policy.concurrency);
         policy.in_flight = policy.in_flight.max(policy.concurrency);
         policy.held_back = policy.held_back.max(policy.in_flight);
-        Self::new(scope, policy, self.layered.clone(), source, Arc::clone(&self.watchdog))
+        let layered = layered(&scope.subscription, || self.layered.clone())?;
+        Ok(Self::new(scope, policy, layered, source, Arc::clone(&self.watchdog)))
     }
 
     /// What the deliveries of these lanes share.
@@ -422,9 +438,9 @@ impl Lanes {
 
     /// Parked deliveries come back by themselves.
     fn unpark_after(self: &Arc<Self>, parked: u64, delay: Duration) {
-        let lanes = Arc::downgrade(self);
+        let (lanes, due) = (Arc::downgrade(self), after(delay));
         self.runtime.spawn(async move {
-            tokio::time::sleep(delay).await;
+            sleep_until(due).await;
             if let Some(lanes) = lanes.upgrade() {
                 lanes.unpark(parked);
             }
@@ -588,7 +604,9 @@ impl Turn<'_> {
                 }
             } else if let Some(open) = self.table.take_joining(Open::may_join) {
                 return Some(open);
-            } else if !self.receive() {
+            } else if !self.receive() && !self.table.has_ready() {
+                // While the broker was asked, a retry may have come due, or a lane may have opened: whoever did that
+                // leaves it to this worker.
                 return None;
             }
         }

@@ -10,7 +10,7 @@ mod table;
 mod threads;
 mod watchdog;
 
-pub(crate) use lanes::{Lanes, Tally};
+pub(crate) use lanes::{Lanes, Tally, layered};
 pub(crate) use watchdog::Watchdog;
 
 use self::crew::Place;
