@@ -406,6 +406,11 @@ impl Drop for Writer {
     /// Nobody writes any more, not even where this is a panic: whoever waits is told.
     fn drop(&mut self) {
         self.store.writes.abandon();
+        // Those that end later see for themselves that nobody writes.
+        for subscription in self.store.subscriptions().iter().filter(|subscription| subscription.has_ended())
+        {
+            self.store.remove(subscription.number);
+        }
     }
 }
 

@@ -36,6 +36,8 @@ pub(crate) struct Queue {
     save_at: Option<Instant>,
     pub(crate) closing: Option<oneshot::Sender<Result<(), BrokerError>>>,
     closed: bool,
+    /// The writer has ended.
+    over: bool,
     writer_sleeps: bool,
 }
 
@@ -136,6 +138,9 @@ impl Writes {
     /// Saves how far a subscription has come.
     pub(crate) fn save(&self, subscription: Arc<Subscription>, when: When) {
         let mut queue = self.queue.lock();
+        if queue.closed {
+            return drop(queue);
+        }
         queue.unsaved.push(subscription);
         let wait = match when {
             When::Now => Duration::ZERO,
@@ -174,6 +179,11 @@ impl Writes {
         closed
     }
 
+    /// Whether nobody writes any more.
+    pub(crate) fn are_over(&self) -> bool {
+        self.queue.lock().over
+    }
+
     /// How long ago the log was told to close.
     pub(crate) fn closing_for(&self) -> Option<Duration> {
         self.closing_since.get().map(Instant::elapsed)
@@ -183,7 +193,7 @@ impl Writes {
     pub(crate) fn abandon(&self) {
         let mut queue = self.queue.lock();
         let waiting = take(&mut *queue);
-        queue.closed = true;
+        (queue.closed, queue.over) = (true, true);
         drop(queue);
         drop(waiting);
     }

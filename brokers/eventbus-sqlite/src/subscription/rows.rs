@@ -7,6 +7,7 @@ use crate::offsets::{before, behind, offset_of, place};
 use crate::reader::Names;
 use crate::wire::{COLUMN_COUNT, COLUMNS, Stored, StoredTime, content};
 use bytes::Bytes;
+use eventbus_core::Pattern;
 use eventbus_core::broker::{Offset, Parked, Save, Saved};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -100,11 +101,16 @@ fn parked(row: &Row<'_>) -> rusqlite::Result<Option<Parked>> {
     })
 }
 
-/// Whether there is such a row of this group.
-pub(super) fn exists(connection: &Connection, row: i64, group: &str) -> rusqlite::Result<bool> {
+/// Whether there is such a row of this group. The number of one that was removed may be another's by now.
+pub(super) fn exists(
+    connection: &Connection,
+    row: i64,
+    group: &str,
+    pattern: &Pattern,
+) -> rusqlite::Result<bool> {
     connection
-        .prepare_cached("select 1 from subscription where id = ?1 and \"group\" = ?2")?
-        .exists((row, group))
+        .prepare_cached("select 1 from subscription where id = ?1 and \"group\" = ?2 and pattern = ?3")?
+        .exists((row, group, pattern.as_str()))
 }
 
 /// How far a group has come, for whoever goes on from there with what is unfinished.

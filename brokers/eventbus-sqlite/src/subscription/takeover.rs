@@ -87,7 +87,7 @@ impl Subscription {
     fn find(&self, work: &mut Work<'_>) -> rusqlite::Result<Found> {
         let connection = work.connection;
         let row = match self.row() {
-            Some(row) if rows::exists(connection, row, &self.group)? => row,
+            Some(row) if rows::exists(connection, row, &self.group, &self.pattern)? => row,
             _ => {
                 let start = match self.start {
                     Start::Earliest => 0,
@@ -199,20 +199,23 @@ impl Subscription {
 
     /// Saves what is settled, and leaves the group to whoever comes next.
     pub(crate) fn leave(self: &Arc<Self>) {
+        if self.store.writes.are_over() {
+            return self.store.remove(self.number);
+        }
         let (leaving, left) = (Arc::clone(self), Arc::clone(self));
         drop(self.store.writes.run_then(
             move |work| {
-                if !leaving.is_active() {
-                    return Ok(None);
+                let mut saved = None;
+                if leaving.is_active() {
+                    leaving.skip_to(leaving.store.head());
+                    if let Some(saving) = Saving::of(&leaving) {
+                        let ours = saving.write(work.connection)?;
+                        saved = Some((saving, ours));
+                    }
                 }
-                leaving.skip_to(leaving.store.head());
-                let saving = Saving::of(&leaving);
-                let ours = match &saving {
-                    Some(saving) => saving.write(work.connection)?,
-                    None => true,
-                };
+                // Even where it is not active yet: it may have been taken over a moment ago, in this transaction.
                 rows::disown(work.connection, &leaving.owner())?;
-                Ok(saving.map(|saving| (saving, ours)))
+                Ok(saved)
             },
             move |saved| {
                 saved.into_iter().for_each(|(saving, ours)| saving.finish(Ok(ours)));

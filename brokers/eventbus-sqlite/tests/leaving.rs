@@ -1,0 +1,87 @@
+//! Groups that are left while something else is under way: the next one gets them, and nothing stays behind.
+
+mod support;
+
+use eventbus::broker::{Deliveries, Received, Start, SubscribeRequest};
+use eventbus::{Broker, Envelope, Pattern, Topic};
+use eventbus_sqlite::SqliteBroker;
+use std::future::{IntoFuture, poll_fn};
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+use support::{Log, PATIENCE};
+
+fn request(group: &str, pattern: &str) -> SubscribeRequest {
+    SubscribeRequest {
+        group: group.to_owned(),
+        pattern: Pattern::new(pattern).unwrap(),
+        start: Start::Earliest,
+    }
+}
+
+async fn publish(broker: &SqliteBroker, topic: &'static str) {
+    let envelope = Envelope::from_json(Topic::from_static(topic), &1).unwrap();
+    broker.publish(Arc::new(envelope)).await.unwrap();
+}
+
+/// What comes first, in time.
+async fn first(deliveries: &mut Box<dyn Deliveries>) -> Received {
+    let mut received = Vec::new();
+    let receiving = poll_fn(|context| deliveries.poll_receive(context, &mut received, 1));
+    tokio::time::timeout(PATIENCE, receiving).await.expect("it comes in time").unwrap();
+    received.remove(0)
+}
+
+#[tokio::test]
+async fn a_group_whose_opening_is_dropped_at_once_is_free_for_other_processes() {
+    let log = Log::new();
+    let (here, there) = (log.broker().await, log.broker().await);
+    let _keeps_its_leases = here.subscribe(request("another", "a.x")).await.unwrap();
+    // While the writer waits for the file, both the opening and its end come to wait for it.
+    let other = rusqlite::Connection::open(log.path()).unwrap();
+    other.execute_batch("begin immediate").unwrap();
+    let waiting = here.publish(Arc::new(Envelope::from_json(Topic::from_static("a.x"), &1).unwrap()));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut opening = Box::pin(here.subscribe(request("g", "a.x")).into_future());
+    assert!(opening.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(opening);
+    other.execute_batch("rollback").unwrap();
+    waiting.await.unwrap();
+    let mut deliveries = there.subscribe(request("g", "a.x")).await.unwrap();
+    first(&mut deliveries).await;
+}
+
+#[tokio::test]
+async fn a_group_that_was_dropped_while_it_waited_begins_again_beside_a_new_one() {
+    let log = Log::new();
+    let here = log.broker().await;
+    // It looks for what others left so seldom that all of this happens in between.
+    let there = log.broker_with(|settings| settings.poll_interval(Duration::from_secs(3))).await;
+    let deliveries = here.subscribe(request("g", "a.x")).await.unwrap();
+    let mut waits = there.subscribe(request("g", "a.x")).await.unwrap();
+    drop(deliveries);
+    assert!(here.groups().unwrap().remove("g").await.unwrap());
+    let _other = here.subscribe(request("g", "b.y")).await.unwrap();
+    publish(&here, "a.x").await;
+    first(&mut waits).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_log_that_is_closed_before_its_subscriptions_are_dropped_holds_no_file_open() {
+    let log = Log::new();
+    let folder = log.path().parent().unwrap().canonicalize().unwrap();
+    let broker = log.broker().await;
+    let mut deliveries = broker.subscribe(request("g", "a.x")).await.unwrap();
+    publish(&broker, "a.x").await;
+    let Received { receipt, settler, .. } = first(&mut deliveries).await;
+    broker.close().await.unwrap();
+    let _ = settler.ack(receipt).await;
+    drop((broker, deliveries, settler));
+    let open = || {
+        let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let files = files.filter_map(|file| std::fs::read_link(file.path()).ok());
+        files.filter(|file| file.starts_with(&folder)).collect::<Vec<_>>()
+    };
+    support::until("nothing is open", async || open().is_empty()).await;
+}
