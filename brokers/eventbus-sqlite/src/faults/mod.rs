@@ -29,6 +29,8 @@ pub(crate) struct Faults(Arc<Plan>);
 #[derive(Debug)]
 struct Plan {
     fault: Fault,
+    /// The first that fails.
+    first: i64,
     /// How many times pass before the first that fails.
     pass: AtomicI64,
     /// How many fail.
@@ -41,7 +43,7 @@ impl Faults {
     /// `burst` times in a row fail, beginning with the `first`, once this is on.
     pub(crate) fn new(fault: Fault, first: i64, burst: i64) -> Self {
         let (on, interrupt) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self(Arc::new(Plan { fault, pass: AtomicI64::new(first - 1), burst, on, interrupt }))
+        Self(Arc::new(Plan { fault, first, pass: AtomicI64::new(first - 1), burst, on, interrupt }))
     }
 
     /// Begins to count.
@@ -49,11 +51,15 @@ impl Faults {
         self.0.on.store(true, SeqCst);
     }
 
-    /// Ends all faults; `true`: all of them have come.
-    pub(crate) fn turn_off(&self) -> bool {
+    /// Ends all faults.
+    pub(crate) fn turn_off(&self) {
         self.0.on.store(false, SeqCst);
         self.0.interrupt.store(false, SeqCst);
-        self.0.pass.load(SeqCst) <= -self.0.burst
+    }
+
+    /// How many times there were at which something may fail.
+    pub(crate) fn passed(&self) -> i64 {
+        self.0.first - 1 - self.0.pass.load(SeqCst)
     }
 
     /// Whether this time fails.
