@@ -2,7 +2,7 @@
 
 use crate::config::SqliteBrokerBuilder;
 use crate::file::{LogFile, resolve};
-use crate::lease::{self, Lease, Process};
+use crate::lease::{self, Lease, Process, Sign, Watched};
 use crate::reader::Readers;
 use crate::schema::{explain, open_writer};
 use crate::subscription::{SqliteDeliveries, Subscription};
@@ -56,6 +56,8 @@ pub(crate) struct Store {
     /// Counts the changes of `subscriptions`.
     generation: AtomicU64,
     last_number: AtomicU64,
+    /// The leases of others, as they were seen from here.
+    watched: Lock<Watched>,
     /// The place of the latest event.
     head: AtomicI64,
     /// Events were stored, and not every subscription was told yet.
@@ -101,6 +103,7 @@ impl SqliteBroker {
                 subscriptions: Lock::new(Rank::LEAF, Arc::default()),
                 generation: AtomicU64::new(0),
                 last_number: AtomicU64::new(0),
+                watched: Lock::new(Rank::LEAF, Watched::default()),
                 head: AtomicI64::new(0),
                 calling: AtomicBool::new(false),
                 stored: Notify::new(),
@@ -286,7 +289,11 @@ impl Store {
                 let subscriptions = self.subscriptions();
                 !subscriptions.iter().any(|one| one.number == number && one.is_active())
             }
-            None => lease::has_ended(&self.settings.path, owner) || lease.is_over(),
+            None => match lease::sign(&self.settings.path, owner) {
+                Sign::Ended => true,
+                Sign::There => self.watched.lock().is_over(owner, lease, Instant::now()),
+                Sign::None => lease.is_over(),
+            },
         }
     }
 

@@ -2,19 +2,22 @@
 //!
 //! A process that has ended is told from one that is only slow by a lock on a file beside the log, which the system
 //! releases with the process. One that has stopped still holds its lock, so it also has to say again and again that
-//! it goes on.
+//! it goes on. Who waits for its groups watches that on a clock that nobody sets.
 
 use crate::file::{Identity, beside};
 use eventbus_core::BrokerError;
 use eventbus_core::lock::{Lock, Rank};
 use rusqlite::Connection;
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What the name of a lock file has behind that of the log.
 const LOCK: &str = "-process-";
+/// After how long a lease is forgotten that nobody asks for.
+const FORGET: Duration = Duration::from_secs(60);
 
 /// This process as the other ones see it, while it has the log open.
 pub(crate) struct Process {
@@ -97,11 +100,25 @@ fn owners(process: &str) -> String {
     format!("{process}/*")
 }
 
-/// Whether the process behind `owner` is known to have ended: nobody holds its lock. Where its file is gone or cannot
-/// be opened, nothing is known, and its lease decides.
-pub(crate) fn has_ended(log: &Path, owner: &str) -> bool {
+/// What is seen of the process behind an owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sign {
+    /// Nobody holds its lock.
+    Ended,
+    /// It holds its lock, at work or stopped.
+    There,
+    /// Its file is gone or cannot be opened.
+    None,
+}
+
+/// What is seen of the process behind `owner`.
+pub(crate) fn sign(log: &Path, owner: &str) -> Sign {
     let process = owner.split('/').next().unwrap_or_default();
-    File::open(lock_file(log, process)).is_ok_and(|file| is_free(&file))
+    match File::open(lock_file(log, process)).map(|file| file.try_lock()) {
+        Ok(Ok(())) => Sign::Ended,
+        Ok(Err(TryLockError::WouldBlock)) => Sign::There,
+        Ok(Err(TryLockError::Error(_))) | Err(_) => Sign::None,
+    }
 }
 
 fn is_free(file: &File) -> bool {
@@ -174,6 +191,38 @@ impl Lease {
     }
 }
 
+/// The leases of processes that are there, as they were seen from here. They do not go by the clock on the wall, which
+/// somebody may set, and which jumps when a machine wakes: a process that goes on would be taken for a stopped one.
+#[derive(Default)]
+pub(crate) struct Watched {
+    seen: HashMap<String, Seen>,
+    /// With so many, those that nobody asks for any more are forgotten.
+    many: usize,
+}
+
+struct Seen {
+    until: i64,
+    since: Instant,
+    asked: Instant,
+}
+
+impl Watched {
+    /// Whether the lease of `owner` was not extended for as long as it was given for, as far as was seen until `now`.
+    pub(crate) fn is_over(&mut self, owner: &str, lease: Lease, now: Instant) -> bool {
+        let length = Duration::from_millis(u64::try_from(lease.length).unwrap_or_default());
+        if let Some(seen) = self.seen.get_mut(owner).filter(|seen| seen.until == lease.until) {
+            seen.asked = now;
+            return now.saturating_duration_since(seen.since) >= length;
+        }
+        if self.seen.len() >= self.many.max(1_024) {
+            self.seen.retain(|_, seen| now.saturating_duration_since(seen.asked) < FORGET);
+            self.many = 2 * self.seen.len();
+        }
+        self.seen.insert(owner.to_owned(), Seen { until: lease.until, since: now, asked: now });
+        length.is_zero()
+    }
+}
+
 /// Milliseconds since 1970.
 fn now() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -209,18 +258,18 @@ mod tests {
         let process = Process::enter(&log).unwrap();
         let owner = process.owner(7);
         assert_eq!(process.number(&owner), Some(7));
-        assert!(!has_ended(&log, &owner));
+        assert_eq!(sign(&log, &owner), Sign::There);
         // As after a kill: the lock is gone, and the file is there.
         File::create(lock_file(&log, "0000000000000000")).unwrap();
-        assert!(has_ended(&log, "0000000000000000/1"));
+        assert_eq!(sign(&log, "0000000000000000/1"), Sign::Ended);
         // As after a cleaner of temporary files.
         fs::remove_file(&process.path).unwrap();
-        assert!(!has_ended(&log, &owner), "nothing is known of it");
+        assert_eq!(sign(&log, &owner), Sign::None, "nothing is known of it");
         process.stay().unwrap();
-        assert!(process.path.exists() && !has_ended(&log, &owner));
+        assert!(process.path.exists() && sign(&log, &owner) == Sign::There);
         let path = process.path.clone();
         drop(process);
-        assert!(path.exists() && has_ended(&log, &owner));
+        assert!(path.exists() && sign(&log, &owner) == Sign::Ended);
     }
 
     #[test]
@@ -260,5 +309,25 @@ mod tests {
         assert!(Lease { until: now() - 1, ..given }.is_over());
         assert!(Lease { until: now() + 3_600_000, ..given }.is_over());
         assert!(!Lease::of(Duration::from_secs(3_600)).is_over(), "whatever others are given");
+    }
+
+    #[test]
+    fn a_lease_that_is_watched_is_over_when_it_was_not_extended_for_its_length_whatever_the_time_is() {
+        let (mut watched, start) = (Watched::default(), Instant::now());
+        let after = |milliseconds| start + Duration::from_millis(milliseconds);
+        let lease = |until| Lease { until, length: 100 };
+        // As after a jump of the clock, in one or the other direction.
+        for until in [now() - 3_600_000, now() + 3_600_000] {
+            let over = [0, 99, 100].map(|at| watched.is_over("a/1", lease(until), after(at)));
+            assert_eq!(over, [false, false, true]);
+        }
+        for time in 0..10 {
+            let over = watched.is_over("a/1", lease(-time), after(200 + 60 * time.unsigned_abs()));
+            assert!(!over, "it goes on, whichever way the clock does");
+        }
+        for time in 0..20_000 {
+            watched.is_over(&format!("b/{time}"), lease(0), after(1_000 * time));
+        }
+        assert!(watched.seen.len() <= 1_024, "{} are remembered", watched.seen.len());
     }
 }

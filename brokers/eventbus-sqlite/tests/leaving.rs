@@ -66,6 +66,29 @@ async fn a_group_that_was_dropped_while_it_waited_begins_again_beside_a_new_one(
     first(&mut waits).await;
 }
 
+#[tokio::test]
+async fn a_process_that_goes_on_keeps_its_groups_when_the_clock_is_set() {
+    for jump in [-3_000, 3_600_000] {
+        let log = Log::new();
+        let (here, there) = (log.broker().await, log.broker().await);
+        let _handles = here.subscribe(request("g", "a.x")).await.unwrap();
+        let _stands_by = there.subscribe(request("g", "a.x")).await.unwrap();
+        let other = rusqlite::Connection::open(log.path()).unwrap();
+        other.busy_timeout(PATIENCE).unwrap();
+        let lease = || {
+            let row = |row: &rusqlite::Row<'_>| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, i64>(1)?));
+            other.query_row("select owner, leased_until from subscription", [], row).unwrap()
+        };
+        let (owner, begun) = lease();
+        // From here on there is some time until the next one.
+        support::until("the lease is renewed", async || lease().1 != begun).await;
+        other.execute("update subscription set leased_until = leased_until - ?1", [jump]).unwrap();
+        let (_, set) = lease();
+        support::until("the lease is renewed again", async || lease().1 != set).await;
+        assert_eq!(lease().0, owner, "the clock was set by {jump} ms");
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_log_that_is_closed_before_its_subscriptions_are_dropped_holds_no_file_open() {
