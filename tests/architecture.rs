@@ -16,6 +16,7 @@ const FLOORS: [&[&str]; 7] = [
         "error",
         "lock",
         "foreign",
+        "log",
         "finite",
         "printable",
         "sync",
@@ -202,6 +203,9 @@ fn every_line_of_the_log_passes_text_of_others_through_printable() {
     let mut lines = 0;
     for krate in ["eventbus-core", "brokers/eventbus-sqlite"] {
         for (path, code) in sources_of(krate) {
+            if path.ends_with("log.rs") {
+                continue;
+            }
             for level in
                 ["trace!(", "debug!(", "info!(", "warn!(", "error!(", "_span!(", "eprintln!(", "println!("]
             {
@@ -221,6 +225,18 @@ fn every_line_of_the_log_passes_text_of_others_through_printable() {
         }
     }
     assert!(lines > 25, "the lines were found: {lines}");
+}
+
+#[test]
+fn every_line_of_the_log_survives_a_subscriber_that_panics() {
+    for krate in ["eventbus-core", "brokers/eventbus-sqlite"] {
+        for (path, code) in sources_of(krate) {
+            for line in ["trace!(", "debug!(", "info!(", "warn!(", "error!("] {
+                let bare = code.contains(&format!("tracing::{line}"));
+                assert!(!bare || path.ends_with("log.rs"), "{}: write `log::{line}`", path.display());
+            }
+        }
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::causation;
 use crate::delivery::Delivery;
 use crate::foreign;
 use crate::lock::{Lock, Rank};
+use crate::log;
 use crate::outcome::Outcome;
 use std::io;
 use std::panic::resume_unwind;
@@ -17,6 +18,7 @@ use std::thread;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
+use tracing::Span;
 
 /// How long a thread waits for the next call before it ends.
 const IDLE: Duration = Duration::from_secs(10);
@@ -34,12 +36,12 @@ pub async fn blocking(
     let under_way = delivery.calls().map(Calls::begin);
     let mut cause = Some(Arc::clone(delivery.envelope()));
     let runtime = Handle::current();
-    let span = tracing::Span::current();
+    let span = log::span(Span::current);
     let dispatch = tracing::dispatcher::get_default(Clone::clone);
     let (answer, answered) = oneshot::channel();
     let call = move || {
         let handled = tracing::dispatcher::with_default(&dispatch, || {
-            let _entered = (runtime.enter(), span.enter());
+            let _entered = (runtime.enter(), log::enter(&span));
             causation::during(&mut cause, || {
                 foreign::call("a handler", || {
                     let outcome = handler(&delivery);

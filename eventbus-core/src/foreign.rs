@@ -5,6 +5,7 @@
 //! that of a destructor which runs because of another panic ends the process, by the rules of the language.
 
 use crate::lock::assert_none_held;
+use crate::log;
 use crate::printable::printable;
 use std::any::Any;
 use std::fmt;
@@ -40,11 +41,18 @@ pub fn discard<T>(called: &str, value: T) -> Result<(), Panicked> {
 #[inline]
 pub fn tell(called: &str, code: impl FnOnce()) {
     if let Err(panicked) = call(called, code) {
-        tracing::error!(
+        log::error!(
             target: "eventbus", panic = %printable(panicked.into_text()),
             "{} has panicked, which changes nothing for others", printable(called)
         );
     }
+}
+
+/// Writes a line of the log, which changes nothing for anybody where its subscriber panics: there is no place left to
+/// tell of it. For the macros of `log.rs`.
+#[inline]
+pub fn log(write: impl FnOnce()) {
+    let _ = call("the log", write);
 }
 
 /// Runs a future of others: polls it, and drops it once it has answered.

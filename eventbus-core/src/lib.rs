@@ -39,6 +39,8 @@ mod id;
 mod line;
 #[doc(hidden)]
 pub mod lock;
+#[doc(hidden)]
+pub mod log;
 pub mod memory;
 pub mod middleware;
 mod observe;

@@ -8,6 +8,7 @@ use crate::event::{Event, IntoEvent};
 use crate::foreign::{self, Kept, Panicked, Wakers};
 use crate::gate::{Gate, Passage, Refused};
 use crate::id::EventId;
+use crate::log;
 use crate::observe::Observer;
 use crate::printable::printable;
 use crate::topic::Topic;
@@ -396,7 +397,7 @@ impl Outlet {
     ) -> Result<EventId, PublishError> {
         result?;
         self.still_open(envelope.topic())?;
-        tracing::debug!(
+        log::debug!(
             target: "eventbus", topic = %printable(envelope.topic()), id = %printable(envelope.id()),
             key = envelope.key().map(|key| tracing::field::display(printable(key))), "published"
         );

@@ -3,6 +3,7 @@
 
 use crate::envelope::Envelope;
 use crate::headers::Headers;
+use crate::log;
 use std::fmt;
 
 /// The name of the header that carries trace id, parent id and flags.
@@ -82,7 +83,7 @@ pub(crate) fn link(envelope: &mut Envelope, cause: Option<&Envelope>) {
     let inherited = cause.and_then(|cause| TraceContext::of(cause.headers()));
     let context = match inherited {
         Some(context) => context.child(),
-        None if tracing::enabled!(target: "eventbus", tracing::Level::INFO) => TraceContext::start(envelope),
+        None if log::is_traced() => TraceContext::start(envelope),
         None => return,
     };
     envelope.headers_mut().insert(PARENT, context.to_string());

@@ -6,6 +6,7 @@ use crate::reader::Reader;
 use crate::wire::{COLUMNS, StoredId, seconds};
 use eventbus_core::BrokerError;
 use eventbus_core::broker::{AuditLog, AuditQuery, BrokerFuture, Offset, Recorded};
+use eventbus_core::log;
 use rusqlite::ToSql;
 use serde_json::json;
 use std::sync::Arc;
@@ -72,7 +73,7 @@ fn query(reader: &mut Reader, query: &AuditQuery) -> rusqlite::Result<Vec<Record
 
 /// What is not what was published is not shown as if it were.
 fn tell_damaged(offset: i64) -> bool {
-    tracing::error!(
+    log::error!(
         target: "eventbus", offset,
         "an event in the log is damaged: its checksum is wrong; the audit log leaves it out"
     );

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use eventbus_core::broker::{
     BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters, FailureKind,
 };
+use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, Pattern};
 use jiff::Timestamp;
@@ -166,7 +167,7 @@ fn republish(
     let subscription = match listening(connection, store, &group, &topic)? {
         Listening::Now(subscription) => subscription,
         Listening::Later(subscription) => {
-            tracing::warn!(
+            log::warn!(
                 target: "eventbus", group = %printable(&group), topic = %printable(&topic), id = %printable(id),
                 "a dead letter was published again, and no process handles the group now: it waits for one"
             );

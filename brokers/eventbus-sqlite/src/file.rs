@@ -6,6 +6,7 @@
 
 use eventbus_core::BrokerError;
 use eventbus_core::lock::{Lock, Rank};
+use eventbus_core::log;
 use eventbus_core::printable::printable;
 use std::ffi::OsString;
 use std::fs::{self, Metadata};
@@ -230,13 +231,13 @@ impl LogFile {
         match gone {
             Some(Gone { problem, .. }) => {
                 if changed {
-                    tracing::error!(target: "eventbus", "{}", printable(&problem));
+                    log::error!(target: "eventbus", "{}", printable(&problem));
                 }
                 Err(BrokerError::new(problem))
             }
             None => {
                 if changed {
-                    tracing::info!(
+                    log::info!(
                         target: "eventbus", "the log `{}` is back, and goes on", printable(self.log.path.display())
                     );
                 }

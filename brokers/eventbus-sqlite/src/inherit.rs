@@ -7,6 +7,7 @@
 
 use crate::reader::{head, topics};
 use eventbus_core::Pattern;
+use eventbus_core::log;
 use eventbus_core::printable::printable;
 use rusqlite::{Connection, OptionalExtension};
 use serde_json::json;
@@ -265,7 +266,7 @@ pub(crate) fn inherit(connection: &Connection, group: &str, pattern: &Pattern, o
     )?;
     if !others.is_empty() {
         let earlier: Vec<_> = others.iter().map(|row| row.pattern.as_str()).collect();
-        tracing::info!(
+        log::info!(
             target: "eventbus", group = %printable(group), pattern = %printable(pattern), earlier = %printable(earlier.join(", ")),
             "the patterns of the group were changed; this one goes on where the earlier ones were"
         );

@@ -11,6 +11,7 @@ use eventbus_core::broker::{
     Replayable, Settler,
 };
 use eventbus_core::lock::{Lock, Rank};
+use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, Envelope, Pattern, foreign};
 use std::collections::VecDeque;
@@ -123,7 +124,7 @@ impl History {
             let read =
                 history.store.readers.read(move |reader| reader.read_after(&pattern, position, until)).await;
             for event in read.iter().flat_map(|batch| &batch.events).filter(|event| !event.intact) {
-                tracing::error!(
+                log::error!(
                     target: "eventbus", offset = event.offset, topic = %printable(event.envelope.topic()),
                     "an event in the log is damaged: its checksum is wrong; the replay leaves it out"
                 );

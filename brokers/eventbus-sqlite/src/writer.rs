@@ -16,6 +16,7 @@ use crate::subscription::{Saving, Subscription};
 use crate::wire::Record;
 use crate::writes::{Answer, Job, Queue, WAKER, Waiting, When, Work, in_savepoint, tell};
 use chores::Chores;
+use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, PublishError, Topic, foreign};
 use jiff::Timestamp;
@@ -176,7 +177,7 @@ impl Writer {
                 Ok(Err((culprit, error))) => (culprit, explain(&self.store.settings.path, error)),
                 Err(gone) => (Culprit::Transaction, gone),
             };
-            tracing::error!(target: "eventbus", error = %printable(&error), "nothing of a transaction was written");
+            log::error!(target: "eventbus", error = %printable(&error), "nothing of a transaction was written");
             // It may have been rolled back already.
             let _ = self.connection.execute_batch("rollback");
             (self.names, self.numbers) = Default::default();
@@ -287,7 +288,7 @@ impl Writer {
                 Ok(ours) => saving.finish(Ok(ours)),
                 Err(error) => {
                     let error = explain(&self.store.settings.path, error);
-                    tracing::error!(
+                    log::error!(
                         target: "eventbus", group = %printable(&subscription.group), error = %printable(&error),
                         "a group was not saved"
                     );
@@ -374,7 +375,7 @@ impl Writer {
         match &left {
             // SQLite removes the write-ahead log after this.
             Ok(_) => self.store.process.leave(),
-            Err(error) => tracing::warn!(
+            Err(error) => log::warn!(
                 target: "eventbus", error = %printable(error),
                 "groups were not left; another process takes them over once this one has ended"
             ),

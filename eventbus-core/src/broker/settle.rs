@@ -4,6 +4,7 @@ use super::{BrokerFuture, DeadLetter, Offset};
 use crate::envelope::Envelope;
 use crate::error::BrokerError;
 use crate::foreign::{self, Kept};
+use crate::log;
 use crate::printable::printable;
 use jiff::Timestamp;
 use std::fmt;
@@ -124,7 +125,7 @@ impl Acker {
     pub(crate) fn holds(&self) -> bool {
         // A broker that cannot tell has not said no.
         foreign::call("a broker", || self.settler.holds(self.receipt())).unwrap_or_else(|panicked| {
-            tracing::error!(
+            log::error!(
                 target: "eventbus", panic = %printable(panicked.into_text()),
                 "the broker has panicked as it was asked whether a delivery is held; it is handled"
             );

@@ -9,6 +9,7 @@ use crate::envelope::Envelope;
 use crate::error::{Result, StartupError};
 use crate::foreign::Kept;
 use crate::lock::{Lock, Rank};
+use crate::log;
 use crate::middleware::HandlerLayer;
 use crate::observe::Observer;
 use crate::printable::printable;
@@ -270,7 +271,7 @@ impl BusBuilder {
         let subscribers = self.chosen();
         let subscriptions: Vec<_> = subscribers.iter().map(|subscriber| &subscriber.subscription).collect();
         let Findings { mistakes, warnings } = self.findings(&subscriptions, &*broker).await?;
-        warnings.iter().for_each(|warning| tracing::warn!(target: "eventbus", "{}", printable(warning)));
+        warnings.iter().for_each(|warning| log::warn!(target: "eventbus", "{}", printable(warning)));
         if !mistakes.is_empty() {
             return Err(StartupError::new(mistakes).into());
         }
@@ -351,11 +352,11 @@ impl fmt::Debug for BusBuilder {
 /// Logs the census.
 fn announce(subscriptions: &[&Subscription]) {
     let packages: BTreeSet<_> = subscriptions.iter().map(|subscription| subscription.package).collect();
-    tracing::info!(
+    log::info!(
         target: "eventbus", "{} subscriptions from {} packages", subscriptions.len(), packages.len()
     );
     for subscription in subscriptions {
-        tracing::debug!(
+        log::debug!(
             target: "eventbus", pattern = %printable(&subscription.pattern),
             group = %printable(&subscription.group), location = %printable(subscription.location()), "subscription"
         );

@@ -23,6 +23,7 @@ use crate::census;
 use crate::delivery::Scope;
 use crate::error::{BrokerError, Error, Result, StartupError};
 use crate::lock::Lock;
+use crate::log;
 use crate::middleware::HandlerLayer;
 use crate::printable::printable;
 use crate::publisher::{Outlet, Publisher};
@@ -144,7 +145,7 @@ impl Bus {
             let Ok(kept) = groups.list().await else { return };
             let subscriptions: Vec<_> = subscriptions.iter().collect();
             for warning in census::left_over(&kept, &subscriptions) {
-                tracing::warn!(target: "eventbus", "{}", printable(warning));
+                log::warn!(target: "eventbus", "{}", printable(warning));
             }
         });
     }

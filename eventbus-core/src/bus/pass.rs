@@ -8,6 +8,7 @@ use crate::broker::{Offset, ReplayFrom, ReplayRequest, ReplayUntil, Replayable};
 use crate::delivery::Scope;
 use crate::error::{Error, Result};
 use crate::foreign;
+use crate::log;
 use crate::printable::printable;
 use crate::state::States;
 use crate::topic::Pattern;
@@ -179,7 +180,7 @@ impl Journal {
         };
         if last || self.logged.elapsed() >= LOG {
             self.logged = Instant::now();
-            tracing::info!(
+            log::info!(
                 target: "eventbus", group = %printable(&pass.group), handled = progress.handled, events = progress.events,
                 dead_lettered = progress.dead_lettered, percent = progress.percent() as u64,
                 rate = progress.rate() as u64, elapsed = ?progress.elapsed, remaining = ?progress.remaining(),

@@ -9,6 +9,7 @@ use crate::broker::{Groups, Offset, ReplayFrom, ReplayUntil, SubscribeRequest};
 use crate::error::{BoxError, Error, Result};
 use crate::foreign;
 use crate::handler::BoxFuture;
+use crate::log;
 use crate::printable::printable;
 use crate::topic::Pattern;
 use crate::worker::Lanes;
@@ -317,7 +318,7 @@ impl Drop for Pause {
         }
         self.runtime.spawn(async move {
             while let Err(error) = resume(&bus, &mut stopped).await {
-                tracing::error!(
+                log::error!(
                     target: "eventbus", group = %printable(&stopped[0].subscription().group), error = %printable(error),
                     "the live subscription cannot be opened again; trying again in {OPEN_AGAIN:?}"
                 );

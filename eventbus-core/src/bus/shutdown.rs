@@ -4,6 +4,7 @@ use super::stage::Closing;
 use super::{Bus, race, signal};
 use crate::error::{BrokerError, Error, Result};
 use crate::foreign;
+use crate::log;
 use crate::printable::printable;
 use crate::worker::Lanes;
 use std::future::Future;
@@ -92,7 +93,7 @@ impl Bus {
             let drained = async {
                 shared.outlet.passed().await;
                 if let Err(panicked) = foreign::run("a broker", || shared.broker.drain()).await {
-                    tracing::error!(target: "eventbus", panicked = %printable(panicked), "the broker could not drain");
+                    log::error!(target: "eventbus", panicked = %printable(panicked), "the broker could not drain");
                 }
             };
             // What is left after the deadline is dealt with below.
@@ -111,7 +112,7 @@ impl Bus {
         drop(ending);
         let Some(left) = left else { return closed };
         if let Err(error) = closed {
-            tracing::error!(target: "eventbus", error = %printable(error), "the broker did not close");
+            log::error!(target: "eventbus", error = %printable(error), "the broker did not close");
         }
         Err(left)
     }

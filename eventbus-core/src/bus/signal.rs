@@ -7,6 +7,7 @@
 
 use super::{Bus, race};
 use crate::error::{BrokerError, Error, Result};
+use crate::log;
 use crate::printable::printable;
 use crate::worker::Lanes;
 use std::io;
@@ -138,7 +139,7 @@ impl Ear {
         if self.wait(listener, None).await == Came::Over {
             return;
         }
-        tracing::info!(target: "eventbus", "shutting down; another signal cuts it short");
+        log::info!(target: "eventbus", "shutting down; another signal cuts it short");
         // The bus lets go of them when it ends, and this is to know what they do then.
         let lanes = self.lanes();
         let time = Instant::now().checked_add(self.drain.saturating_add(FORCE));
@@ -163,7 +164,7 @@ impl Ear {
         loop {
             listener.next().await;
             if RUNNING.load(Ordering::SeqCst) == 0 {
-                tracing::warn!(target: "eventbus", "one more signal after the end of the bus: the process ends now");
+                log::warn!(target: "eventbus", "one more signal after the end of the bus: the process ends now");
                 std::process::exit(1);
             }
         }
@@ -215,7 +216,7 @@ fn exit(lanes: &[Arc<Lanes>]) -> ! {
         "the process ends now, and leaves unsettled what it handles, since this does not come to its end: {who} \
          (a handler that blocks its thread belongs behind the option `blocking`)"
     );
-    tracing::error!(target: "eventbus", "{}", printable(&line));
+    log::error!(target: "eventbus", "{}", printable(&line));
     // The error that `Bus::run` returns may never be shown.
     eprintln!("eventbus: {}", printable(&line));
     std::process::exit(1)

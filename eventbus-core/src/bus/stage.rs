@@ -5,6 +5,7 @@
 use super::Shared;
 use crate::census::{self, Findings};
 use crate::error::{Error, Result, StartupError};
+use crate::log;
 use crate::printable::printable;
 use crate::subscription::Subscription;
 use crate::worker::Lanes;
@@ -78,7 +79,7 @@ impl<'a> Opening<'a> {
             stage.opening.push(subscription);
         }
         drop(stage);
-        warnings.iter().for_each(|warning| tracing::warn!(target: "eventbus", "{}", printable(warning)));
+        warnings.iter().for_each(|warning| log::warn!(target: "eventbus", "{}", printable(warning)));
         opening.ok_or_else(|| StartupError::new(mistakes).into())
     }
 

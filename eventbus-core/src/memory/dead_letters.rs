@@ -7,6 +7,7 @@ use crate::broker::{BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, Dead
 use crate::envelope::Envelope;
 use crate::error::BrokerError;
 use crate::lock::{Lock, Rank, SharedLock};
+use crate::log;
 use crate::printable::printable;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -44,7 +45,7 @@ impl MemoryDeadLetters {
             if kept.letters.len() > self.capacity { kept.letters.pop_first() } else { None }
         };
         if let Some((id, letter)) = oldest {
-            tracing::error!(
+            log::error!(
                 target: "eventbus", id = %printable(id), topic = %printable(letter.envelope.topic()),
                 group = %printable(&letter.group), event = %printable(letter.envelope.id()), capacity = self.capacity,
                 "the oldest dead letter is dropped to make room; raise `dead_letter_capacity`, or use a durable broker"

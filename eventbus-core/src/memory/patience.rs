@@ -1,6 +1,7 @@
 //! The patience of a publisher that waits for room: after a while it says what it waits for, and what to do.
 
 use super::queue::Queue;
+use crate::log;
 use crate::printable::printable;
 use std::future::Future;
 use std::pin::Pin;
@@ -49,14 +50,14 @@ impl Patience {
 fn tell(queue: &Queue, capacity: usize, was_read: bool) {
     let group = queue.group();
     if was_read {
-        tracing::warn!(
+        log::warn!(
             target: "eventbus", group = %printable(group), capacity,
             "the queue of `{}` is full, and nothing was taken from it for {:?}: its handlers are slow, blocked, or \
              their runtime has ended; publishers wait until there is room",
             printable(group), printable(format_args!("{:?}", LOOK * LOOKS))
         );
     } else {
-        tracing::warn!(
+        log::warn!(
             target: "eventbus", group = %printable(group), capacity,
             "the queue of `{}` is full, and nobody reads it: publishers wait; call \
              `bus.start()` or `bus.run()` before so much is published, raise `capacity` of the in-process broker, \

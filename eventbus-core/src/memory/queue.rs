@@ -9,6 +9,7 @@ use crate::envelope::Envelope;
 use crate::error::BrokerError;
 use crate::foreign::Wakers;
 use crate::lock::{Lock, Rank, SharedLock};
+use crate::log;
 use crate::printable::printable;
 use crate::topic::Pattern;
 use std::collections::VecDeque;
@@ -359,7 +360,7 @@ impl MemoryDeliveries {
         drop(own);
         wakers.wake();
         if lost > 0 {
-            tracing::warn!(
+            log::warn!(
                 target: "eventbus", group = %printable(&self.queue.group), deliveries = lost,
                 "the subscription has ended with deliveries that are not handled, and they are lost"
             );

@@ -6,7 +6,8 @@ use crate::blocking::Calls;
 use crate::causation;
 use crate::delivery::Delivery;
 use crate::envelope::Envelope;
-use crate::foreign::{Panicked, Running};
+use crate::foreign::{Kept, Panicked, Running};
+use crate::log;
 use crate::printable::printable;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -15,6 +16,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::task::coop::{Unconstrained, unconstrained};
 use tokio::time::{Instant, Sleep, sleep};
+use tracing::Span;
 
 /// What is not worth to be counted against a time limit: so long a thread may be held up by anything.
 const FEW: Duration = Duration::from_millis(20);
@@ -49,7 +51,7 @@ pub(super) async fn attempt<F: Future>(
     let mut call = Call {
         running: Running::new("a handler", place.as_mut()),
         cause: Some(Arc::clone(delivery.envelope())),
-        span: span(delivery),
+        span: log::span(|| span(delivery)),
         lanes,
         pulse,
     };
@@ -75,7 +77,7 @@ pub(super) async fn attempt<F: Future>(
 struct Call<'a, F> {
     running: Running<'a, F>,
     cause: Option<Arc<Envelope>>,
-    span: tracing::Span,
+    span: Kept<Span>,
     lanes: &'a Arc<Lanes>,
     pulse: &'a Pulse,
 }
@@ -105,8 +107,8 @@ impl<F: Future> Call<'_, F> {
     async fn late(&mut self, limit: Duration, calls: &Calls) -> Result<Option<F::Output>, Broken> {
         let subscription = self.lanes.subscription();
         let overdue = Instant::now();
-        tracing::warn!(
-            target: "eventbus", parent: &self.span, handler = %printable(&subscription.name),
+        log::warn!(
+            target: "eventbus", parent: &*self.span, handler = %printable(&subscription.name),
             location = %printable(subscription.location()), timeout = ?limit,
             "the blocking handler has not returned within its timeout; it cannot be stopped, so the events of its \
              key wait until it has"
@@ -127,8 +129,8 @@ impl<F: Future> Call<'_, F> {
             }
         })
         .await;
-        tracing::warn!(
-            target: "eventbus", parent: &self.span, handler = %printable(&subscription.name),
+        log::warn!(
+            target: "eventbus", parent: &*self.span, handler = %printable(&subscription.name),
             location = %printable(subscription.location()), late = ?overdue.elapsed(),
             "the blocking handler has returned after its timeout"
         );
@@ -145,7 +147,7 @@ impl<F: Future> Call<'_, F> {
         let Self { running, cause, span, lanes, pulse } = self;
         lanes.mind();
         let polled = lanes.threads.poll(pulse, context, |context| {
-            let _entered = span.enter();
+            let _entered = log::enter(span);
             let _beating = pulse.beat();
             causation::during(cause, || running.poll(context))
         });
@@ -162,13 +164,13 @@ impl<F: Future> Call<'_, F> {
     /// Drops the future: its destructors may panic, and may publish.
     fn discard(&mut self) -> Result<(), Panicked> {
         let Self { running, cause, span, pulse, .. } = self;
-        let _entered = span.enter();
+        let _entered = log::enter(span);
         let _beating = pulse.beat();
         causation::during(cause, || running.discard())
     }
 }
 
-fn span(delivery: &Delivery) -> tracing::Span {
+fn span(delivery: &Delivery) -> Span {
     let envelope = delivery.envelope();
     tracing::info_span!(
         target: "eventbus", "handle",

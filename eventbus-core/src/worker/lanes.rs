@@ -16,6 +16,7 @@ use crate::error::StartupError;
 use crate::event::Key;
 use crate::foreign;
 use crate::lock::{Lock, Locked, Rank};
+use crate::log;
 use crate::printable::printable;
 use crate::subscription::{Policy, Subscription};
 use jiff::Timestamp;
@@ -449,7 +450,7 @@ impl Lanes {
 
     /// The broker failed, so it is asked again later.
     fn ask_later(&self, reason: &str) {
-        tracing::warn!(
+        log::warn!(
             target: "eventbus", group = %printable(&self.scope.subscription.group), error = %printable(reason),
             "the broker cannot deliver; asking again in {RECEIVE_AGAIN:?}"
         );

@@ -8,6 +8,7 @@ use crate::delivery::Delivery;
 use crate::event::Key;
 use crate::foreign::{self, Panicked};
 use crate::handler::{BatchHandler, Handler};
+use crate::log;
 use crate::outcome::Outcome;
 use crate::printable::printable;
 use std::future::poll_fn;
@@ -231,7 +232,7 @@ impl Hand {
 
     /// The worker has panicked outside of code of others: what it has in hand is a failed attempt.
     async fn fail(&mut self, panicked: Panicked) {
-        tracing::error!(
+        log::error!(
             target: "eventbus", group = %printable(&self.lanes.subscription().group),
             panic = %printable(panicked.clone().into_text()), deliveries = self.deliveries.len(),
             "a worker has panicked and goes on; this is a bug of eventbus or of the broker"
@@ -242,7 +243,7 @@ impl Hand {
         }
         let broken = Broken::Panicked(panicked);
         if let Err(again) = foreign::run("a worker", || self.settle_rest(&broken)).await {
-            tracing::error!(target: "eventbus", panic = %printable(again.into_text()), "a worker has panicked again");
+            log::error!(target: "eventbus", panic = %printable(again.into_text()), "a worker has panicked again");
         }
         self.let_go();
     }

@@ -8,6 +8,7 @@ use crate::envelope::Envelope;
 use crate::error::{BrokerError, PublishError};
 use crate::event::Key;
 use crate::foreign::{self, Panicked};
+use crate::log;
 use crate::observe::Attempted;
 use crate::outcome::{Outcome, Reason};
 use crate::printable::printable;
@@ -110,7 +111,7 @@ pub(super) async fn ack(lanes: &Lanes, held: &mut Option<Open>, delivery: &Deliv
             Settled::Acked(key(delivery))
         }
         Err(error) => {
-            tracing::warn!(
+            log::warn!(
                 target: "eventbus", group = %printable(&lanes.scope.subscription.group), id = %printable(delivery.envelope().id()), error = %printable(error),
                 "the broker did not take the ack; it will deliver the event again"
             );
@@ -144,7 +145,7 @@ async fn fail(lanes: &Arc<Lanes>, held: &mut Option<Open>, delivery: &Delivery, 
     let (Some(delay), Some(open)) = (delay, held.as_mut()) else {
         return give_up(lanes, held, delivery, failure, now).await;
     };
-    tracing::warn!(
+    log::warn!(
         target: "eventbus", group = %printable(&lanes.scope.subscription.group), topic = %printable(envelope.topic()), id = %printable(envelope.id()),
         attempt, kind = %printable(failure.kind), reason = %printable(&failure.reason), ?delay, "the handler failed; it is tried again"
     );
@@ -157,7 +158,7 @@ async fn fail(lanes: &Arc<Lanes>, held: &mut Option<Open>, delivery: &Delivery, 
     open.parked = Some(parked);
     let noted = foreign::run("a broker", || open.acker.park(attempt + 1, parked)).await;
     if let Err(error) = noted.unwrap_or_else(|panicked| Err(broken(panicked))) {
-        tracing::warn!(
+        log::warn!(
             target: "eventbus", group = %printable(&lanes.scope.subscription.group), id = %printable(envelope.id()), error = %printable(error),
             "the broker did not note the retry; after a crash the attempts are counted from an earlier one"
         );
@@ -180,7 +181,7 @@ async fn give_up(
     let subscription = &lanes.scope.subscription;
     let Failure { kind, reason, .. } = failure;
     if !lanes.policy.dead_letter {
-        tracing::error!(
+        log::error!(
             target: "eventbus", group = %printable(&subscription.group), topic = %printable(envelope.topic()), id = %printable(envelope.id()),
             attempts = delivery.attempt(), kind = %printable(kind), reason = %printable(&reason), "the event is given up and dropped (`dead_letter = false`)"
         );
@@ -204,7 +205,7 @@ async fn give_up(
     };
     match tell(held, |acker| acker.reject(dead_letter.clone())).await {
         Ok(()) => {
-            tracing::error!(
+            log::error!(
                 target: "eventbus", group = %printable(&subscription.group), topic = %printable(envelope.topic()), id = %printable(envelope.id()),
                 attempts = dead_letter.attempts, kind = %printable(kind), reason = %printable(&dead_letter.reason),
                 "the event is given up and kept as a dead letter"
@@ -213,7 +214,7 @@ async fn give_up(
             Settled::GivenUp(key(delivery))
         }
         Err(error) => {
-            tracing::error!(
+            log::error!(
                 target: "eventbus", group = %printable(&subscription.group), id = %printable(envelope.id()), error = %printable(error),
                 "the dead letter could not be stored; the broker will deliver the event again"
             );

@@ -8,6 +8,7 @@
 use crate::delivery::Scope;
 use crate::foreign;
 use crate::lock::{Lock, Rank};
+use crate::log;
 use crate::printable::printable;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -70,7 +71,7 @@ impl Watchdog {
             thread::Builder::new().name("eventbus-watchdog".to_owned()).spawn(move || watch(&watched));
         match thread {
             Ok(thread) => drop(watchdog.thread.set(thread.thread().clone())),
-            Err(error) => tracing::warn!(
+            Err(error) => log::warn!(
                 target: "eventbus", error = %printable(error),
                 "no watchdog: handlers that block their thread are not named, and hold up their subscription"
             ),
@@ -227,7 +228,7 @@ fn look_at_pulses(seen: &mut Vec<(Weak<Pulse>, u32, u32)>) {
 
 fn warn(scope: &Scope) {
     let subscription = &scope.subscription;
-    tracing::warn!(
+    log::warn!(
         target: "eventbus", handler = %printable(&subscription.name),
         location = %printable(subscription.location()), group = %printable(&subscription.group),
         "the handler has blocked its thread for more than {} s; other handlers may be held up; \

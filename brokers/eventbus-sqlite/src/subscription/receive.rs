@@ -10,6 +10,7 @@ use crate::tail::Caught;
 use crate::wire::Stored;
 use crate::writes::{WAKER, When};
 use eventbus_core::broker::{Deliveries, Receipt, Received, Settler};
+use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, foreign};
 use std::sync::Arc;
@@ -67,7 +68,7 @@ impl SqliteDeliveries {
             subscription.save(Some(When::Now));
         }
         for offset in damaged {
-            tracing::error!(
+            log::error!(
                 target: "eventbus", group = %printable(&subscription.group), offset,
                 "an event in the log is damaged: its checksum is wrong; it becomes a dead letter"
             );

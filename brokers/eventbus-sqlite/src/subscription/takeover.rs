@@ -10,6 +10,7 @@ use crate::lease::Lease;
 use crate::reader;
 use crate::writes::{WAKER, Work};
 use eventbus_core::broker::{BrokerFuture, Progress, Start};
+use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, foreign};
 use rusqlite::Connection;
@@ -144,7 +145,7 @@ impl Subscription {
             self.store.settings.path.display(),
             self.group
         );
-        tracing::error!(target: "eventbus", "{}", printable(&message));
+        log::error!(target: "eventbus", "{}", printable(&message));
         let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
         rusqlite::Error::SqliteFailure(code, Some(message))
     }
@@ -190,7 +191,7 @@ impl Subscription {
             lost
         });
         if lost {
-            tracing::warn!(
+            log::warn!(
                 target: "eventbus", group = %printable(&self.group),
                 "another process has taken the group over, since this one did not answer for longer than its lease"
             );

@@ -7,6 +7,7 @@ use crate::reader::head;
 use crate::retention;
 use crate::schema::{explain, tidy_up_in_the_end};
 use crate::subscription::{self, Subscription};
+use eventbus_core::log;
 use eventbus_core::printable::printable;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -95,7 +96,7 @@ impl Writer {
     fn report(&self, result: rusqlite::Result<()>) {
         if let Err(error) = result {
             let error = explain(&self.store.settings.path, error);
-            tracing::warn!(
+            log::warn!(
                 target: "eventbus", error = %printable(error), "cannot look after the log; trying again"
             );
         }
@@ -132,7 +133,7 @@ impl Writer {
         let given = Lease::of(store.settings.lease);
         let until = store.clock().saturating_add(given.length.unsigned_abs());
         if let Err(error) = store.process.stay() {
-            tracing::warn!(
+            log::warn!(
                 target: "eventbus", error = %printable(error),
                 "cannot lock a file beside the log; if this process ends, others wait until its lease is over"
             );

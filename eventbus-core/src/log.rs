@@ -1,0 +1,60 @@
+//! Lines of the log. Who subscribes to `tracing` is code of others, and may panic: because the disk is full, or because
+//! nobody reads standard error any more.
+//!
+//! Lines are written with the macros here, and spans are entered with [`enter`], so that such a panic costs a line and
+//! nothing else.
+
+use crate::foreign;
+use tracing::{Level, Span};
+
+const LOG: &str = "the log";
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __error {
+    ($($line:tt)*) => { $crate::foreign::log(|| ::tracing::error!($($line)*)) };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __warn {
+    ($($line:tt)*) => { $crate::foreign::log(|| ::tracing::warn!($($line)*)) };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __info {
+    ($($line:tt)*) => { $crate::foreign::log(|| ::tracing::info!($($line)*)) };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __debug {
+    ($($line:tt)*) => { $crate::foreign::log(|| ::tracing::debug!($($line)*)) };
+}
+
+pub use crate::{__debug as debug, __error as error, __info as info, __warn as warn};
+
+/// Whether somebody listens to lines that are worth a trace.
+pub(crate) fn is_traced() -> bool {
+    foreign::call(LOG, || tracing::enabled!(target: "eventbus", Level::INFO)).unwrap_or(false)
+}
+
+/// What `make` makes; no span, where that panics.
+pub(crate) fn span(make: impl FnOnce() -> Span) -> foreign::Kept<Span> {
+    foreign::Kept::new(foreign::call(LOG, make).unwrap_or_else(|_| Span::none()))
+}
+
+/// Enters a span, until what this returns is dropped.
+#[inline]
+pub(crate) fn enter(span: &Span) -> foreign::Kept<impl Drop + '_> {
+    foreign::Kept::new(Entered(foreign::call(LOG, || span.enter()).ok()))
+}
+
+struct Entered<'a>(Option<tracing::span::Entered<'a>>);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.0 = None;
+    }
+}
