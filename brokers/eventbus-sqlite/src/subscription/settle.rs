@@ -22,7 +22,7 @@ impl Settler for Subscription {
             && let Err(gone) = self.store.file.check()
         {
             // It cannot be saved; once the log is back, the group begins again from what is.
-            self.held.refuse();
+            self.held.refuse(Token::from(receipt.token).epoch);
             return BrokerFuture::ready(Err(gone));
         }
         let settled = self.change(|state| {

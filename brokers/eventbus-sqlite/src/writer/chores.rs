@@ -157,21 +157,26 @@ impl Writer {
                 for (subscription, epoch, ours) in active {
                     if !ours {
                         subscription.lose(epoch);
-                    } else if subscription.has_refused() {
+                        continue;
+                    }
+                    subscription.hold_until(until);
+                    if subscription.has_refused() {
                         subscription.begin_again();
-                    } else {
-                        subscription.hold_until(until);
                     }
                 }
             },
         ));
     }
 
-    /// Moves a subscription on that is idle, takes over what others left, and leaves what nobody reads.
+    /// Moves a subscription on that is idle, begins again where deliveries were dropped, takes over what others left, and
+    /// leaves what nobody reads.
     fn keep(&self, subscription: &Arc<Subscription>) -> rusqlite::Result<()> {
         if subscription.has_ended() {
             subscription.leave();
         } else if subscription.is_active() {
+            if subscription.has_refused() {
+                subscription.begin_again();
+            }
             subscription.skip_to(self.head);
             if subscription.wants_republished() {
                 subscription.find_republished();
