@@ -180,13 +180,19 @@ fn republish(
             ))));
         }
     };
-    connection
+    let opened = connection
         .prepare_cached(
             "insert into delivery (subscription, offset, attempt, republished, payload, content) \
-             values (?1, ?2, 1, 1, ?3, ?4) on conflict do update set \
-             attempt = 1, first_failed = null, last_failed = null, due = null, payload = ?3, content = ?4",
+             values (?1, ?2, 1, 1, ?3, ?4) on conflict do nothing",
         )?
         .execute((subscription, offset, payload, payload.map(|payload| content([], Some(payload)))))?;
+    if opened == 0 {
+        // Whoever has it open knows nothing of another payload, and may have settled it a moment ago.
+        return Ok(Err(BrokerError::new(format!(
+            "cannot re-publish dead letter {id}: the group `{group}` has the event at hand already; try again once it \
+             is handled"
+        ))));
+    }
     connection.prepare_cached("delete from dead_letter where id = ?1")?.execute([id.0])?;
     Ok(Ok(Some((subscription, offset))))
 }

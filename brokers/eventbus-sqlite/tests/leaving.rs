@@ -1,10 +1,13 @@
-//! Groups that are left while something else is under way: the next one gets them, and nothing stays behind.
+//! Groups that are left, moved or sent something while something else is under way: nothing is lost or stays behind.
 
 mod support;
 
-use eventbus::broker::{Deliveries, Received, Start, SubscribeRequest};
+use eventbus::broker::{
+    DeadLetter, DeadLetterQuery, Deliveries, FailureKind, Parked, Received, Start, SubscribeRequest,
+};
 use eventbus::{Broker, Envelope, Pattern, Topic};
 use eventbus_sqlite::SqliteBroker;
+use jiff::Timestamp;
 use std::future::{IntoFuture, poll_fn};
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -87,6 +90,45 @@ async fn a_process_that_goes_on_keeps_its_groups_when_the_clock_is_set() {
         support::until("the lease is renewed again", async || lease().1 != set).await;
         assert_eq!(lease().0, owner, "the clock was set by {jump} ms");
     }
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_kept_while_its_group_has_the_event_at_hand_anyway() {
+    let log = Log::new();
+    let broker = log.broker().await;
+    let (groups, letters) = (broker.groups().unwrap(), broker.dead_letters().unwrap());
+    let mut deliveries = broker.subscribe(request("g", "a.x")).await.unwrap();
+    publish(&broker, "a.x").await;
+    let now = Timestamp::now();
+    let Received { receipt, settler, .. } = first(&mut deliveries).await;
+    let letter = DeadLetter {
+        envelope: Arc::clone(&receipt.envelope),
+        group: "g".to_owned(),
+        handler: "here".to_owned(),
+        kind: FailureKind::Rejected,
+        reason: "on purpose".to_owned(),
+        attempts: 1,
+        first_failed_at: now,
+        last_failed_at: now,
+        offset: receipt.offset,
+    };
+    settler.reject(receipt, letter).await.unwrap();
+    drop((deliveries, settler));
+    support::until("the group is moved back", async || groups.seek("g", None).await.is_ok()).await;
+    let mut deliveries = broker.subscribe(request("g", "a.x")).await.unwrap();
+    let Received { receipt, settler, .. } = first(&mut deliveries).await;
+    let parked = Parked { first_failed_at: now, last_failed_at: now, due: now };
+    settler.park(&receipt, parked).await.unwrap();
+    let (id, _) = letters.find(DeadLetterQuery::default()).await.unwrap()[0].clone();
+    let refused = letters.republish(id, Some("2".into())).await.unwrap_err().to_string();
+    assert!(refused.contains("at hand"), "{refused}");
+    settler.ack(receipt).await.unwrap();
+    support::until("it is published again", async || {
+        letters.republish(id, Some("2".into())).await.is_ok_and(|published| published)
+    })
+    .await;
+    let Received { receipt, .. } = first(&mut deliveries).await;
+    assert_eq!(receipt.envelope.payload().unwrap(), "2");
 }
 
 #[cfg(target_os = "linux")]
