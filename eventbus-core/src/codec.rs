@@ -43,8 +43,8 @@ pub trait Codec: 'static {
     fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes, BoxError>;
 
     /// Looks for what this codec cannot carry, without encoding: it is called on every event that is published, also
-    /// where nobody asks for the event's bytes. By default a codec whose media type is JSON refuses NaN, the infinities
-    /// and maps with keys that are no texts, and others refuse nothing.
+    /// where nobody asks for the event's bytes. By default a codec whose media type is JSON refuses NaN, the infinities,
+    /// maps with keys that are no texts, and more than 127 lists and maps inside of each other; others refuse nothing.
     ///
     /// # Errors
     /// Where the value holds such a thing; the error says where.

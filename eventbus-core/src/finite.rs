@@ -1,16 +1,21 @@
 //! What JSON has no form for, found without writing JSON.
 //!
 //! serde_json writes NaN and the infinities as `null`, so they would be handled live and come back as something else,
-//! or not at all. [`check`] walks through a value as a serializer that keeps nothing: for most types the compiler leaves
+//! or not at all. What is nested deeper than serde_json reads again would be a dead letter in every replay, and end the
+//! process where it is too deep for the stack. [`check`] walks through a value as a serializer that keeps nothing: for most types the compiler leaves
 //! nothing of it, so that it can stand before every publish, also of events that are never encoded.
 
 use serde::Serialize;
 use serde::ser::{self, Serializer};
 use std::fmt::{self, Display};
 
-/// Fails where a value holds a number that is not finite, a map with a key that is no text, or is not serialized at all.
+/// How many lists and maps serde_json reads inside of each other.
+const DEEPEST: u8 = 127;
+
+/// Fails where a value holds a number that is not finite, a map with a key that is no text, or more lists and maps inside
+/// of each other than are read again, or is not serialized at all.
 pub(crate) fn check<T: Serialize + ?Sized>(value: &T) -> Result<(), NotJson> {
-    value.serialize(Walk { is_key: false })
+    value.serialize(Walk { is_key: false, left: DEEPEST })
 }
 
 /// What cannot be written as JSON, and where it stands in the value.
@@ -35,6 +40,14 @@ impl NotJson {
         Self::new(
             "the keys of a map have to be texts or numbers in JSON; publish a list of pairs in its place",
         )
+    }
+
+    #[cold]
+    fn deep() -> Self {
+        Self::new(format_args!(
+            "more than {DEEPEST} lists and maps inside of each other are not read again; publish a list of the parts in \
+             place of the tree"
+        ))
     }
 
     #[cold]
@@ -65,14 +78,20 @@ impl ser::Error for NotJson {
 #[derive(Clone, Copy)]
 struct Walk {
     is_key: bool,
+    /// How many lists and maps may follow inside.
+    left: u8,
 }
-
-const VALUE: Walk = Walk { is_key: false };
 
 impl Walk {
     /// Whatever is no text and no number cannot be a key.
     fn no_key(self) -> Result<Self, NotJson> {
         if self.is_key { Err(NotJson::key()) } else { Ok(self) }
+    }
+
+    /// Goes into lists or maps.
+    fn into(self, levels: u8) -> Result<Self, NotJson> {
+        let left = self.no_key()?.left.checked_sub(levels).ok_or_else(NotJson::deep)?;
+        Ok(Self { left, ..self })
     }
 }
 
@@ -115,7 +134,7 @@ impl Serializer for Walk {
     }
 
     fn serialize_bytes(self, _: &[u8]) -> Result<(), NotJson> {
-        self.no_key().map(drop)
+        self.into(1).map(drop)
     }
 
     fn serialize_none(self) -> Result<(), NotJson> {
@@ -153,20 +172,19 @@ impl Serializer for Walk {
         variant: &'static str,
         value: &T,
     ) -> Result<(), NotJson> {
-        self.no_key()?;
-        value.serialize(VALUE).map_err(|error| error.of(variant))
+        value.serialize(self.into(1)?).map_err(|error| error.of(variant))
     }
 
     fn serialize_seq(self, _: Option<usize>) -> Result<Self, NotJson> {
-        self.no_key()
+        self.into(1)
     }
 
     fn serialize_tuple(self, _: usize) -> Result<Self, NotJson> {
-        self.no_key()
+        self.into(1)
     }
 
     fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Self, NotJson> {
-        self.no_key()
+        self.into(1)
     }
 
     fn serialize_tuple_variant(
@@ -176,15 +194,15 @@ impl Serializer for Walk {
         _: &'static str,
         _: usize,
     ) -> Result<Self, NotJson> {
-        self.no_key()
+        self.into(2)
     }
 
     fn serialize_map(self, _: Option<usize>) -> Result<Self, NotJson> {
-        self.no_key()
+        self.into(1)
     }
 
     fn serialize_struct(self, _: &'static str, _: usize) -> Result<Self, NotJson> {
-        self.no_key()
+        self.into(1)
     }
 
     fn serialize_struct_variant(
@@ -194,7 +212,7 @@ impl Serializer for Walk {
         _: &'static str,
         _: usize,
     ) -> Result<Self, NotJson> {
-        self.no_key()
+        self.into(2)
     }
 }
 
@@ -205,7 +223,7 @@ macro_rules! walked {
             type Error = NotJson;
 
             fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotJson> {
-                value.serialize(VALUE)
+                value.serialize(*self)
             }
 
             fn end(self) -> Result<(), NotJson> {
@@ -229,7 +247,7 @@ macro_rules! walked_by_name {
             type Error = NotJson;
 
             fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), NotJson> {
-                value.serialize(VALUE).map_err(|error| error.of(name))
+                value.serialize(*self).map_err(|error| error.of(name))
             }
 
             fn end(self) -> Result<(), NotJson> {
@@ -246,11 +264,11 @@ impl ser::SerializeMap for Walk {
     type Error = NotJson;
 
     fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), NotJson> {
-        key.serialize(Walk { is_key: true })
+        key.serialize(Walk { is_key: true, ..*self })
     }
 
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotJson> {
-        value.serialize(VALUE)
+        value.serialize(*self)
     }
 
     fn serialize_entry<K: Serialize + ?Sized, V: Serialize + ?Sized>(
@@ -260,7 +278,7 @@ impl ser::SerializeMap for Walk {
     ) -> Result<(), NotJson> {
         self.serialize_key(key)?;
         // A struct with a flattened field is written as a map as well.
-        value.serialize(VALUE).map_err(|error| match serde_json::to_value(key) {
+        value.serialize(*self).map_err(|error| match serde_json::to_value(key) {
             Ok(serde_json::Value::String(name)) => error.of(name),
             _ => error,
         })
@@ -320,6 +338,43 @@ mod tests {
                 assert!(error.starts_with(&format!("`{place}`: ")), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_to_be_read_again_is_found_before_the_stack_ends() {
+        #[derive(Debug, serde::Deserialize, Serialize)]
+        enum Tree {
+            Leaf,
+            Newtype(Box<Tree>),
+            Tuple(u8, Box<Tree>),
+            Struct { inner: Box<Tree> },
+            List(Vec<Tree>),
+            Map(BTreeMap<u8, Tree>),
+        }
+        type Wrap = fn(Tree) -> Tree;
+        let wraps: [Wrap; 5] = [
+            |tree| Tree::Newtype(tree.into()),
+            |tree| Tree::Tuple(1, tree.into()),
+            |tree| Tree::Struct { inner: tree.into() },
+            |tree| Tree::List(vec![tree]),
+            |tree| Tree::Map(BTreeMap::from([(1, tree)])),
+        ];
+        for wrap in wraps {
+            let mut tree = Tree::Leaf;
+            for depth in 1..140 {
+                tree = wrap(tree);
+                let json = serde_json::to_vec(&tree).unwrap();
+                let read = serde_json::from_slice::<Tree>(&json);
+                assert_eq!(check(&tree).is_ok(), read.is_ok(), "{depth}: {read:?}");
+            }
+        }
+        // Never dropped: that takes as much of the stack as writing it.
+        let mut tree = Tree::Leaf;
+        for _ in 0..1_000_000 {
+            tree = Tree::Newtype(tree.into());
+        }
+        let tree = std::mem::ManuallyDrop::new(tree);
+        assert!(check(&*tree).unwrap_err().to_string().contains("more than 127"));
     }
 
     #[test]
