@@ -14,11 +14,16 @@ use support::Ping;
 use tokio::runtime::Builder;
 
 const ROLE: &str = "EVENTBUS_TEST_ROLE";
+/// Set where the child writes its log to the terminal.
+const LOGS: &str = "EVENTBUS_TEST_LOGS";
 
 /// How a child handles its events: `<handler> <runtime> <drain in ms>`.
 #[test]
 fn child() {
     let Ok(role) = std::env::var(ROLE) else { return };
+    if std::env::var(LOGS).is_ok() {
+        tracing_subscriber::fmt().init();
+    }
     let [handler, runtime, drain] = role.split(' ').collect::<Vec<_>>()[..] else { panic!("{role}") };
     let drain = Duration::from_millis(drain.parse().unwrap());
     let code = match runtime {
@@ -48,6 +53,9 @@ async fn main(handler: String, drain: Duration) -> i32 {
             match &*handler {
                 "waits" => pending().await,
                 "blocks" => std::thread::sleep(Duration::from_secs(3_600)),
+                "prints" => loop {
+                    print!("{}", "x".repeat(10_000));
+                },
                 "spins" => loop {
                     std::hint::spin_loop();
                 },
@@ -78,13 +86,17 @@ struct Program {
 
 impl Program {
     fn start(role: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--nocapture"])
-            .env(ROLE, role)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::spawn(&mut Self::command(role))
+    }
+
+    fn command(role: &str) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "child", "--nocapture"]).env(ROLE, role);
+        command
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, output }
     }
@@ -207,4 +219,28 @@ fn a_shutdown_that_is_cut_short_says_what_is_left() {
 /// Sends a signal to a child that was not waited for yet, so that its number is still its own.
 fn kill(id: u32, signal: &str) {
     assert!(Command::new("kill").args([signal, &id.to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn a_terminal_that_is_gone_or_stuck_does_not_keep_the_program_from_ending() {
+    for (role, gone) in
+        [("blocks tokio 200", true), ("waits eventbus 200", true), ("prints tokio 200", false)]
+    {
+        let mut program = Program::spawn(Program::command(role).env(LOGS, "yes"));
+        program.read_until("started");
+        let Program { mut child, output } = program;
+        // A pipe that is full, where nobody reads it, or broken.
+        let _unread = (!gone).then_some((output, child.stderr.take()));
+        drop(child.stderr.take());
+        std::thread::sleep(Duration::from_millis(100));
+        let began = Instant::now();
+        kill(child.id(), "-TERM");
+        while child.try_wait().unwrap().is_none() {
+            if began.elapsed() > Duration::from_secs(5) {
+                child.kill().unwrap();
+                panic!("{role}: the program goes on");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! `models/` runs this file under every order of its steps that shuttle finds.
 
+use crate::foreign;
 use crate::line::Line;
 use crate::sync::{AtomicUsize, Ordering};
 use std::fmt;
@@ -129,7 +130,8 @@ impl fmt::Debug for Passage<'_> {
 
 impl Drop for Passage<'_> {
     fn drop(&mut self) {
-        self.end().into_iter().for_each(Waker::wake);
+        // One that panics is no reason to leave the others asleep.
+        self.end().into_iter().for_each(|waker| foreign::tell("a waker", || waker.wake()));
     }
 }
 

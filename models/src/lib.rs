@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 #![allow(dead_code, reason = "a scenario uses a part of a source")]
 
+mod foreign;
 #[path = "../../eventbus-core/src/gate.rs"]
 mod gate;
 #[path = "../../eventbus-core/src/line.rs"]

@@ -7,12 +7,13 @@
 
 use super::{Bus, race};
 use crate::error::{BrokerError, Error, Result};
+use crate::foreign;
 use crate::log;
 use crate::printable::printable;
 use crate::worker::Lanes;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
@@ -20,6 +21,8 @@ use tokio::sync::{oneshot, watch};
 const FORCE: Duration = Duration::from_millis(600);
 /// How long after it was cut short the process is ended, if handlers still hold up its threads.
 const EXIT: Duration = Duration::from_millis(300);
+/// How long the last lines of a program are waited for.
+const LINES: Duration = Duration::from_millis(50);
 /// How often it is looked whether they do.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -139,11 +142,11 @@ impl Ear {
         if self.wait(listener, None).await == Came::Over {
             return;
         }
-        log::info!(target: "eventbus", "shutting down; another signal cuts it short");
         // The bus lets go of them when it ends, and this is to know what they do then.
         let lanes = self.lanes();
         let time = Instant::now().checked_add(self.drain.saturating_add(FORCE));
         self.tell.send_replace(Told::First);
+        say(|| log::info!(target: "eventbus", "shutting down; another signal cuts it short"));
         if self.wait(listener, time).await != Came::Over {
             self.tell.send_replace(Told::Forced);
             // With a thread to run on, it returns at once.
@@ -164,8 +167,9 @@ impl Ear {
         loop {
             listener.next().await;
             if RUNNING.load(Ordering::SeqCst) == 0 {
-                log::warn!(target: "eventbus", "one more signal after the end of the bus: the process ends now");
-                std::process::exit(1);
+                end(say(|| {
+                    log::warn!(target: "eventbus", "one more signal after the end of the bus: the process ends now");
+                }));
             }
         }
     }
@@ -216,9 +220,36 @@ fn exit(lanes: &[Arc<Lanes>]) -> ! {
         "the process ends now, and leaves unsettled what it handles, since this does not come to its end: {who} \
          (a handler that blocks its thread belongs behind the option `blocking`)"
     );
-    log::error!(target: "eventbus", "{}", printable(&line));
-    // The error that `Bus::run` returns may never be shown.
-    eprintln!("eventbus: {}", printable(&line));
+    end(say(move || {
+        log::error!(target: "eventbus", "{}", printable(&line));
+        // The error that `Bus::run` returns may never be shown.
+        eprintln!("eventbus: {}", printable(&line));
+    }))
+}
+
+/// Writes lines on a thread of their own: whatever holds up the program may hold up its log and its terminal as well,
+/// such as a handler that waits to print. The answer ends when they are written.
+fn say(lines: impl FnOnce() + Send + 'static) -> mpsc::Receiver<()> {
+    let (written, writes) = mpsc::channel();
+    let dispatch = tracing::dispatcher::get_default(Clone::clone);
+    let write = move || {
+        let _written = written;
+        tracing::dispatcher::with_default(&dispatch, || foreign::log(lines));
+    };
+    // Without a thread there is no line.
+    let _ = std::thread::Builder::new().name("eventbus-log".to_owned()).spawn(write);
+    writes
+}
+
+/// Ends the process, once its last lines are written or that takes long.
+fn end(writes: mpsc::Receiver<()>) -> ! {
+    let _ = writes.recv_timeout(LINES);
+    // What a program does at its exit may be held up as well.
+    let kill = || {
+        std::thread::sleep(EXIT);
+        std::process::abort();
+    };
+    let _ = std::thread::Builder::new().name("eventbus-exit".to_owned()).spawn(kill);
     std::process::exit(1)
 }
 

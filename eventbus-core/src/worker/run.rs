@@ -238,6 +238,7 @@ impl Hand {
             "a worker has panicked and goes on; this is a bug of eventbus or of the broker"
         );
         if self.done == self.deliveries.len() {
+            self.let_go();
             // Whatever it was, it is not asked again and again without a pause.
             return tokio::time::sleep(PAUSE).await;
         }
