@@ -121,7 +121,7 @@ impl SqliteBroker {
         &self.store().readers
     }
 
-    fn store(&self) -> &Arc<Store> {
+    pub(crate) fn store(&self) -> &Arc<Store> {
         &self.0.0
     }
 }

@@ -407,9 +407,16 @@ impl Drop for Writer {
     /// Nobody writes any more, not even where this is a panic: whoever waits is told.
     fn drop(&mut self) {
         self.store.writes.abandon();
+        let subscriptions = self.store.subscriptions();
+        if std::thread::panicking() {
+            for subscription in subscriptions.iter() {
+                subscription.fail(BrokerError::new(
+                    "the thread that writes the log has panicked; start the program again, and report it",
+                ));
+            }
+        }
         // Those that end later see for themselves that nobody writes.
-        for subscription in self.store.subscriptions().iter().filter(|subscription| subscription.has_ended())
-        {
+        for subscription in subscriptions.iter().filter(|subscription| subscription.has_ended()) {
             self.store.remove(subscription.number);
         }
     }
@@ -450,4 +457,25 @@ fn answer(publishes: Vec<Waiting>, stored: Vec<Result<Option<i64>, String>>, fai
 /// Drops what may hold the last of an event's value.
 fn discard<T>(value: T) {
     foreign::tell("an event's destructor", || drop(value));
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::SqliteBroker;
+    use crate::faults::request;
+    use eventbus_core::broker::Broker;
+    use std::future::poll_fn;
+
+    #[tokio::test]
+    async fn readers_learn_that_the_writer_has_panicked() {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = SqliteBroker::open(folder.path().join("log.db")).await.unwrap();
+        let mut deliveries = broker.subscribe(request("g")).await.unwrap();
+        let job = broker.store().writes.run(|_| -> rusqlite::Result<()> { panic!("on purpose") });
+        job.await.unwrap_err();
+        let mut received = Vec::new();
+        let receiving = poll_fn(|context| deliveries.poll_receive(context, &mut received, 1));
+        let error = receiving.await.unwrap_err().to_string();
+        assert!(error.contains("panicked"), "{error}");
+    }
 }

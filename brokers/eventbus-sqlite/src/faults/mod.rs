@@ -3,6 +3,8 @@
 mod crash;
 mod scenario;
 
+pub(crate) use scenario::request;
+
 use rusqlite::functions::FunctionFlags;
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
 use rusqlite::{Connection, Result};

@@ -85,7 +85,7 @@ fn is_given_up(number: u64) -> bool {
     number % 5 == 3
 }
 
-pub(super) fn request(group: &str) -> SubscribeRequest {
+pub(crate) fn request(group: &str) -> SubscribeRequest {
     SubscribeRequest {
         group: group.to_owned(),
         pattern: Pattern::new("number.counted").unwrap(),

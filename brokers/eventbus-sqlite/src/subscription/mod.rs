@@ -169,6 +169,15 @@ impl Subscription {
         self.state.lock().ended
     }
 
+    /// Nothing comes any more: its reader is told.
+    pub(crate) fn fail(&self, error: BrokerError) {
+        let earlier = self.change(|state| {
+            state.after.ring = true;
+            state.error.replace(error)
+        });
+        drop(earlier);
+    }
+
     fn row(&self) -> Option<i64> {
         self.state.lock().row
     }
