@@ -15,7 +15,8 @@
 //! - **Several processes** may publish and subscribe on one file. A group is handled by one of them at a time, so that
 //!   the order by key holds; another one takes over when that process ends, or stops answering for longer than its
 //!   [lease](SqliteBrokerBuilder::lease).
-//! - **An event is stored once.** Publishing an event again with the same source and id changes nothing.
+//! - **An event is stored once.** Publishing an event again with the same source and id changes nothing; an
+//!   event with the id of one on another topic is refused.
 //! - **Readable.** `sqlite3 shop.db 'select time, topic, key, payload from events order by offset desc limit 20'`; the
 //!   views `groups` and `dead_letters` tell the rest.
 //!

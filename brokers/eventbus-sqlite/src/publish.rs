@@ -10,6 +10,9 @@ const INSERT: &str = "insert into event (offset, topic, id, source, type, versio
      values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18) \
      on conflict (id, source) do nothing";
 
+const TOPIC_OF: &str =
+    "select t.name from event e join topic t on t.id = e.topic where e.id = ?1 and e.source = ?2";
+
 /// The numbers of the names that were written so far.
 #[derive(Default)]
 pub(crate) struct Names {
@@ -106,6 +109,22 @@ impl<'a> Insert<'a> {
             record.checksum(offset, self.stored),
         ])?;
         Ok(written > 0)
+    }
+
+    /// What to say of an event that is there already, where it is not the one on this topic.
+    pub(crate) fn is_another(&mut self, record: &Record) -> rusqlite::Result<Option<String>> {
+        let envelope = &record.envelope;
+        let source = self.names.sources.of(self.connection, "source", envelope.source())?;
+        let topic: String = self
+            .connection
+            .prepare_cached(TOPIC_OF)?
+            .query_row(rusqlite::params![StoredId(envelope.id()), source], |row| row.get(0))?;
+        Ok((topic != envelope.topic().as_str()).then(|| {
+            format!(
+                "its id `{}` is that of another event of its source, on \"{topic}\"; give each event an id of its own",
+                envelope.id()
+            )
+        }))
     }
 }
 

@@ -252,7 +252,10 @@ impl Writer {
                     written.last += 1;
                     Ok(Some(written.last))
                 }
-                Ok(false) => Ok(None),
+                Ok(false) => match insert.is_another(record)? {
+                    None => Ok(None),
+                    Some(problem) => Err(problem),
+                },
                 Err(error) if publish::is_of_one(&error) => Err(error.to_string()),
                 Err(error) => return Err(error),
             });

@@ -271,6 +271,21 @@ async fn an_event_is_stored_once_however_often_it_is_published() {
 }
 
 #[tokio::test]
+async fn an_event_with_the_id_of_another_one_is_refused_and_others_in_its_batch_are_not() {
+    let log = Log::new();
+    let bus = log.bus().await;
+    let id = EventId::new("order-7");
+    bus.publish_to("order.placed", &1).id(id.clone()).await.unwrap();
+    let error = bus.publish_to("order.paid", &1).id(id.clone()).await.unwrap_err().to_string();
+    assert!(error.contains("`order-7`") && error.contains("on \"order.placed\""), "{error}");
+    let paid = |id| Envelope::from_json(Topic::new("order.paid").unwrap(), &1).unwrap().with_id(id);
+    let both = bus.publish_envelopes([paid(id.clone()), paid(EventId::new("order-8"))]).await;
+    assert_eq!(both.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true]);
+    bus.publish_to("order.placed", &1).id(id).await.expect("it is there");
+    assert_eq!(bus.audit_log().unwrap().query(AuditQuery::default()).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
 async fn an_event_above_the_limit_is_refused_and_others_in_its_batch_are_not() {
     let log = Log::new();
     let broker = log.broker_with(|settings| settings.max_payload(100)).await;
