@@ -1,7 +1,7 @@
 //! One attempt: a handler's future with its time limit, its panics caught, and its cause known to publishers.
 
 use super::lanes::Lanes;
-use super::watchdog::Pulse;
+use super::pulse::Pulse;
 use crate::blocking::Calls;
 use crate::causation;
 use crate::delivery::Delivery;

@@ -8,8 +8,9 @@
 //! no other takes it, and whoever woke it may go on to compute there. So the watchdog puts another worker in the place
 //! of one that is late; when the late one comes at last, it finds its place taken, and ends.
 
+use super::pulse::Pulse;
 use super::threads::Pace;
-use super::watchdog::{PATIENCE, Pulse};
+use super::watchdog::PATIENCE;
 use std::mem::replace;
 use std::sync::Arc;
 use std::task::Waker;
@@ -189,7 +190,7 @@ impl Crew {
 
     /// How many workers are inside of a handler.
     pub(super) fn computing(&self) -> usize {
-        self.workers.iter().filter(|slot| slot.pulse.is_beating()).count()
+        self.workers.iter().filter(|slot| slot.pulse.is_inside()).count()
     }
 
     /// Whether something was left to a worker that computes.

@@ -6,10 +6,11 @@
 
 use super::Layered;
 use super::crew::{Call, Caller, Crew, Place};
+use super::pulse::Pulse;
 use super::source::{Answer, Next, Reader, Source};
 use super::table::LaneTable;
 use super::threads::Threads;
-use super::watchdog::{Look, Minded, Pulse, Watchdog};
+use super::watchdog::{Look, Minded, Watchdog};
 use crate::broker::{Acker, Deliveries, Parked, Received};
 use crate::delivery::{Delivery, Scope};
 use crate::error::StartupError;

@@ -3,6 +3,7 @@
 mod attempt;
 mod crew;
 mod lanes;
+mod pulse;
 mod run;
 mod settle;
 mod source;

@@ -6,7 +6,8 @@
 //! watchdog sees long ones, it is done in place of a thread that the runtime gets anew: so handlers that compute have
 //! as many threads as they have workers, and those that block hold up nobody.
 
-use super::watchdog::{Pulse, Watchdog};
+use super::pulse::Pulse;
+use super::watchdog::Watchdog;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::task::Context;

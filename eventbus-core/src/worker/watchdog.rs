@@ -5,12 +5,13 @@
 //! woken among them, and no timer of the runtime can tell, since the runtime itself may be held up. So a thread of
 //! its own looks at every worker once a second, and each millisecond at those of subscriptions that have work.
 
+use super::pulse::Pulse;
 use crate::delivery::Scope;
 use crate::foreign;
 use crate::lock::{Lock, Rank};
 use crate::log;
 use crate::printable::printable;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -46,17 +47,6 @@ pub(super) struct Look {
     pub(super) held_up: usize,
 }
 
-/// Counts the polls of one worker: odd inside one, even between two.
-pub(crate) struct Pulse {
-    polls: AtomicU32,
-    /// How many milliseconds the watchdog has seen one poll last, below the count of polls at which that was.
-    spent: AtomicU64,
-    /// Another thread has taken over what this worker's had to do.
-    elsewhere: AtomicBool,
-    paused: AtomicBool,
-    scope: Arc<Scope>,
-}
-
 impl Watchdog {
     /// A watchdog whose thread runs until it is dropped.
     pub(crate) fn start() -> Arc<Self> {
@@ -86,13 +76,7 @@ impl Watchdog {
 
     /// The pulse of a new worker.
     pub(super) fn watch(&self, scope: &Arc<Scope>) -> Arc<Pulse> {
-        let pulse = Arc::new(Pulse {
-            polls: AtomicU32::new(0),
-            spent: AtomicU64::new(0),
-            elsewhere: AtomicBool::new(false),
-            paused: AtomicBool::new(false),
-            scope: Arc::clone(scope),
-        });
+        let pulse = Arc::new(Pulse::new(Arc::clone(scope)));
         self.pulses.lock().push(Arc::downgrade(&pulse));
         pulse
     }
@@ -103,79 +87,6 @@ impl Watchdog {
         if let Some(thread) = self.thread.get() {
             thread.unpark();
         }
-    }
-}
-
-impl Pulse {
-    /// Marks that the handler waits for something, until it is polled again.
-    pub(super) fn pause(&self) {
-        self.paused.store(true, Ordering::Relaxed);
-    }
-
-    /// The count of polls.
-    pub(super) fn polls(&self) -> u32 {
-        self.polls.load(Ordering::Relaxed)
-    }
-
-    /// Whether the worker is inside of a poll.
-    pub(super) fn is_inside(&self) -> bool {
-        self.polls() % 2 == 1
-    }
-
-    /// The poll at which the count was `polls` has taken so long by now.
-    pub(super) fn note_spent(&self, polls: u32, spent: Duration) {
-        let spent = u32::try_from(spent.as_millis()).unwrap_or(u32::MAX);
-        self.spent.store(u64::from(polls) << 32 | u64::from(spent), Ordering::Relaxed);
-    }
-
-    /// How long the last poll has taken, as far as the watchdog has seen: nothing, where that was a few milliseconds.
-    pub(super) fn spent(&self) -> Duration {
-        let spent = self.spent.load(Ordering::Relaxed);
-        let last = u64::from(self.polls().wrapping_sub(1)) == spent >> 32;
-        Duration::from_millis(if last { spent & u64::from(u32::MAX) } else { 0 })
-    }
-
-    /// Whether the worker holds up no thread of the runtime.
-    pub(super) fn is_elsewhere(&self) -> bool {
-        self.elsewhere.load(Ordering::Relaxed)
-    }
-
-    /// Marks that the worker holds up no thread of the runtime, until the answer is dropped.
-    pub(super) fn elsewhere(&self) -> impl Drop {
-        struct Elsewhere<'a>(&'a AtomicBool);
-        impl Drop for Elsewhere<'_> {
-            fn drop(&mut self) {
-                self.0.store(false, Ordering::Relaxed);
-            }
-        }
-
-        self.elsewhere.store(true, Ordering::Relaxed);
-        Elsewhere(&self.elsewhere)
-    }
-
-    /// Whether the handler waits for something.
-    pub(super) fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::Relaxed)
-    }
-
-    /// Whether the worker is inside a poll.
-    pub(super) fn is_beating(&self) -> bool {
-        self.polls.load(Ordering::Relaxed) % 2 == 1
-    }
-
-    /// Marks one poll, until the answer is dropped.
-    pub(super) fn beat(&self) -> impl Drop {
-        struct Beat<'a>(&'a AtomicU32);
-        impl Drop for Beat<'_> {
-            fn drop(&mut self) {
-                self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-            }
-        }
-
-        self.paused.store(false, Ordering::Relaxed);
-        // Only the worker writes, so no atomic addition is needed.
-        self.polls.store(self.polls.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        Beat(&self.polls)
     }
 }
 
@@ -216,11 +127,11 @@ fn look(minded: Arc<dyn Minded>) -> Look {
 fn look_at_pulses(seen: &mut Vec<(Weak<Pulse>, u32, u32)>) {
     seen.retain_mut(|(pulse, last, looks)| {
         let Some(pulse) = pulse.upgrade() else { return false };
-        let polls = pulse.polls.load(Ordering::Relaxed);
+        let polls = pulse.polls();
         *looks = if polls % 2 == 1 && polls == *last { *looks + 1 } else { 1 };
         *last = polls;
         if *looks == LOOKS {
-            warn(&pulse.scope);
+            warn(pulse.scope());
         }
         true
     });
