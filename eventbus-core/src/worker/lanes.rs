@@ -3,6 +3,8 @@
 //! Which delivery may be handled is decided by the table (`table.rs`), where more come from by the source
 //! (`source.rs`), which worker comes by the crew (`crew.rs`). What each of them says is to be done is done here, once
 //! the lock is released.
+//!
+//! `models/` runs these files under every order of their steps that shuttle finds.
 
 use super::Layered;
 use super::crew::{Call, Caller, Crew, Place};
@@ -137,6 +139,8 @@ struct State {
     stopped: bool,
     /// Something was given back when they were stopped, so they do not finish any more.
     cut_short: bool,
+    /// What was being handled was dropped: a worker that has only just begun ends as well.
+    aborted: bool,
 }
 
 impl State {
@@ -180,6 +184,7 @@ impl Lanes {
             tally: Tally::default(),
             stopped: false,
             cut_short: false,
+            aborted: false,
         };
         Arc::new_cyclic(|lanes: &Weak<Self>| Self {
             scope,
@@ -304,6 +309,7 @@ impl Lanes {
     /// Drops what is still being handled, unsettled.
     pub(crate) fn abort(self: &Arc<Self>) {
         let mut turn = self.turn();
+        turn.aborted = true;
         let tasks = std::mem::take(&mut turn.tasks);
         for open in std::mem::take(&mut turn.gathered) {
             turn.note(Settled::Unsettled(open.key().cloned()));
@@ -467,10 +473,15 @@ impl Lanes {
             Call::Nobody => {}
             Call::Wake(waker) => waker.wake(),
             Call::Start(place) => {
-                let task = self.runtime.spawn(self.layered.worker.run(Arc::clone(self), place));
+                let task =
+                    self.runtime.spawn(self.layered.worker.run(Arc::clone(self), place)).abort_handle();
                 let mut state = self.state.lock();
+                if state.aborted {
+                    drop(state);
+                    return task.abort();
+                }
                 state.tasks.retain(|task| !task.is_finished());
-                state.tasks.push(task.abort_handle());
+                state.tasks.push(task);
             }
         }
     }
