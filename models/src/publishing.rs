@@ -1,24 +1,7 @@
-//! Models: the parts of `eventbus-core` on which threads meet without a lock around all of it, run under every order
-//! of their steps that shuttle chooses. The sources are those of core; only the primitives that they import are others.
-//!
-//! Each function is one scenario, and panics where something is lost or somebody waits for ever. `tests/models.rs` runs
-//! them; a failure prints the schedule, by which `shuttle::replay` finds it again.
+//! Publishers, the readers of their queues, and the gate of a bus: scenarios of those who wait in a line.
 
-#![forbid(unsafe_code)]
-#![allow(dead_code, reason = "a scenario uses a part of a source")]
-
-mod foreign;
-#[path = "../../eventbus-core/src/gate.rs"]
-mod gate;
-#[path = "../../eventbus-core/src/line.rs"]
-mod line;
-mod lock;
-#[path = "../../eventbus-core/src/memory/places.rs"]
-mod places;
-mod sync;
-
-use gate::{Gate, Refused};
-use places::Places;
+use crate::gate::{Gate, Refused};
+use crate::places::Places;
 use shuttle::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use shuttle::sync::{Condvar, Mutex};
 use shuttle::thread;

@@ -1,3 +1,4 @@
-//! The primitives of core, of shuttle.
+//! The primitives of core and of tokio, of shuttle.
 
-pub(crate) use shuttle::sync::atomic::{AtomicUsize, Ordering};
+pub(crate) use crate::tasks::notify::Notify;
+pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
