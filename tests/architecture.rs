@@ -195,6 +195,7 @@ fn quotes_nobody(argument: &str) -> bool {
         || OWN_TIMES.contains(&name)
         || argument.ends_with(".len()")
         || argument.starts_with("if last")
+        || argument.starts_with("counted(")
         || argument == "(LOOKS - 1)"
 }
 

@@ -132,7 +132,7 @@ async fn the_census_is_logged() {
     let (log, _guard) = Log::capture();
     Bus::builder().only([play::SUBSCRIBER]).connect("memory:").await.unwrap();
     let text = log.text();
-    assert!(text.contains("1 subscriptions from 1 packages"), "{text}");
+    assert!(text.contains("1 subscription from 1 package"), "{text}");
     assert!(text.contains("DEBUG") && text.contains("group=eventbus.play"), "{text}");
 }
 

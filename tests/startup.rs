@@ -44,6 +44,17 @@ async fn two_subscriptions_of_one_group_with_overlapping_patterns_are_refused() 
 }
 
 #[tokio::test]
+async fn a_second_subscription_at_run_time_is_told_how_to_name_its_group() {
+    let bus = Bus::builder().without_subscriptions().connect("memory:").await.unwrap();
+    let ping = |_: Arc<Ping>| async {};
+    bus.on(ping).group("late").await.unwrap();
+    let refused = bus.on(ping).group("late").await.unwrap_err().to_string();
+    for words in ["the subscription cannot begin:", "`late`", "`.group("] {
+        assert!(refused.contains(words), "{words}: {refused}");
+    }
+}
+
+#[tokio::test]
 async fn a_missing_state_lists_every_subscriber_that_takes_it() {
     let only = || Bus::builder().only([mail::SUBSCRIBER, mail_too::SUBSCRIBER]);
     let mistakes = mistakes(only()).await;

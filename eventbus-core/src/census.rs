@@ -253,9 +253,14 @@ fn shared_groups(subscriptions: &[&Subscription]) -> Vec<String> {
                 if overlap(&left.pattern, &right.pattern) {
                     mistakes.push(format!(
                         "two subscriptions share the group `{group}`, so each would get only some of the events:\n\
-                         {}\n{}\ngive one of them another group: `group = \"…\"`",
+                         {}\n{}\ngive one of them another group: `{}`",
                         listens_at(left),
-                        listens_at(right)
+                        listens_at(right),
+                        if left.package.is_empty() || right.package.is_empty() {
+                            ".group(\"…\")"
+                        } else {
+                            "group = \"…\""
+                        }
                     ));
                 }
             }

@@ -60,8 +60,9 @@ pub enum Error {
     },
     /// The bus has ended before everything was handled that it had accepted.
     #[error(
-        "{} not finished when the bus ended, {after:.1?} after its shutdown began (`drain` is {drain:?}): {}",
+        "{} not finished when the bus ended, {after:.1?} after its shutdown began (`drain` is {}): {}",
         deliveries(*unfinished),
+        limit(*drain),
         what_became(*unfinished, *lost)
     )]
     Drain {
@@ -82,6 +83,10 @@ pub enum Error {
 /// "1 delivery was", "2 deliveries were".
 fn deliveries(number: usize) -> String {
     if number == 1 { "1 delivery was".to_owned() } else { format!("{number} deliveries were") }
+}
+
+fn limit(drain: Duration) -> String {
+    if drain == Duration::MAX { "without limit".to_owned() } else { format!("{drain:?}") }
 }
 
 fn what_became(unfinished: usize, lost: usize) -> String {
@@ -275,8 +280,9 @@ impl BrokerError {
 
 /// The mistakes that the start-up checks found, each in a line or two with its source lines.
 #[derive(thiserror::Error)]
-#[error("the bus cannot start:{}", self.list())]
+#[error("{}:{}", self.what, self.list())]
 pub struct StartupError {
+    what: &'static str,
     mistakes: Vec<String>,
 }
 
@@ -289,7 +295,12 @@ impl fmt::Debug for StartupError {
 
 impl StartupError {
     pub(crate) fn new(mistakes: Vec<String>) -> Self {
-        Self { mistakes }
+        Self { what: "the bus cannot start", mistakes }
+    }
+
+    /// Mistakes of a subscription that is made at run time.
+    pub(crate) fn of_subscription(mistakes: Vec<String>) -> Self {
+        Self { what: "the subscription cannot begin", mistakes }
     }
 
     /// The mistakes, each with its remedy.
@@ -319,5 +330,7 @@ mod tests {
         let all = text(50, 50);
         assert!(all.starts_with("50 deliveries were not finished") && all.contains(": lost, since"), "{all}");
         assert!(text(3, 2).contains("2 of them lost"), "{}", text(3, 2));
+        let endless = Error::Drain { unfinished: 1, lost: 1, after: Duration::ZERO, drain: Duration::MAX };
+        assert!(endless.to_string().contains("`drain` is without limit"), "{endless}");
     }
 }

@@ -109,7 +109,7 @@ impl Pattern {
 
 /// A topic or a pattern that is not well-formed: which one, what is wrong with it, and what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", self.fault.explain(&self.text).as_str())]
+#[error("{}{}", self.fault.explain(&self.text).as_str(), self.place())]
 pub struct TopicError {
     text: String,
     fault: TopicFault,
@@ -118,6 +118,14 @@ pub struct TopicError {
 impl TopicError {
     fn new(text: &str, fault: TopicFault) -> Self {
         Self { text: text.to_owned(), fault }
+    }
+
+    /// The text as a whole, where the explanation names a part of it only: a compiler points at the rest.
+    fn place(&self) -> String {
+        match self.fault {
+            TopicFault::Empty | TopicFault::TooLong(_) | TopicFault::EmptySegment => String::new(),
+            _ => format!(" (in {:?})", self.text),
+        }
     }
 }
 
@@ -151,3 +159,18 @@ macro_rules! reads_as_text {
     )*};
 }
 reads_as_text!(Topic Pattern);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_the_whole_topic() {
+        for text in ["order.>.x", "order.pla ced", "order.pl*", "order..x"] {
+            let error = Pattern::new(text).unwrap_err().to_string();
+            assert!(error.contains(&format!("{text:?}")), "{error}");
+        }
+        let error = Topic::new("order.*").unwrap_err().to_string();
+        assert!(error.contains("\"order.*\""), "{error}");
+    }
+}

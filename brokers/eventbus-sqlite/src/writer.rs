@@ -174,10 +174,14 @@ impl Writer {
                     self.committed(batch.publishes, written);
                     return result;
                 }
-                Ok(Err((culprit, error))) => (culprit, explain(&self.store.settings.path, error)),
+                Ok(Err((culprit, error))) => {
+                    let error = explain(&self.store.settings.path, error);
+                    log::error!(target: "eventbus", error = %printable(&error), "nothing of a transaction was written");
+                    (culprit, error)
+                }
+                // That the file is gone is in the log already, once.
                 Err(gone) => (Culprit::Transaction, gone),
             };
-            log::error!(target: "eventbus", error = %printable(&error), "nothing of a transaction was written");
             // It may have been rolled back already.
             let _ = self.connection.execute_batch("rollback");
             (self.names, self.numbers) = Default::default();

@@ -349,11 +349,16 @@ impl fmt::Debug for BusBuilder {
     }
 }
 
+fn counted(number: usize, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}
+
 /// Logs the census.
 fn announce(subscriptions: &[&Subscription]) {
     let packages: BTreeSet<_> = subscriptions.iter().map(|subscription| subscription.package).collect();
     log::info!(
-        target: "eventbus", "{} subscriptions from {} packages", subscriptions.len(), packages.len()
+        target: "eventbus", "{} from {}",
+        counted(subscriptions.len(), "subscription"), counted(packages.len(), "package")
     );
     for subscription in subscriptions {
         log::debug!(

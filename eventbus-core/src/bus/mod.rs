@@ -215,7 +215,12 @@ impl Bus {
     /// # Errors
     /// Where the broker keeps no log that can be asked.
     pub fn audit_log(&self) -> Result<Arc<dyn AuditLog>> {
-        self.shared.broker.audit_log().ok_or_else(|| self.lacks("keeps no log that can be asked"))
+        self.shared.broker.audit_log().ok_or_else(|| {
+            self.lacks(
+                "keeps no log that can be asked (the in-process broker does with \
+                 `MemoryBroker::builder().history(events)`)",
+            )
+        })
     }
 
     /// The groups that the broker knows: to see how far each has come, and to move or drop the cursor of one

@@ -159,9 +159,11 @@ impl On {
         Pattern::new(&subscriber.subscription.pattern)?;
         let broker = &bus.shared.broker;
         if !named && broker.features().durable {
-            return Err(
-                StartupError::new(vec![census::nameless(&subscriber.subscription, broker.name())]).into()
-            );
+            return Err(StartupError::of_subscription(vec![census::nameless(
+                &subscriber.subscription,
+                broker.name(),
+            )])
+            .into());
         }
         let opening = Opening::begin(&bus.shared, &subscriber.subscription)?;
         let lanes = bus.open(&subscriber).await?;

@@ -185,6 +185,12 @@ impl Bus {
             lanes.stop();
             let handled = lanes.handled();
             let lost_here = lanes.close();
+            if handled > lost_here {
+                log::warn!(
+                    target: "eventbus", group = %printable(&lanes.subscription().group), deliveries = handled - lost_here,
+                    "handlers had not finished when the bus ended; a broker that keeps events delivers these again"
+                );
+            }
             // Those that are being handled are among those that are lost.
             unfinished += handled.max(lost_here);
             lost += lost_here;

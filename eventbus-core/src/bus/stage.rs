@@ -80,7 +80,7 @@ impl<'a> Opening<'a> {
         }
         drop(stage);
         warnings.iter().for_each(|warning| log::warn!(target: "eventbus", "{}", printable(warning)));
-        opening.ok_or_else(|| StartupError::new(mistakes).into())
+        opening.ok_or_else(|| StartupError::of_subscription(mistakes).into())
     }
 
     /// The subscription is open: these are its lanes. They begin at once where the bus runs.

@@ -4,6 +4,7 @@ use crate::record::{HandledAttempt, Record};
 use crate::strict::Strict;
 use eventbus_core::broker::DeadLetter;
 use eventbus_core::memory::MemoryBroker;
+use eventbus_core::printable::printable;
 use eventbus_core::{Attempted, Bus, BusBuilder, Envelope, Event, EventId, IntoEvent};
 use serde::Serialize;
 use std::fmt::{self, Debug};
@@ -184,7 +185,7 @@ impl TestBus {
                     letter.envelope.topic(),
                     letter.attempts,
                     letter.kind,
-                    letter.reason
+                    printable(&letter.reason)
                 )
             })
             .collect();
