@@ -30,9 +30,12 @@ const CUSTOMERS: u64 = 16;
 const ORDERS: u64 = 12;
 /// So short only where a process is stopped: a busy machine takes longer now and then to give one its turn.
 const SHORT_LEASE: Duration = Duration::from_millis(400);
-const LEASE: Duration = Duration::from_secs(10);
+/// Whoever loses this one has stood still for as long: nobody waits for its end where processes end.
+const LEASE: Duration = Duration::from_secs(600);
 /// How long anything may take that takes less than a second on a quiet machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Where it is noted that a process could not save what it had settled last, and said so.
+const UNSAVED: &str = "unsaved";
 /// What handlers panic with here.
 const PANIC: &str = "a handler panics on purpose";
 
@@ -137,6 +140,7 @@ fn signal(child: &Child, signal: Signal) {
 
 fn check(notes: &Notes, end: End, seed: u64) {
     let (acknowledged, handled) = (notes.numbers("acknowledged"), notes.handled());
+    let all_saved = end == End::ByThemselves && notes.numbers(UNSAVED).is_empty();
     for group in 0..GROUPS {
         let given_up = notes.numbers(&format!("given-up-{group}"));
         let group = group.to_string();
@@ -149,7 +153,7 @@ fn check(notes: &Notes, end: End, seed: u64) {
                     let before = latest.get(&key).copied();
                     // Whoever goes on for another may repeat what was not saved, and skips nothing.
                     let next = before.map_or(0, |before| before + 1);
-                    let repeats = end != End::ByThemselves && number < next;
+                    let repeats = !all_saved && number < next;
                     assert!(
                         repeats || number == next || Some(number) == before,
                         "seed {seed}, {end:?}, group {group}: {note:?} begins after {before:?}"
@@ -164,8 +168,10 @@ fn check(notes: &Notes, end: End, seed: u64) {
                         "seed {seed}, {end:?}: twice in one process: {note:?}"
                     );
                     let again = !done.insert(note.event);
-                    let may = end != End::ByThemselves;
-                    assert!(!again || may, "seed {seed}: twice, though both ended by themselves: {note:?}");
+                    assert!(
+                        !again || !all_saved,
+                        "seed {seed}: twice, though both ended by themselves: {note:?}"
+                    );
                 }
                 What::Failed => {}
             }
@@ -250,7 +256,14 @@ impl Process {
             }
             tokio::time::sleep(self.lives).await;
         }
-        bus.shutdown().await.expect("the bus ends");
+        if let Err(error) = bus.shutdown().await {
+            // On a busy machine the other one may be kept from going on in the middle of a transaction.
+            assert!(
+                error.to_string().contains("did not let go of it in time"),
+                "the bus does not end: {error}"
+            );
+            notes.pen(UNSAVED).note("0 0");
+        }
     }
 }
 
