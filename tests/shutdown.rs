@@ -111,6 +111,21 @@ async fn a_shutdown_that_is_dropped_has_ended_the_bus() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_runs_the_bus_learns_what_a_shutdown_from_within_a_handler_has_left() {
+    let (bus, _broker) = bus_with(Bus::builder().drain(Duration::from_secs(2))).await;
+    let inner = bus.clone();
+    let end = move |_: Arc<Ping>| {
+        let bus = inner.clone();
+        // It waits for itself, until it is cut off.
+        async move { bus.shutdown().await.unwrap() }
+    };
+    bus.on(end).await.unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    let error = bus.run_until(std::future::pending()).await.unwrap_err();
+    assert!(matches!(error, Error::Drain { unfinished: 1, .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_handler_that_outlives_the_drain_is_cut_off_and_never_acked() {
     let (bus, broker) = bus_with(Bus::builder().drain(Duration::from_secs(2))).await;
     bus.on(|_: Arc<Ping>| sleep(Duration::from_secs(50))).await.unwrap();

@@ -66,7 +66,7 @@ impl Bus {
     /// A publish that has begun before this is waited for; one that begins later is an error, unless a handler that
     /// still runs makes it. A broker that is not durable handles its backlog first. All of it may take as long as the
     /// bus's `drain` allows, and the broker half a second more to close; deliveries that are not done by then stay
-    /// unsettled and are never acked. To shut down twice is to shut down once: the second call waits for the first.
+    /// unsettled and are never acked. To shut down twice is to shut down once: the second call waits for the first, and says what it has left.
     ///
     /// # Errors
     /// [`Error::Drain`] where something was accepted and not handled: handlers were cut off, retries were waiting, or
@@ -80,7 +80,8 @@ impl Bus {
         let began = Instant::now();
         let Some(Closing { lanes, replays, running }) = shared.stage.lock().close(began) else {
             self.ended().await;
-            return Ok(());
+            let left = shared.stage.lock().left;
+            return left.map_or(Ok(()), |left| Err(self.drain_error(left)));
         };
         let ending = Ending(self);
         let deadline = after(began, shared.drain);
@@ -196,8 +197,14 @@ impl Bus {
             lost += lost_here;
         }
         live.iter().chain(&replays).for_each(|lanes| lanes.abort());
-        let drain = self.shared.drain;
-        (unfinished > 0).then(|| Error::Drain { unfinished, lost, after: began.elapsed(), drain })
+        let left = (unfinished > 0).then(|| (unfinished, lost, began.elapsed()))?;
+        // Whoever began this may be among those that were cut off, so others tell of it as well.
+        self.shared.stage.lock().left.get_or_insert(left);
+        Some(self.drain_error(left))
+    }
+
+    fn drain_error(&self, (unfinished, lost, after): (usize, usize, Duration)) -> Error {
+        Error::Drain { unfinished, lost, after, drain: self.shared.drain }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::printable::printable;
 use crate::subscription::Subscription;
 use crate::worker::Lanes;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 
 #[derive(Default)]
@@ -21,6 +22,8 @@ pub(super) struct Stage {
     pub(super) closing_since: Option<Instant>,
     /// A shutdown is over.
     pub(super) ended: bool,
+    /// What it has left: deliveries that were not finished, those of them that are lost, and when.
+    pub(super) left: Option<(usize, usize, Duration)>,
     pub(super) lanes: Vec<Arc<Lanes>>,
     /// The lanes of replays that are under way.
     pub(super) replays: Vec<Arc<Lanes>>,
