@@ -194,6 +194,7 @@ impl Deliveries for Pipe {
             receipt,
             replayed: false,
             parked: None,
+            alone: false,
             settler: Arc::clone(&settler),
         }));
         Poll::Ready(Ok(()))

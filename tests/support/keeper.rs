@@ -168,7 +168,8 @@ impl Deliveries for Reader {
                 let (attempt, parked) =
                     group.parked.get(&place).map_or((1, None), |(attempt, parked)| (*attempt, Some(*parked)));
                 let receipt = Receipt { envelope, offset: Offset::new(place.into()), attempt, token: place };
-                into.push(Received { receipt, replayed: false, parked, settler: Arc::clone(&self.settler) });
+                let settler = Arc::clone(&self.settler);
+                into.push(Received { receipt, replayed: false, parked, alone: false, settler });
             }
         }
         if into.len() > before {
@@ -264,6 +265,7 @@ impl Deliveries for Again {
             receipt: Receipt { envelope, offset, attempt: 1, token: 0 },
             replayed: true,
             parked: None,
+            alone: false,
             settler: Arc::clone(&self.settler),
         }));
         Poll::Ready(Ok(()))

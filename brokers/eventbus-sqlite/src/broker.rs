@@ -7,6 +7,7 @@ use crate::reader::Readers;
 use crate::schema::{explain, open_writer};
 use crate::subscription::{SqliteDeliveries, Subscription};
 use crate::tail::Tail;
+use crate::turn::Turn;
 use crate::wire::Record;
 use crate::writer::Writer;
 use crate::writes::{WAKER, Waiting, Writes, closed};
@@ -69,6 +70,8 @@ pub(crate) struct Store {
     /// How many wait for new events without a subscription.
     followers: AtomicUsize,
     opened: Instant,
+    /// Whose turn it is among events that may have ended an earlier process.
+    turn: Lock<Turn>,
 }
 
 impl SqliteBroker {
@@ -110,6 +113,7 @@ impl SqliteBroker {
                 saved: Notify::new(),
                 followers: AtomicUsize::new(0),
                 opened: Instant::now(),
+                turn: Lock::new(Rank::BROKER_INNER, Turn::default()),
             });
             Writer::start(Arc::clone(&store), connection).inspect_err(|_| store.process.leave())?;
             Ok(Self(Arc::new(Handle(store))))
@@ -295,6 +299,10 @@ impl Store {
                 Sign::None => lease.is_over(),
             },
         }
+    }
+
+    pub(crate) fn turn(&self) -> Locked<'_, Turn> {
+        self.turn.lock()
     }
 
     /// Milliseconds since the log was opened, whatever the clock on the wall does.

@@ -193,6 +193,10 @@ fn republish(
              is handled"
         ))));
     }
+    // It begins anew.
+    connection
+        .prepare_cached("delete from suspect where \"group\" = ?1 and offset = ?2")?
+        .execute((&group, offset))?;
     connection.prepare_cached("delete from dead_letter where id = ?1")?.execute([id.0])?;
     Ok(Ok(Some((subscription, offset))))
 }

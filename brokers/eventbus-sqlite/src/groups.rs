@@ -93,6 +93,10 @@ impl Store {
             for row in &rows {
                 work.connection.execute("delete from subscription where id = ?1", [row])?;
             }
+            work.connection.execute(
+                "delete from suspect where \"group\" not in (select \"group\" from subscription)",
+                [],
+            )?;
             Ok(Ok(!rows.is_empty()))
         })
     }
@@ -158,6 +162,8 @@ impl Groups for Store {
             )?;
             connection
                 .execute("update subscription set \"group\" = ?2 where \"group\" = ?1", (&from, &to))?;
+            connection
+                .execute("update or replace suspect set \"group\" = ?2 where \"group\" = ?1", (&from, &to))?;
             // Where both gave an event up, one dead letter says it all.
             connection.execute(
                 "update or replace dead_letter set \"group\" = ?2 where \"group\" = ?1",

@@ -143,7 +143,7 @@ fn covers(one: &Pattern, other: &Pattern) -> bool {
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) id: i64,
-    pattern: Pattern,
+    pub(crate) pattern: Pattern,
     pub(crate) cursor: i64,
     pub(crate) reached: i64,
     pub(crate) parts: Parts,

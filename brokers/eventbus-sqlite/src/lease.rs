@@ -143,7 +143,7 @@ pub(crate) fn sweep(log: &Path, connection: &Connection) -> rusqlite::Result<()>
         let Ok(file) = File::open(&path) else { continue };
         if is_free(&file) {
             connection
-                .prepare_cached("update subscription set owner = null where owner glob ?1")?
+                .prepare_cached("update subscription set owner = null, unclean = 1 where owner glob ?1")?
                 .execute([owners(&process)])?;
             // Under its lock, so that it is not that of a process that has just come.
             let _ = fs::remove_file(&path);

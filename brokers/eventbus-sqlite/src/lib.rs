@@ -51,6 +51,7 @@ mod retention;
 mod schema;
 mod subscription;
 mod tail;
+mod turn;
 mod verify;
 mod wire;
 mod writer;

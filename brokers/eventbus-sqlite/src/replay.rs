@@ -169,6 +169,7 @@ impl State {
             receipt: Receipt { envelope, offset: offset_of(offset), attempt, token: 0 },
             replayed: true,
             parked: None,
+            alone: false,
             settler: Arc::clone(settler),
         }));
         count > 0 || (self.complete && self.at_hand.is_empty())

@@ -64,13 +64,15 @@ create table subscription (
     owner text,
     leased_until integer not null default 0,
     lease integer not null default 0,
+    -- 1 where its owner has ended and not left it.
+    unclean integer not null default 0,
     checksum text generated always as (
         "group" || ' ' || pattern || ' ' || cursor || ' ' || reached || ' ' || coalesce(parts, '-') || ' '
-        || coalesce(owner, '-') || ' ' || leased_until || ' ' || lease
+        || coalesce(owner, '-') || ' ' || leased_until || ' ' || lease || ' ' || unclean
     ) stored,
     intact integer generated always as (
         checksum is "group" || ' ' || pattern || ' ' || cursor || ' ' || reached || ' ' || coalesce(parts, '-') || ' '
-        || coalesce(owner, '-') || ' ' || leased_until || ' ' || lease
+        || coalesce(owner, '-') || ' ' || leased_until || ' ' || lease || ' ' || unclean
     ) virtual,
     unique ("group", pattern)
 ) strict;
@@ -105,6 +107,25 @@ create table delivery (
 ) strict, without rowid;
 
 create index delivery_republished on delivery (subscription) where republished;
+
+-- What may have ended a process, as far as handlers had it when one ended.
+create table suspect (
+    "group" text not null,
+    offset integer not null,
+    -- How often the process ended while it was alone in a handler.
+    crashes integer not null default 0,
+    -- How often it took so long that others were handled beside it.
+    outlasted integer not null default 0,
+    -- 1 while it is in a handler beside others, 2 while it is there alone.
+    begun integer not null default 0,
+    checksum text generated always as (
+        "group" || ' ' || offset || ' ' || crashes || ' ' || outlasted || ' ' || begun
+    ) stored,
+    intact integer generated always as (
+        checksum is "group" || ' ' || offset || ' ' || crashes || ' ' || outlasted || ' ' || begun
+    ) virtual,
+    primary key ("group", offset)
+) strict, without rowid;
 
 create table dead_letter (
     id integer primary key autoincrement,

@@ -65,7 +65,9 @@ fn look(reader: &mut Reader) -> rusqlite::Result<Vec<String>> {
         "select 'the progress of the group `' || \"group\" || '` is damaged' from subscription \
          where intact is not 1 or cursor > reached or reached > (select coalesce(max(offset), 0) from event) \
          union all select 'the delivery of ' || d.offset || ' to the group `' || s.\"group\" || '` is damaged' \
-         from delivery d join subscription s on s.id = d.subscription where d.intact is not 1 limit 100",
+         from delivery d join subscription s on s.id = d.subscription where d.intact is not 1 \
+         union all select 'what is known of crashes beside the event ' || offset || ' in the group `' || \"group\" \
+         || '` is damaged' from suspect where intact is not 1 limit 100",
     )?);
     let sql = format!("select {COLUMNS} from event e order by e.offset");
     found.extend(damaged_content(

@@ -72,18 +72,22 @@ pub enum FailureKind {
     Undecodable,
     /// The event is of a type or a version that the handler does not know.
     UnknownType,
+    /// The process ended again and again while a handler had the event: by an abort, a stack overflow, or because it was
+    /// killed for its memory. Noted by brokers that find that out, such as the embedded log.
+    Crashed,
     /// The broker's own record of the event is damaged: its checksum is wrong.
     Damaged,
 }
 
 impl FailureKind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Failed,
         Self::Rejected,
         Self::Panicked,
         Self::TimedOut,
         Self::Undecodable,
         Self::UnknownType,
+        Self::Crashed,
         Self::Damaged,
     ];
 
@@ -108,6 +112,7 @@ impl FailureKind {
             Self::TimedOut => "timed-out",
             Self::Undecodable => "undecodable",
             Self::UnknownType => "unknown-type",
+            Self::Crashed => "crashed",
             Self::Damaged => "damaged",
         }
     }

@@ -22,7 +22,7 @@ pub use groups::{GroupState, Groups};
 pub use progress::{Progress, Save, Saved};
 pub use replay::{Replay, ReplayFrom, ReplayRequest, ReplayUntil, Replayable};
 pub use scheme::{OpenedBroker, Scheme};
-pub use settle::{Acker, Parked, Receipt, Settler};
+pub use settle::{Acker, Begin, Parked, Receipt, Settler};
 pub use start::Start;
 
 use crate::envelope::Envelope;
@@ -148,6 +148,8 @@ pub struct Received {
     /// What was noted when it was parked, where it waited for its next attempt as the program ended. Its lane
     /// stays closed until it is due.
     pub parked: Option<Parked>,
+    /// Whether it is handled by itself, in no batch with others, since it may have ended an earlier process.
+    pub alone: bool,
     /// Who settles it.
     pub settler: Arc<dyn Settler>,
 }

@@ -49,8 +49,30 @@ pub trait Settler: Send + Sync + fmt::Debug + 'static {
         true
     }
 
+    /// A handler is about to be called with the delivery. A broker that finds out which events end the process notes
+    /// that first, and the handler waits for the answer. Asked before each attempt, so that the usual answer, `None`,
+    /// has to be quick. Default: `None`, call it.
+    fn begin(&self, receipt: &Receipt) -> Option<BrokerFuture<Begin>> {
+        let _ = receipt;
+        None
+    }
+
     /// The delivery was dropped unsettled: deliver it again. Called from destructors, so it must not block.
     fn release(&self, receipt: Receipt);
+}
+
+/// Whether a handler may be called with a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Begin {
+    /// Now, unless the process has ended too often while a handler had the event: `crashes` times, as far as the
+    /// broker knows. Beyond `retries`, and beyond 2, it becomes a [`Crashed`](super::FailureKind::Crashed) dead letter.
+    Now {
+        /// How often the process ended while a handler had the event.
+        crashes: u32,
+    },
+    /// Others go first; ask again so much later. Its lane stays closed until then, and it holds no worker.
+    Later(Duration),
 }
 
 /// A delivery's wait for its next attempt.
@@ -119,6 +141,17 @@ impl Acker {
             }
             None => BrokerFuture::ready(Ok(())),
         }
+    }
+
+    /// Tells the broker that a handler is about to be called. A broker that cannot take it has not said no.
+    pub(crate) fn begin(&self) -> Option<BrokerFuture<Begin>> {
+        foreign::call("a broker", || self.settler.begin(self.receipt())).unwrap_or_else(|panicked| {
+            log::error!(
+                target: "eventbus", panic = %printable(panicked.into_text()),
+                "the broker has panicked as it was told of an attempt; it is made"
+            );
+            None
+        })
     }
 
     /// Whether the delivery may still be handled here.

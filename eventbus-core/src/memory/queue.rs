@@ -320,6 +320,7 @@ impl Deliveries for MemoryDeliveries {
             receipt: Receipt { envelope, offset, attempt, token: 0 },
             replayed: self.kind != Kind::Live,
             parked: None,
+            alone: false,
             settler: Arc::clone(&self.settler),
         }));
         Poll::Ready(Ok(()))

@@ -28,6 +28,8 @@ pub(super) enum Broken {
     Panicked(Panicked),
     /// It did not finish within this time, and was dropped; its destructors may have panicked then.
     TimedOut(Duration, Option<Panicked>),
+    /// It was not asked again: the process ended so often while it had the event.
+    Crashed(u32),
 }
 
 impl From<Panicked> for Broken {

@@ -78,15 +78,16 @@ pub(super) struct Open {
     since: Option<Instant>,
     /// How many came before it.
     order: u64,
-    /// A batch with it has panicked or hung: it is handled alone, so that only the member fails that is to blame.
+    /// A batch with it has panicked or hung, or an earlier process ended beside it: it is handled alone, so that only
+    /// the member fails that is to blame.
     pub(super) alone: bool,
 }
 
 impl Open {
     fn new(received: Received, since: Option<Instant>, order: u64) -> Self {
-        let Received { receipt, replayed, parked, settler } = received;
+        let Received { receipt, replayed, parked, alone, settler } = received;
         let due = parked.map(|parked| after(parked.delay(Timestamp::now())));
-        Self { acker: Acker::new(settler, receipt), replayed, parked, due, since, order, alone: false }
+        Self { acker: Acker::new(settler, receipt), replayed, parked, due, since, order, alone }
     }
 
     /// The next attempt, as the handler sees it.
@@ -802,7 +803,7 @@ impl Drop for Turn<'_> {
 }
 
 /// A delivery that may still be handled here; otherwise what that is to its lane.
-fn held(open: Open) -> Result<Open, Settled> {
+pub(super) fn held(open: Open) -> Result<Open, Settled> {
     if open.acker.holds() { Ok(open) } else { Err(lose(open)) }
 }
 

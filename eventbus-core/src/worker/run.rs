@@ -2,8 +2,9 @@
 
 use super::attempt::{Broken, attempt};
 use super::crew::Place;
-use super::lanes::{Lanes, Open, Settled};
+use super::lanes::{self, Lanes, Open, Settled};
 use super::settle::{ack, key, settle};
+use crate::broker::{Begin, BrokerFuture};
 use crate::delivery::Delivery;
 use crate::event::Key;
 use crate::foreign::{self, Panicked};
@@ -20,6 +21,9 @@ use std::time::Duration;
 /// How long a worker pauses that panicked with nothing in hand.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// So often a process may end beside an event by chance, where it is killed again and again.
+const CHANCE: u32 = 2;
+
 /// Handles one delivery after the other.
 pub(super) async fn each<H: Handler>(handler: Arc<H>, lanes: Arc<Lanes>, place: Place) {
     let mut hand = Hand::new(lanes, place);
@@ -34,6 +38,12 @@ async fn one_by_one<H: Handler>(handler: &H, hand: &mut Hand) {
     while let Some(open) = poll_fn(|context| lanes.poll_next(context, hand.place, &mut hand.last)).await {
         hand.take(open);
         let (delivery, held) = (&hand.deliveries[0], &mut hand.held[0]);
+        if let Some(begin) = held.as_ref().and_then(|open| open.acker.begin())
+            && let Some(settled) = may_begin(&lanes, held, delivery, begin).await.or_else(|| still_held(held))
+        {
+            hand.settled(settled);
+            continue;
+        }
         // A layer may run code of its own before there is a future.
         let call = async { handler.call(delivery).await };
         let settled = match attempt(call, delivery, &lanes, &pulse).await {
@@ -43,6 +53,38 @@ async fn one_by_one<H: Handler>(handler: &H, hand: &mut Hand) {
         };
         hand.settled(settled);
         lanes.threads.give_way().await;
+    }
+}
+
+/// Waits until the broker knows that a handler is about to be called. If it is not to be called, what became of the
+/// delivery instead.
+async fn may_begin(
+    lanes: &Arc<Lanes>,
+    held: &mut Option<Open>,
+    delivery: &Delivery,
+    begin: BrokerFuture<Begin>,
+) -> Option<Settled> {
+    match foreign::run("a broker", || begin).await {
+        Ok(Begin::Now { crashes }) if crashes > lanes.policy.retries.max(CHANCE) => {
+            Some(settle(lanes, held, delivery, Err(Broken::Crashed(crashes))).await)
+        }
+        // A broker that panicked has not said no.
+        Ok(Begin::Now { .. }) | Err(_) => None,
+        Ok(Begin::Later(delay)) => {
+            lanes.park(held.take()?, delay);
+            Some(Settled::Parked)
+        }
+    }
+}
+
+/// Whether a delivery is held after the broker was waited for; if not, what became of it.
+fn still_held(held: &mut Option<Open>) -> Option<Settled> {
+    match lanes::held(held.take()?) {
+        Ok(open) => {
+            *held = Some(open);
+            None
+        }
+        Err(settled) => Some(settled),
     }
 }
 
@@ -59,6 +101,7 @@ async fn batch_by_batch<H: BatchHandler>(handler: &H, hand: &mut Hand) {
     let pulse = lanes.pulse(hand.place);
     while !hand.gathered.is_empty() || gather(&lanes, hand.place, &mut hand.gathered).await {
         hand.take_batch();
+        hand.begin().await;
         hand.admit(handler).await;
         let deliveries = &hand.deliveries;
         let Some(first) = deliveries.first() else { continue };
@@ -159,6 +202,40 @@ impl Hand {
         }
     }
 
+    /// Tells the broker of all members before it waits for the first answer; those that are not to be handled now are
+    /// no members any more.
+    async fn begin(&mut self) {
+        let begin = |open: &Option<Open>| open.as_ref().and_then(|open| open.acker.begin());
+        let begins: Vec<_> = self.held.iter().map(begin).collect();
+        if begins.iter().all(Option::is_none) {
+            return;
+        }
+        // The last one first, since those behind one that is taken out may go as well.
+        for (place, begin) in begins.into_iter().enumerate().rev() {
+            let (Some(begin), Some(delivery)) = (begin, self.deliveries.get(place)) else { continue };
+            if let Some(settled) = may_begin(&self.lanes, &mut self.held[place], delivery, begin).await {
+                self.take_out(place, settled);
+            }
+        }
+        let mut place = 0;
+        while let Some(held) = self.held.get_mut(place) {
+            match still_held(held) {
+                Some(settled) => self.take_out(place, settled),
+                None => place += 1,
+            }
+        }
+    }
+
+    /// What was to be the member in `place` of a batch is none.
+    fn take_out(&mut self, place: usize, settled: Settled) {
+        let delivery = self.deliveries.remove(place);
+        self.held.remove(place);
+        if matches!(settled, Settled::Parked) {
+            self.hold_back_behind(place, key(&delivery));
+        }
+        self.lanes.settled(settled);
+    }
+
     /// Settles what cannot be a member of a batch.
     async fn admit<H: BatchHandler>(&mut self, handler: &H) {
         let mut place = 0;
@@ -172,12 +249,7 @@ impl Hand {
                 Err(panicked) => Err(panicked.into()),
             };
             let settled = settle(&self.lanes, &mut self.held[place], delivery, refused).await;
-            let refused = self.deliveries.remove(place);
-            self.held.remove(place);
-            if matches!(settled, Settled::Parked) {
-                self.hold_back_behind(place, key(&refused));
-            }
-            self.lanes.settled(settled);
+            self.take_out(place, settled);
         }
     }
 

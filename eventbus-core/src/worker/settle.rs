@@ -54,6 +54,10 @@ pub(super) async fn settle(
             Failure::new(kind, reason.into_text(), Again::Never)
         }
         Err(Broken::Panicked(panicked)) => panicked.into(),
+        Err(Broken::Crashed(crashes)) => {
+            let reason = format!("the process ended {crashes} times while the handler had the event");
+            Failure::new(FailureKind::Crashed, reason, Again::Never)
+        }
         Err(Broken::TimedOut(limit, dropped)) => {
             let reason = format!("the handler did not finish within its timeout of {limit:?}");
             let reason = match dropped {
@@ -180,10 +184,12 @@ async fn give_up(
     let envelope = delivery.envelope();
     let subscription = &lanes.scope.subscription;
     let Failure { kind, reason, .. } = failure;
+    // The attempts that ended the process are counted, and the one that comes next was not made.
+    let attempts = delivery.attempt() - u32::from(kind == FailureKind::Crashed && delivery.attempt() > 1);
     if !lanes.policy.dead_letter {
         log::error!(
             target: "eventbus", group = %printable(&subscription.group), topic = %printable(envelope.topic()), id = %printable(envelope.id()),
-            attempts = delivery.attempt(), kind = %printable(kind), reason = %printable(&reason), "the event is given up and dropped (`dead_letter = false`)"
+            attempts, kind = %printable(kind), reason = %printable(&reason), "the event is given up and dropped (`dead_letter = false`)"
         );
         if tell(held, Acker::ack).await.is_err() {
             return Settled::Unsettled(key(delivery));
@@ -198,7 +204,7 @@ async fn give_up(
         handler: subscription.handler(),
         kind,
         reason,
-        attempts: delivery.attempt(),
+        attempts,
         first_failed_at: parked.map_or(now, |parked| parked.first_failed_at),
         last_failed_at: now,
         offset: delivery.offset(),

@@ -13,6 +13,7 @@ mod receive;
 mod rows;
 mod saving;
 mod settle;
+mod suspects;
 mod takeover;
 
 pub(crate) use receive::{READ_AHEAD_BYTES, SqliteDeliveries};
@@ -34,8 +35,10 @@ use reading::Reading;
 use rows::Noted;
 use saving::Leaving;
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::task::Waker;
+use suspects::Suspects;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -53,6 +56,8 @@ pub(crate) struct Subscription {
     pub(crate) number: u64,
     runtime: Handle,
     held: Held,
+    /// Attempts may have to be noted.
+    careful: AtomicBool,
     state: Lock<State>,
 }
 
@@ -72,6 +77,8 @@ struct State {
     at_hand: AtHand,
     progress: Progress<Noted>,
     letters: Letters,
+    /// What may have ended an earlier process.
+    suspects: Suspects,
     /// What is given up with the next save.
     leaving: Vec<Leaving>,
     /// Who waits until what was noted is saved.
@@ -113,6 +120,7 @@ impl Subscription {
             number,
             runtime: Handle::current(),
             held: Held::default(),
+            careful: AtomicBool::new(false),
             state: Lock::new(Rank::BROKER, State::new()),
         })
     }
@@ -226,6 +234,7 @@ impl State {
             at_hand: AtHand::default(),
             progress: Progress::resume(beginning()),
             letters: Letters::default(),
+            suspects: Suspects::default(),
             leaving: Vec::new(),
             waiting: Vec::new(),
             saving: false,
@@ -296,6 +305,7 @@ impl State {
         self.after.dropped.extend(at_hand);
         self.progress = Progress::resume(beginning());
         self.letters = Letters::default();
+        self.suspects = Suspects::default();
         self.after.refused.append(&mut self.waiting);
         for Leaving { letter, receipt, answer, .. } in std::mem::take(&mut self.leaving) {
             self.after.refused.extend(answer);

@@ -99,10 +99,14 @@ impl SqliteDeliveries {
                 continue;
             }
             state.at_hand.hand_out(size(&waiting.envelope));
+            let alone = state.suspects.contains(waiting.offset);
+            let crashes = state.suspects.crashes(waiting.offset);
             let Waiting { envelope, noted: Noted { attempt, parked, .. }, origin, .. } = waiting;
+            let attempt = attempt.saturating_add(crashes);
             let token = Token { epoch, republished: origin == Origin::Letter };
             let receipt = Receipt { envelope, offset, attempt, token: token.into() };
-            into.push(Received { receipt, replayed: false, parked, settler: Arc::clone(&self.settler) });
+            let settler = Arc::clone(&self.settler);
+            into.push(Received { receipt, replayed: false, parked, alone, settler });
         }
         if state.at_hand.is_empty() {
             // Whatever else was read is not ours.

@@ -140,6 +140,17 @@ pub(super) fn own(connection: &Connection, row: i64, owner: &str, lease: Lease) 
     Ok(())
 }
 
+/// Whether the process that handled a row has ended and not left it: that is noted there, or `ended`. It is not any
+/// more.
+pub(super) fn forget_crash(connection: &Connection, row: i64, ended: bool) -> rusqlite::Result<bool> {
+    let crashed = connection
+        .prepare_cached(
+            "update subscription set owner = iif(?2, null, owner), unclean = 0 where id = ?1 and (unclean or ?2)",
+        )?
+        .execute((row, ended))?;
+    Ok(crashed > 0)
+}
+
 /// Leaves what `owner` owns to whoever comes next.
 pub(super) fn disown(connection: &Connection, owner: &str) -> rusqlite::Result<()> {
     connection.prepare_cached("update subscription set owner = null where owner = ?1")?.execute([owner])?;

@@ -5,7 +5,7 @@
 use super::at_hand::Waiting;
 use super::letters::LettersSave;
 use super::rows::{self, Noted};
-use super::{Subscription, Waits};
+use super::{Subscription, Waits, suspects};
 use crate::dead_letters;
 use crate::offsets::place;
 use crate::writes::{AFTER_FAILURE, When};
@@ -29,12 +29,12 @@ pub(super) struct Leaving {
 
 impl Leaving {
     /// The delivery that was to be given up, and could not be: it is tried again when there may be room on the disk.
-    fn again(&self, receipt: Receipt) -> Waiting {
+    fn again(&self, receipt: Receipt, attempt: u32) -> Waiting {
         let now = Timestamp::now();
         let due = now.checked_add(AFTER_FAILURE).unwrap_or(now);
         let first_failed_at = self.letter.first_failed_at;
         let parked = Some(Parked { first_failed_at, last_failed_at: now, due });
-        let noted = Noted { attempt: receipt.attempt, parked, mended: self.mended };
+        let noted = Noted { attempt, parked, mended: self.mended };
         Waiting::again(receipt, noted)
     }
 }
@@ -54,6 +54,8 @@ struct Parts {
     letters: LettersSave,
     leaving: Vec<Leaving>,
     waiting: Vec<Waits>,
+    /// Which attempts have ended that were noted.
+    ended: Vec<i64>,
 }
 
 impl Saving {
@@ -68,7 +70,13 @@ impl Saving {
             let own: Vec<Offset> = own.iter().map(|leaving| leaving.offset).collect();
             let again: Vec<i64> = again.iter().map(|leaving| place(leaving.offset)).collect();
             let (progress, letters) = (state.progress.begin_save(&own), state.letters.begin_save(&again));
-            if progress.is_none() && letters.is_empty() && leaving.is_empty() && waiting.is_empty() {
+            let ended = state.suspects.begin_save();
+            if progress.is_none()
+                && letters.is_empty()
+                && leaving.is_empty()
+                && waiting.is_empty()
+                && ended.is_empty()
+            {
                 return None;
             }
             state.saving = true;
@@ -77,7 +85,7 @@ impl Saving {
                 subscription,
                 row,
                 epoch,
-                parts: Some(Parts { progress, letters, leaving, waiting }),
+                parts: Some(Parts { progress, letters, leaving, waiting, ended }),
             })
         })
     }
@@ -89,13 +97,15 @@ impl Saving {
     /// Writes it. `false`: the group is somebody else's by now, and nothing was written.
     pub(crate) fn write(&self, connection: &Connection) -> rusqlite::Result<bool> {
         let Some(parts) = &self.parts else { return Ok(true) };
-        let Parts { progress, letters, leaving, .. } = parts;
+        let Parts { progress, letters, leaving, ended, .. } = parts;
         if !rows::write(connection, self.row, &self.subscription.owner(), progress.as_ref())? {
             return Ok(false);
         }
         rows::delete(connection, self.row, true, letters.gone.iter().copied())?;
         rows::upsert(connection, self.row, letters.changed.iter().copied())?;
+        suspects::delete(connection, self.row, ended)?;
         for Leaving { offset, letter, mended, .. } in leaving {
+            suspects::delete(connection, self.row, &[place(*offset)])?;
             dead_letters::insert(connection, place(*offset), letter, *mended)?;
         }
         Ok(true)
@@ -107,7 +117,7 @@ impl Saving {
     }
 
     fn end(&mut self, committed: Result<bool, &BrokerError>) {
-        let Some(Parts { progress, letters, leaving, waiting }) = self.parts.take() else { return };
+        let Some(Parts { progress, letters, leaving, waiting, ended }) = self.parts.take() else { return };
         let subscription = &self.subscription;
         let saved = matches!(committed, Ok(true));
         let answer = || match committed {
@@ -123,14 +133,21 @@ impl Saving {
                     state.progress.end_save(progress, saved);
                 }
                 state.letters.end_save(letters, saved);
+                if !saved {
+                    state.suspects.put_back(ended);
+                }
                 // There is room for others.
                 state.after.ring = true;
             }
             for mut leaving in leaving {
                 match leaving.receipt.take() {
-                    Some(receipt) if ours && !saved => state.put_back(leaving.again(receipt)),
+                    Some(receipt) if ours && !saved => {
+                        let attempt = state.suspects.uncounted(&receipt);
+                        state.put_back(leaving.again(receipt, attempt));
+                    }
                     Some(receipt) => {
                         if ours {
+                            state.suspects.forget(place(receipt.offset));
                             state.give_back(&receipt.envelope);
                         }
                         state.after.dropped.push(receipt.envelope);

@@ -11,7 +11,7 @@ use super::{SAVE_NOW, State, Subscription};
 use crate::offsets::{offset_of, place};
 use crate::writes::When;
 use eventbus_core::BrokerError;
-use eventbus_core::broker::{BrokerFuture, DeadLetter, FailureKind, Parked, Receipt, Settler};
+use eventbus_core::broker::{Begin, BrokerFuture, DeadLetter, FailureKind, Parked, Receipt, Settler};
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -28,7 +28,13 @@ impl Settler for Subscription {
         let settled = self.change(|state| {
             let token = self.ours(&receipt)?;
             let settled = state.settle(&receipt, token);
-            Some(if settled { state.list_settled() } else { None })
+            // If the process ends before that is saved, it does so beside this event.
+            let soon = self.end_attempt(state, place(receipt.offset));
+            Some(match settled {
+                true if soon => state.list(When::Now),
+                true => state.list_settled(),
+                false => None,
+            })
         });
         match settled {
             Some(save) => self.save(save),
@@ -61,6 +67,7 @@ impl Settler for Subscription {
             let Some((Token { republished, .. }, Noted { mended, .. })) = noted else {
                 return Some((receipt, letter, answer));
             };
+            self.store.turn().end(self.which(place(offset)));
             let (receipt, answer) = (Some(receipt), Some(answer));
             state.leaving.push(Leaving { offset, republished, mended, letter, receipt, answer });
             state.listed = true;
@@ -81,6 +88,7 @@ impl Settler for Subscription {
             if !state.note(receipt, token, parked) {
                 return Some(answer);
             }
+            self.end_attempt(state, place(receipt.offset));
             state.waiting.push(answer);
             state.listed = true;
             None
@@ -91,6 +99,10 @@ impl Settler for Subscription {
         self.save(Some(When::Now));
         let lost = self.lost();
         BrokerFuture::new(async move { answered.await.unwrap_or(Err(lost)) })
+    }
+
+    fn begin(&self, receipt: &Receipt) -> Option<BrokerFuture<Begin>> {
+        self.note_attempt(receipt)
     }
 
     fn holds(&self, receipt: &Receipt) -> bool {
@@ -105,7 +117,9 @@ impl Settler for Subscription {
             let noted = token.and_then(|token| state.noted(receipt.offset, token.republished));
             match noted {
                 Some(noted) => {
-                    let attempt = receipt.attempt;
+                    let at = place(receipt.offset);
+                    self.store.turn().end(self.which(at));
+                    let attempt = state.suspects.uncounted(&receipt);
                     state.put_back(Waiting::again(receipt, Noted { attempt, ..noted }));
                 }
                 None => state.after.dropped.push(receipt.envelope),
@@ -115,8 +129,17 @@ impl Settler for Subscription {
 }
 
 impl Subscription {
+    /// An attempt at the event at `at` has ended, and with it the process has not. `true`: that is to be saved at once.
+    fn end_attempt(&self, state: &mut State, at: i64) -> bool {
+        let suspect = state.suspects.clear(at);
+        if suspect {
+            self.store.turn().end(self.which(at));
+        }
+        suspect
+    }
+
     /// What the token of a delivery says, if it is of this epoch. Epochs change under the lock of the state.
-    fn ours(&self, receipt: &Receipt) -> Option<Token> {
+    pub(super) fn ours(&self, receipt: &Receipt) -> Option<Token> {
         let token = Token::from(receipt.token);
         (token.epoch == self.held.epoch()).then_some(token)
     }

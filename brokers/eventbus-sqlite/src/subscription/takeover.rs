@@ -4,9 +4,10 @@
 
 use super::receive::READ_AHEAD;
 use super::rows::{self, Unfinished, Which};
+use super::suspects::{self, Suspects};
 use super::{Saving, Subscription};
 use crate::inherit;
-use crate::lease::Lease;
+use crate::lease::{self, Lease, Sign};
 use crate::reader;
 use crate::writes::{WAKER, Work};
 use eventbus_core::broker::{BrokerFuture, Progress, Start};
@@ -16,6 +17,7 @@ use eventbus_core::{BrokerError, foreign};
 use rusqlite::Connection;
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// What a job found: the row of a group, and all that is needed to go on from it if the group was free.
 struct Found {
@@ -27,6 +29,7 @@ struct Found {
 struct Taken {
     place: inherit::Row,
     unfinished: Vec<Unfinished>,
+    suspects: suspects::Found,
     /// Until when the lease holds, in milliseconds since the store was opened.
     until: u64,
 }
@@ -105,6 +108,7 @@ impl Subscription {
     /// Takes the group over.
     fn take(&self, work: &mut Work<'_>, row: i64) -> rusqlite::Result<Found> {
         let connection = work.connection;
+        let crashed = self.has_crashed(connection)?;
         let place = inherit::inherit(connection, &self.group, &self.pattern, row)?;
         let place = place.map_err(|_| self.damaged())?;
         let given = Lease::of(self.store.settings.lease);
@@ -112,7 +116,23 @@ impl Subscription {
         rows::own(connection, row, &self.owner(), given)?;
         work.taken.push(self.number);
         let unfinished = Unfinished::read(connection, work.names, row, Which::Own)?;
-        Ok(Found { row, taken: Some(Taken { place, unfinished, until }) })
+        let suspects = suspects::find(connection, &self.group, &place, crashed)?;
+        Ok(Found { row, taken: Some(Taken { place, unfinished, suspects, until }) })
+    }
+
+    /// Whether a process that handled the group on this pattern has ended and not left it; it is asked once.
+    fn has_crashed(&self, connection: &Connection) -> rusqlite::Result<bool> {
+        let store = &self.store;
+        let mut crashed = false;
+        for row in inherit::ids(connection, &self.group, &self.pattern)? {
+            let owner = rows::owner(connection, row)?.map(|(owner, _)| owner);
+            let ended = owner.is_some_and(|owner| {
+                store.process.number(&owner).is_none()
+                    && lease::sign(&store.settings.path, &owner) == Sign::Ended
+            });
+            crashed |= rows::forget_crash(connection, row, ended)?;
+        }
+        Ok(crashed)
     }
 
     /// What was found is committed.
@@ -120,7 +140,7 @@ impl Subscription {
         let Found { row, taken } = found;
         let taken = self.change(|state| {
             state.row = Some(row);
-            let Some(Taken { place, unfinished, until }) = taken else { return false };
+            let Some(Taken { place, unfinished, suspects, until }) = taken else { return false };
             state.forget();
             self.held.begin(until);
             state.active = true;
@@ -129,6 +149,9 @@ impl Subscription {
             state.parts = parts;
             state.progress = Progress::resume(rows::resumed(cursor, reached, &unfinished));
             state.letters.set_more(true);
+            state.suspects = Suspects::new(suspects);
+            self.careful.store(state.suspects.are_there(), Ordering::Release);
+            self.store.turn().forget(self.number);
             state.take_in(unfinished);
             state.call();
             true
@@ -187,6 +210,7 @@ impl Subscription {
             if lost {
                 self.held.end();
                 state.forget();
+                self.store.turn().forget(self.number);
             }
             lost
         });
@@ -224,6 +248,7 @@ impl Subscription {
                 left.change(|state| {
                     left.held.end();
                     state.forget();
+                    left.store.turn().forget(left.number);
                 });
             },
         ));

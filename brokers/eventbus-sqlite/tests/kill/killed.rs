@@ -1,7 +1,7 @@
 //! SIGKILL at random instants, and what the log and the notes say in the end.
 
 use crate::child::{RETRIES, Work, is_hopeless};
-use crate::notes::{Notes, Number, Told};
+use crate::notes::{KILLS, Notes, Number, Told};
 use rusqlite::Connection;
 use std::collections::BTreeSet;
 use std::process::Child;
@@ -118,14 +118,19 @@ fn is_ordered(stored: &[Number]) -> bool {
 }
 
 fn check_dead_letters(log: &Connection, hopeless: &BTreeSet<Number>) {
-    let sql = "select payload ->> 'key', payload ->> 'number', \"group\", attempts from dead_letters";
+    let sql = "select payload ->> 'key', payload ->> 'number', \"group\", attempts, kind from dead_letters";
     let mut statement = log.prepare(sql).unwrap();
     let mut rows = statement.query([]).unwrap();
     let mut found = BTreeSet::new();
     while let Some(row) = rows.next().unwrap() {
         let event = Number { key: row.get(0).unwrap(), number: row.get(1).unwrap() };
         let (group, attempts): (String, u32) = (row.get(2).unwrap(), row.get(3).unwrap());
-        assert_eq!((group.as_str(), attempts), ("failing", RETRIES + 1), "{event:?}");
+        let kind: String = row.get(4).unwrap();
+        assert_eq!((group.as_str(), kind.as_str()), ("failing", "failed"), "{event:?}");
+        assert!(
+            (RETRIES + 1..=RETRIES + 1 + KILLS).contains(&attempts),
+            "{event:?} after {attempts} attempts"
+        );
         assert!(found.insert(event), "{event:?} has one dead letter");
     }
     assert_eq!(&found, hopeless, "what was given up is kept");

@@ -90,6 +90,9 @@ pub(crate) enum What {
     Done,
 }
 
+/// How many kills beside an event may count as its attempts.
+pub(crate) const KILLS: u32 = 2;
+
 /// One note of a handler.
 #[derive(Clone, Debug)]
 pub(crate) struct Handled {
@@ -118,11 +121,13 @@ impl Told {
     pub(crate) fn of(handled: &[Handled], group: &str) -> Self {
         let mut told = Self::default();
         let mut last_of: BTreeMap<u64, u64> = BTreeMap::new();
-        let mut attempts: BTreeMap<Number, u32> = BTreeMap::new();
+        let mut attempts: BTreeMap<Number, (u32, &str)> = BTreeMap::new();
         for note in handled.iter().filter(|note| note.group == group && note.what != What::Begun) {
-            // The same attempt is made again where nothing was saved of it.
-            let before = attempts.insert(note.event, note.attempt).unwrap_or(1);
-            if note.attempt != before && note.attempt != before + 1 {
+            // The same attempt is made again where nothing was saved of it. Kills that met an event in a handler may
+            // count as well, but not so often that it is given up.
+            let (before, run) = attempts.insert(note.event, (note.attempt, &note.run)).unwrap_or((1, ""));
+            let most = before + if run == note.run { 1 } else { 1 + KILLS };
+            if !(before..=most).contains(&note.attempt) {
                 told.miscounted.push((note.event, before, note.attempt));
             }
             if note.what == What::Failed {

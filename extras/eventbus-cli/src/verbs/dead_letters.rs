@@ -86,7 +86,7 @@ fn letter_id(text: &str) -> Result<DeadLetterId, String> {
 
 fn kind(text: &str) -> Result<FailureKind, String> {
     FailureKind::parse(text).ok_or_else(|| {
-        "a kind is one of failed, rejected, panicked, timed-out, undecodable, unknown-type, damaged"
+        "a kind is one of failed, rejected, panicked, timed-out, undecodable, unknown-type, crashed, damaged"
             .to_owned()
     })
 }
