@@ -126,10 +126,12 @@ fn refuse_without_wal(path: &Path) -> Result<(), BrokerError> {
 /// Refuses a file that is not ours, or newer than we are. `false`: it is empty.
 fn identify(path: &Path, connection: &Connection) -> Result<bool, BrokerError> {
     let read = || -> rusqlite::Result<(i32, usize, i64)> {
+        // All of one moment: another process may create the log just now.
+        let moment = connection.unchecked_transaction()?;
         Ok((
-            connection.pragma_query_value(None, "application_id", |row| row.get(0))?,
-            connection.pragma_query_value(None, "user_version", |row| row.get(0))?,
-            connection.query_row("select count(*) from sqlite_schema", [], |row| row.get(0))?,
+            moment.pragma_query_value(None, "application_id", |row| row.get(0))?,
+            moment.pragma_query_value(None, "user_version", |row| row.get(0))?,
+            moment.query_row("select count(*) from sqlite_schema", [], |row| row.get(0))?,
         ))
     };
     let (application, version, entries) = read().map_err(|error| explain(path, error))?;
@@ -257,4 +259,31 @@ pub(crate) fn explain(path: &Path, error: rusqlite::Error) -> BrokerError {
         _ => format!("the log `{file}` failed: {error}"),
     };
     BrokerError::new(message).with_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rusqlite::trace::{TraceEvent, TraceEventCodes};
+
+    #[test]
+    fn a_log_that_another_process_creates_in_this_moment_is_not_of_another_program() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.db");
+        find_or_create(&path, true).unwrap();
+        let mut connection = connect(&path).unwrap();
+        let other = Connection::open(&path).unwrap();
+        other.busy_timeout(Duration::ZERO).unwrap();
+        let create = move |event: TraceEvent<'_>| {
+            if let TraceEvent::Stmt(_, sql) = event
+                && sql.contains("sqlite_schema")
+            {
+                let _ = other.execute_batch(&format!(
+                    "begin; create table event (offset integer); pragma application_id = {APPLICATION}; commit"
+                ));
+            }
+        };
+        connection.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(create)).unwrap();
+        identify(&path, &connection).unwrap();
+    }
 }
