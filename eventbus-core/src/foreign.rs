@@ -60,17 +60,14 @@ pub fn log(write: impl FnOnce()) {
 /// # Errors
 /// The text of its panic, wherever it comes: where the future is made, polled, or dropped.
 pub async fn run<F: Future>(called: &'static str, make: impl FnOnce() -> F) -> Result<F::Output, Panicked> {
-    let future = call(called, make)?;
-    let mut place = std::pin::pin!(Some(future));
+    let (mut make, mut place) = (Some(make), std::pin::pin!(None));
     let mut future = Running::new(called, place.as_mut());
-    let answer = std::future::poll_fn(|context| match future.poll(context) {
+    std::future::poll_fn(|context| match future.make_and_poll(make.take(), context) {
         Ok(Poll::Ready(answer)) => Poll::Ready(Ok(answer)),
         Ok(Poll::Pending) => Poll::Pending,
         Err(panicked) => Poll::Ready(Err(panicked)),
     })
-    .await?;
-    future.discard()?;
-    Ok(answer)
+    .await
 }
 
 /// A future of others in its place; dropped before it is done, its destructor's panic becomes an error line.
@@ -84,30 +81,58 @@ impl<'a, F: Future> Running<'a, F> {
         Self { called, place }
     }
 
-    /// Polls the future; after a panic there is nothing left of it.
+    /// Polls the future, and drops it once it has answered; after a panic there is nothing left of it.
     #[inline]
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Result<Poll<F::Output>, Panicked> {
-        let polled = call(self.called, || match self.place.as_mut().as_pin_mut() {
-            Some(future) => future.poll(context),
-            None => Poll::Pending,
+        self.make_and_poll(None::<fn() -> F>, context)
+    }
+
+    /// The same, with the future that `make` makes. All of it is one call, since each costs.
+    #[inline]
+    fn make_and_poll(
+        &mut self,
+        make: Option<impl FnOnce() -> F>,
+        context: &mut Context<'_>,
+    ) -> Result<Poll<F::Output>, Panicked> {
+        // It stands outside of the call, or it would be dropped by the unwinding where the future's destructor panics.
+        let mut answer = None;
+        let called = call(self.called, || {
+            if let Some(make) = make {
+                self.place.set(Some(make()));
+            }
+            if let Some(future) = self.place.as_mut().as_pin_mut()
+                && let Poll::Ready(ready) = future.poll(context)
+            {
+                answer = Some(ready);
+                self.place.set(None);
+            }
         });
-        if polled.is_err() {
-            // It was unwound; what its destructor adds to that tells nothing new.
-            let _ = self.discard();
+        match called {
+            Ok(()) => Ok(answer.map_or(Poll::Pending, Poll::Ready)),
+            Err(panicked) => {
+                // It was unwound; what other destructors add to that tells nothing new.
+                let _ = (self.discard(), discard(self.called, answer));
+                Err(panicked)
+            }
         }
-        polled
     }
 }
 
 impl<F> Running<'_, F> {
-    /// Drops the future.
+    /// Whether there is nothing left of the future.
     #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        self.place.is_none()
+    }
+
+    /// Drops the future.
     pub(crate) fn discard(&mut self) -> Result<(), Panicked> {
         call(self.called, || self.place.set(None))
     }
 }
 
 impl<F> Drop for Running<'_, F> {
+    #[inline]
     fn drop(&mut self) {
         if self.place.is_some() {
             tell(self.called, || self.place.set(None));
@@ -190,9 +215,14 @@ impl Wakers {
     }
 
     /// Calls them all. One that panics is no reason to leave the others asleep.
+    #[inline]
     pub(crate) fn wake(self) {
-        for waker in self.first.into_iter().chain(self.more) {
-            tell("a waker", || waker.wake());
+        // Without a first one there are no others.
+        if let Some(first) = self.first {
+            tell("a waker", || first.wake());
+            for waker in self.more {
+                tell("a waker", || waker.wake());
+            }
         }
     }
 }

@@ -54,7 +54,7 @@ impl Publisher {
     /// # Errors
     /// [`PublishError`], once awaited; nothing is stored then.
     pub fn publish(&self, event: impl IntoEvent) -> Publish<'_> {
-        self.start(envelope_of(event))
+        self.start(shared_envelope_of(event))
     }
 
     /// Publishes a value without an event type, as JSON. A topic that is not well-formed and a value without a
@@ -68,14 +68,14 @@ impl Publisher {
     /// ```
     pub fn publish_to<T: Serialize + ?Sized>(&self, topic: impl AsRef<str>, value: &T) -> Publish<'_> {
         self.start(match Topic::new(topic) {
-            Ok(topic) => Envelope::from_json(topic, value),
+            Ok(topic) => Envelope::from_json(topic, value).map(Arc::new),
             Err(error) => Err(error.into()),
         })
     }
 
     /// Publishes an envelope as it is, with the source and the cause filled in where they are not set.
     pub fn publish_envelope(&self, envelope: Envelope) -> Publish<'_> {
-        self.start(Ok(envelope))
+        self.start(Ok(Arc::new(envelope)))
     }
 
     /// Publishes several events of one type in one go, and answers for each in their order.
@@ -129,8 +129,9 @@ impl Publisher {
         self.outlet.publish_all(envelopes.into_iter().map(Ok).collect(), self.cause.as_ref()).await
     }
 
-    fn start(&self, envelope: Result<Envelope, PublishError>) -> Publish<'_> {
-        Publish { outlet: &self.outlet, cause: self.cause.as_ref(), envelope: envelope.map(Arc::new) }
+    #[inline]
+    fn start(&self, envelope: Result<Arc<Envelope>, PublishError>) -> Publish<'_> {
+        Publish { outlet: &self.outlet, cause: self.cause.as_ref(), envelope }
     }
 }
 
@@ -214,31 +215,40 @@ impl Future for Publishing<'_> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { outlet, stage } = &mut *self;
-        let (envelope, mut stored, mut passage) = match std::mem::replace(stage, Stage::Done) {
+        let (envelope, mut passage, polled) = match std::mem::replace(stage, Stage::Done) {
             Stage::Ready { cause, envelope } => {
                 let mut envelope = envelope?;
                 let passage = outlet.prepare(Arc::make_mut(&mut envelope), cause)?;
-                let stored = foreign::call("a broker", || outlet.broker.publish(Arc::clone(&envelope)));
-                let stored =
-                    stored.unwrap_or_else(|panicked| BrokerFuture::ready(unconfirmed(&envelope, panicked)));
-                (envelope, stored, passage)
+                // Most brokers answer at once, so it is asked and polled in one call.
+                let sent = Arc::clone(&envelope);
+                let polled = foreign::call("a broker", || poll_stored(outlet.broker.publish(sent), context));
+                (envelope, passage, polled)
             }
             Stage::Sent { envelope, stored, passage } => {
                 // What is not stored by now never is.
                 outlet.still_open(envelope.topic())?;
-                (envelope, stored, passage)
+                let polled = foreign::call("a broker", || poll_stored(stored, context));
+                (envelope, passage, polled)
             }
             Stage::Done => panic!("polled after it was ready"),
         };
-        let polled = foreign::call("a broker", || Pin::new(&mut stored).poll(context));
-        match polled.unwrap_or_else(|panicked| Poll::Ready(unconfirmed(&envelope, panicked))) {
-            Poll::Ready(result) => Poll::Ready(outlet.confirm(&envelope, result)),
-            Poll::Pending => {
+        match polled {
+            Ok(Ok(result)) => Poll::Ready(outlet.confirm(&envelope, result)),
+            Ok(Err(stored)) => {
                 outlet.wait(&mut passage, envelope.topic(), context)?;
                 *stage = Stage::Sent { envelope, stored, passage };
                 Poll::Pending
             }
+            Err(panicked) => Poll::Ready(outlet.confirm(&envelope, unconfirmed(&envelope, panicked))),
         }
+    }
+}
+
+/// The broker's answer, or the future that still waits for it.
+fn poll_stored<T>(mut stored: BrokerFuture<T>, context: &mut Context<'_>) -> Result<T, BrokerFuture<T>> {
+    match Pin::new(&mut stored).poll(context) {
+        Poll::Ready(answer) => Ok(answer),
+        Poll::Pending => Err(stored),
     }
 }
 
@@ -248,6 +258,12 @@ pub(crate) type PublishHook = Kept<Box<dyn Fn(&mut Envelope) + Send + Sync>>;
 /// The envelope of an event, whose type says what is in it: it may be copied, and is asked for its key and subject.
 fn envelope_of<I: IntoEvent>(event: I) -> Result<Envelope, PublishError> {
     foreign::call("an event", || Envelope::from_event(event))
+        .map_err(|panicked| unencodable(I::Event::META.topic, panicked))
+}
+
+/// The same, behind the pointer in which it stays: made inside of the call, so that less is moved.
+fn shared_envelope_of<I: IntoEvent>(event: I) -> Result<Arc<Envelope>, PublishError> {
+    foreign::call("an event", || Arc::new(Envelope::from_event(event)))
         .map_err(|panicked| unencodable(I::Event::META.topic, panicked))
 }
 

@@ -68,11 +68,7 @@ pub(super) async fn attempt<F: Future>(
         // A layer may have answered before the thread did.
         calls.returned().await;
     }
-    match (answer?, discarded) {
-        (Some(answer), Ok(())) => Ok(answer),
-        (Some(_), Err(panicked)) => Err(Broken::Panicked(panicked)),
-        (None, discarded) => Err(Broken::TimedOut(limit, discarded.err())),
-    }
+    answer?.ok_or_else(|| Broken::TimedOut(limit, discarded.err()))
 }
 
 /// A handler's future with what is around it.
@@ -163,9 +159,12 @@ impl<F: Future> Call<'_, F> {
         polled
     }
 
-    /// Drops the future: its destructors may panic, and may publish.
+    /// Drops the future, if it has not answered: its destructors may panic, and may publish.
     fn discard(&mut self) -> Result<(), Panicked> {
         let Self { running, cause, span, pulse, .. } = self;
+        if running.is_over() {
+            return Ok(());
+        }
         let _entered = log::enter(span);
         let _beating = pulse.beat();
         causation::during(cause, || running.discard())
