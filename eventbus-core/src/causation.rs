@@ -15,6 +15,7 @@ pub(crate) fn current() -> Option<Arc<Envelope>> {
 }
 
 /// Runs `poll` with `cause` as the current event; a handler inside a handler restores the outer one.
+#[inline]
 pub(crate) fn during<T>(cause: &mut Option<Arc<Envelope>>, poll: impl FnOnce() -> T) -> T {
     struct Restore<'a>(&'a mut Option<Arc<Envelope>>);
     impl Drop for Restore<'_> {

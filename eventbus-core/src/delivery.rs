@@ -127,8 +127,8 @@ impl Delivery {
     /// # Errors
     /// Where the payload is not an `E`.
     pub fn arc_event<E: Event>(&self) -> Result<Arc<E>, DecodeError> {
-        match self.envelope.value::<E>() {
-            Some(_) => self.envelope.event(),
+        match self.envelope.shared_value() {
+            Some(event) => Ok(event),
             None => Arc::clone(&**self.decoded::<E>()?).downcast().map_err(|_| self.is_no::<E>()),
         }
     }

@@ -84,6 +84,7 @@ struct Walk {
 
 impl Walk {
     /// Whatever is no text and no number cannot be a key.
+    #[inline]
     fn no_key(self) -> Result<Self, NotJson> {
         if self.is_key { Err(NotJson::key()) } else { Ok(self) }
     }
@@ -97,6 +98,7 @@ impl Walk {
 
 macro_rules! carried {
     ($($method:ident: $type:ty),* $(,)?) => {$(
+        #[inline]
         fn $method(self, _: $type) -> Result<(), NotJson> {
             Ok(())
         }
@@ -120,43 +122,53 @@ impl Serializer for Walk {
         serialize_u8: u8, serialize_u16: u16, serialize_u32: u32, serialize_u64: u64, serialize_u128: u128,
     }
 
+    #[inline]
     fn serialize_f32(self, number: f32) -> Result<(), NotJson> {
         if number.is_finite() { Ok(()) } else { Err(NotJson::number(number)) }
     }
 
+    #[inline]
     fn serialize_f64(self, number: f64) -> Result<(), NotJson> {
         if number.is_finite() { Ok(()) } else { Err(NotJson::number(number)) }
     }
 
     /// A text that is put together only to be thrown away would be the one thing here that costs.
+    #[inline]
     fn collect_str<T: Display + ?Sized>(self, _: &T) -> Result<(), NotJson> {
         Ok(())
     }
 
+    #[inline]
     fn serialize_bytes(self, _: &[u8]) -> Result<(), NotJson> {
         self.into(1).map(drop)
     }
 
+    #[inline]
     fn serialize_none(self) -> Result<(), NotJson> {
         self.no_key().map(drop)
     }
 
+    #[inline]
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), NotJson> {
         value.serialize(self)
     }
 
+    #[inline]
     fn serialize_unit(self) -> Result<(), NotJson> {
         self.no_key().map(drop)
     }
 
+    #[inline]
     fn serialize_unit_struct(self, _: &'static str) -> Result<(), NotJson> {
         self.no_key().map(drop)
     }
 
+    #[inline]
     fn serialize_unit_variant(self, _: &'static str, _: u32, _: &'static str) -> Result<(), NotJson> {
         Ok(())
     }
 
+    #[inline]
     fn serialize_newtype_struct<T: Serialize + ?Sized>(
         self,
         _: &'static str,
@@ -165,6 +177,7 @@ impl Serializer for Walk {
         value.serialize(self)
     }
 
+    #[inline]
     fn serialize_newtype_variant<T: Serialize + ?Sized>(
         self,
         _: &'static str,
@@ -175,18 +188,22 @@ impl Serializer for Walk {
         value.serialize(self.into(1)?).map_err(|error| error.of(variant))
     }
 
+    #[inline]
     fn serialize_seq(self, _: Option<usize>) -> Result<Self, NotJson> {
         self.into(1)
     }
 
+    #[inline]
     fn serialize_tuple(self, _: usize) -> Result<Self, NotJson> {
         self.into(1)
     }
 
+    #[inline]
     fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Self, NotJson> {
         self.into(1)
     }
 
+    #[inline]
     fn serialize_tuple_variant(
         self,
         _: &'static str,
@@ -197,14 +214,17 @@ impl Serializer for Walk {
         self.into(2)
     }
 
+    #[inline]
     fn serialize_map(self, _: Option<usize>) -> Result<Self, NotJson> {
         self.into(1)
     }
 
+    #[inline]
     fn serialize_struct(self, _: &'static str, _: usize) -> Result<Self, NotJson> {
         self.into(1)
     }
 
+    #[inline]
     fn serialize_struct_variant(
         self,
         _: &'static str,
@@ -263,14 +283,17 @@ impl ser::SerializeMap for Walk {
     type Ok = ();
     type Error = NotJson;
 
+    #[inline]
     fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), NotJson> {
         key.serialize(Walk { is_key: true, ..*self })
     }
 
+    #[inline]
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotJson> {
         value.serialize(*self)
     }
 
+    #[inline]
     fn serialize_entry<K: Serialize + ?Sized, V: Serialize + ?Sized>(
         &mut self,
         key: &K,
@@ -284,6 +307,7 @@ impl ser::SerializeMap for Walk {
         })
     }
 
+    #[inline]
     fn end(self) -> Result<(), NotJson> {
         Ok(())
     }

@@ -85,6 +85,7 @@ impl Gate {
     }
 
     /// Leaves the place in the line that `poll_passed` has given.
+    #[inline]
     pub(crate) fn leave_line(&self, number: Option<u64>) {
         if let Some(number) = number {
             self.line.leave(number);
@@ -111,6 +112,7 @@ impl Passage<'_> {
     }
 
     /// Ends. The answer is to be woken once no lock is held.
+    #[inline]
     fn end(&mut self) -> Vec<Waker> {
         self.gate.leave_line(self.number.take());
         if !std::mem::take(&mut self.counted) {
@@ -130,8 +132,11 @@ impl fmt::Debug for Passage<'_> {
 
 impl Drop for Passage<'_> {
     fn drop(&mut self) {
-        // One that panics is no reason to leave the others asleep.
-        self.end().into_iter().for_each(|waker| foreign::tell("a waker", || waker.wake()));
+        let called = self.end();
+        if !called.is_empty() {
+            // One that panics is no reason to leave the others asleep.
+            called.into_iter().for_each(|waker| foreign::tell("a waker", || waker.wake()));
+        }
     }
 }
 

@@ -45,16 +45,11 @@ pub(crate) fn span(make: impl FnOnce() -> Span) -> foreign::Kept<Span> {
     foreign::Kept::new(foreign::call(LOG, make).unwrap_or_else(|_| Span::none()))
 }
 
-/// Enters a span, until what this returns is dropped.
+/// Enters a span, until what this returns is dropped. Where nobody records, there is none to enter.
 #[inline]
-pub(crate) fn enter(span: &Span) -> foreign::Kept<impl Drop + '_> {
-    foreign::Kept::new(Entered(foreign::call(LOG, || span.enter()).ok()))
-}
-
-struct Entered<'a>(Option<tracing::span::Entered<'a>>);
-
-impl Drop for Entered<'_> {
-    fn drop(&mut self) {
-        self.0 = None;
+pub(crate) fn enter(span: &Span) -> Option<foreign::Kept<tracing::span::Entered<'_>>> {
+    if span.is_none() {
+        return None;
     }
+    foreign::call(LOG, || span.enter()).ok().map(foreign::Kept::new)
 }

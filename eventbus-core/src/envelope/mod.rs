@@ -57,6 +57,7 @@ impl Envelope {
     /// The envelope of a typed event, with the topic, key and subject of its type. The event is encoded when
     /// somebody asks for its bytes.
     #[must_use]
+    #[inline]
     pub fn from_event<I: IntoEvent>(event: I) -> Self {
         let event = event.into_event();
         let (key, subject) = (event.key(), event.subject());
@@ -97,11 +98,13 @@ impl Envelope {
         Self::at(topic, id, time, SmolStr::new_static("application/json"), Payload::Bytes(payload))
     }
 
+    #[inline]
     fn new(topic: Topic, content_type: SmolStr, payload: Payload) -> Self {
         let time = Timestamp::now();
         Self::at(topic, EventId::at(time), time, content_type, payload)
     }
 
+    #[inline]
     fn at(topic: Topic, id: EventId, time: Timestamp, content_type: SmolStr, payload: Payload) -> Self {
         Self {
             id,
@@ -330,7 +333,7 @@ impl Envelope {
     /// # Errors
     /// Where the payload is not an `E`.
     pub fn event<E: Event>(&self) -> Result<Arc<E>, DecodeError> {
-        match self.payload.value() {
+        match self.shared_value() {
             Some(event) => Ok(event),
             None => self.decode().map(Arc::new),
         }
@@ -356,6 +359,12 @@ impl Envelope {
     #[doc(hidden)]
     pub fn read_back(&self) -> Result<(), PublishError> {
         self.payload.check(self, ReadBack::Every)
+    }
+
+    /// The same, to be kept.
+    #[inline]
+    pub(crate) fn shared_value<E: Event>(&self) -> Option<Arc<E>> {
+        self.payload.value()
     }
 
     /// The event that was published, where it was published in this process as an `E`.

@@ -70,8 +70,8 @@ pub(crate) struct Tally {
 pub(super) struct Open {
     pub(super) acker: Acker,
     replayed: bool,
-    /// What was noted when it last failed.
-    pub(super) parked: Option<Parked>,
+    /// What was noted when it last failed. In a box, since that is rare and a delivery is moved often.
+    pub(super) parked: Option<Box<Parked>>,
     /// When it is due, where it came while it waited for its next attempt.
     due: Option<Instant>,
     /// When it came, for the age of a batch.
@@ -84,9 +84,11 @@ pub(super) struct Open {
 }
 
 impl Open {
+    #[inline]
     fn new(received: Received, since: Option<Instant>, order: u64) -> Self {
         let Received { receipt, replayed, parked, alone, settler } = received;
         let due = parked.map(|parked| after(parked.delay(Timestamp::now())));
+        let parked = parked.map(Box::new);
         Self { acker: Acker::new(settler, receipt), replayed, parked, due, since, order, alone }
     }
 
@@ -325,14 +327,15 @@ impl Lanes {
         self.state.lock().crew.pulse(place)
     }
 
-    /// The next delivery for the worker in `place`, which says what became of its last one. `None`: the worker ends,
-    /// since these lanes were stopped, or it came late and another one has its place.
+    /// Moves the next delivery for the worker in `place`, which says what became of its last one, into `held`. `false`:
+    /// the worker ends, since these lanes were stopped, or it came late and another one has its place.
     pub(super) fn poll_next(
         self: &Arc<Self>,
         context: &mut Context<'_>,
         place: Place,
         last: &mut Option<Settled>,
-    ) -> Poll<Option<Open>> {
+        held: &mut Option<Open>,
+    ) -> Poll<bool> {
         let budget = std::task::ready!(tokio::task::coop::poll_proceed(context));
         loop {
             let mut turn = self.turn();
@@ -340,17 +343,16 @@ impl Lanes {
                 turn.note(settled);
             }
             if !turn.crew.arrive(place) {
-                return Poll::Ready(None);
+                return Poll::Ready(false);
             }
-            let Some(open) = turn.take() else { return turn.rest(place, context) };
+            *held = turn.take();
+            let Some(open) = held else { return turn.rest(place, context).map(|()| false) };
             turn.leave();
-            match held(open) {
-                Ok(open) => {
-                    budget.made_progress();
-                    return Poll::Ready(Some(open));
-                }
-                Err(settled) => *last = Some(settled),
+            if open.acker.holds() {
+                budget.made_progress();
+                return Poll::Ready(true);
             }
+            *last = held.take().map(lose);
         }
     }
 
@@ -384,7 +386,7 @@ impl Lanes {
                 return Poll::Ready(true);
             }
             let due = turn.due();
-            if turn.rest::<()>(place, context).is_ready() {
+            if turn.rest(place, context).is_ready() {
                 return Poll::Ready(false);
             }
             let Some(due) = due else { return Poll::Pending };
@@ -487,6 +489,19 @@ impl Lanes {
         }
     }
 
+    #[cold]
+    fn do_chores(self: &Arc<Self>, chores: &mut Vec<Chore>) {
+        for chore in chores.drain(..) {
+            match chore {
+                Chore::GiveBack(open) => give_back(open),
+                Chore::LetGo(reader) => drop(let_go(reader)),
+                Chore::Unpark(parked, delay) => self.unpark_after(parked, delay),
+                Chore::AskLater(reason) => self.ask_later(&reason),
+            }
+        }
+    }
+
+    #[inline]
     fn turn(self: &Arc<Self>) -> Turn<'_> {
         Turn {
             lanes: self,
@@ -572,6 +587,7 @@ impl DerefMut for Turn<'_> {
 }
 
 impl Turn<'_> {
+    #[inline]
     fn note(&mut self, settled: Settled) {
         let (key, count) = match settled {
             Settled::Acked(key) => (key, &mut self.tally.acked),
@@ -654,6 +670,7 @@ impl Turn<'_> {
 
     /// Takes in what the broker has, as far as there is room. `false`: nothing came, and the bell rings when there is
     /// more. The lock is released meanwhile.
+    #[inline]
     fn receive(&mut self) -> bool {
         let room = self.room();
         if room == 0 || self.stopped {
@@ -699,10 +716,10 @@ impl Turn<'_> {
         self.table.has_ready() || self.ask_again
     }
 
-    /// Nothing to do for the worker in `place`: it sleeps, or ends.
-    fn rest<T>(mut self, place: Place, context: &Context<'_>) -> Poll<Option<T>> {
+    /// Nothing to do for the worker in `place`: it sleeps, or ends where this is ready.
+    fn rest(mut self, place: Place, context: &Context<'_>) -> Poll<()> {
         if self.stopped {
-            return Poll::Ready(None);
+            return Poll::Ready(());
         }
         if self.ask_again {
             // The budget of this poll may be what the broker lacks.
@@ -749,6 +766,7 @@ impl Turn<'_> {
     }
 
     /// Leaves with work: makes sure that somebody comes for what is left, and for what comes next.
+    #[inline]
     fn leave(mut self) {
         if self.lanes.policy.concurrency > 1 {
             self.fill();
@@ -784,14 +802,12 @@ impl Drop for Turn<'_> {
         let lanes = self.lanes;
         let finished = self.quiet && self.state.as_ref().is_some_and(|state| state.is_finished());
         self.state = None;
-        lanes.make(std::mem::replace(&mut self.call, Call::Nobody));
-        for chore in self.chores.drain(..) {
-            match chore {
-                Chore::GiveBack(open) => give_back(open),
-                Chore::LetGo(reader) => drop(let_go(reader)),
-                Chore::Unpark(parked, delay) => lanes.unpark_after(parked, delay),
-                Chore::AskLater(reason) => lanes.ask_later(&reason),
-            }
+        match std::mem::replace(&mut self.call, Call::Nobody) {
+            Call::Nobody => {}
+            call => lanes.make(call),
+        }
+        if !self.chores.is_empty() {
+            lanes.do_chores(&mut self.chores);
         }
         if self.quiet {
             lanes.idle.notify_waiters();

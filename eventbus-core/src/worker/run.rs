@@ -17,6 +17,7 @@ use std::mem::take;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::yield_now;
 
 /// How long a worker pauses that panicked with nothing in hand.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -26,18 +27,18 @@ const CHANCE: u32 = 2;
 
 /// Handles one delivery after the other.
 pub(super) async fn each<H: Handler>(handler: Arc<H>, lanes: Arc<Lanes>, place: Place) {
-    let mut hand = Hand::new(lanes, place);
+    let mut hand = One { lanes, place, held: None, delivery: None, last: None };
     while let Err(panicked) = foreign::run("a worker", || one_by_one(&*handler, &mut hand)).await {
         hand.fail(panicked).await;
     }
 }
 
-async fn one_by_one<H: Handler>(handler: &H, hand: &mut Hand) {
+async fn one_by_one<H: Handler>(handler: &H, hand: &mut One) {
     let lanes = Arc::clone(&hand.lanes);
     let pulse = lanes.pulse(hand.place);
-    while let Some(open) = poll_fn(|context| lanes.poll_next(context, hand.place, &mut hand.last)).await {
-        hand.take(open);
-        let (delivery, held) = (&hand.deliveries[0], &mut hand.held[0]);
+    while poll_fn(|context| lanes.poll_next(context, hand.place, &mut hand.last, &mut hand.held)).await
+        && let Some((delivery, held)) = hand.take_up()
+    {
         if let Some(begin) = held.as_ref().and_then(|open| open.acker.begin())
             && let Some(settled) = may_begin(&lanes, held, delivery, begin).await.or_else(|| still_held(held))
         {
@@ -52,7 +53,9 @@ async fn one_by_one<H: Handler>(handler: &H, hand: &mut Hand) {
             result => settle(&lanes, held, delivery, result).await,
         };
         hand.settled(settled);
-        lanes.threads.give_way().await;
+        if lanes.threads.blocks() {
+            yield_now().await;
+        }
     }
 }
 
@@ -90,13 +93,13 @@ fn still_held(held: &mut Option<Open>) -> Option<Settled> {
 
 /// Handles one batch after the other. While one worker gathers a batch, the others handle theirs.
 pub(super) async fn batches<H: BatchHandler>(handler: Arc<H>, lanes: Arc<Lanes>, place: Place) {
-    let mut hand = Hand::new(lanes, place);
+    let mut hand = Several::new(lanes, place);
     while let Err(panicked) = foreign::run("a worker", || batch_by_batch(&*handler, &mut hand)).await {
         hand.fail(panicked).await;
     }
 }
 
-async fn batch_by_batch<H: BatchHandler>(handler: &H, hand: &mut Hand) {
+async fn batch_by_batch<H: BatchHandler>(handler: &H, hand: &mut Several) {
     let lanes = Arc::clone(&hand.lanes);
     let pulse = lanes.pulse(hand.place);
     while !hand.gathered.is_empty() || gather(&lanes, hand.place, &mut hand.gathered).await {
@@ -129,7 +132,9 @@ async fn batch_by_batch<H: BatchHandler>(handler: &H, hand: &mut Hand) {
             }
         }
         hand.let_go();
-        lanes.threads.give_way().await;
+        if lanes.threads.blocks() {
+            yield_now().await;
+        }
     }
 }
 
@@ -139,9 +144,97 @@ async fn gather(lanes: &Arc<Lanes>, place: Place, batch: &mut Vec<Open>) -> bool
     poll_fn(|context| lanes.poll_gather(context, place, batch, clock.as_mut())).await
 }
 
-/// What a worker has in hand. Whatever happens to the worker, every delivery is given back to its lane: settled as a
+/// The delivery that a worker has in hand. Whatever happens to the worker, it is given back to its lane: settled as a
 /// failure where the worker panicked, unsettled where it was cut off.
-struct Hand {
+struct One {
+    lanes: Arc<Lanes>,
+    place: Place,
+    /// What settles it; none once that has begun.
+    held: Option<Open>,
+    /// What is being handled.
+    delivery: Option<Delivery>,
+    /// What became of the last one, until the lanes are told.
+    last: Option<Settled>,
+}
+
+impl One {
+    /// Begins to handle what was taken out of the lanes.
+    #[inline]
+    fn take_up(&mut self) -> Option<(&Delivery, &mut Option<Open>)> {
+        let delivery = delivery(&self.lanes, self.held.as_ref()?);
+        Some((self.delivery.insert(delivery), &mut self.held))
+    }
+
+    /// It is settled; the lanes are told when the next one is taken.
+    #[inline]
+    fn settled(&mut self, settled: Settled) {
+        self.delivery = None;
+        self.held = None;
+        self.last = Some(settled);
+    }
+
+    /// The worker has panicked outside of code of others: what it has in hand is a failed attempt.
+    async fn fail(&mut self, panicked: Panicked) {
+        report(&self.lanes, &panicked, usize::from(self.delivery.is_some()));
+        let Self { lanes, delivery, held, .. } = self;
+        let Some(delivery) = delivery else {
+            self.let_go();
+            // Whatever it was, it is not asked again and again without a pause.
+            return tokio::time::sleep(PAUSE).await;
+        };
+        let settling = foreign::run("a worker", || settle(lanes, held, delivery, Err(panicked.into())));
+        match settling.await {
+            Ok(settled) => self.settled(settled),
+            Err(again) => {
+                report_again(again);
+                self.let_go();
+            }
+        }
+    }
+
+    /// Gives back what is not settled, as it is.
+    fn let_go(&mut self) {
+        let key = match (&self.delivery, &self.held) {
+            (Some(delivery), _) => key(delivery),
+            // It was taken out of the lanes a moment ago.
+            (None, Some(open)) => open.key().cloned(),
+            (None, None) => return,
+        };
+        self.held = None;
+        self.delivery = None;
+        self.lanes.settled(Settled::Unsettled(key));
+    }
+}
+
+impl Drop for One {
+    fn drop(&mut self) {
+        self.let_go();
+        if let Some(settled) = self.last.take() {
+            self.lanes.settled(settled);
+        }
+    }
+}
+
+/// A delivery as the handler sees it.
+fn delivery(lanes: &Lanes, open: &Open) -> Delivery {
+    let delivery = open.delivery(&lanes.scope);
+    if lanes.layered.blocking { delivery.with_calls() } else { delivery }
+}
+
+fn report(lanes: &Lanes, panicked: &Panicked, deliveries: usize) {
+    log::error!(
+        target: "eventbus", group = %printable(&lanes.subscription().group),
+        panic = %printable(panicked.clone().into_text()), deliveries,
+        "a worker has panicked and goes on; this is a bug of eventbus or of the broker"
+    );
+}
+
+fn report_again(panicked: Panicked) {
+    log::error!(target: "eventbus", panic = %printable(panicked.into_text()), "a worker has panicked again");
+}
+
+/// The batch that a worker has in hand, as [`One`].
+struct Several {
     lanes: Arc<Lanes>,
     place: Place,
     /// Taken out of the lanes, for this batch and the next.
@@ -152,26 +245,15 @@ struct Hand {
     held: Vec<Option<Open>>,
     /// How many of them are settled, the first ones.
     done: usize,
-    /// What became of the last delivery, until the lanes are told.
-    last: Option<Settled>,
 }
 
-impl Hand {
+impl Several {
     fn new(lanes: Arc<Lanes>, place: Place) -> Self {
-        Self {
-            lanes,
-            place,
-            gathered: Vec::new(),
-            deliveries: Vec::new(),
-            held: Vec::new(),
-            done: 0,
-            last: None,
-        }
+        Self { lanes, place, gathered: Vec::new(), deliveries: Vec::new(), held: Vec::new(), done: 0 }
     }
 
     fn take(&mut self, open: Open) {
-        let delivery = open.delivery(&self.lanes.scope);
-        self.deliveries.push(if self.lanes.layered.blocking { delivery.with_calls() } else { delivery });
+        self.deliveries.push(delivery(&self.lanes, &open));
         self.held.push(Some(open));
     }
 
@@ -253,13 +335,6 @@ impl Hand {
         }
     }
 
-    /// The only delivery in hand is settled; the lanes are told when the next one is taken.
-    fn settled(&mut self, settled: Settled) {
-        self.deliveries.clear();
-        self.held.clear();
-        self.last = Some(settled);
-    }
-
     /// Settles the next member of the batch.
     async fn settle_next(&mut self, result: Result<Outcome, Broken>) {
         let (delivery, held) = (&self.deliveries[self.done], &mut self.held[self.done]);
@@ -304,11 +379,7 @@ impl Hand {
 
     /// The worker has panicked outside of code of others: what it has in hand is a failed attempt.
     async fn fail(&mut self, panicked: Panicked) {
-        log::error!(
-            target: "eventbus", group = %printable(&self.lanes.subscription().group),
-            panic = %printable(panicked.clone().into_text()), deliveries = self.deliveries.len(),
-            "a worker has panicked and goes on; this is a bug of eventbus or of the broker"
-        );
+        report(&self.lanes, &panicked, self.deliveries.len());
         if self.done == self.deliveries.len() {
             self.let_go();
             // Whatever it was, it is not asked again and again without a pause.
@@ -316,7 +387,7 @@ impl Hand {
         }
         let broken = Broken::Panicked(panicked);
         if let Err(again) = foreign::run("a worker", || self.settle_rest(&broken)).await {
-            log::error!(target: "eventbus", panic = %printable(again.into_text()), "a worker has panicked again");
+            report_again(again);
         }
         self.let_go();
     }
@@ -332,12 +403,9 @@ impl Hand {
     }
 }
 
-impl Drop for Hand {
+impl Drop for Several {
     fn drop(&mut self) {
         take(&mut self.gathered).into_iter().for_each(|open| self.take(open));
         self.let_go();
-        if let Some(settled) = self.last.take() {
-            self.lanes.settled(settled);
-        }
     }
 }

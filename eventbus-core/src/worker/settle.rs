@@ -129,8 +129,12 @@ async fn tell(
     held: &mut Option<Open>,
     settle: impl FnOnce(Acker) -> BrokerFuture<Result<(), BrokerError>>,
 ) -> Result<(), BrokerError> {
-    let Some(open) = held.take() else { return Err(BrokerError::new("the delivery is not held any more")) };
-    foreign::run("a broker", || settle(open.acker)).await.unwrap_or_else(|panicked| Err(broken(panicked)))
+    // Taken inside of the call, so that it is moved once.
+    let told = foreign::run("a broker", || match held.take() {
+        Some(open) => settle(open.acker),
+        None => BrokerFuture::ready(Err(BrokerError::new("the delivery is not held any more"))),
+    });
+    told.await.unwrap_or_else(|panicked| Err(broken(panicked)))
 }
 
 fn broken(panicked: Panicked) -> BrokerError {
@@ -155,11 +159,11 @@ async fn fail(lanes: &Arc<Lanes>, held: &mut Option<Open>, delivery: &Delivery, 
     );
     let due = now.checked_add(jiff::SignedDuration::try_from(delay).unwrap_or(jiff::SignedDuration::MAX));
     let parked = Parked {
-        first_failed_at: open.parked.map_or(now, |parked| parked.first_failed_at),
+        first_failed_at: open.parked.as_ref().map_or(now, |parked| parked.first_failed_at),
         last_failed_at: now,
         due: due.unwrap_or(Timestamp::MAX),
     };
-    open.parked = Some(parked);
+    open.parked = Some(Box::new(parked));
     let noted = foreign::run("a broker", || open.acker.park(attempt + 1, parked)).await;
     if let Err(error) = noted.unwrap_or_else(|panicked| Err(broken(panicked))) {
         log::warn!(
@@ -197,7 +201,7 @@ async fn give_up(
         observe(lanes, delivery, || Attempted::Dropped { reason });
         return Settled::GivenUp(key(delivery));
     }
-    let parked = held.as_ref().and_then(|open| open.parked);
+    let parked = held.as_ref().and_then(|open| open.parked.as_deref());
     let dead_letter = DeadLetter {
         envelope: Arc::clone(envelope),
         group: subscription.group.to_string(),
@@ -233,6 +237,7 @@ pub(super) fn key(delivery: &Delivery) -> Option<Key> {
     delivery.envelope().lane_key().cloned()
 }
 
+#[inline]
 fn observe(lanes: &Lanes, delivery: &Delivery, result: impl FnOnce() -> Attempted) {
     let observers = &lanes.scope.outlet.observers;
     if observers.is_empty() {

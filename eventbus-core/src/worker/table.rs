@@ -53,6 +53,7 @@ impl<T> LaneTable<T> {
     }
 
     /// Takes in a delivery: behind those of its key that are not settled.
+    #[inline]
     pub(super) fn admit(&mut self, key: Option<Key>, delivery: T) {
         if let Some(key) = key {
             if let Some(lane) = self.lanes.get_mut(&key) {
@@ -69,6 +70,7 @@ impl<T> LaneTable<T> {
 
     /// Takes what may be handled now. It is open until [`settled`](Self::settled) is told, and may be
     /// [parked](Self::park) meanwhile.
+    #[inline]
     pub(super) fn take(&mut self) -> Option<T> {
         let delivery = self.ready.pop_front()?;
         self.handled += 1;
@@ -135,12 +137,14 @@ impl<T> LaneTable<T> {
     }
 
     /// A delivery that was taken is settled, or is not ours any more: the next one of its lane may be handled.
+    #[inline]
     pub(super) fn settled(&mut self, key: Option<&Key>) {
         self.handled -= 1;
         self.close_one(key);
     }
 
     /// One fewer is open in a lane; after the last one, the next may be handled.
+    #[inline]
     fn close_one(&mut self, key: Option<&Key>) {
         let Some(key) = key else { return };
         // After the table was cleared there is none.

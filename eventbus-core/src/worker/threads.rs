@@ -73,15 +73,9 @@ impl Threads {
         self.limit.is_some()
     }
 
-    /// Lets other tasks run, where the last poll may have held them up.
+    /// Whether the last poll may have held up other tasks, which are to run before the next one.
     #[inline]
-    pub(super) async fn give_way(&self) {
-        if self.blocks() {
-            tokio::task::yield_now().await;
-        }
-    }
-
-    fn blocks(&self) -> bool {
+    pub(super) fn blocks(&self) -> bool {
         self.pace.load(Relaxed) == Pace::Blocks as u8
     }
 
