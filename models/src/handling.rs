@@ -69,6 +69,8 @@ enum Fate {
 #[derive(Default)]
 pub(crate) struct Ledger {
     concurrency: usize,
+    /// Batches wait for their last member, however long that takes, so none may be sent away.
+    complete: bool,
     pages: Mutex<Pages>,
     turned: Condvar,
     told: Notify,
@@ -124,6 +126,11 @@ impl Ledger {
         if let AckedAfter(number) = envelope.event.act {
             self.settled(number).await;
         }
+    }
+
+    /// Whether others go first, as they do now and then.
+    pub(crate) fn sends_away(&self) -> bool {
+        !self.complete && thread_rng().gen_ratio(1, 16)
     }
 
     pub(crate) fn acked(&self, envelope: &Envelope) {
@@ -332,6 +339,7 @@ impl Deliveries for Reader {
             receipt: Receipt { envelope, attempt: 1 },
             replayed: false,
             parked: None,
+            alone: false,
             settler: Arc::clone(&self.0.ledger),
         }));
         Poll::Ready(Ok(()))
@@ -368,7 +376,9 @@ impl Group {
     }
 
     fn start_with(policy: Policy, looks: bool, publishers: &[&[Event]], inbox: Inbox) -> Self {
-        let ledger = Arc::new(Ledger { concurrency: policy.concurrency, ..Ledger::default() });
+        let complete = policy.linger == Duration::MAX;
+        let ledger = Ledger { concurrency: policy.concurrency, complete, ..Ledger::default() };
+        let ledger = Arc::new(ledger);
         let queue = Arc::new(Queue { ledger: Arc::clone(&ledger), inbox: Mutex::new(inbox) });
         let watchdog = Arc::new(Watchdog::default());
         let worker = Worker(Arc::new(Model { ledger: Arc::clone(&ledger) }));

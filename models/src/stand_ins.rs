@@ -5,9 +5,12 @@ pub(crate) mod broker {
     use super::error::BrokerError;
     use crate::handling::Ledger;
     use jiff::Timestamp;
+    use std::pin::Pin;
     use std::sync::Arc;
     use std::task::{Context, Poll};
     use std::time::Duration;
+
+    pub(crate) type BrokerFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
     pub(crate) trait Deliveries: Send {
         fn poll_receive(
@@ -24,6 +27,7 @@ pub(crate) mod broker {
         pub(crate) receipt: Receipt,
         pub(crate) replayed: bool,
         pub(crate) parked: Option<Parked>,
+        pub(crate) alone: bool,
         pub(crate) settler: Arc<Ledger>,
     }
 
@@ -31,6 +35,15 @@ pub(crate) mod broker {
     pub(crate) struct Receipt {
         pub(crate) envelope: Arc<Envelope>,
         pub(crate) attempt: u32,
+    }
+
+    /// Whether a handler may be called.
+    pub(crate) enum Begin {
+        #[allow(dead_code, reason = "no program has ended before, so nothing is counted")]
+        Now {
+            crashes: u32,
+        },
+        Later(Duration),
     }
 
     /// No program has ended before, so nothing was parked by one.
@@ -66,6 +79,13 @@ pub(crate) mod broker {
 
         pub(crate) fn next_attempt(&mut self) {
             self.receipt.attempt += 1;
+        }
+
+        /// Now and then others go first.
+        pub(crate) fn begin(&self) -> Option<BrokerFuture<Begin>> {
+            self.ledger
+                .sends_away()
+                .then(|| Box::pin(async { Begin::Later(Duration::from_millis(100)) }) as _)
         }
 
         pub(crate) fn holds(&self) -> bool {

@@ -74,7 +74,7 @@ pub(crate) mod notify {
 }
 
 pub(crate) mod task {
-    pub(crate) use shuttle::future::AbortHandle;
+    pub(crate) use shuttle::future::{AbortHandle, yield_now};
 
     pub(crate) mod coop {
         use shuttle::rand::{Rng, thread_rng};

@@ -72,6 +72,8 @@ mod attempt {
     #[derive(Clone)]
     pub(super) enum Broken {
         Panicked(Panicked),
+        #[allow(dead_code, reason = "no program has ended before")]
+        Crashed(u32),
     }
 
     impl From<Panicked> for Broken {
@@ -166,7 +168,9 @@ mod threads {
 
         pub(super) fn saw(&self, _pace: Pace) {}
 
-        pub(super) async fn give_way(&self) {}
+        pub(super) fn blocks(&self) -> bool {
+            false
+        }
     }
 }
 

@@ -314,6 +314,7 @@ impl Several {
         self.held.remove(place);
         if matches!(settled, Settled::Parked) {
             self.hold_back_behind(place, key(&delivery));
+            self.hold_back(key(&delivery));
         }
         self.lanes.settled(settled);
     }
