@@ -58,7 +58,7 @@ impl Noted {
 }
 
 pub(super) fn number(envelope: &Envelope) -> u64 {
-    std::str::from_utf8(&envelope.payload().unwrap()).unwrap().trim().parse().unwrap()
+    std::str::from_utf8(envelope.payload().unwrap()).unwrap().trim().parse().unwrap()
 }
 
 fn is_held(number: u64) -> bool {
@@ -259,8 +259,7 @@ async fn until_idle(notes: &Notes) {
 }
 
 fn builder(path: &Path) -> crate::SqliteBrokerBuilder {
-    let mut retention = Retention::default();
-    retention.count = Some(8);
+    let retention = Retention { count: Some(8), ..Default::default() };
     SqliteBroker::builder(path)
         .durability(Durability::Off)
         .lease(LEASE)
