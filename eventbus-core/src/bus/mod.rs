@@ -162,6 +162,8 @@ impl Bus {
     /// # }
     /// ```
     ///
+    /// A handler that awaits this waits for itself, since its own event is not settled.
+    ///
     /// # Errors
     /// Where the broker cannot tell.
     pub async fn settled(&self) -> Result<()> {

@@ -201,7 +201,8 @@ impl SubscriptionHandle {
         self.lanes.subscription()
     }
 
-    /// Ends the subscription: takes nothing more, and lets the handlers that run finish.
+    /// Ends the subscription: takes nothing more, and lets the handlers that run finish. One of them that awaits this
+    /// waits for itself; let it spawn a task that does.
     ///
     /// # Cancel safety
     /// Dropped before it is done, the subscription ends all the same, in the background.
