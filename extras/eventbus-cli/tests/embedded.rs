@@ -132,7 +132,7 @@ impl Running {
         let mut child = shop(&["run", "--url", url]).stderr(Stdio::piped()).spawn().unwrap();
         let mut remarks = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
         // The log of the bus is there as well, since the program has set up none.
-        assert!(remarks.next().unwrap().contains("INFO eventbus: 1 subscriptions"));
+        assert!(remarks.next().unwrap().contains("INFO eventbus: 1 subscription from"));
         assert!(remarks.any(|line| line == "running 1 subscription; Ctrl-C ends it"));
         // Whoever writes to a pipe that nobody reads fails.
         std::thread::spawn(move || remarks.for_each(drop));
