@@ -278,8 +278,8 @@ mod tests {
         let connection = Connection::open_in_memory().unwrap();
         connection
             .execute_batch(
-                "create table subscription (owner text);
-                 insert into subscription values ('00000000000000aa/1'), ('00000000000000ab/1');",
+                "create table subscription (owner text, unclean integer not null default 0);
+                 insert into subscription (owner) values ('00000000000000aa/1'), ('00000000000000ab/1');",
             )
             .unwrap();
         let alive = Process::enter(&log).unwrap();
