@@ -1,7 +1,7 @@
 //! Lines of the log. Who subscribes to `tracing` is code of others, and may panic: because the disk is full, or because
 //! nobody reads standard error any more.
 //!
-//! Lines are written with the macros here, and spans are entered with [`enter`], so that such a panic costs a line and
+//! Lines are written with the macros here, and spans are entered with `enter`, so that such a panic costs a line and
 //! nothing else.
 
 use crate::foreign;
