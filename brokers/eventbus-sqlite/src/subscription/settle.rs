@@ -76,9 +76,7 @@ impl Settler for Subscription {
         if refused.is_some() {
             return BrokerFuture::ready(Err(self.lost()));
         }
-        self.save(Some(When::Now));
-        let lost = self.lost();
-        BrokerFuture::new(async move { answered.await.unwrap_or(Err(lost)) })
+        self.saved(answered)
     }
 
     fn park(&self, receipt: &Receipt, parked: Parked) -> BrokerFuture<Result<(), BrokerError>> {
@@ -96,9 +94,7 @@ impl Settler for Subscription {
         if refused.is_some() {
             return BrokerFuture::ready(Err(self.lost()));
         }
-        self.save(Some(When::Now));
-        let lost = self.lost();
-        BrokerFuture::new(async move { answered.await.unwrap_or(Err(lost)) })
+        self.saved(answered)
     }
 
     fn begin(&self, receipt: &Receipt) -> Option<BrokerFuture<Begin>> {
@@ -129,6 +125,16 @@ impl Settler for Subscription {
 }
 
 impl Subscription {
+    /// Saves now, and answers what became of that.
+    fn saved(
+        &self,
+        answered: oneshot::Receiver<Result<(), BrokerError>>,
+    ) -> BrokerFuture<Result<(), BrokerError>> {
+        self.save(Some(When::Now));
+        let lost = self.lost();
+        BrokerFuture::new(async move { answered.await.unwrap_or(Err(lost)) })
+    }
+
     /// An attempt at the event at `at` has ended, and with it the process has not. `true`: that is to be saved at once.
     fn end_attempt(&self, state: &mut State, at: i64) -> bool {
         let suspect = state.suspects.clear(at);
