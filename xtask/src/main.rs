@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod flakes;
+mod surface;
 
 use std::env;
 use std::process::{Command, ExitCode};
@@ -34,6 +35,7 @@ const TEST: &[Step] = &[
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
         arguments: &["doc", "--workspace", "--no-deps"],
     },
+    step("the public items", &["xtask", "surface"]),
     step("lints of the inventory registry", &["clippy", "--features", "inventory", "--", "-D", "warnings"]),
     step("the registry by inventory", &["test", "--features", "inventory", "--test", "registration"]),
     step("the registry by linkme, fat LTO", &["test", "--profile", "fat-lto", "--test", "registration"]),
@@ -58,8 +60,9 @@ fn main() -> ExitCode {
     match arguments.next().as_deref() {
         Some("test") => run(TEST),
         Some("flakes") => flakes::run(arguments),
+        Some("surface") => surface::run(arguments),
         _ => {
-            eprintln!("usage: cargo xtask test\n       {}", flakes::USAGE);
+            eprintln!("usage: cargo xtask test\n       {}\n       {}", flakes::USAGE, surface::USAGE);
             ExitCode::FAILURE
         }
     }
