@@ -50,6 +50,8 @@ pub mod printable;
 mod publisher;
 mod registry;
 mod state;
+#[doc(hidden)]
+pub mod stderr;
 mod subscription;
 mod sync;
 mod topic;

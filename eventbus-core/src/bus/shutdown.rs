@@ -6,11 +6,13 @@ use crate::error::{BrokerError, Error, Result};
 use crate::foreign;
 use crate::log;
 use crate::printable::printable;
+use crate::stderr::log_to_stderr;
 use crate::worker::Lanes;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
+use tracing::Level;
 
 /// How long the broker may take to close beyond the drain time.
 const CLOSE: Duration = Duration::from_millis(500);
@@ -24,12 +26,16 @@ impl Bus {
     /// thread, with the exit code 1 and a line that names it. Once a signal has ended the bus, one more ends the
     /// process at once.
     ///
+    /// Where the program has set up no `tracing` subscriber by now, this sets one up, which writes warnings and errors to
+    /// standard error: failed attempts, dead letters, and whatever else the program logs of that weight.
+    ///
     /// # Errors
     /// Where there is no subscription, where the bus was shut down before, and as `shutdown`.
     ///
     /// # Cancel safety
     /// As `shutdown`.
     pub async fn run(&self) -> Result<()> {
+        log_to_stderr(Level::WARN);
         // A signal that comes with the first deliveries is a shutdown already.
         let mut signals = signal::Signals::listen(self).await?;
         self.start()?;

@@ -10,6 +10,7 @@ use crate::error::{BrokerError, Error, Result};
 use crate::foreign;
 use crate::log;
 use crate::printable::printable;
+use crate::stderr;
 use crate::worker::Lanes;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -223,7 +224,9 @@ fn exit(lanes: &[Arc<Lanes>]) -> ! {
     end(say(move || {
         log::error!(target: "eventbus", "{}", printable(&line));
         // The error that `Bus::run` returns may never be shown.
-        eprintln!("eventbus: {}", printable(&line));
+        if !stderr::shows_log() {
+            eprintln!("eventbus: {}", printable(&line));
+        }
     }))
 }
 

@@ -1,0 +1,73 @@
+//! Programs that set up no log: what fails is not silent. Each is a child process, this test binary itself, in the role
+//! that a variable names.
+
+mod support;
+
+use eventbus::Backoff;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use support::Ping;
+
+const ROLE: &str = "EVENTBUS_TEST_ROLE";
+const GIVEN_UP: &str = "kept as a dead letter";
+
+#[test]
+fn child() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    if role == "logs to stdout" {
+        tracing_subscriber::fmt().with_writer(std::io::stdout).init();
+    }
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let (bus, _broker) = support::bus().await;
+        bus.on(async |ping: Arc<Ping>| Err::<(), _>(format!("no table\nfor {}", ping.number)))
+            .group("player")
+            .retries(1)
+            .backoff(Backoff::new(Duration::from_millis(1), Duration::from_millis(1)))
+            .await
+            .unwrap();
+        bus.publish(&Ping { number: 7 }).await.unwrap();
+        bus.run().await.unwrap();
+    });
+}
+
+/// What the child has written to standard output and to standard error, once one of the lines has told that it gave
+/// the event up.
+fn lines_of(role: &str, told_on_stderr: bool) -> (String, String) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--nocapture"])
+        .env(ROLE, role)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut out, mut err) =
+        (BufReader::new(child.stdout.take().unwrap()), BufReader::new(child.stderr.take().unwrap()));
+    let (mut out_text, mut err_text) = (String::new(), String::new());
+    let (told, text): (&mut dyn BufRead, _) =
+        if told_on_stderr { (&mut err, &mut err_text) } else { (&mut out, &mut out_text) };
+    while !text.contains(GIVEN_UP) {
+        assert!(told.read_line(text).unwrap() > 0, "the child has ended: {text}");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    out.read_to_string(&mut out_text).unwrap();
+    err.read_to_string(&mut err_text).unwrap();
+    (out_text, err_text)
+}
+
+#[test]
+fn a_program_without_a_log_says_on_standard_error_what_failed() {
+    let (_, err) = lines_of("no log", true);
+    assert_eq!(err.lines().count(), 2, "an attempt that is tried again, and a dead letter: {err}");
+    assert!(err.lines().all(|line| line.contains("player") && line.contains(r"no table\nfor 7")), "{err}");
+    assert!(!err.contains('\u{1b}'), "no colours where it is no terminal: {err:?}");
+}
+
+#[test]
+fn a_program_with_a_log_has_all_lines_there_and_none_beside_it() {
+    let (out, err) = lines_of("logs to stdout", false);
+    assert!(out.contains("no table"), "{out}");
+    assert_eq!(err, "");
+}
