@@ -19,6 +19,8 @@ const FLOORS: [&[&str]; 7] = [
         "log",
         "finite",
         "printable",
+        "counted",
+        "aside",
         "stderr",
         "sync",
         "line",

@@ -14,6 +14,8 @@
 #[doc(hidden)]
 #[path = "private.rs"]
 pub mod __private;
+#[doc(hidden)]
+pub mod aside;
 mod backoff;
 mod blocking;
 pub mod broker;
@@ -23,6 +25,8 @@ pub mod census;
 #[doc(hidden)]
 pub mod check;
 mod codec;
+#[doc(hidden)]
+pub mod counted;
 mod delivery;
 mod envelope;
 mod error;

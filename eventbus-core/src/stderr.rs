@@ -1,15 +1,16 @@
 //! The log on standard error, for programs that have set up none: what fails must not fail in silence.
 
+use crate::aside::{Aside, unlocked};
 use crate::printable::printable;
 use std::error::Error;
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::Level;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::field::{RecordFields, VisitOutput};
-use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{DefaultVisitor, Writer};
+use tracing_subscriber::fmt::{FormatFields, MakeWriter};
 
 /// Whether the program's log is the one that is set up here.
 static SET_UP: AtomicBool = AtomicBool::new(false);
@@ -19,10 +20,21 @@ pub fn log_to_stderr(level: Level) {
     if tracing::dispatcher::has_been_set() {
         return;
     }
+    let colour = io::stderr().is_terminal();
+    // Without a thread, whoever logs waits for whoever reads.
+    match Aside::new(unlocked(io::stderr()), true) {
+        Ok(aside) => log_to(move || aside.clone(), colour, level),
+        Err(_) => log_to(io::stderr, colour, level),
+    }
+}
+
+/// Writes what the program logs from this level up to a stream of standard error, unless it has a `tracing` subscriber
+/// already.
+pub fn log_to(stream: impl for<'a> MakeWriter<'a> + Send + Sync + 'static, colour: bool, level: Level) {
     let subscriber = tracing_subscriber::fmt()
         .fmt_fields(PrintableFields)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(stream)
+        .with_ansi(colour)
         .with_max_level(level)
         .finish();
     // Another thread may have set one up meanwhile.
@@ -72,7 +84,7 @@ impl Visit for PrintableVisitor<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{self, Write};
+    use std::io::Write;
     use std::sync::{Arc, Mutex};
 
     #[derive(Clone, Default)]

@@ -1,6 +1,6 @@
 //! The verbs as a value that an application can put among its own.
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::options::Options;
 use crate::session::Session;
 use crate::verbs::{StandaloneVerb, Verb};
@@ -67,9 +67,7 @@ impl Command {
                 conclude(Session::new(options, builder), async |session| self.0.execute(session).await).await
             }
             Err(error) => {
-                options
-                    .output()
-                    .error(crate::failure::Failure::from(error.into()).text().unwrap_or_default());
+                options.output().error(Failure::from(error.into()).text().unwrap_or_default());
                 ExitCode::FAILURE
             }
         }
@@ -109,9 +107,10 @@ pub(crate) async fn execute_standalone(verb: StandaloneVerb, options: &Options) 
 async fn conclude(mut session: Session, verb: impl AsyncFnOnce(&mut Session) -> Result) -> ExitCode {
     let result = verb(&mut session).await;
     let flushed = session.out.flush();
-    let Err(failure) = result.and(flushed) else { return ExitCode::SUCCESS };
-    if let Some(text) = failure.text() {
+    let failure = result.and(flushed).err();
+    if let Some(text) = failure.as_ref().and_then(Failure::text) {
         session.out.error(text);
     }
-    ExitCode::from(failure.exit_code())
+    let ended = failure.map_or_else(|| session.out.end().err(), Some);
+    ended.map_or(ExitCode::SUCCESS, |failure| ExitCode::from(failure.exit_code()))
 }

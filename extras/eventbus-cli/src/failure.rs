@@ -1,5 +1,6 @@
 //! Failures of a verb, and the exit codes that scripts see.
 
+use crate::signals;
 use eventbus_core::printable::printable;
 use eventbus_core::{BoxError, BrokerError, DecodeError, Error, PublishError, TopicError};
 use std::fmt::Display;
@@ -20,6 +21,8 @@ pub(crate) enum Failure {
     Told,
     /// Nobody reads the output any more, as behind `| head`.
     Closed,
+    /// A signal ended it, of this number; the text says how far it came.
+    Ended(String, u8),
 }
 
 impl Failure {
@@ -34,7 +37,9 @@ impl Failure {
     /// The sentence for the person at the terminal, where one is left to say.
     pub(crate) fn text(&self) -> Option<&str> {
         match self {
-            Self::Failed(text) | Self::Usage(text) | Self::NotFound(text) => Some(text),
+            Self::Failed(text) | Self::Usage(text) | Self::NotFound(text) | Self::Ended(text, _) => {
+                Some(text)
+            }
             Self::Told | Self::Closed => None,
         }
     }
@@ -45,6 +50,7 @@ impl Failure {
             Self::Failed(_) | Self::Told => 1,
             Self::Usage(_) => 2,
             Self::NotFound(_) => 3,
+            Self::Ended(_, signal) => signals::exit_code(*signal),
         }
     }
 }

@@ -41,7 +41,7 @@
 //!
 //! The binary `eventbus` of this crate has those that need no handlers, for any address; its `topics` counts what is in
 //! the log. What a program does while it runs is in its `tracing` log; where the program sets up no subscriber for
-//! that, `run` writes it to standard error.
+//! that, `run` writes it to standard error. `replay` ends within a second after a signal: what it has not handled is as it was.
 //!
 //! # Which broker
 //! The one at `--url`, or in the environment variable `EVENTBUS_URL`, or `sqlite:eventbus.db`. The address's broker
@@ -63,6 +63,10 @@
 //! A payload that is no JSON is `data_base64`. A header whose name CloudEvents allows (`tenant`) is an extension
 //! attribute; the others are members of `headers`.
 //!
+//! What handlers print stands between what a verb writes, on streams that the program shares with it: no lock of theirs
+//! is held, and where nobody reads, handlers go on and lines of the log are left out. So `replay --json` of a handler that
+//! prints is no JSON Lines; let it log, or print to standard error.
+//!
 //! # Exit codes
 //! | code | meaning |
 //! |---|---|
@@ -70,6 +74,7 @@
 //! | 1 | failed, or `check` found mistakes; standard error says why |
 //! | 2 | wrong usage |
 //! | 3 | the event, dead letter or group that was named is not there |
+//! | 130, 143 | ended by Ctrl-C, by SIGTERM; `run` and `replay --until live` end so with 0 |
 
 #![forbid(unsafe_code)]
 
@@ -84,6 +89,7 @@ mod output;
 #[cfg(test)]
 mod scenarios;
 mod session;
+mod signals;
 mod table;
 mod text;
 mod verbs;

@@ -1,14 +1,20 @@
 //! What a verb writes: for people with colour and in columns, or with `--json` one object per line.
+//!
+//! The locks of the standard streams belong to the program, whose handlers print as they like. So nothing here holds one:
+//! a stream is written through a descriptor of its own, and beside handlers by a thread of its own.
 
 use crate::failure::Result;
 use crate::json::Object;
 use crate::table::Table;
 use crate::text::printable_lines;
+use anstream::stream::RawStream;
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
+use eventbus_core::aside::{Aside, unlocked};
 use eventbus_core::printable::printable;
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
+use std::time::Duration;
 
 pub(crate) const BOLD: Style = Style::new().bold();
 pub(crate) const DIM: Style = Style::new().dimmed();
@@ -26,15 +32,27 @@ pub(crate) fn paint(style: Style, text: impl Display) -> String {
     }
 }
 
+/// How long the last remarks are waited for, where nobody reads them.
+const REMARKS: Duration = Duration::from_millis(300);
+
 /// Where a verb writes to: standard output, with remarks on standard error.
 pub(crate) struct Output {
     pub(crate) json: bool,
     /// How many columns there are, where the output is a terminal.
     pub(crate) width: Option<usize>,
-    writer: BufWriter<Box<dyn Write>>,
-    remarks: Box<dyn Write>,
+    writer: BufWriter<Stream>,
+    remarks: Stream,
+    /// The threads that write both, where handlers run.
+    asides: Option<Asides>,
     /// Whether a person can see and answer what is asked.
     pub(crate) interactive: bool,
+}
+
+type Stream = Box<dyn Write + Send>;
+
+struct Asides {
+    output: Aside,
+    remarks: Aside,
 }
 
 impl Output {
@@ -44,21 +62,53 @@ impl Output {
         // Progress bars decide by themselves otherwise.
         console::set_colors_enabled_stderr(choice(color, &err) != ColorChoice::Never);
         let width = terminal.then(|| usize::from(console::Term::stdout().size().1));
-        let writer = AutoStream::new(out.lock(), choice(color, &out));
+        let interactive = io::stdin().is_terminal() && err.is_terminal();
+        let (out_choice, err_choice) = (choice(color, &out), choice(color, &err));
         Self {
             json,
             width,
-            writer: BufWriter::new(Box::new(writer)),
-            interactive: io::stdin().is_terminal() && err.is_terminal(),
-            remarks: Box::new(AutoStream::new(io::stderr(), choice(color, &err))),
+            writer: BufWriter::new(Box::new(AutoStream::new(unlocked(out), out_choice))),
+            remarks: Box::new(AutoStream::new(unlocked(err), err_choice)),
+            asides: None,
+            interactive,
         }
     }
 
     /// Output into two texts, what is written and what is remarked.
     #[cfg(test)]
     pub(crate) fn captured(json: bool, out: Captured, remarks: Captured) -> Self {
-        let writer = BufWriter::new(Box::new(out) as Box<dyn Write>);
-        Self { json, width: None, writer, remarks: Box::new(remarks), interactive: false }
+        let writer = BufWriter::new(Box::new(out) as Stream);
+        Self { json, width: None, writer, remarks: Box::new(remarks), asides: None, interactive: false }
+    }
+
+    /// From now on, handlers run: threads of their own write, so that no handler waits for whoever reads. Answers with
+    /// the stream of the remarks.
+    pub(crate) fn beside_handlers(&mut self) -> Result<Aside> {
+        if self.asides.is_none() {
+            let nothing = || Box::new(io::sink()) as Stream;
+            let written = std::mem::replace(&mut self.writer, BufWriter::new(nothing()));
+            let output = written.into_inner().map_err(io::IntoInnerError::into_error)?;
+            // What is left out would have been superseded, and a note would be no object.
+            let output = Aside::new(output, false)?;
+            let remarks = Aside::new(std::mem::replace(&mut self.remarks, nothing()), true)?;
+            self.writer = BufWriter::new(Box::new(output.clone()));
+            self.remarks = Box::new(remarks.clone());
+            self.asides = Some(Asides { output, remarks });
+        }
+        match &self.asides {
+            Some(asides) => Ok(asides.remarks.clone()),
+            None => unreachable!("they were just set"),
+        }
+    }
+
+    /// Writes what is left to write, and waits for whoever reads it; for who reads the remarks no more than a moment.
+    pub(crate) fn end(&mut self) -> Result {
+        self.flush()?;
+        if let Some(asides) = &self.asides {
+            asides.output.wait(None);
+            asides.remarks.wait(Some(REMARKS));
+        }
+        Ok(())
     }
 
     /// One line.
@@ -90,15 +140,20 @@ impl Output {
 
     /// Says something beside the output. What cannot be said there is not said.
     pub(crate) fn remark(&mut self, text: &str) {
-        let _ = writeln!(self.remarks, "{}", paint(DIM, printable_lines(text)));
+        self.tell(paint(DIM, printable_lines(text)));
     }
 
     pub(crate) fn warn(&mut self, text: &str) {
-        let _ = writeln!(self.remarks, "{} {}", paint(CARE.bold(), "warning:"), printable_lines(text));
+        self.tell(format_args!("{} {}", paint(CARE.bold(), "warning:"), printable_lines(text)));
     }
 
     pub(crate) fn error(&mut self, text: &str) {
-        let _ = writeln!(self.remarks, "{} {}", paint(BAD.bold(), "error:"), printable_lines(text));
+        self.tell(format_args!("{} {}", paint(BAD.bold(), "error:"), printable_lines(text)));
+    }
+
+    /// In one piece, so that nothing of others comes between.
+    fn tell(&mut self, line: impl Display) {
+        let _ = self.remarks.write_all(format!("{line}\n").as_bytes());
     }
 
     /// Asks for a yes where somebody can answer; where nobody can, it is taken as given.
@@ -107,7 +162,7 @@ impl Output {
             return Ok(true);
         }
         self.flush()?;
-        let _ = write!(self.remarks, "{} [y/N] ", printable(question));
+        let _ = self.remarks.write_all(format!("{} [y/N] ", printable(question)).as_bytes());
         let _ = self.remarks.flush();
         let mut answer = String::new();
         io::stdin().read_line(&mut answer)?;
@@ -119,7 +174,7 @@ impl Output {
     }
 }
 
-fn choice(color: clap::ColorChoice, stream: &impl anstream::stream::RawStream) -> ColorChoice {
+fn choice(color: clap::ColorChoice, stream: &impl RawStream) -> ColorChoice {
     match color {
         clap::ColorChoice::Auto => AutoStream::choice(stream),
         clap::ColorChoice::Always => ColorChoice::Always,
@@ -130,19 +185,19 @@ fn choice(color: clap::ColorChoice, stream: &impl anstream::stream::RawStream) -
 /// A text that is being written.
 #[cfg(test)]
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Captured(std::rc::Rc<std::cell::RefCell<Vec<u8>>>);
+pub(crate) struct Captured(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
 
 #[cfg(test)]
 impl Captured {
     pub(crate) fn text(&self) -> String {
-        String::from_utf8(self.0.borrow().clone()).unwrap()
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 }
 
 #[cfg(test)]
 impl Write for Captured {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.borrow_mut().write(bytes)
+        self.0.lock().unwrap().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {

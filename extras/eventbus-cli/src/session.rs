@@ -27,13 +27,18 @@ impl Session {
         Ok(std::mem::take(&mut self.builder).without_subscriptions().connect(&self.url).await?)
     }
 
-    /// The bus without any subscription, to look at what is there: a mistyped path is an error, and no new log.
+    /// The bus without any subscription, to look at what is there.
     pub(crate) async fn look(&mut self) -> Result<Bus> {
+        self.expect_log();
+        self.publisher().await
+    }
+
+    /// A mistyped path is an error from now on, and no new log.
+    pub(crate) fn expect_log(&mut self) {
         if self.url.starts_with("sqlite:") {
             let begin = if self.url.contains('?') { '&' } else { '?' };
             self.url.push(begin);
             self.url.push_str("create=false");
         }
-        self.publisher().await
     }
 }

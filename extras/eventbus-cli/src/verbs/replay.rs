@@ -2,8 +2,9 @@
 
 use crate::failure::{Failure, Result};
 use crate::json::Object;
-use crate::output::{GOOD, paint};
+use crate::output::{GOOD, Output, paint};
 use crate::session::Session;
+use crate::signals::Signals;
 use crate::text::{count, counted};
 use crate::when;
 use eventbus_core::broker::{ReplayFrom, ReplayUntil};
@@ -12,7 +13,14 @@ use eventbus_core::{ReplayProgress, ReplayReport, census};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::future::IntoFuture;
 use std::io::{self, IsTerminal};
+use std::sync::mpsc;
+use std::time::Duration;
 use tokio::sync::mpsc::unbounded_channel;
+
+/// How long handlers have after a signal.
+const LAST_HANDLERS: Duration = Duration::from_millis(400);
+/// How long a terminal has to clear a line.
+const CLEARED: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Replay {
@@ -35,20 +43,18 @@ pub(crate) struct Replay {
 impl Replay {
     pub(super) async fn execute(self, session: &mut Session) -> Result {
         self.check()?;
+        session.expect_log();
         // An `only` of the application would keep the group out.
         let builder = std::mem::take(&mut session.builder).without_subscriptions();
         let bus = builder.only([&self.group]).connect(&session.url).await?;
         let out = &mut session.out;
-        let bar = if out.json { ProgressBar::hidden() } else { progress_bar() };
+        out.beside_handlers()?;
+        let bar = Bar::begin(!out.json);
         let (tell, mut told) = unbounded_channel();
-        let (drawn, json) = (bar.clone(), out.json);
         let mut replaying =
             bus.replay(&self.group).from(self.from).until(self.until).on_progress(move |progress| {
-                draw(&drawn, progress);
-                if json {
-                    // Nobody listens any more once the reader of the output is gone.
-                    let _ = tell.send(*progress);
-                }
+                // Nobody listens any more once the replay has been ended.
+                let _ = tell.send(*progress);
             });
         if let Some(rate) = self.rate {
             replaying = replaying.rate(rate);
@@ -56,32 +62,35 @@ impl Replay {
         if self.insist {
             replaying = replaying.insist();
         }
-        let mut replaying = std::pin::pin!(replaying.into_future());
+        let mut signals = Signals::listen().await?;
+        let mut replaying = replaying.into_future();
+        let mut latest = None;
         let report = loop {
             tokio::select! {
                 biased;
                 Some(progress) = told.recv() => {
-                    out.object(Object::new().object("progress", of_progress(&progress)))?;
-                    out.flush()?;
+                    show(out, &bar, &progress)?;
+                    latest = Some(progress);
                 }
-                report = &mut replaying => break Some(report?),
-                _ = tokio::signal::ctrl_c() => break None,
+                report = &mut replaying => break Ok(report?),
+                signal = signals.first() => break Err(signal),
             }
         };
-        bar.finish_and_clear();
         while let Ok(progress) = told.try_recv() {
-            out.object(Object::new().object("progress", of_progress(&progress)))?;
+            show(out, &bar, &progress)?;
         }
+        bar.end();
+        let report = match report {
+            Ok(report) => report,
+            Err(signal) => {
+                drop(replaying);
+                // What it has not handled is as it was, so handlers that need longer than a moment are left.
+                let _ = tokio::time::timeout(LAST_HANDLERS, bus.shutdown()).await;
+                return if self.until == ReplayUntil::Live { Ok(()) } else { Err(ended(latest, signal)) };
+            }
+        };
         // Handlers that run finish.
         bus.shutdown().await?;
-        let Some(report) = report else {
-            let live = self.until == ReplayUntil::Live;
-            return if live {
-                Ok(())
-            } else {
-                Err(Failure::new("the replay was ended before it was through"))
-            };
-        };
         if out.json {
             out.object(Object::new().object("report", of_report(&report)))?;
         } else {
@@ -126,17 +135,69 @@ impl Replay {
     }
 }
 
-fn progress_bar() -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
+/// Writes how far the replay is.
+fn show(out: &mut Output, bar: &Bar, progress: &ReplayProgress) -> Result {
+    bar.draw(progress);
+    if out.json {
+        out.object(Object::new().object("progress", of_progress(progress)))?;
+        out.flush()?;
     }
+    Ok(())
+}
+
+/// What is said of a replay that a signal ended.
+fn ended(latest: Option<ReplayProgress>, signal: u8) -> Failure {
+    let came = latest.map(|progress| {
+        format!("; {} of {} were handled", count(progress.handled), counted(progress.events, "event"))
+    });
+    let came = came.unwrap_or_default();
+    Failure::Ended(format!("the replay was ended before it was through{came}"), signal)
+}
+
+/// The progress on a terminal, drawn by a thread of its own: a terminal can be stopped, and handlers go on.
+struct Bar(Option<(mpsc::Sender<ReplayProgress>, mpsc::Receiver<()>)>);
+
+impl Bar {
+    fn begin(wanted: bool) -> Self {
+        if !wanted || !io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let (draw, drawn) = mpsc::channel::<ReplayProgress>();
+        let (cleared, clears) = mpsc::channel();
+        let thread = move || {
+            let bar = progress_bar();
+            drawn.into_iter().for_each(|progress| draw_on(&bar, &progress));
+            bar.finish_and_clear();
+            drop(cleared);
+        };
+        let thread = std::thread::Builder::new().name("eventbus-progress".to_owned()).spawn(thread);
+        Self(thread.ok().map(|_| (draw, clears)))
+    }
+
+    fn draw(&self, progress: &ReplayProgress) {
+        if let Some((draw, _)) = &self.0 {
+            // A thread that has ended draws nothing more.
+            let _ = draw.send(*progress);
+        }
+    }
+
+    /// Clears the line.
+    fn end(self) {
+        if let Some((draw, clears)) = self.0 {
+            drop(draw);
+            let _ = clears.recv_timeout(CLEARED);
+        }
+    }
+}
+
+fn progress_bar() -> ProgressBar {
     let style =
         ProgressStyle::with_template("{bar:32.cyan} {percent:>3}%  {human_pos} of {human_len} events  {msg}");
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr()).with_style(style)
 }
 
-fn draw(bar: &ProgressBar, progress: &ReplayProgress) {
+fn draw_on(bar: &ProgressBar, progress: &ReplayProgress) {
     bar.set_length(progress.events.max(progress.handled));
     bar.set_position(progress.handled);
     let left = progress.remaining().map(|left| format!(", {}s left", left.as_secs())).unwrap_or_default();
