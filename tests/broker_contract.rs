@@ -161,7 +161,7 @@ impl Broker for Pipe {
         BrokerFuture::new(async move {
             if pipe.is_broken() {
                 let topic = envelope.topic().to_string();
-                return Err(PublishError::Broker { topic, source: "the pipe is broken".into() });
+                return Err(PublishError::Broker { topic, cause: "the pipe is broken".into() });
             }
             pipe.put(Receipt { envelope, offset: Offset::new(0), attempt: 1, token: 0 });
             Ok(())

@@ -569,7 +569,7 @@ async fn an_observer_or_a_hook_that_panics_is_an_error_line_and_affects_nothing(
 fn told(result: Result<EventId, PublishError>) -> Result<(), String> {
     match result {
         Ok(_) => Ok(()),
-        Err(PublishError::Encode { topic, source }) => Err(format!("{topic}: {source}")),
+        Err(PublishError::Encode { topic, cause }) => Err(format!("{topic}: {cause}")),
         Err(other) => panic!("{other}"),
     }
 }

@@ -1,4 +1,8 @@
 //! What can go wrong, and what to do about it.
+//!
+//! An error says in its message what caused it, down to the last cause, and so it exposes none as
+//! [`source`](std::error::Error::source): whoever writes a chain of errors would say it twice. `Debug` is the same text,
+//! since that is what a `main` shows that returns the error, and what `unwrap` shows.
 
 use crate::event::EventMeta;
 use crate::topic::TopicError;
@@ -12,7 +16,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What a bus reports to the program that runs it.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A publish failed.
@@ -47,7 +51,7 @@ pub enum Error {
         reason: String,
     },
     /// A rebuild failed.
-    #[error("cannot rebuild `{group}`: {reason}{}", caused_by(source.as_deref()))]
+    #[error("cannot rebuild `{group}`: {reason}{}", because(cause.as_ref()))]
     Rebuild {
         /// The group whose read model was to be rebuilt.
         group: String,
@@ -56,7 +60,7 @@ pub enum Error {
         /// What failed, and what to do.
         reason: String,
         /// What the program or the broker said.
-        source: Option<BoxError>,
+        cause: Option<BoxError>,
     },
     /// The bus has ended before everything was handled that it had accepted.
     #[error(
@@ -103,31 +107,58 @@ fn what_became(unfinished: usize, lost: usize) -> String {
     )
 }
 
-fn caused_by(source: Option<&(dyn std::error::Error + Send + Sync)>) -> String {
-    source.map(|source| format!(": {source}")).unwrap_or_default()
+/// What is said of a cause, behind what is said of the error.
+fn because(cause: Option<&BoxError>) -> String {
+    cause.map(|cause| format!(": {}", chain(&**cause))).unwrap_or_default()
 }
 
-/// Why an event was not published. Nothing was stored.
-#[derive(Debug, thiserror::Error)]
+/// An error with everything that caused it, in one text.
+#[doc(hidden)]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |&error| error.source()) {
+        let cause = cause.to_string();
+        // Many errors repeat their source in their own message.
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+macro_rules! debug_as_display {
+    ($($error:ty)*) => {$(
+        impl fmt::Debug for $error {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    )*};
+}
+debug_as_display!(Error PublishError DecodeError BrokerError StartupError);
+
+/// Why an event was not published. Nothing was stored, unless it is [`Unconfirmed`](Self::Unconfirmed).
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
     /// The topic is not well-formed.
     #[error(transparent)]
     Topic(#[from] TopicError),
     /// The value has no form in its codec.
-    #[error("cannot encode the payload for \"{topic}\": {source}")]
+    #[error("cannot encode the payload for \"{topic}\": {}", chain(&**cause))]
     Encode {
         /// The topic that the value was meant for.
         topic: String,
         /// What the codec said.
-        source: BoxError,
+        cause: BoxError,
     },
     /// The event cannot be read again from its own bytes, so whoever takes it from a log would not get it.
     #[error(
-        "cannot publish to \"{topic}\": `{}` ({}:{}) cannot be read again as it is written: {source}; make its \
+        "cannot publish to \"{topic}\": `{}` ({}:{}) cannot be read again as it is written: {}; make its \
          `Serialize` and `Deserialize` agree (a field with `skip_serializing_if` needs `default`, an untagged enum \
          distinct variants, a number of 128 bits no `flatten`)",
-        event.name, event.file, event.line
+        event.name, event.file, event.line, chain(&**cause)
     )]
     Unreadable {
         /// The topic that was published to.
@@ -135,7 +166,7 @@ pub enum PublishError {
         /// The type of the event.
         event: &'static EventMeta,
         /// What the codec said, or what came back as something else.
-        source: BoxError,
+        cause: BoxError,
     },
     /// A subscription's queue is full and the broker was told not to wait.
     #[error(
@@ -184,27 +215,39 @@ pub enum PublishError {
         /// The topic that was published to.
         topic: String,
     },
-    /// The broker refused or did not confirm.
-    #[error("cannot publish to \"{topic}\": {source}")]
+    /// The broker refused.
+    #[error("cannot publish to \"{topic}\": {}", chain(&**cause))]
     Broker {
         /// The topic that was published to.
         topic: String,
         /// What the broker said.
-        source: BoxError,
+        cause: BoxError,
+    },
+    /// The broker did not confirm: the event may have been stored, and may not.
+    #[error(
+        "the event for \"{topic}\" may have been stored, or not: {}; publish it again with the same id (`.id(…)`), which a \
+         broker that tells duplicates apart stores once",
+        chain(&**cause)
+    )]
+    Unconfirmed {
+        /// The topic that was published to.
+        topic: String,
+        /// What went wrong before the broker could confirm.
+        cause: BoxError,
     },
 }
 
 /// Why a payload could not become the event that a subscriber asked for.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
     /// The bytes are not such an event.
-    #[error("cannot decode `{}` v{}: {source}", event.name, event.version)]
+    #[error("cannot decode `{}` v{}: {}", event.name, event.version, chain(&**cause))]
     Malformed {
         /// The event that was asked for.
         event: &'static EventMeta,
         /// What the codec said, with the place where it knows it.
-        source: BoxError,
+        cause: BoxError,
     },
     /// The payload is of another media type.
     #[error(
@@ -247,34 +290,50 @@ pub enum DecodeError {
         found: String,
     },
     /// A value that was published in this process could not be encoded for a subscriber that takes bytes.
-    #[error("cannot encode the event on \"{topic}\" for a subscriber that takes its bytes: {source}")]
+    #[error("cannot encode the event on \"{topic}\" for a subscriber that takes its bytes: {}", chain(&**cause))]
     Encode {
         /// The topic of the event.
         topic: String,
         /// What the codec said.
-        source: BoxError,
+        cause: BoxError,
     },
 }
 
 /// What a broker reports.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
+///
+/// ```
+/// use eventbus::broker::BrokerError;
+/// # use std::io;
+///
+/// let full = io::Error::from(io::ErrorKind::StorageFull);
+/// let error = BrokerError::new("cannot write the log; make room").with_cause(full);
+/// assert_eq!(error.to_string(), "cannot write the log; make room: no storage space");
+/// assert!(error.cause().is_some_and(|cause| cause.is::<io::Error>()));
+/// ```
+#[derive(thiserror::Error)]
+#[error("{message}{}", because(cause.as_ref()))]
 pub struct BrokerError {
     message: String,
-    source: Option<BoxError>,
+    cause: Option<BoxError>,
 }
 
 impl BrokerError {
     /// An error with a message that says what failed and what to do.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), source: None }
+        Self { message: message.into(), cause: None }
     }
 
     /// Keeps what the client library said.
     #[must_use]
-    pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
-        self.source = Some(source.into());
+    pub fn with_cause(mut self, cause: impl Into<BoxError>) -> Self {
+        self.cause = Some(cause.into());
         self
+    }
+
+    /// What the client library said; the message ends with it.
+    #[must_use]
+    pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
+        self.cause.as_deref()
     }
 }
 
@@ -284,13 +343,6 @@ impl BrokerError {
 pub struct StartupError {
     what: &'static str,
     mistakes: Vec<String>,
-}
-
-impl fmt::Debug for StartupError {
-    /// As a text of lines, since a `main` that returns the error shows it in this form.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
 }
 
 impl StartupError {
@@ -332,5 +384,28 @@ mod tests {
         assert!(text(3, 2).contains("2 of them lost"), "{}", text(3, 2));
         let endless = Error::Drain { unfinished: 1, lost: 1, after: Duration::ZERO, drain: Duration::MAX };
         assert!(endless.to_string().contains("`drain` is without limit"), "{endless}");
+    }
+
+    /// What `main` shows, and `unwrap`, is `Debug`.
+    #[test]
+    fn an_error_says_its_causes_once_in_either_form() {
+        let full = BrokerError::new("cannot write the log").with_cause("the disk is full");
+        let error =
+            Error::from(PublishError::Broker { topic: "order.placed".to_owned(), cause: full.into() });
+        let text = "cannot publish to \"order.placed\": cannot write the log: the disk is full";
+        assert_eq!(error.to_string(), text);
+        assert_eq!(format!("{error:?}"), text);
+        assert_eq!(chain(&error), text);
+    }
+
+    #[test]
+    fn an_error_of_others_that_repeats_its_source_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot save: {source}")]
+        struct Repeats {
+            source: std::io::Error,
+        }
+        let error = Repeats { source: std::io::ErrorKind::StorageFull.into() };
+        assert_eq!(chain(&error), "cannot save: no storage space");
     }
 }

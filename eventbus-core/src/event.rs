@@ -87,7 +87,7 @@ pub fn decode_current<E: Event>(version: u32, content_type: &str, payload: &[u8]
             expected: E::Codec::CONTENT_TYPE,
         });
     }
-    E::Codec::decode(payload).map_err(|source| DecodeError::Malformed { event: E::META, source })
+    E::Codec::decode(payload).map_err(|cause| DecodeError::Malformed { event: E::META, cause })
 }
 
 /// What is known of an event type at compile time.

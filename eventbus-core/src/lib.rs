@@ -68,6 +68,8 @@ pub use bus::{Bus, BusBuilder, On, Rebuilding, ReplayProgress, ReplayReport, Rep
 pub use codec::{Codec, Json};
 pub use delivery::Delivery;
 pub use envelope::Envelope;
+#[doc(hidden)]
+pub use error::chain;
 pub use error::{BoxError, BrokerError, DecodeError, Error, PublishError, Result, StartupError};
 pub use event::{Event, EventMeta, IntoEvent, Key};
 pub use extract::{Attempt, Batch, FromBatch, FromDelivery};

@@ -2,7 +2,7 @@
 
 use crate::broker::FailureKind;
 use crate::envelope::Envelope;
-use crate::error::{BoxError, DecodeError};
+use crate::error::{BoxError, DecodeError, chain};
 use crate::event::{Event, EventMeta, IntoEvent};
 use crate::foreign::{self, Panicked};
 use std::error::Error;
@@ -95,18 +95,7 @@ impl Reason {
     }
 
     pub(crate) fn of(kind: FailureKind, error: &(dyn Error + 'static)) -> Self {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            let message = error.to_string();
-            // Many errors repeat their source in their own message.
-            if !text.ends_with(&message) && text.len() < Self::LIMIT {
-                text.push_str(": ");
-                text.push_str(&message);
-            }
-            cause = error.source();
-        }
-        Self::new(kind, text)
+        Self::new(kind, chain(error))
     }
 
     pub(crate) fn kind(&self) -> FailureKind {

@@ -52,7 +52,7 @@ impl Publisher {
     /// ```
     ///
     /// # Errors
-    /// [`PublishError`], once awaited; nothing is stored then.
+    /// [`PublishError`], once awaited. Nothing is stored then, unless it is `Unconfirmed`.
     pub fn publish(&self, event: impl IntoEvent) -> Publish<'_> {
         self.start(shared_envelope_of(event))
     }
@@ -269,12 +269,12 @@ fn shared_envelope_of<I: IntoEvent>(event: I) -> Result<Arc<Envelope>, PublishEr
 
 /// What an event says of itself could not be asked.
 fn unencodable(topic: impl fmt::Display, panicked: Panicked) -> PublishError {
-    PublishError::Encode { topic: topic.to_string(), source: panicked.into() }
+    PublishError::Encode { topic: topic.to_string(), cause: panicked.into() }
 }
 
 /// The broker has panicked, so that nobody knows what it did.
 fn unconfirmed<T>(envelope: &Envelope, panicked: Panicked) -> Result<T, PublishError> {
-    Err(PublishError::Broker { topic: envelope.topic().to_string(), source: panicked.into() })
+    Err(PublishError::Unconfirmed { topic: envelope.topic().to_string(), cause: panicked.into() })
 }
 
 const STRANDED: &str = "the tokio runtime on which the bus was connected has ended, and its handlers with it; \
@@ -363,7 +363,7 @@ impl Outlet {
         let topic = topic.to_string();
         match refused {
             Refused::Closed => PublishError::Closed { topic },
-            Refused::Stranded => PublishError::Broker { topic, source: STRANDED.into() },
+            Refused::Stranded => PublishError::Broker { topic, cause: STRANDED.into() },
         }
     }
 
@@ -467,11 +467,11 @@ impl Outlet {
                     return Err(self.refuse(envelope.topic(), refused));
                 }
                 let result = stored.next().unwrap_or_else(|| {
-                    let source = match &panicked {
+                    let cause = match &panicked {
                         Some(panicked) => panicked.clone().into(),
                         None => "the broker did not answer for this event of a batch".into(),
                     };
-                    Err(PublishError::Broker { topic: envelope.topic().to_string(), source })
+                    Err(PublishError::Unconfirmed { topic: envelope.topic().to_string(), cause })
                 });
                 self.confirm(&envelope, result)
             })

@@ -1,6 +1,7 @@
 //! The log on standard error, for programs that have set up none: what fails must not fail in silence.
 
 use crate::aside::{Aside, unlocked};
+use crate::error::chain;
 use crate::printable::printable;
 use std::error::Error;
 use std::fmt;
@@ -75,9 +76,7 @@ impl Visit for PrintableVisitor<'_> {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        let sources = std::iter::successors(value.source(), |&error| error.source());
-        let chain = sources.fold(value.to_string(), |chain, error| format!("{chain}: {error}"));
-        self.0.record_debug(field, &printable(chain));
+        self.0.record_debug(field, &printable(chain(value)));
     }
 }
 

@@ -118,7 +118,7 @@ impl SqliteBroker {
             Writer::start(Arc::clone(&store), connection).inspect_err(|_| store.process.leave())?;
             Ok(Self(Arc::new(Handle(store))))
         });
-        opening.await.map_err(|error| BrokerError::new("the log was not opened").with_source(error))?
+        opening.await.map_err(|error| BrokerError::new("the log was not opened").with_cause(error))?
     }
 
     pub(crate) fn readers(&self) -> &Arc<Readers> {
@@ -159,13 +159,15 @@ impl Broker for SqliteBroker {
             Err(error) => return BrokerFuture::ready(Err(error)),
         };
         let (waiting, stored) = oneshot::channel();
+        let topic = record.envelope.topic().clone();
         if let Err(Waiting::One(record, _)) = self.store().writes.publish(Waiting::One(record, waiting)) {
             return BrokerFuture::ready(Err(unwritten(&record.envelope)));
         }
         BrokerFuture::new(async move {
-            stored.await.unwrap_or_else(|_| {
-                Err(PublishError::Broker { topic: "?".to_owned(), source: closed().into() })
-            })
+            // The writer has ended without an answer.
+            let unknown =
+                |_| Err(PublishError::Unconfirmed { topic: topic.to_string(), cause: closed().into() });
+            stored.await.unwrap_or_else(unknown)
         })
     }
 
@@ -249,8 +251,8 @@ impl Store {
                 Err(PublishError::TooLarge { topic: topic(), size: record.payload.len(), limit })
             }
             Ok(record) => Ok(record),
-            Err(DecodeError::Encode { source, .. }) => Err(PublishError::Encode { topic: topic(), source }),
-            Err(error) => Err(PublishError::Encode { topic: topic(), source: error.into() }),
+            Err(DecodeError::Encode { cause, .. }) => Err(PublishError::Encode { topic: topic(), cause }),
+            Err(error) => Err(PublishError::Encode { topic: topic(), cause: error.into() }),
         }
     }
 
@@ -387,7 +389,7 @@ impl Store {
 }
 
 fn unwritten(envelope: &Envelope) -> PublishError {
-    PublishError::Broker { topic: envelope.topic().to_string(), source: closed().into() }
+    PublishError::Broker { topic: envelope.topic().to_string(), cause: closed().into() }
 }
 
 impl Drop for Handle {

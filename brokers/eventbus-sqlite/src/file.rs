@@ -37,10 +37,10 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf, BrokerError> {
     }
     let found = find(path).map_err(|error| {
         BrokerError::new(format!(
-            "cannot find or create the log `{}` ({error}); choose a folder that exists and can be written to",
+            "cannot find or create the log `{}`; choose a folder that exists and can be written to",
             path.display()
         ))
-        .with_source(error)
+        .with_cause(error)
     })?;
     match fs::metadata(&found) {
         Ok(file) if file.is_dir() => Err(BrokerError::new(format!(
@@ -196,10 +196,10 @@ impl LogFile {
             let path = beside(path, end);
             Expected::at(path.clone()).map_err(|error| {
                 BrokerError::new(format!(
-                    "cannot find `{}` ({error}), which was there a moment ago; open the log again",
+                    "cannot find `{}`, which was there a moment ago; open the log again",
                     path.display()
                 ))
-                .with_source(error)
+                .with_cause(error)
             })
         };
         Ok(Self {

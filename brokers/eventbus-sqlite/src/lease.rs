@@ -34,10 +34,10 @@ impl Process {
         let path = lock_file(log, &name);
         let file = lock(&path).map_err(|error| {
             BrokerError::new(format!(
-                "cannot lock `{}` beside the log ({error}); make the folder writable for this program",
+                "cannot lock `{}` beside the log; make the folder writable for this program",
                 path.display()
             ))
-            .with_source(error)
+            .with_cause(error)
         })?;
         Ok(Self { name, path, file: Lock::new(Rank::LEAF, file) })
     }

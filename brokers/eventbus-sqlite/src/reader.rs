@@ -59,7 +59,7 @@ impl Readers {
             }
             result
         });
-        reading.await.map_err(|error| BrokerError::new("the log was not read").with_source(error))?
+        reading.await.map_err(|error| BrokerError::new("the log was not read").with_cause(error))?
     }
 
     /// Closes the connections.

@@ -94,10 +94,10 @@ fn find_or_create(path: &Path, create: bool) -> Result<(), BrokerError> {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(BrokerError::new(format!(
-            "cannot create the log `{}` ({error}); choose a folder that exists and can be written to",
+            "cannot create the log `{}`; choose a folder that exists and can be written to",
             path.display()
         ))
-        .with_source(error)),
+        .with_cause(error)),
     }
 }
 
@@ -237,7 +237,7 @@ pub(crate) fn explain(path: &Path, error: rusqlite::Error) -> BrokerError {
             format!("`{file}` is not an SQLite database; choose another file for the log")
         }
         Some(ErrorCode::DatabaseCorrupt) => format!(
-            "the log `{file}` is damaged ({error}); restore it from a backup, or save what can be read with \
+            "the log `{file}` is damaged; restore it from a backup, or save what can be read with \
              `sqlite3 {file} .recover`"
         ),
         Some(ErrorCode::DiskFull) => format!("the disk of the log `{file}` is full; make room"),
@@ -245,7 +245,7 @@ pub(crate) fn explain(path: &Path, error: rusqlite::Error) -> BrokerError {
             "the log `{file}` cannot be written; make the file and its folder writable for this program"
         ),
         Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => format!(
-            "the log `{file}` cannot be opened ({error}); its folder must exist, and this program must be allowed \
+            "the log `{file}` cannot be opened; its folder must exist, and this program must be allowed \
              to write to both"
         ),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
@@ -254,11 +254,11 @@ pub(crate) fn explain(path: &Path, error: rusqlite::Error) -> BrokerError {
             )
         }
         Some(ErrorCode::SystemIoFailure) => {
-            format!("the log `{file}` cannot be read or written ({error}); look at its disk")
+            format!("the log `{file}` cannot be read or written; look at its disk")
         }
-        _ => format!("the log `{file}` failed: {error}"),
+        _ => format!("the log `{file}` failed"),
     };
-    BrokerError::new(message).with_source(error)
+    BrokerError::new(message).with_cause(error)
 }
 
 #[cfg(test)]

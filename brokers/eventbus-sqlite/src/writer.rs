@@ -107,7 +107,7 @@ impl Writer {
             faults.install(&mut writer.connection).map_err(|error| explain(&path, error))?;
         }
         std::thread::Builder::new().name("eventbus-sqlite".to_owned()).spawn(move || writer.work()).map_err(
-            |error| BrokerError::new("cannot start the thread that writes the log").with_source(error),
+            |error| BrokerError::new("cannot start the thread that writes the log").with_cause(error),
         )?;
         Ok(())
     }
@@ -124,11 +124,9 @@ impl Writer {
             if let Some(done) = closing.take() {
                 self.wake(usize::MAX);
                 let closed = written.and(self.finish()).map_err(|error| {
-                    let message = format!(
-                        "not everything was written before the log was closed ({error}); what was settled last is \
-                         delivered again"
-                    );
-                    BrokerError::new(message).with_source(error)
+                    let message = "not everything was written before the log was closed; what was settled last is \
+                                   delivered again";
+                    BrokerError::new(message).with_cause(error)
                 });
                 // The last connection that closes tidies the file up.
                 drop(self);
@@ -445,7 +443,7 @@ fn answer(publishes: Vec<Waiting>, stored: Vec<Result<Option<i64>, String>>, fai
             (None, Some(Err(problem))) => problem,
             (None, None) => "the event was not written".to_owned(),
         };
-        Err(PublishError::Broker { topic: record.envelope.topic().to_string(), source: problem.into() })
+        Err(PublishError::Broker { topic: record.envelope.topic().to_string(), cause: problem.into() })
     };
     for waiting in publishes {
         match waiting {

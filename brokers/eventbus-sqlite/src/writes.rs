@@ -120,7 +120,9 @@ impl Writes {
             Box::new(move |committed| {
                 let result = match (committed, result) {
                     (Ok(()), Some(Ok(changed))) => Ok(apply(changed)),
-                    (Ok(()), Some(Err(error))) => Err(BrokerError::new(error.to_string()).with_source(error)),
+                    (Ok(()), Some(Err(error))) => {
+                        Err(BrokerError::new("the log was not changed").with_cause(error))
+                    }
                     (Ok(()), None) => Err(closed()),
                     (Err(error), _) => Err(BrokerError::new(error.to_string())),
                 };

@@ -173,7 +173,7 @@ impl Rebuilding {
         let Self { bus, group, states, on_progress, swap } = self;
         let started = Instant::now();
         let live = bus.lanes_of(&group)?;
-        let failed = |reason| Error::Rebuild { group: group.clone(), swapped: false, reason, source: None };
+        let failed = |reason| Error::Rebuild { group: group.clone(), swapped: false, reason, cause: None };
         if let Some(refused) = refused(&live) {
             return Err(failed(refused));
         }
@@ -232,7 +232,7 @@ impl Rebuilding {
                 group: group.clone(),
                 swapped: false,
                 reason: "`swap` could not put the new model in place".to_owned(),
-                source: Some(error),
+                cause: Some(error),
             })?;
             Ok(match groups.seek(&group, sum.latest).await {
                 Ok(true) => None,
@@ -242,11 +242,11 @@ impl Rebuilding {
         };
         let swapped: Result<Option<BoxError>> = swapped.await;
         let resumed = pause.end().await;
-        let in_place = |reason: &str, source| Error::Rebuild {
+        let in_place = |reason: &str, cause| Error::Rebuild {
             group: group.clone(),
             swapped: true,
             reason: format!("the new model is in place, but {reason}"),
-            source: Some(source),
+            cause: Some(cause),
         };
         if let Some(error) = swapped? {
             let reason = "the cursor could not be moved, so the latest events are handled a second time";

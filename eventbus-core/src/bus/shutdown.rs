@@ -133,7 +133,7 @@ impl Bus {
         match timeout_at(deadline, close).await {
             Ok(Ok(closed)) => Ok(closed?),
             Ok(Err(panicked)) => {
-                Err(BrokerError::new("the broker could not close").with_source(panicked).into())
+                Err(BrokerError::new("the broker could not close").with_cause(panicked).into())
             }
             Err(_) => Err(self.did_not_close("within the drain time")),
         }

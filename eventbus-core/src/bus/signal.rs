@@ -97,7 +97,7 @@ impl Drop for Signals {
 
 fn failed(error: io::Error) -> Error {
     BrokerError::new("cannot listen for signals; end the bus with `run_until` or `shutdown`")
-        .with_source(error)
+        .with_cause(error)
         .into()
 }
 

@@ -78,7 +78,7 @@ impl Envelope {
         let encoded = foreign::call("a serializer", || Json::encode(value));
         match encoded.unwrap_or_else(|panicked| Err(panicked.into())) {
             Ok(payload) => Ok(Self::from_bytes(topic, Json::<()>::CONTENT_TYPE, payload)),
-            Err(source) => Err(PublishError::Encode { topic: topic.to_string(), source }),
+            Err(cause) => Err(PublishError::Encode { topic: topic.to_string(), cause }),
         }
     }
 
@@ -325,7 +325,7 @@ impl Envelope {
     /// # Errors
     /// Where the event has no form in its codec.
     pub fn payload(&self) -> Result<&Bytes, DecodeError> {
-        self.payload.bytes().map_err(|source| DecodeError::Encode { topic: self.topic.to_string(), source })
+        self.payload.bytes().map_err(|cause| DecodeError::Encode { topic: self.topic.to_string(), cause })
     }
 
     /// The event, shared with everybody else where it was published in this process, decoded where it was not.

@@ -54,11 +54,11 @@ pub(super) fn check<E: Event>(envelope: &Envelope, which: ReadBack) -> Result<()
     let topic = || envelope.topic().to_string();
     match checked {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(Fault::Unwritten(source))) => Err(PublishError::Encode { topic: topic(), source }),
-        Ok(Err(Fault::Unread(source))) => {
-            Err(PublishError::Unreadable { topic: topic(), event: E::META, source })
+        Ok(Err(Fault::Unwritten(cause))) => Err(PublishError::Encode { topic: topic(), cause }),
+        Ok(Err(Fault::Unread(cause))) => {
+            Err(PublishError::Unreadable { topic: topic(), event: E::META, cause })
         }
-        Err(panicked) => Err(PublishError::Encode { topic: topic(), source: panicked.into() }),
+        Err(panicked) => Err(PublishError::Encode { topic: topic(), cause: panicked.into() }),
     }
 }
 
@@ -70,7 +70,7 @@ enum Fault {
 fn read_back<E: Event>(envelope: &Envelope, event: &E) -> Result<(), Fault> {
     // The bytes are kept for the first who asks.
     let written = envelope.payload().map_err(|error| match error {
-        DecodeError::Encode { source, .. } => Fault::Unwritten(source),
+        DecodeError::Encode { cause, .. } => Fault::Unwritten(cause),
         other => Fault::Unwritten(other.into()),
     })?;
     // That it can be read is all there is to find out: what its destructor does is no matter of the publisher.

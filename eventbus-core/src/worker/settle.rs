@@ -86,7 +86,7 @@ impl From<Panicked> for Failure {
 impl From<PublishError> for Failure {
     fn from(error: PublishError) -> Self {
         let (kind, again) = match &error {
-            PublishError::Encode { source, .. } if source.is::<Panicked>() => {
+            PublishError::Encode { cause, .. } if cause.is::<Panicked>() => {
                 (FailureKind::Panicked, Again::ByPolicy)
             }
             PublishError::CausationLimit { .. }

@@ -2,7 +2,7 @@
 
 use crate::signals;
 use eventbus_core::printable::printable;
-use eventbus_core::{BoxError, BrokerError, DecodeError, Error, PublishError, TopicError};
+use eventbus_core::{BoxError, BrokerError, DecodeError, Error, PublishError, TopicError, chain};
 use std::fmt::Display;
 use std::io;
 
@@ -55,26 +55,11 @@ impl Failure {
     }
 }
 
-/// An error and what caused it, in one text. Many errors repeat their source in their own message.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        if !text.contains(&message) {
-            text.push_str(": ");
-            text.push_str(&message);
-        }
-        cause = error.source();
-    }
-    text
-}
-
 macro_rules! fails {
     ($($error:ty)*) => {$(
         impl From<$error> for Failure {
             fn from(error: $error) -> Self {
-                Self::new(chain(&error))
+                Self::new(error)
             }
         }
     )*};
@@ -86,7 +71,7 @@ impl From<Error> for Failure {
         match error {
             // Its lines are the program's own.
             Error::Startup(error) => Self::Failed(error.to_string()),
-            error => Self::new(chain(&error)),
+            error => Self::new(error),
         }
     }
 }
@@ -112,17 +97,17 @@ mod tests {
 
     #[test]
     fn a_failure_says_its_causes_once() {
-        let error = BrokerError::new("the log is closed").with_source("the disk is full");
+        let error = BrokerError::new("the log is closed").with_cause("the disk is full");
         let Failure::Failed(text) = error.into() else { panic!() };
         assert_eq!(text, "the log is closed: the disk is full");
-        let error = PublishError::Broker { topic: "a".into(), source: "the disk is full".into() };
+        let error = PublishError::Broker { topic: "a".into(), cause: "the disk is full".into() };
         let Failure::Failed(text) = error.into() else { panic!() };
         assert_eq!(text.matches("the disk is full").count(), 1, "{text}");
     }
 
     #[test]
     fn what_a_failure_quotes_begins_no_line() {
-        let error = BrokerError::new("refused\nerror: all is well").with_source("\u{1b}[2J");
+        let error = BrokerError::new("refused\nerror: all is well").with_cause("\u{1b}[2J");
         let Failure::Failed(text) = error.into() else { panic!() };
         assert_eq!(text, r"refused\nerror: all is well: \u{1b}[2J");
     }

@@ -19,7 +19,7 @@ fn check(envelope: &Envelope) -> Result<(), PublishError> {
     let topic = || envelope.topic().to_string();
     let size = match envelope.payload() {
         Ok(payload) => payload.len(),
-        Err(error) => return Err(PublishError::Encode { topic: topic(), source: error.into() }),
+        Err(error) => return Err(PublishError::Encode { topic: topic(), cause: error.into() }),
     };
     if size > MAX_PAYLOAD {
         return Err(PublishError::TooLarge { topic: topic(), size, limit: MAX_PAYLOAD });
