@@ -3,10 +3,18 @@
 mod support;
 
 use bytes::Bytes;
-use eventbus::broker::FailureKind;
-use eventbus::{Delivery, Envelope, Reason, Topic};
+use eventbus::broker::{
+    BrokerFuture, DeadLetter, DeadLetters, Deliveries, FailureKind, Features, Receipt, Received, Replay,
+    ReplayRequest, Replayable, Settler, SubscribeRequest,
+};
+use eventbus::memory::MemoryBroker;
+use eventbus::{
+    Batch, Broker, BrokerError, Bus, Delivery, Envelope, PublishError, Reason, State, Topic, subscribe,
+};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
 use support::{OrderPlaced, Ping, Seen, bus, pings};
 
 #[tokio::test(start_paused = true)]
@@ -174,4 +182,226 @@ async fn a_huge_error_text_is_cut_to_its_limit() {
     let letters = bus.dead_letters().unwrap().list().await.unwrap();
     let reason = &letters[0].1.reason;
     assert!(reason.len() <= Reason::LIMIT && reason.ends_with("(10485760 bytes in all)"), "{}", reason.len());
+}
+
+/// The in-process broker, while the disk on which it keeps dead letters is full.
+#[derive(Clone)]
+struct Full {
+    broker: MemoryBroker,
+    full: Arc<AtomicBool>,
+    refused: Arc<AtomicUsize>,
+}
+
+impl Full {
+    fn new() -> Self {
+        let broker = MemoryBroker::builder().history(100).build();
+        Self { broker, full: Arc::new(AtomicBool::new(true)), refused: Arc::default() }
+    }
+
+    async fn bus(&self) -> Bus {
+        Bus::builder().without_subscriptions().broker(self.clone()).await.unwrap()
+    }
+
+    /// Waits until dead letters were refused so often.
+    async fn has_refused(&self, often: usize) {
+        let refused = async {
+            while self.refused.load(Ordering::SeqCst) < often {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(600), refused)
+            .await
+            .expect("the dead letter is tried again");
+    }
+
+    fn read(&self, deliveries: Box<dyn Deliveries>) -> Box<dyn Deliveries> {
+        Box::new(FullDeliveries(deliveries, self.clone()))
+    }
+}
+
+impl Broker for Full {
+    fn name(&self) -> &str {
+        "full"
+    }
+
+    fn features(&self) -> Features {
+        self.broker.features()
+    }
+
+    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
+        self.broker.publish(envelope)
+    }
+
+    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
+        let (this, opening) = (self.clone(), self.broker.subscribe(request));
+        BrokerFuture::new(async move { Ok(this.read(opening.await?)) })
+    }
+
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
+        self.broker.dead_letters()
+    }
+
+    fn replayable(&self) -> Option<Arc<dyn Replayable>> {
+        Some(Arc::new(self.clone()))
+    }
+}
+
+impl Replayable for Full {
+    fn replay(&self, request: ReplayRequest) -> BrokerFuture<Result<Replay, BrokerError>> {
+        let (this, opening) = (self.clone(), Replayable::replay(&self.broker, request));
+        BrokerFuture::new(async move {
+            let replay = opening.await?;
+            Ok(Replay { deliveries: this.read(replay.deliveries), ..replay })
+        })
+    }
+}
+
+struct FullDeliveries(Box<dyn Deliveries>, Full);
+
+impl Deliveries for FullDeliveries {
+    fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut Vec<Received>,
+        limit: usize,
+    ) -> Poll<Result<(), BrokerError>> {
+        let before = into.len();
+        let polled = self.0.poll_receive(context, into, limit);
+        for received in &mut into[before..] {
+            received.settler = Arc::new(FullSettler(Arc::clone(&received.settler), self.1.clone()));
+        }
+        polled
+    }
+}
+
+struct FullSettler(Arc<dyn Settler>, Full);
+
+impl std::fmt::Debug for FullSettler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Settler for FullSettler {
+    fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
+        self.0.ack(receipt)
+    }
+
+    fn nack(&self, receipt: Receipt, delay: Duration) -> BrokerFuture<Result<(), BrokerError>> {
+        self.0.nack(receipt, delay)
+    }
+
+    fn reject(&self, receipt: Receipt, letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
+        if self.1.full.load(Ordering::SeqCst) {
+            self.1.refused.fetch_add(1, Ordering::SeqCst);
+            return BrokerFuture::ready(Err(BrokerError::new("the disk is full; make room")));
+        }
+        self.0.reject(receipt, letter)
+    }
+
+    fn release(&self, receipt: Receipt) {
+        self.0.release(receipt);
+    }
+}
+
+/// Whether a handler of these tests gives an order up.
+fn is_poison(order: &OrderPlaced) -> bool {
+    order.number == 1
+}
+
+async fn publish_orders(bus: &Bus) {
+    for (customer, number) in [(7, 1), (7, 2), (7, 3), (8, 4)] {
+        bus.publish(&OrderPlaced { customer, number }).await.unwrap();
+    }
+}
+
+/// The disk is full, then it is not: what is handled at last, in order, and the dead letter.
+async fn gets_room(broker: &Full, handled: &Seen<u64>) {
+    broker.has_refused(5).await;
+    assert_eq!(
+        handled.all(),
+        [1, 4],
+        "the key of what is given up waits, others go on, and no handler is asked again"
+    );
+    broker.full.store(false, Ordering::SeqCst);
+}
+
+async fn letters(broker: &Full) -> Vec<(u64, u32)> {
+    let letters = broker.dead_letters().unwrap().list().await.unwrap();
+    let facts = letters
+        .iter()
+        .map(|(_, letter)| (letter.envelope.event::<OrderPlaced>().unwrap().number, letter.attempts));
+    facts.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_cannot_be_stored_keeps_its_key_waiting_until_it_is() {
+    let broker = Full::new();
+    let bus = broker.bus().await;
+    let handled = Seen::new();
+    let seen = handled.clone();
+    bus.on(move |order: Arc<OrderPlaced>| {
+        seen.push(order.number);
+        async move { if is_poison(&order) { Err("poison") } else { Ok(()) } }
+    })
+    .retries(0)
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    publish_orders(&bus).await;
+    gets_room(&broker, &handled).await;
+    broker.broker.settled().await;
+    assert_eq!(handled.all(), [1, 4, 2, 3]);
+    assert_eq!(letters(&broker).await, [(1, 1)]);
+}
+
+#[subscribe(group = "batched", batch = 2, retries = 0)]
+async fn batched(orders: Batch<OrderPlaced>, handled: State<Seen<u64>>) -> Vec<Result<(), String>> {
+    let answer = |(order, _): (&OrderPlaced, &Envelope)| {
+        handled.push(order.number);
+        if is_poison(order) { Err("poison".to_owned()) } else { Ok(()) }
+    };
+    orders.iter().map(answer).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_of_a_batch_whose_dead_letter_cannot_be_stored_keeps_its_key_waiting() {
+    let broker = Full::new();
+    let handled = Seen::new();
+    let builder = Bus::builder().state(handled.clone()).only(["batched"]);
+    let bus = builder.broker(broker.clone()).await.unwrap();
+    bus.start().unwrap();
+    publish_orders(&bus).await;
+    gets_room(&broker, &handled).await;
+    broker.broker.settled().await;
+    assert_eq!(handled.all(), [1, 4, 2, 3]);
+    assert_eq!(letters(&broker).await, [(1, 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_loses_no_event_whose_dead_letter_cannot_be_stored() {
+    let broker = Full::new();
+    let bus = broker.bus().await;
+    let handled = Seen::new();
+    let seen = handled.clone();
+    bus.on_topic("order.placed", move |delivery: Delivery| {
+        let order: OrderPlaced = delivery.owned_event().unwrap();
+        let fails = delivery.replayed() && is_poison(&order);
+        if delivery.replayed() {
+            seen.push(order.number);
+        }
+        async move { if fails { Err("poison") } else { Ok(()) } }
+    })
+    .group("model")
+    .retries(0)
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    publish_orders(&bus).await;
+    broker.broker.settled().await;
+    let (replayed, ()) = tokio::join!(async { bus.replay("model").await }, gets_room(&broker, &handled));
+    let replayed = replayed.unwrap();
+    assert_eq!(handled.all(), [1, 4, 2, 3]);
+    assert_eq!((replayed.acked, replayed.dead_lettered), (3, 1));
+    assert_eq!(letters(&broker).await, [(1, 1)]);
 }

@@ -46,6 +46,9 @@ pub(crate) mod broker {
         Later(Duration),
     }
 
+    /// Every dead letter can be stored.
+    pub(crate) enum DeadLetter {}
+
     /// No program has ended before, so nothing was parked by one.
     #[derive(Clone, Copy)]
     pub(crate) enum Parked {}

@@ -124,6 +124,10 @@ mod settle {
         Settled::Acked(key(delivery))
     }
 
+    pub(super) async fn keep_again(_: &Arc<Lanes>, _: &mut Option<Open>, _: &Delivery) -> Settled {
+        unreachable!("every dead letter can be stored")
+    }
+
     pub(super) async fn settle(
         lanes: &Arc<Lanes>,
         held: &mut Option<Open>,

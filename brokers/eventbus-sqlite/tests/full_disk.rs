@@ -9,7 +9,7 @@ use eventbus_sqlite::SqliteBroker;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use support::{Ping, Seen, pings, settled, until};
+use support::{OrderPlaced, Ping, Seen, pings, settled, until};
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
 
@@ -147,4 +147,50 @@ async fn a_full_disk_refuses_by_name_and_all_goes_on_when_there_is_room() {
         letters.iter().map(|(_, letter)| letter.envelope.event::<Ping>().unwrap().number).collect();
     given_up.sort_unstable();
     assert_eq!(given_up, acknowledged, "what a handler gave up is kept");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_become_a_dead_letter_on_a_full_disk_is_overtaken_by_nothing_of_its_key() {
+    let Some(disk) = Disk::mount() else {
+        return run_where_one_may_mount(
+            "what_cannot_become_a_dead_letter_on_a_full_disk_is_overtaken_by_nothing_of_its_key",
+        );
+    };
+    let bus = bus(&disk.log()).await;
+    let (gate, handled) = (Arc::new(Semaphore::new(0)), Seen::new());
+    let (opens, seen) = (Arc::clone(&gate), handled.clone());
+    bus.on(move |order: Arc<OrderPlaced>| {
+        let (opens, seen) = (Arc::clone(&opens), seen.clone());
+        async move {
+            drop(opens.acquire().await);
+            seen.push(order.number);
+            if order.number == 0 { Err("poison") } else { Ok(()) }
+        }
+    })
+    .group("ordered")
+    .retries(0)
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    let order = |customer, number| OrderPlaced { customer, number };
+    for number in 0..5 {
+        bus.publish(&order(1, number)).await.unwrap();
+    }
+    bus.publish(&order(2, 5)).await.unwrap();
+    disk.fill();
+    until("the disk is full", async || bus.publish(&Ping { number: 0 }).await.is_err()).await;
+    gate.add_permits(1_000_000);
+    until("both keys were handled", async || handled.len() >= 2).await;
+    // Each is answered after its transaction, and the second one begins after the dead letter was given to the writer.
+    for _ in 0..2 {
+        bus.publish(&Ping { number: 0 }).await.unwrap_err();
+    }
+    assert!(bus.dead_letters().unwrap().list().await.unwrap().is_empty());
+    disk.make_room();
+    settled(&bus).await;
+    assert_eq!(handled.sorted(), [0, 1, 2, 3, 4, 5], "no handler is asked once more");
+    let of_its_key: Vec<_> = handled.all().into_iter().filter(|number| *number != 5).collect();
+    assert_eq!(of_its_key, [0, 1, 2, 3, 4]);
+    assert_eq!(bus.dead_letters().unwrap().list().await.unwrap().len(), 1);
+    bus.shutdown().await.unwrap();
 }

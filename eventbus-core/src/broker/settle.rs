@@ -32,7 +32,11 @@ pub trait Settler: Send + Sync + fmt::Debug + 'static {
     /// The delivery failed; deliver it again, not before `delay` has passed.
     fn nack(&self, receipt: Receipt, delay: Duration) -> BrokerFuture<Result<(), BrokerError>>;
 
-    /// The subscription gave the delivery up. `Ok` means that its dead letter is stored.
+    /// The subscription gave the delivery up. `Ok` means that its dead letter is stored, and the delivery done.
+    ///
+    /// An error means that neither is the case, as on a full disk: whoever asked still holds the delivery, as before.
+    /// A bus asks again later, with the same receipt, and keeps what follows in the delivery's lane back until the dead
+    /// letter is stored. Where the answer is not waited for, the broker has to deliver again what it could not store.
     fn reject(&self, receipt: Receipt, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>>;
 
     /// The subscription will try again itself when it is due, and holds the delivery until then. A durable broker
@@ -96,7 +100,7 @@ impl Parked {
     }
 }
 
-/// Settles one delivery: each method consumes it, and dropping it leaves the delivery to be delivered again.
+/// Settles one delivery, once; dropping it leaves the delivery to be delivered again.
 #[derive(Debug)]
 pub struct Acker {
     settler: Kept<Arc<dyn Settler>>,
@@ -126,10 +130,16 @@ impl Acker {
         self.settler.nack(receipt, delay)
     }
 
-    /// The delivery is given up; `Ok` means that its dead letter is stored.
-    pub fn reject(mut self, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
+    /// The delivery is given up; `Ok` means that its dead letter is stored. Where it could not be, the delivery is held
+    /// further: [`keep`](Self::keep) takes its receipt.
+    pub(crate) fn reject(&mut self, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
         let receipt = self.take();
         self.settler.reject(receipt, dead_letter)
+    }
+
+    /// The broker did not take the answer: what the receipt says is held as before.
+    pub(crate) fn keep(&mut self, receipt: Receipt) {
+        self.receipt = Some(receipt);
     }
 
     /// Notes that the subscription tries again, as `attempt`; from now on this is what the receipt says.

@@ -13,7 +13,7 @@ use super::source::{Answer, Next, Reader, Source};
 use super::table::LaneTable;
 use super::threads::Threads;
 use super::watchdog::{Look, Minded, Watchdog};
-use crate::broker::{Acker, Deliveries, Parked, Received};
+use crate::broker::{Acker, DeadLetter, Deliveries, Parked, Received};
 use crate::delivery::{Delivery, Scope};
 use crate::error::StartupError;
 use crate::event::Key;
@@ -71,7 +71,7 @@ pub(super) struct Open {
     pub(super) acker: Acker,
     replayed: bool,
     /// What was noted when it last failed. In a box, since that is rare and a delivery is moved often.
-    pub(super) parked: Option<Box<Parked>>,
+    pub(super) failed: Option<Box<Failed>>,
     /// When it is due, where it came while it waited for its next attempt.
     due: Option<Instant>,
     /// When it came, for the age of a batch.
@@ -83,13 +83,27 @@ pub(super) struct Open {
     pub(super) alone: bool,
 }
 
+/// What is noted of a delivery that has failed.
+pub(super) enum Failed {
+    /// It is tried again.
+    Parked(Parked),
+    /// It is given up, and its dead letter could not be stored yet, so often.
+    Unkept(DeadLetter, u32),
+}
+
 impl Open {
     #[inline]
     fn new(received: Received, since: Option<Instant>, order: u64) -> Self {
         let Received { receipt, replayed, parked, alone, settler } = received;
         let due = parked.map(|parked| after(parked.delay(Timestamp::now())));
-        let parked = parked.map(Box::new);
-        Self { acker: Acker::new(settler, receipt), replayed, parked, due, since, order, alone }
+        let failed = parked.map(|parked| Box::new(Failed::Parked(parked)));
+        Self { acker: Acker::new(settler, receipt), replayed, failed, due, since, order, alone }
+    }
+
+    /// Whether it is given up already: no handler is called with it, but its dead letter has to be stored.
+    #[inline]
+    pub(super) fn is_given_up(&self) -> bool {
+        matches!(self.failed.as_deref(), Some(Failed::Unkept(..)))
     }
 
     /// The next attempt, as the handler sees it.

@@ -1,7 +1,8 @@
 //! Settlement: the only place from which deliveries are acked and rejected.
 
 use super::attempt::Broken;
-use super::lanes::{Lanes, Open, Settled};
+use super::lanes::{self, Failed, Lanes, Open, Settled};
+use crate::backoff::Backoff;
 use crate::broker::{Acker, BrokerFuture, DeadLetter, FailureKind, Parked};
 use crate::delivery::Delivery;
 use crate::envelope::Envelope;
@@ -15,6 +16,9 @@ use crate::printable::printable;
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// How long it takes until a dead letter is stored that could not be: its events wait for somebody who makes room.
+const KEEP_AGAIN: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
 
 /// A failed attempt: why, and whether another one is of use.
 struct Failure {
@@ -159,11 +163,11 @@ async fn fail(lanes: &Arc<Lanes>, held: &mut Option<Open>, delivery: &Delivery, 
     );
     let due = now.checked_add(jiff::SignedDuration::try_from(delay).unwrap_or(jiff::SignedDuration::MAX));
     let parked = Parked {
-        first_failed_at: open.parked.as_ref().map_or(now, |parked| parked.first_failed_at),
+        first_failed_at: first_failed_at(open).unwrap_or(now),
         last_failed_at: now,
         due: due.unwrap_or(Timestamp::MAX),
     };
-    open.parked = Some(Box::new(parked));
+    open.failed = Some(Box::new(Failed::Parked(parked)));
     let noted = foreign::run("a broker", || open.acker.park(attempt + 1, parked)).await;
     if let Err(error) = noted.unwrap_or_else(|panicked| Err(broken(panicked))) {
         log::warn!(
@@ -178,8 +182,15 @@ async fn fail(lanes: &Arc<Lanes>, held: &mut Option<Open>, delivery: &Delivery, 
     Settled::Parked
 }
 
+fn first_failed_at(open: &Open) -> Option<Timestamp> {
+    match open.failed.as_deref()? {
+        Failed::Parked(parked) => Some(parked.first_failed_at),
+        Failed::Unkept(letter, _) => Some(letter.first_failed_at),
+    }
+}
+
 async fn give_up(
-    lanes: &Lanes,
+    lanes: &Arc<Lanes>,
     held: &mut Option<Open>,
     delivery: &Delivery,
     failure: Failure,
@@ -201,7 +212,6 @@ async fn give_up(
         observe(lanes, delivery, || Attempted::Dropped { reason });
         return Settled::GivenUp(key(delivery));
     }
-    let parked = held.as_ref().and_then(|open| open.parked.as_deref());
     let dead_letter = DeadLetter {
         envelope: Arc::clone(envelope),
         group: subscription.group.to_string(),
@@ -209,28 +219,73 @@ async fn give_up(
         kind,
         reason,
         attempts,
-        first_failed_at: parked.map_or(now, |parked| parked.first_failed_at),
+        first_failed_at: held.as_ref().and_then(first_failed_at).unwrap_or(now),
         last_failed_at: now,
         offset: delivery.offset(),
     };
-    match tell(held, |acker| acker.reject(dead_letter.clone())).await {
-        Ok(()) => {
+    keep(lanes, held, delivery, dead_letter, 0).await
+}
+
+/// Has the dead letter stored of a delivery that was given up before.
+pub(super) async fn keep_again(lanes: &Arc<Lanes>, held: &mut Option<Open>, delivery: &Delivery) -> Settled {
+    match held.as_mut().and_then(|open| open.failed.take()).map(|failed| *failed) {
+        Some(Failed::Unkept(letter, failures)) => keep(lanes, held, delivery, letter, failures).await,
+        _ => Settled::Unsettled(key(delivery)),
+    }
+}
+
+/// Has a dead letter stored. Where that fails, as on a full disk, the lane stays closed and it is tried again, so that
+/// nothing of its key overtakes the event and nothing is lost.
+async fn keep(
+    lanes: &Arc<Lanes>,
+    held: &mut Option<Open>,
+    delivery: &Delivery,
+    letter: DeadLetter,
+    failures: u32,
+) -> Settled {
+    let Some(mut open) = held.take() else { return Settled::Unsettled(key(delivery)) };
+    // The broker has the delivery until it answers that it could not store the dead letter.
+    let receipt = open.acker.receipt().clone();
+    let told = foreign::run("a broker", || open.acker.reject(letter.clone())).await;
+    let (group, id) = (&lanes.scope.subscription.group, delivery.envelope().id());
+    let error = match told {
+        Ok(Ok(())) => {
             log::error!(
-                target: "eventbus", group = %printable(&subscription.group), topic = %printable(envelope.topic()), id = %printable(envelope.id()),
-                attempts = dead_letter.attempts, kind = %printable(kind), reason = %printable(&dead_letter.reason),
+                target: "eventbus", group = %printable(group), topic = %printable(letter.envelope.topic()), id = %printable(id),
+                attempts = letter.attempts, kind = %printable(letter.kind), reason = %printable(&letter.reason),
                 "the event is given up and kept as a dead letter"
             );
-            observe(lanes, delivery, || Attempted::DeadLettered(Arc::new(dead_letter)));
-            Settled::GivenUp(key(delivery))
+            observe(lanes, delivery, || Attempted::DeadLettered(Arc::new(letter)));
+            return Settled::GivenUp(key(delivery));
         }
-        Err(error) => {
+        Ok(Err(error)) => error,
+        Err(panicked) => {
+            // It may have stored it: to tell it again could keep the letter twice.
             log::error!(
-                target: "eventbus", group = %printable(&subscription.group), id = %printable(envelope.id()), error = %printable(error),
-                "the dead letter could not be stored; the broker will deliver the event again"
+                target: "eventbus", group = %printable(group), id = %printable(id), panic = %printable(panicked.into_text()),
+                "the broker has panicked as it was to store a dead letter; whether it did is not known"
             );
-            Settled::Unsettled(key(delivery))
+            return Settled::Unsettled(key(delivery));
         }
-    }
+    };
+    open.acker.keep(receipt);
+    let mut open = match lanes::held(open) {
+        Ok(open) => open,
+        Err(settled) => return settled,
+    };
+    let failures = failures.saturating_add(1);
+    let delay = KEEP_AGAIN.jittered(failures);
+    log::warn!(
+        target: "eventbus", group = %printable(group), topic = %printable(letter.envelope.topic()), id = %printable(id),
+        error = %printable(&error), reason = %printable(&letter.reason), failures = %printable(failures), ?delay,
+        "the dead letter could not be stored, and is stored later: do what the error asks for, such as to make room; \
+         until then later events with this key wait, and others go on"
+    );
+    open.failed = Some(Box::new(Failed::Unkept(letter, failures)));
+    // In a batch it would be handled once more.
+    open.alone = true;
+    lanes.park(open, delay);
+    Settled::Parked
 }
 
 pub(super) fn key(delivery: &Delivery) -> Option<Key> {

@@ -213,8 +213,9 @@ async fn handle(delivery: Received, group: &str, notes: &Notes) {
         last_failed_at: now,
         offset: receipt.offset,
     };
-    if settler.reject(receipt, letter).await.is_ok() {
-        notes.change(|notes| _ = notes.letters.insert((group.to_owned(), number)));
+    match settler.reject(receipt.clone(), letter).await {
+        Ok(()) => notes.change(|notes| _ = notes.letters.insert((group.to_owned(), number))),
+        Err(_) => settler.release(receipt),
     }
 }
 

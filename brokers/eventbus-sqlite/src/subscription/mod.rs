@@ -33,7 +33,7 @@ use held::Held;
 use letters::Letters;
 use reading::Reading;
 use rows::Noted;
-use saving::Leaving;
+use saving::{Leaving, NotSaved};
 use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
@@ -93,7 +93,7 @@ struct State {
 }
 
 /// Somebody who waits until something is saved.
-type Waits = oneshot::Sender<Result<(), BrokerError>>;
+type Waits = oneshot::Sender<Result<(), NotSaved>>;
 
 /// What is left to do once the lock is released: all of it calls code of others.
 #[derive(Default)]
@@ -101,7 +101,7 @@ struct After {
     /// The reader is to be woken.
     ring: bool,
     waker: Option<Waker>,
-    answers: Vec<(Waits, Result<(), BrokerError>)>,
+    answers: Vec<(Waits, Result<(), NotSaved>)>,
     /// They are dropped unanswered: what they wait for is no longer ours.
     refused: Vec<Waits>,
     dropped: Vec<Arc<Envelope>>,

@@ -2,16 +2,14 @@
 //!
 //! Dead letters are part of the save that settles their deliveries: both are stored, or neither.
 
-use super::at_hand::Waiting;
 use super::letters::LettersSave;
 use super::rows::{self, Noted};
 use super::{Subscription, Waits, suspects};
 use crate::dead_letters;
 use crate::offsets::place;
-use crate::writes::{AFTER_FAILURE, When};
+use crate::writes::When;
 use eventbus_core::BrokerError;
-use eventbus_core::broker::{self, DeadLetter, Offset, Parked, Receipt};
-use jiff::Timestamp;
+use eventbus_core::broker::{self, DeadLetter, Offset, Receipt, Settler};
 use rusqlite::Connection;
 use std::sync::Arc;
 
@@ -27,15 +25,41 @@ pub(super) struct Leaving {
     pub(super) answer: Option<Waits>,
 }
 
-impl Leaving {
-    /// The delivery that was to be given up, and could not be: it is tried again when there may be room on the disk.
-    fn again(&self, receipt: Receipt, attempt: u32) -> Waiting {
-        let now = Timestamp::now();
-        let due = now.checked_add(AFTER_FAILURE).unwrap_or(now);
-        let first_failed_at = self.letter.first_failed_at;
-        let parked = Some(Parked { first_failed_at, last_failed_at: now, due });
-        let noted = Noted { attempt, parked, mended: self.mended };
-        Waiting::again(receipt, noted)
+/// Why something was not saved, for whoever waits for that.
+pub(super) struct NotSaved {
+    error: BrokerError,
+    /// What was to be given up, and is not.
+    unsettled: Option<Unsettled>,
+}
+
+impl NotSaved {
+    /// The error; what was not settled is in the hands of whoever gets it.
+    pub(super) fn into_error(self) -> BrokerError {
+        let Self { error, unsettled } = self;
+        if let Some(mut unsettled) = unsettled {
+            unsettled.receipt = None;
+        }
+        error
+    }
+}
+
+impl From<BrokerError> for NotSaved {
+    fn from(error: BrokerError) -> Self {
+        Self { error, unsettled: None }
+    }
+}
+
+/// A delivery that could not be given up. If whoever asked for that does not wait any more, it is delivered again.
+struct Unsettled {
+    subscription: Arc<Subscription>,
+    receipt: Option<Receipt>,
+}
+
+impl Drop for Unsettled {
+    fn drop(&mut self) {
+        if let Some(receipt) = self.receipt.take() {
+            self.subscription.release(receipt);
+        }
     }
 }
 
@@ -140,10 +164,12 @@ impl Saving {
                 state.after.ring = true;
             }
             for mut leaving in leaving {
+                let mut unsettled = None;
                 match leaving.receipt.take() {
+                    // It stays open, in the hands of whoever asked.
                     Some(receipt) if ours && !saved => {
-                        let attempt = state.suspects.uncounted(&receipt);
-                        state.put_back(leaving.again(receipt, attempt));
+                        let subscription = Arc::clone(subscription);
+                        unsettled = Some(Unsettled { subscription, receipt: Some(receipt) });
                     }
                     Some(receipt) => {
                         if ours {
@@ -159,10 +185,12 @@ impl Saving {
                     }
                     None => {}
                 }
-                state.after.answers.extend(leaving.answer.map(|waits| (waits, answer())));
+                let answer = answer().map_err(|error| NotSaved { error, unsettled });
+                state.after.answers.extend(leaving.answer.map(|waits| (waits, answer)));
                 state.after.dropped.push(leaving.letter.envelope);
             }
-            state.after.answers.extend(waiting.into_iter().map(|waits| (waits, answer())));
+            let waiting = waiting.into_iter().map(|waits| (waits, answer().map_err(NotSaved::from)));
+            state.after.answers.extend(waiting);
             match committed {
                 _ if !ours || !state.has_unsaved() => None,
                 Ok(_) => state.list(When::Soon),

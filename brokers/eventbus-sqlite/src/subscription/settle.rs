@@ -6,7 +6,7 @@
 use super::at_hand::{Origin, Waiting};
 use super::receive::Token;
 use super::rows::Noted;
-use super::saving::Leaving;
+use super::saving::{Leaving, NotSaved};
 use super::{SAVE_NOW, State, Subscription};
 use crate::offsets::{offset_of, place};
 use crate::writes::When;
@@ -128,11 +128,13 @@ impl Subscription {
     /// Saves now, and answers what became of that.
     fn saved(
         &self,
-        answered: oneshot::Receiver<Result<(), BrokerError>>,
+        answered: oneshot::Receiver<Result<(), NotSaved>>,
     ) -> BrokerFuture<Result<(), BrokerError>> {
         self.save(Some(When::Now));
         let lost = self.lost();
-        BrokerFuture::new(async move { answered.await.unwrap_or(Err(lost)) })
+        BrokerFuture::new(
+            async move { answered.await.unwrap_or(Err(lost.into())).map_err(NotSaved::into_error) },
+        )
     }
 
     /// An attempt at the event at `at` has ended, and with it the process has not. `true`: that is to be saved at once.
