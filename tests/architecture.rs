@@ -20,6 +20,7 @@ const FLOORS: [&[&str]; 7] = [
         "finite",
         "printable",
         "counted",
+        "media_type",
         "aside",
         "stderr",
         "sync",

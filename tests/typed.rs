@@ -82,6 +82,41 @@ async fn an_event_is_not_encoded_where_both_ends_know_its_type_and_once_where_no
     }
 }
 
+/// Every way in which JSON is written as a media type is JSON to a subscriber whose codec is.
+#[tokio::test]
+async fn a_payload_is_json_by_any_media_type_that_says_so() {
+    let (bus, broker) = bus().await;
+    let seen = Seen::new();
+    let counted = seen.clone();
+    bus.on(move |event: Arc<Counted>| {
+        let counted = counted.clone();
+        async move { counted.push(event.0) }
+    })
+    .group("a")
+    .concurrency(1)
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    let types = [
+        "application/json",
+        "application/JSON; charset=utf-8",
+        "text/json",
+        "application/vnd.shop.value+json",
+        "Application/CloudEvents+JSON ; charset=utf-8",
+        "",
+    ];
+    for (number, content_type) in types.iter().enumerate() {
+        let payload = Bytes::from(number.to_string());
+        let envelope = Envelope::from_bytes(Topic::from_static("value.counted"), content_type, payload);
+        bus.publish_envelope(envelope).await.unwrap();
+    }
+    let other = Envelope::from_bytes(Topic::from_static("value.counted"), "text/plain", "7".into());
+    bus.publish_envelope(other).await.unwrap();
+    broker.settled().await;
+    assert_eq!(seen.all(), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(bus.dead_letters().unwrap().list().await.unwrap().len(), 1);
+}
+
 mod versions {
     use super::*;
 

@@ -2,6 +2,7 @@
 
 use crate::error::BoxError;
 use crate::finite;
+use crate::media_type::is_json;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -88,39 +89,9 @@ impl Codec for Json {
     }
 }
 
-/// Whether a media type is JSON, or ends with `+json`; parameters aside.
-const fn is_json(media_type: &str) -> bool {
-    let bytes = media_type.as_bytes();
-    let mut end = 0;
-    while end < bytes.len() && bytes[end] != b';' && bytes[end] != b' ' {
-        end += 1;
-    }
-    let Some((essence, _)) = bytes.split_at_checked(end) else { return false };
-    let Some((rest, last)) = essence.split_last_chunk::<5>() else { return false };
-    !rest.is_empty()
-        && matches!(last[0], b'/' | b'+')
-        && last.last_chunk::<4>().unwrap().eq_ignore_ascii_case(b"json")
-}
-
-/// Whether a payload that says it is `stated` may be decoded as `expected`: the same essence, parameters aside.
-pub(crate) fn same_media_type(stated: &str, expected: &str) -> bool {
-    let essence = |media_type: &str| media_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    stated == expected || essence(stated) == essence(expected)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn json_is_told_by_its_media_type() {
-        for json in ["application/json", "application/JSON; charset=utf-8", "application/order+json"] {
-            assert!(is_json(json), "{json}");
-        }
-        for other in ["", "json", "/json", "text/plain", "application/jsonl", "application/x; a=/json"] {
-            assert!(!is_json(other), "{other}");
-        }
-    }
 
     #[test]
     fn a_million_doubles_and_singles_come_back_to_the_last_bit() {

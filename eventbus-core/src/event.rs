@@ -1,8 +1,9 @@
 //! Events: records of something that happened, each type with one topic.
 
-use crate::codec::{Codec, same_media_type};
+use crate::codec::Codec;
 use crate::envelope::ReadBacks;
 use crate::error::DecodeError;
+use crate::media_type;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smol_str::{SmolStr, ToSmolStr};
@@ -80,7 +81,7 @@ pub fn decode_current<E: Event>(version: u32, content_type: &str, payload: &[u8]
     if version != E::META.version {
         return Err(DecodeError::UnknownVersion { event: E::META, version });
     }
-    if !content_type.is_empty() && !same_media_type(content_type, E::Codec::CONTENT_TYPE) {
+    if !content_type.is_empty() && !media_type::fits(content_type, E::Codec::CONTENT_TYPE) {
         return Err(DecodeError::ContentType {
             event: E::META,
             stated: content_type.to_owned(),

@@ -45,6 +45,8 @@ mod line;
 pub mod lock;
 #[doc(hidden)]
 pub mod log;
+#[doc(hidden)]
+pub mod media_type;
 pub mod memory;
 pub mod middleware;
 mod observe;

@@ -166,7 +166,10 @@ select
             || strftime('-%m-%dT%H:%M:%S', e.time + 315569520000, 'unixepoch')
         end || format('.%06dZ', e.nanosecond / 1000) as time,
     e.key,
-    case when e.content_type is null or e.content_type like '%json%' or e.content_type like 'text/%'
+    -- Without a media type it is taken for JSON; parameters say nothing about that.
+    case when e.content_type is null or trim(substr(e.content_type || ';', 1, instr(e.content_type || ';', ';') - 1)) = ''
+            or substr(e.content_type || ';', 1, instr(e.content_type || ';', ';') - 1) like '%json%'
+            or trim(e.content_type) like 'text/%'
         then cast(e.payload as text) else hex(e.payload) end as payload,
     coalesce(e.type, t.name) as type,
     e.version,

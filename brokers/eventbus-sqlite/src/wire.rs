@@ -152,7 +152,7 @@ pub(crate) fn read(row: &Row<'_>, topic: Topic, source: &str) -> rusqlite::Resul
     if let Some(content_type) = content_type {
         envelope = envelope.with_content_type(content_type);
     }
-    if correlation.is_some() || causation.is_some() {
+    if correlation.is_some() || causation.is_some() || depth > 0 {
         let correlation = correlation.unwrap_or_else(|| envelope.id().clone());
         envelope = envelope.with_causes(correlation, causation, depth);
     }

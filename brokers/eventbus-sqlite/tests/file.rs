@@ -58,6 +58,26 @@ async fn people_read_events_groups_and_dead_letters_with_any_sqlite_tool() {
     assert_eq!(letters, ["stock|rejected|out of stock|1|order.placed|{\"customer\":7,\"number\":2}"]);
 }
 
+#[tokio::test]
+async fn people_see_text_where_the_media_type_says_text_or_json() {
+    let log = Log::new();
+    let bus = log.bus().await;
+    for (content_type, shown) in [
+        ("application/vnd.shop+json; charset=utf-8", "{}"),
+        ("Text/JSON", "{}"),
+        ("", "{}"),
+        (" ; a=b", "{}"),
+        ("text/plain", "{}"),
+        ("application/zip; name=x.json", "7B7D"),
+    ] {
+        let stored = Envelope::from_bytes(Topic::from_static("scan.typed"), content_type, "{}".into());
+        bus.publish_envelope(stored).await.unwrap();
+        let last = rows(&log, "select payload from events order by offset desc limit 1");
+        assert_eq!(last, [shown], "{content_type}");
+    }
+    bus.shutdown().await.unwrap();
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn nobody_else_on_the_machine_reads_the_file_and_nothing_stays_beside_it() {

@@ -1,5 +1,6 @@
 //! How an event is written: as CloudEvents JSON, as a row, and in full.
 
+use crate::cloudevents;
 use crate::failure::Result;
 use crate::json::{self, Object};
 use crate::output::{BOLD, DIM, NONE, Output, TOPIC, paint};
@@ -43,16 +44,15 @@ fn content_type(envelope: &Envelope) -> &str {
 /// The event in CloudEvents JSON, with its topic and its place.
 ///
 /// Attributes and extensions stand under their CloudEvents names. A header whose name CloudEvents allows is an
-/// extension, too; the others are members of `headers`.
+/// extension, too; the others, and those that are named as an attribute is, are members of `headers`. So
+/// [`cloudevents::envelope`] reads back the same event.
 pub(crate) fn object(offset: Option<Offset>, envelope: &Envelope) -> Result<Object> {
     let mut object = Object::new();
     if let Some(offset) = offset {
         object = object.text("offset", offset.to_string());
     }
     object = object.text("topic", envelope.topic());
-    let mut names = vec!["offset", "topic", "headers", "data", "data_base64"];
     for (name, value) in envelope.attributes() {
-        names.push(name);
         object = match (name, value.parse::<u32>()) {
             ("datacontenttype", _) if value.is_empty() => object,
             ("eventversion" | "causationdepth", Ok(number)) => object.number(name, number),
@@ -64,7 +64,7 @@ pub(crate) fn object(offset: Option<Offset>, envelope: &Envelope) -> Result<Obje
     for (place, (name, value)) in headers.iter().enumerate() {
         let extension = !name.is_empty()
             && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-            && !names.contains(&name)
+            && !cloudevents::MEMBERS.contains(&name)
             && headers.get_all(name).count() == 1;
         let first = headers.iter().position(|(other, _)| other.eq_ignore_ascii_case(name)) == Some(place);
         if extension {

@@ -1,13 +1,13 @@
 //! JSON to the letter: payloads are shown and passed on without reading a number or a key anew.
 
+use eventbus_core::media_type;
 use eventbus_core::printable::is_hostile;
 use serde::de::IgnoredAny;
 use std::fmt::Write;
 
 /// Whether a payload of this media type is JSON. Without a type, CloudEvents takes it for JSON.
 pub(crate) fn is_json(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    essence.is_empty() || essence.ends_with("/json") || essence.ends_with("+json")
+    content_type.trim().is_empty() || media_type::is_json(content_type)
 }
 
 /// Checks that the bytes are one JSON value.

@@ -61,7 +61,22 @@
 //! ```
 //!
 //! A payload that is no JSON is `data_base64`. A header whose name CloudEvents allows (`tenant`) is an extension
-//! attribute; the others are members of `headers`.
+//! attribute; the others are members of `headers`. JSON is what its media type says is JSON (`application/json`,
+//! `text/json`, `application/vnd.shop+json; charset=utf-8`, or none), and it is written without the room between its
+//! parts.
+//!
+//! `publish --cloudevents` takes events as they are written, and those of others, batches (JSON lists) included:
+//!
+//! ```text
+//! eventbus --url sqlite:shop.db log 'order.>' --json | eventbus --url sqlite:copy.db publish --cloudevents
+//! eventbus --url sqlite:shop.db tail --json | eventbus --url nats://… publish --cloudevents
+//! ```
+//!
+//! Id, source, type, time, key, subject, headers, payload, version and causes stay as they are; the offset is the new
+//! broker's. An event goes to the topic of its member `topic`, otherwise to the one that its type names, and with
+//! `publish TOPIC --cloudevents` to that one. Whether an event that is there already is stored twice is the broker's
+//! matter: the embedded log stores an event once (by source and id), the in-process broker each time. Numbers and truth
+//! values of extension attributes become texts.
 //!
 //! What handlers print stands between what a verb writes, on streams that the program shares with it: no lock of theirs
 //! is held, and where nobody reads, handlers go on and lines of the log are left out. So `replay --json` of a handler that
@@ -79,6 +94,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod cloudevents;
 mod command;
 mod editor;
 mod event;

@@ -160,7 +160,13 @@ impl Ended {
 async fn shop(address: &str, line: &str) -> Ended {
     let command = Verb::augment_subcommands(clap::Command::new("shop").no_binary_name(true))
         .arg(clap::Arg::new("json").long("json").global(true).action(clap::ArgAction::SetTrue));
-    let matches = command.try_get_matches_from(shlex::split(line).unwrap()).unwrap();
+    let matches = match command.try_get_matches_from(shlex::split(line).unwrap()) {
+        Ok(matches) => matches,
+        Err(error) => {
+            let (out, raw, error) = (String::new(), String::new(), error.to_string());
+            return Ended { code: 2, out, raw, error };
+        }
+    };
     let (out, remarks) = (Captured::default(), Captured::default());
     let output = Output::captured(matches.get_flag("json"), out.clone(), remarks.clone());
     let mut session = Session { url: format!("kept:{address}"), out: output, builder: Bus::builder() };
@@ -226,6 +232,50 @@ async fn a_slip_in_a_topic_is_noticed() {
     assert!(warned.code == 0 && warned.error.contains("did you mean \"order.placed\"?"), "{warned:?}");
     assert_eq!(shop("slip", "publish order.placed 1").await.error, "");
     assert_eq!(shop("slip", "publish door.opened 1").await.error, "");
+}
+
+#[tokio::test]
+async fn a_version_that_the_program_does_not_know_is_noticed() {
+    let warned = shop("version", "publish order.placed '{}' --event-version 3").await;
+    assert!(warned.code == 0 && warned.error.contains("in version 1, and not in version 3"), "{warned:?}");
+    assert!(warned.error.contains("--event-version 1"), "{warned:?}");
+    let events = shop("version", "log --json").await.raw;
+    let again = shop("version again", &format!("publish --cloudevents '{events}'")).await;
+    assert!(again.code == 0 && again.error.contains("not in version 3"), "{again:?}");
+    for known in ["publish order.placed '{}'", "publish door.opened '{}' --event-version 3"] {
+        assert_eq!(shop("version", known).await.error, "", "{known}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_printed_can_be_published_and_is_the_same() {
+    business("printed").await;
+    shop("printed", "publish scan.stored 'a b' --content-type text/plain --key '' --header X-Note=1").await;
+    let printed = shop("printed", "log --json").await;
+    let again = shop("printed again", &format!("publish --cloudevents {}", quoted(&printed.raw))).await;
+    assert_eq!(again.out, "published 4 events to 3 topics\n");
+    assert_eq!(shop("printed again", "log --json").await.raw, printed.raw);
+    // The batch format, to another topic than the events name.
+    let lines: Vec<_> = printed.raw.lines().collect();
+    let batch = quoted(&format!("[{}]", lines.join(", ")));
+    let moved = shop("printed elsewhere", &format!("publish moved --cloudevents {batch} --json")).await;
+    assert_eq!(moved.lines().len(), 4);
+    let found = shop("printed elsewhere", "log moved --json").await.lines();
+    assert_eq!(found.iter().filter(|event| event["type"] == "order.placed").count(), 2);
+}
+
+#[tokio::test]
+async fn events_are_published_up_to_the_first_that_is_none() {
+    let event = r#"{"specversion":"1.0","id":"1","source":"s","type":"a"}"#;
+    let wrong = shop("wrong", &format!("publish --cloudevents '{event} {event} {{}} {event}'")).await;
+    assert!(wrong.code == 1 && wrong.error.contains("event 3: it has no `specversion`"), "{wrong:?}");
+    assert!(wrong.error.contains("(2 events published)"), "{wrong:?}");
+    assert_eq!(shop("wrong", "publish '{}'").await.code, 2);
+    assert_eq!(shop("wrong", "publish a --cloudevents --key b").await.code, 2);
+}
+
+fn quoted(text: &str) -> String {
+    shlex::try_quote(text).unwrap().into_owned()
 }
 
 #[tokio::test]

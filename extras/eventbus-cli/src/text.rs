@@ -26,9 +26,10 @@ pub(crate) fn ago(time: Timestamp, now: Timestamp) -> String {
     }
 }
 
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
 /// The bytes in base64 (RFC 4648, with padding).
 pub(crate) fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
         let byte = |place: usize| u32::from(chunk.get(place).copied().unwrap_or(0));
@@ -39,6 +40,26 @@ pub(crate) fn base64(bytes: &[u8]) -> String {
         }
     }
     text
+}
+
+/// The bytes behind a base64 text, whose padding may be missing; none for another text.
+pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=');
+    let (padding, left) = (text.len() - digits.len(), digits.len() % 4);
+    if left == 1 || (padding > 0 && (padding > 2 || !text.len().is_multiple_of(4))) {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(digits.len() / 4 * 3 + 2);
+    for chunk in digits.as_bytes().chunks(4) {
+        let mut bits = 0;
+        for digit in chunk {
+            let value = ALPHABET.iter().position(|letter| letter == digit)?;
+            bits = bits << 6 | u32::try_from(value).ok()?;
+        }
+        let whole = (bits << (6 * (4 - chunk.len()))).to_be_bytes();
+        bytes.extend(&whole[1..chunk.len()]);
+    }
+    Some(bytes)
 }
 
 #[cfg(test)]
@@ -59,11 +80,16 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_written_in_base64() {
+    fn bytes_are_written_in_base64_and_read_back() {
         // The vectors of RFC 4648, section 10.
         for (bytes, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")]
         {
             assert_eq!(base64(bytes.as_bytes()), text);
+            assert_eq!(from_base64(text).as_deref(), Some(bytes.as_bytes()));
+            assert_eq!(from_base64(text.trim_end_matches('=')).as_deref(), Some(bytes.as_bytes()));
+        }
+        for text in ["Z", "Zg=", "Zg===", "Zm9vY", "Zm 9", "-_==", "Z=g="] {
+            assert_eq!(from_base64(text), None, "{text}");
         }
         assert_eq!(base64(&[0xff, 0xfe, 0xfd]), "//79");
     }

@@ -95,3 +95,77 @@ fn a_shell_can_complete_the_verbs_that_need_no_handlers() {
     let script = ended(&mut eventbus(&["completions", "bash"]), 0);
     assert!(text(&script.stdout).contains("dead-letters") && !text(&script.stdout).contains("subscriptions"));
 }
+
+/// Two logs, and the binary on one of them.
+struct Logs(tempfile::TempDir);
+
+impl Logs {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn eventbus(&self, log: &str, arguments: &[&str]) -> Command {
+        let mut command = eventbus(arguments);
+        command.env("EVENTBUS_URL", format!("sqlite:{}", self.0.path().join(log).display()));
+        command
+    }
+}
+
+#[test]
+fn a_log_that_is_piped_into_another_one_is_the_same() {
+    let logs = Logs::new();
+    for arguments in [
+        &["order.placed", "{\"b\": 1.10, \"a\": [ ]}", "--key", "日本", "--header", "tenant=acme"][..],
+        &["order.placed", "", "--content-type", "text/plain", "--key", ""],
+        &[
+            "order.placed",
+            "<a/>",
+            "--content-type",
+            "Application/XML",
+            "--header",
+            "X-A=1",
+            "--header",
+            "x-a=2",
+        ],
+        &["order.paid", "{\"a\":1}", "--content-type", "text/json", "--event-version", "7", "--subject", "s"],
+        &["order.paid", "1", "--header", "subject=of a header", "--header", "partitionkey=9", "--id", "é/1"],
+    ] {
+        ended(&mut logs.eventbus("a.db", &[&["publish"], arguments].concat()), 0);
+    }
+    let log = |name| ended(&mut logs.eventbus(name, &["log", "--json"]), 0).stdout;
+    let pipe = || {
+        let mut printing = logs.eventbus("a.db", &["log", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+        let printed = printing.stdout.take().unwrap();
+        let published = ended(logs.eventbus("b.db", &["publish", "--cloudevents"]).stdin(printed), 0);
+        printing.wait().unwrap();
+        published
+    };
+    assert_eq!(text(&pipe().stdout), "published 5 events to 2 topics\n");
+    assert_eq!(text(&log("b.db")), text(&log("a.db")));
+    // The embedded log stores an event once.
+    pipe();
+    assert_eq!(text(&log("b.db")), text(&log("a.db")));
+}
+
+#[test]
+fn what_comes_slowly_is_published_as_it_comes() {
+    let logs = Logs::new();
+    for (arguments, line) in [
+        (&["publish", "a", "--lines", "--json"][..], "1"),
+        (
+            &["publish", "--cloudevents", "--json"],
+            r#"{"specversion":"1.0","id":"1","source":"s","type":"a"}"#,
+        ),
+    ] {
+        let mut command = logs.eventbus("a.db", arguments);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = child.stdin.take().unwrap();
+        let mut answers = BufReader::new(child.stdout.take().unwrap()).lines();
+        for _ in 0..3 {
+            writeln!(lines, "{line}").unwrap();
+            assert!(answers.next().unwrap().unwrap().contains("\"topic\":\"a\""), "{arguments:?}");
+        }
+        drop(lines);
+        assert!(child.wait().unwrap().success());
+    }
+}

@@ -1,33 +1,47 @@
-//! `publish`: one event, or one for each line.
+//! `publish`: one event, one for each line, or what `log --json` wrote.
 
+use crate::cloudevents;
 use crate::failure::{Failure, Result};
 use crate::json::{self, Object};
 use crate::output::{GOOD, Output, TOPIC, paint};
 use crate::session::Session;
+use crate::signals::Signals;
 use crate::text::counted;
 use bytes::Bytes;
 use eventbus_core::printable::printable;
 use eventbus_core::{Bus, Envelope, EventId, PublishError, Topic, census};
 use eventbus_grammar::{distance, is_near};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeSet;
 use std::future::IntoFuture;
 use std::io::{self, BufRead, IsTerminal, Read};
 use std::pin::Pin;
 use std::task::Poll;
+use tokio::sync::mpsc::{self, Receiver};
+use tracing::instrument::WithSubscriber;
+use tracing::subscriber::NoSubscriber;
 
-/// How many lines are published at once.
+/// How many events are published at once.
 const BATCH: usize = 256;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Publish {
-    /// Where to: `order.placed`
-    topic: Topic,
+    /// Where to: `order.placed`; with `--cloudevents` in place of the topics that the events name
+    #[arg(value_name = "TOPIC", required_unless_present = "cloudevents", value_parser = place)]
+    place: Option<Place>,
     /// The payload; `-` or nothing reads it from standard input
     #[arg(value_name = "JSON")]
     payload: Option<String>,
     /// Publish each line of the payload as an event of its own
     #[arg(long, conflicts_with = "id")]
     lines: bool,
+    /// Publish events as `log --json` and `tail --json` write them, or others in CloudEvents JSON: objects one after the
+    /// other, or lists of them; each keeps its id, time, key and headers
+    #[arg(
+        long,
+        conflicts_with_all = ["lines", "key", "headers", "subject", "id", "event_version", "content_type"]
+    )]
+    cloudevents: bool,
     /// The key: events with one key are handled in publish order
     #[arg(long)]
     key: Option<String>,
@@ -48,6 +62,20 @@ pub(crate) struct Publish {
     content_type: String,
 }
 
+/// What stands first: a topic, or events where they name theirs.
+#[derive(Clone, Debug)]
+enum Place {
+    Topic(Topic),
+    Events(String),
+}
+
+fn place(text: &str) -> Result<Place, String> {
+    if text.starts_with(['{', '[']) || text == "-" {
+        return Ok(Place::Events(text.to_owned()));
+    }
+    Topic::new(text).map(Place::Topic).map_err(|error| error.to_string())
+}
+
 fn header(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -57,54 +85,43 @@ fn header(text: &str) -> Result<(String, String), String> {
 
 impl Publish {
     pub(super) async fn execute(self, session: &mut Session) -> Result {
-        let bus = session.publisher().await?;
-        let out = &mut session.out;
-        if let Some(known) = self.slip() {
-            let topic = &self.topic;
-            out.warn(&format!(
-                "no event of this program has the topic \"{topic}\"; did you mean \"{known}\"?"
-            ));
-        }
-        if self.lines {
-            self.publish_lines(&bus, out).await?;
-        } else {
-            let envelope = self.envelope(self.payload()?).map_err(Failure::new)?;
-            let id = bus.publish_envelope(envelope).await?;
-            if out.json {
-                out.object(self.published(&id))?;
-            } else {
-                let topic = paint(TOPIC, &self.topic);
-                out.line(format_args!(
-                    "{} {topic} {}",
-                    paint(GOOD, "published"),
-                    printable(&id.to_string())
-                ))?;
+        let source = match &self.place {
+            None => Source { topic: None, payload: self.payload.clone() },
+            Some(Place::Topic(topic)) => Source { topic: Some(topic.clone()), payload: self.payload.clone() },
+            Some(Place::Events(events)) if self.cloudevents && self.payload.is_none() => {
+                Source { topic: None, payload: Some(events.clone()) }
             }
+            Some(Place::Events(_)) => {
+                return Err(Failure::Usage("the topic stands first: `publish TOPIC JSON`".to_owned()));
+            }
+        };
+        let bus = session.publisher().await?;
+        if self.cloudevents || self.lines {
+            let signals = Signals::listen().await?;
+            publish_all(&bus, &mut session.out, self.read_all(source), signals).await?;
+        } else {
+            self.publish_one(&bus, &mut session.out, source).await?;
         }
         Ok(bus.shutdown().await?)
     }
 
-    /// The topic that was meant, most likely, where the program has it and not this one.
-    fn slip(&self) -> Option<&'static str> {
-        let events = census::events().into_iter().map(|event| event.topic);
-        let known = events.chain(census::catalogs().into_iter().flat_map(|catalog| catalog.topics).copied());
-        let nearest = known.min_by_key(|known| distance(self.topic.as_str(), known))?;
-        (nearest != self.topic.as_str() && is_near(self.topic.as_str(), nearest)).then_some(nearest)
-    }
-
-    fn payload(&self) -> Result<Bytes> {
-        match self.payload.as_deref() {
-            Some(payload) if payload != "-" => Ok(Bytes::copy_from_slice(payload.as_bytes())),
-            _ => {
-                let mut payload = Vec::new();
-                io::stdin().read_to_end(&mut payload).map_err(cannot_read)?;
-                Ok(payload.into())
-            }
+    async fn publish_one(&self, bus: &Bus, out: &mut Output, source: Source) -> Result {
+        let mut payload = Vec::new();
+        source.open().read_to_end(&mut payload).map_err(|error| Failure::new(cannot_read(&error)))?;
+        let Some(topic) = source.topic else { return Err(Failure::Usage("name a topic".to_owned())) };
+        let envelope = self.envelope(topic, payload.into()).map_err(Failure::new)?;
+        Doubts::default().say(out, &envelope);
+        let topic = envelope.topic().clone();
+        let id = bus.publish_envelope(envelope).await?;
+        if out.json {
+            return out.object(published(&id, &topic));
         }
+        let topic = paint(TOPIC, topic);
+        out.line(format_args!("{} {topic} {}", paint(GOOD, "published"), printable(&id.to_string())))
     }
 
     /// The event with this payload, or what is wrong with it.
-    fn envelope(&self, payload: Bytes) -> Result<Envelope, String> {
+    fn envelope(&self, topic: Topic, payload: Bytes) -> Result<Envelope, String> {
         if json::is_json(&self.content_type)
             && let Err(error) = json::check(&payload)
         {
@@ -113,8 +130,8 @@ impl Publish {
                  or name its --content-type"
             ));
         }
-        let mut envelope = Envelope::from_bytes(self.topic.clone(), &self.content_type, payload)
-            .with_version(self.event_version);
+        let mut envelope =
+            Envelope::from_bytes(topic, &self.content_type, payload).with_version(self.event_version);
         if let Some(key) = &self.key {
             envelope = envelope.with_key(key);
         }
@@ -130,56 +147,183 @@ impl Publish {
         Ok(envelope)
     }
 
-    fn published(&self, id: &EventId) -> Object {
-        Object::new().text("id", id.to_string()).text("topic", &self.topic)
+    /// Reads events on a thread of its own, each as soon as it has come, up to the first that is wrong: who writes them
+    /// may take its time.
+    fn read_all(self, source: Source) -> Receiver<Result<Envelope, String>> {
+        let (read, events) = mpsc::channel(BATCH);
+        let unread = read.clone();
+        let thread = move || {
+            // Nobody listens once the publishing has ended.
+            if self.cloudevents {
+                for (number, event) in cloudevents::events(source.open()).enumerate() {
+                    let event = event.and_then(|event| cloudevents::envelope(&event, source.topic.as_ref()));
+                    let event = event.map_err(|error| format!("event {}: {error}", number + 1));
+                    if read.blocking_send(event).is_err() {
+                        return;
+                    }
+                }
+            } else {
+                for line in lines(source.open()) {
+                    let event = line.and_then(|(number, line)| {
+                        let topic = source.topic.clone().ok_or("there is no topic")?;
+                        self.envelope(topic, line).map_err(|error| format!("line {number}: {error}"))
+                    });
+                    if read.blocking_send(event).is_err() {
+                        return;
+                    }
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("eventbus-input".to_owned()).spawn(thread) {
+            let _ = unread.try_send(Err(cannot_read(&error)));
+        }
+        events
     }
+}
 
-    /// Publishes line after line, and stops at the first that cannot be.
-    async fn publish_lines(&self, bus: &Bus, out: &mut Output) -> Result {
-        let mut lines: Box<dyn BufRead> = match self.payload.as_deref() {
+/// Where payloads come from, and where they go to where they do not say so themselves.
+struct Source {
+    topic: Option<Topic>,
+    payload: Option<String>,
+}
+
+impl Source {
+    fn open(&self) -> Box<dyn BufRead> {
+        match self.payload.as_deref() {
             Some(payload) if payload != "-" => Box::new(io::Cursor::new(payload.to_owned())),
             _ => Box::new(io::stdin().lock()),
-        };
-        let bar = progress();
-        let (mut published, mut number, mut ended) = (0, 0, false);
-        while !ended {
-            let (mut envelopes, mut wrong) = (Vec::new(), None);
-            while envelopes.len() < BATCH && !ended && wrong.is_none() {
-                let mut line = Vec::new();
-                ended = lines.read_until(b'\n', &mut line).map_err(cannot_read)? == 0;
-                number += usize::from(!ended);
-                let line = line.trim_ascii();
-                if !line.is_empty() {
-                    match self.envelope(Bytes::copy_from_slice(line)) {
-                        Ok(envelope) => envelopes.push(envelope),
-                        Err(error) => wrong = Some(format!("line {number}: {error}")),
-                    }
-                }
+        }
+    }
+}
+
+/// The lines that are not empty, by their numbers.
+fn lines(mut text: impl BufRead) -> impl Iterator<Item = Result<(usize, Bytes), String>> {
+    let mut number = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let mut line = Vec::new();
+            number += 1;
+            match text.read_until(b'\n', &mut line) {
+                Ok(0) => return None,
+                Ok(_) if line.trim_ascii().is_empty() => {}
+                Ok(_) => return Some(Ok((number, Bytes::copy_from_slice(line.trim_ascii())))),
+                Err(error) => return Some(Err(cannot_read(&error))),
             }
-            for result in publish_in_order(bus, envelopes).await {
-                match result {
-                    Ok(id) if wrong.is_none() || out.json => {
-                        published += 1;
-                        if out.json {
-                            out.object(self.published(&id))?;
-                        }
-                    }
-                    Ok(_) => published += 1,
-                    Err(error) => wrong = Some(error.to_string()),
-                }
-            }
-            bar.set_position(published);
-            if let Some(wrong) = wrong {
+        }
+    })
+}
+
+fn published(id: &EventId, topic: &Topic) -> Object {
+    Object::new().text("id", id.to_string()).text("topic", topic)
+}
+
+/// What about an event is doubtful, told once.
+#[derive(Default)]
+struct Doubts(BTreeSet<(Topic, u32)>);
+
+impl Doubts {
+    fn say(&mut self, out: &mut Output, envelope: &Envelope) {
+        let (topic, version) = (envelope.topic(), envelope.version());
+        if self.0.contains(&(topic.clone(), version)) {
+            return;
+        }
+        self.0.insert((topic.clone(), version));
+        if let Some(known) = slip(topic) {
+            out.warn(&format!(
+                "no event of this program has the topic \"{topic}\"; did you mean \"{known}\"?"
+            ));
+        }
+        let events = census::events();
+        let known: BTreeSet<_> = events
+            .iter()
+            .filter(|event| event.topic == envelope.event_type())
+            .map(|event| event.version)
+            .collect();
+        if let Some(newest) = known.last()
+            && !known.contains(&version)
+        {
+            let known: Vec<_> = known.iter().map(u32::to_string).collect();
+            out.warn(&format!(
+                "this program knows \"{}\" in version {}, and not in version {version}: its handlers give up such an \
+                 event; name the version of the payload with --event-version {newest}",
+                envelope.event_type(),
+                known.join(", ")
+            ));
+        }
+    }
+}
+
+/// The topic that was meant, most likely, where the program has it and not this one.
+fn slip(topic: &Topic) -> Option<&'static str> {
+    let events = census::events().into_iter().map(|event| event.topic);
+    let known = events.chain(census::catalogs().into_iter().flat_map(|catalog| catalog.topics).copied());
+    let nearest = known.min_by_key(|known| distance(topic.as_str(), known))?;
+    (nearest != topic.as_str() && is_near(topic.as_str(), nearest)).then_some(nearest)
+}
+
+/// Publishes what comes, in its order, and stops at the first that cannot be.
+async fn publish_all(
+    bus: &Bus,
+    out: &mut Output,
+    mut events: Receiver<Result<Envelope, String>>,
+    mut signals: Signals,
+) -> Result {
+    let bar = progress();
+    let (mut doubts, mut topics, mut done) = (Doubts::default(), BTreeSet::new(), 0_u64);
+    loop {
+        // What is at hand; whoever writes slowly is not waited for.
+        let mut next = tokio::select! {
+            biased;
+            signal = signals.first() => {
                 bar.finish_and_clear();
-                return Err(Failure::new(format!("{wrong} ({} published)", counted(published, "event"))));
+                return Err(Failure::Ended(format!("ended by a signal ({} published)", counted(done, "event")), signal));
+            }
+            event = events.recv() => event,
+        };
+        let (mut envelopes, mut wrong, ended) = (Vec::new(), None, next.is_none());
+        while let Some(event) = next {
+            match event {
+                Ok(envelope) => envelopes.push(envelope),
+                Err(error) => wrong = Some(error),
+            }
+            let more = envelopes.len() < BATCH && wrong.is_none();
+            next = if more { events.try_recv().ok() } else { None };
+        }
+        let places: Vec<_> = envelopes.iter().map(|envelope| envelope.topic().clone()).collect();
+        envelopes.iter().for_each(|envelope| doubts.say(out, envelope));
+        // Nothing of an event is changed on its way, so it begins no trace.
+        let results = publish_in_order(bus, envelopes).with_subscriber(NoSubscriber::new()).await;
+        for (result, topic) in results.into_iter().zip(places) {
+            match result {
+                Ok(id) => {
+                    done += 1;
+                    if out.json {
+                        out.object(published(&id, &topic))?;
+                    }
+                    topics.insert(topic);
+                }
+                Err(error) => wrong = wrong.or(Some(error.to_string())),
             }
         }
-        bar.finish_and_clear();
-        if !out.json {
-            let (done, topic) = (paint(GOOD, "published"), paint(TOPIC, &self.topic));
-            out.line(format_args!("{done} {} to {topic}", counted(published, "event")))?;
+        out.flush()?;
+        bar.set_position(done);
+        if let Some(wrong) = wrong {
+            bar.finish_and_clear();
+            return Err(Failure::new(format!("{wrong} ({} published)", counted(done, "event"))));
         }
-        Ok(())
+        if ended {
+            bar.finish_and_clear();
+            return if out.json { Ok(()) } else { out.line(summary(done, &topics)) };
+        }
+    }
+}
+
+fn summary(done: u64, topics: &BTreeSet<Topic>) -> String {
+    let published = format!("{} {}", paint(GOOD, "published"), counted(done, "event"));
+    match topics.len() {
+        0 => published,
+        1 => format!("{published} to {}", topics.iter().map(|topic| paint(TOPIC, topic)).collect::<String>()),
+        topics => format!("{published} to {}", counted(topics, "topic")),
     }
 }
 
@@ -212,6 +356,6 @@ fn progress() -> ProgressBar {
     ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
 }
 
-fn cannot_read(error: io::Error) -> Failure {
-    Failure::new(format!("cannot read standard input: {error}"))
+fn cannot_read(error: &io::Error) -> String {
+    format!("cannot read standard input: {error}")
 }
