@@ -5,8 +5,9 @@
 
 use divan::counter::ItemsCount;
 use divan::{AllocProfiler, Bencher};
+use eventbus::bus::BusBuilder;
 use eventbus::middleware::{Next, from_fn};
-use eventbus::{Bus, BusBuilder, Delivery, Event, Outcome};
+use eventbus::{Bus, Delivery, Event, Outcome};
 use serde::{Deserialize, Serialize};
 use std::hint::black_box;
 use std::sync::Arc;

@@ -76,7 +76,7 @@ async fn main() {
 }
 
 /// From the builder to a bus that runs.
-async fn start(builder: eventbus::BusBuilder, expected: usize) -> Duration {
+async fn start(builder: eventbus::bus::BusBuilder, expected: usize) -> Duration {
     let started = Instant::now();
     let bus = builder.connect("memory:").await.expect("the bus connects");
     bus.start().expect("the bus starts");

@@ -4,7 +4,8 @@
 //! cargo test --example testing
 //! ```
 
-use eventbus::{Attempt, Bus, BusBuilder, Event, State, subscribe};
+use eventbus::bus::BusBuilder;
+use eventbus::{Attempt, Bus, Event, State, subscribe};
 use serde::{Deserialize, Serialize};
 
 #[derive(Event, Clone, Debug, PartialEq, Serialize, Deserialize)]

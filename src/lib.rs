@@ -3,7 +3,65 @@
 
 #[doc(hidden)]
 pub use eventbus_core::__private;
-pub use eventbus_core::*;
+#[doc(inline)]
+pub use eventbus_core::{
+    Attempt, Backoff, Batch, BoxError, Bus, Delivery, Envelope, Error, Event, EventId, FromDelivery, Headers,
+    Json, Outcome, Permanent, PublishError, Publisher, Result, Start, State, Topic, broker, census, memory,
+    middleware, register_scheme,
+};
+// They stand in signatures: payloads, and times.
+#[doc(no_inline)]
+pub use eventbus_core::{bytes, jiff};
+
+/// What builds a [`Bus`], and what its methods return.
+pub mod bus {
+    #[doc(inline)]
+    pub use eventbus_core::{
+        BusBuilder, On, Rebuilding, ReplayProgress, ReplayReport, Replaying, SubscriptionHandle,
+    };
+}
+
+/// Errors that stand inside of [`Error`] and [`PublishError`].
+pub mod error {
+    #[doc(inline)]
+    pub use eventbus_core::{BrokerError, DecodeError, StartupError, TopicError};
+}
+
+/// What [`#[derive(Event)]`](derive@Event) makes of a type.
+pub mod event {
+    #[doc(inline)]
+    pub use eventbus_core::{Codec, EventMeta, IntoEvent, Key};
+}
+
+/// What a handler takes beyond [`FromDelivery`].
+pub mod extract {
+    #[doc(inline)]
+    pub use eventbus_core::{FromBatch, StateType};
+}
+
+/// Who is told of every publish and every attempt.
+pub mod observe {
+    #[doc(inline)]
+    pub use eventbus_core::{Attempted, Observer};
+}
+
+/// What a handler may return, and how it becomes an [`Outcome`].
+pub mod outcome {
+    #[doc(inline)]
+    pub use eventbus_core::{IntoOutcome, IntoOutcomes, Reason, SubscriberError};
+}
+
+/// What the methods of a [`Publisher`] return.
+pub mod publisher {
+    #[doc(inline)]
+    pub use eventbus_core::{Publish, Publishing};
+}
+
+/// What [`#[subscribe]`](macro@subscribe) leaves behind, as plain data.
+pub mod subscription {
+    #[doc(inline)]
+    pub use eventbus_core::{Catalog, Options, Pattern, Policy, Subscriber, Subscription};
+}
 
 #[cfg(feature = "sqlite")]
 #[doc(inline)]

@@ -2,13 +2,12 @@
 
 mod support;
 
-use eventbus::broker::{BrokerFuture, Deliveries, Features, Received, SubscribeRequest};
+use eventbus::broker::{Broker, BrokerFuture, Deliveries, Features, Received, SubscribeRequest};
+use eventbus::bus::BusBuilder;
+use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
 use eventbus::middleware::{Next, from_fn};
-use eventbus::{
-    Batch, Broker, BrokerError, Bus, BusBuilder, Delivery, Envelope, Event, Outcome, PublishError, State,
-    subscribe,
-};
+use eventbus::{Batch, Bus, Delivery, Envelope, Event, Outcome, PublishError, State, subscribe};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -128,7 +127,10 @@ async fn fragile(sent: Vec<Fragile>, batches: State<Batches>) {
     batches.push((sent.iter().map(|sent| sent.number).collect(), Instant::now()));
 }
 
-async fn run(builder: BusBuilder, subscriber: &eventbus::Subscriber) -> (Bus, MemoryBroker, Batches) {
+async fn run(
+    builder: BusBuilder,
+    subscriber: &eventbus::subscription::Subscriber,
+) -> (Bus, MemoryBroker, Batches) {
     let (broker, batches) = (MemoryBroker::new(), Seen::new());
     let bus = builder.state(batches.clone()).only([subscriber]).broker(broker.clone()).await.unwrap();
     (bus, broker, batches)

@@ -3,11 +3,13 @@
 mod support;
 
 use eventbus::broker::{
-    BrokerFuture, DeadLetter, DeadLetters, Deliveries, Features, Parked, Receipt, Received, Settler,
+    Broker, BrokerFuture, DeadLetter, DeadLetters, Deliveries, Features, Parked, Receipt, Received, Settler,
     SubscribeRequest,
 };
+use eventbus::bus::SubscriptionHandle;
+use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
-use eventbus::{Backoff, Broker, BrokerError, Bus, Envelope, PublishError, SubscriptionHandle};
+use eventbus::{Backoff, Bus, Envelope, PublishError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};

@@ -5,11 +5,13 @@ mod keeper;
 mod support;
 
 use eventbus::broker::{
-    AuditQuery, BrokerFuture, DeadLetter, Deliveries, Features, Offset, Parked, Receipt, Received,
+    AuditQuery, Broker, BrokerFuture, DeadLetter, Deliveries, Features, Offset, Parked, Receipt, Received,
     ReplayFrom, ReplayRequest, ReplayUntil, Settler, SubscribeRequest,
 };
+use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
-use eventbus::{Broker, BrokerError, Bus, Envelope, Error, Pattern, PublishError, subscribe};
+use eventbus::subscription::Pattern;
+use eventbus::{Bus, Envelope, Error, PublishError, subscribe};
 use keeper::Keeper;
 use std::collections::VecDeque;
 use std::future::poll_fn;

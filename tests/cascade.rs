@@ -47,7 +47,10 @@ async fn all_envelopes(bus: &Bus) -> Seen<Arc<eventbus::Envelope>> {
     seen
 }
 
-async fn publish_and_list(subscriber: &eventbus::Subscriber, number: u64) -> Vec<Arc<eventbus::Envelope>> {
+async fn publish_and_list(
+    subscriber: &eventbus::subscription::Subscriber,
+    number: u64,
+) -> Vec<Arc<eventbus::Envelope>> {
     let broker = eventbus::memory::MemoryBroker::new();
     let bus = Bus::builder().only([subscriber]).broker(broker.clone()).await.unwrap();
     let seen = all_envelopes(&bus).await;

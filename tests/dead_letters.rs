@@ -4,13 +4,13 @@ mod support;
 
 use bytes::Bytes;
 use eventbus::broker::{
-    BrokerFuture, DeadLetter, DeadLetters, Deliveries, FailureKind, Features, Receipt, Received, Replay,
-    ReplayRequest, Replayable, Settler, SubscribeRequest,
+    Broker, BrokerFuture, DeadLetter, DeadLetters, Deliveries, FailureKind, Features, Receipt, Received,
+    Replay, ReplayRequest, Replayable, Settler, SubscribeRequest,
 };
+use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
-use eventbus::{
-    Batch, Broker, BrokerError, Bus, Delivery, Envelope, PublishError, Reason, State, Topic, subscribe,
-};
+use eventbus::outcome::Reason;
+use eventbus::{Batch, Bus, Delivery, Envelope, PublishError, State, Topic, subscribe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};

@@ -179,7 +179,7 @@ async fn handlers_that_never_await_run_in_parallel_on_several_threads() {
 /// Publishes `stuck` events of customers from 1,000 on, `each` of one customer, then one of customer 1; after how long
 /// that one was handled. What a handler does with the stuck ones is up to `attempt`.
 async fn handled_behind<F>(
-    builder: eventbus::BusBuilder,
+    builder: eventbus::bus::BusBuilder,
     stuck: u64,
     each: u64,
     attempt: impl Fn(u64) -> F + Clone + Send + Sync + 'static,

@@ -3,10 +3,13 @@
 mod support;
 
 use eventbus::broker::FailureKind;
+use eventbus::bus::BusBuilder;
+use eventbus::extract::FromBatch;
 use eventbus::middleware::{Next, from_fn};
+use eventbus::observe::{Attempted, Observer};
 use eventbus::{
-    Attempted, Backoff, Bus, BusBuilder, Delivery, Envelope, Event, EventId, FromBatch, FromDelivery,
-    Observer, Outcome, PublishError, State, Topic, subscribe,
+    Backoff, Bus, Delivery, Envelope, Event, EventId, FromDelivery, Outcome, PublishError, State, Topic,
+    subscribe,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;

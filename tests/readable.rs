@@ -4,7 +4,8 @@
 mod support;
 
 use bytes::Bytes;
-use eventbus::{BoxError, Bus, Codec, Envelope, Event, Outcome, PublishError};
+use eventbus::event::Codec;
+use eventbus::{BoxError, Bus, Envelope, Event, Outcome, PublishError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};

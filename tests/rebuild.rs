@@ -4,9 +4,11 @@
 mod keeper;
 mod support;
 
+use eventbus::broker::Broker;
+use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
 use eventbus::middleware::HandlerService;
-use eventbus::{Broker, BrokerError, Bus, Delivery, Envelope, Error, State, subscribe};
+use eventbus::{Bus, Delivery, Envelope, Error, State, subscribe};
 use keeper::Keeper;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

@@ -10,9 +10,9 @@
 )]
 
 use eventbus::__private::subscribers;
+use eventbus::subscription::{Subscriber, Subscription};
 use eventbus::{
-    Backoff, Batch, Bus, Envelope, Event, Outcome, Publisher, Start, State, Subscriber, Subscription,
-    subscribe, subscriber,
+    Backoff, Batch, Bus, Envelope, Event, Outcome, Publisher, Start, State, subscribe, subscriber,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -156,7 +156,7 @@ fn one(name: &str) -> &'static Subscription {
 }
 
 fn states(subscription: &Subscription) -> Vec<&'static str> {
-    let path = |state: &eventbus::StateType| (state.name)();
+    let path = |state: &eventbus::extract::StateType| (state.name)();
     subscription.states.iter().flatten().map(path).map(|path| path.rsplit("::").next().unwrap()).collect()
 }
 
@@ -198,7 +198,7 @@ fn a_function_is_described_as_it_was_written() {
     assert_eq!(ship.event.unwrap().name, "OrderPlaced");
     assert_eq!(ship.publishes.unwrap().topic, "order.shipped");
     assert_eq!(states(ship), ["Stock"]);
-    assert_eq!(ship.options, eventbus::Options::DEFAULT);
+    assert_eq!(ship.options, eventbus::subscription::Options::DEFAULT);
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn each_option_reaches_the_registry() {
     let book = one("book");
     assert_eq!((&*book.pattern, &*book.group), ("order.>", "ledger"));
     assert!(book.event.is_none() && book.publishes.is_none() && book.docs.is_empty());
-    let options = eventbus::Options {
+    let options = eventbus::subscription::Options {
         retries: Some(8),
         backoff: Some(Backoff::new(Duration::from_millis(200), Duration::from_secs(60))),
         timeout: Some(Duration::from_secs(120)),
@@ -214,7 +214,7 @@ fn each_option_reaches_the_registry() {
         start: Some(Start::Earliest),
         dead_letter: Some(false),
         replay: Some(false),
-        ..eventbus::Options::DEFAULT
+        ..eventbus::subscription::Options::DEFAULT
     };
     assert_eq!(book.options, options);
 }

@@ -94,7 +94,7 @@ async fn a_replay_moves_neither_the_live_subscription_nor_another_group() {
         let seen = if delivery.replayed() { seen_again.clone() } else { seen.clone() };
         async move {
             seen.push(delivery.event::<Ping>()?.number);
-            Ok::<(), eventbus::DecodeError>(())
+            Ok::<(), eventbus::error::DecodeError>(())
         }
     })
     .group("made.at-run-time")

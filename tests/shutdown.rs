@@ -2,9 +2,10 @@
 
 mod support;
 
-use eventbus::broker::{BrokerFuture, Deliveries, Features, SubscribeRequest};
+use eventbus::broker::{Broker, BrokerFuture, Deliveries, Features, SubscribeRequest};
+use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
-use eventbus::{Broker, BrokerError, Bus, Envelope, Error, Outcome, PublishError};
+use eventbus::{Bus, Envelope, Error, Outcome, PublishError};
 use std::sync::Arc;
 use std::time::Duration;
 use support::{Ping, Seen, bus, bus_with};

@@ -23,14 +23,14 @@ async fn mail(_ping: Ping, _mailer: State<Mailer>) {}
 #[subscribe]
 async fn mail_too(_mailer: State<Mailer>, _ping: Ping) {}
 
-async fn mistakes(builder: eventbus::BusBuilder) -> Vec<String> {
+async fn mistakes(builder: eventbus::bus::BusBuilder) -> Vec<String> {
     match builder.connect("memory:").await {
         Err(Error::Startup(error)) => error.mistakes().to_vec(),
         other => panic!("{other:?}"),
     }
 }
 
-fn line_of(subscriber: &eventbus::Subscriber) -> String {
+fn line_of(subscriber: &eventbus::subscription::Subscriber) -> String {
     subscriber.subscription.location()
 }
 

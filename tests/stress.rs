@@ -10,8 +10,10 @@
 
 mod support;
 
+use eventbus::bus::BusBuilder;
 use eventbus::memory::MemoryBroker;
-use eventbus::{Attempted, Backoff, Bus, BusBuilder, Delivery, Observer, Outcome};
+use eventbus::observe::{Attempted, Observer};
+use eventbus::{Backoff, Bus, Delivery, Outcome};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

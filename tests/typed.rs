@@ -3,7 +3,8 @@
 mod support;
 
 use bytes::Bytes;
-use eventbus::{Attempt, BoxError, Bus, Codec, Envelope, Event, Headers, Json, State, Topic, subscribe};
+use eventbus::event::Codec;
+use eventbus::{Attempt, BoxError, Bus, Envelope, Event, Headers, Json, State, Topic, subscribe};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;

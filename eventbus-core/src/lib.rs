@@ -84,3 +84,7 @@ pub use registry::{Catalog, Subscriber};
 pub use state::State;
 pub use subscription::{Options, Policy, StateType, Subscription};
 pub use topic::{Pattern, Topic, TopicError};
+
+// They stand in signatures: payloads, and times.
+#[doc(no_inline)]
+pub use {bytes, jiff};

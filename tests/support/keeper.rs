@@ -3,10 +3,12 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this")]
 
 use eventbus::broker::{
-    BrokerFuture, DeadLetter, Deliveries, Features, GroupState, Groups, Offset, Parked, Receipt, Received,
-    Replay, ReplayFrom, ReplayRequest, ReplayUntil, Replayable, Settler, SubscribeRequest,
+    Broker, BrokerFuture, DeadLetter, Deliveries, Features, GroupState, Groups, Offset, Parked, Receipt,
+    Received, Replay, ReplayFrom, ReplayRequest, ReplayUntil, Replayable, Settler, SubscribeRequest,
 };
-use eventbus::{Broker, BrokerError, Envelope, Pattern, PublishError};
+use eventbus::error::BrokerError;
+use eventbus::subscription::Pattern;
+use eventbus::{Envelope, PublishError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

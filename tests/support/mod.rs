@@ -2,8 +2,9 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this")]
 
+use eventbus::bus::BusBuilder;
 use eventbus::memory::MemoryBroker;
-use eventbus::{Bus, BusBuilder, Event};
+use eventbus::{Bus, Event};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -1,6 +1,6 @@
 mod shop;
 
 #[eventbus::subscribe]
-async fn on_order(_order: shop::OrderPlaced) -> impl eventbus::IntoOutcome {}
+async fn on_order(_order: shop::OrderPlaced) -> impl eventbus::outcome::IntoOutcome {}
 
 fn main() {}

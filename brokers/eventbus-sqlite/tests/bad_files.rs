@@ -2,8 +2,8 @@
 
 mod support;
 
-use eventbus::broker::{AuditQuery, FailureKind};
-use eventbus::{Broker, Bus, Envelope, Event, Topic};
+use eventbus::broker::{AuditQuery, Broker, FailureKind};
+use eventbus::{Bus, Envelope, Event, Topic};
 use eventbus_sqlite::{Durability, SqliteBroker};
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};

@@ -3,10 +3,10 @@
 mod support;
 
 use eventbus::broker::{
-    AuditQuery, Groups, Received, ReplayFrom, ReplayRequest, ReplayUntil, SubscribeRequest,
+    AuditQuery, Broker, Groups, Received, ReplayFrom, ReplayRequest, ReplayUntil, SubscribeRequest,
 };
 use eventbus::{
-    Backoff, Broker, Bus, Delivery, Envelope, EventId, Outcome, PublishError, Start, State, Topic, subscribe,
+    Backoff, Bus, Delivery, Envelope, EventId, Outcome, PublishError, Start, State, Topic, subscribe,
 };
 use eventbus_sqlite::{SqliteBroker, SqliteBrokerBuilder};
 use std::collections::{BTreeMap, HashMap};

@@ -3,7 +3,8 @@
 mod support;
 
 use eventbus::broker::AuditQuery;
-use eventbus::{Broker, Bus, Envelope, Event, Outcome};
+use eventbus::broker::Broker;
+use eventbus::{Bus, Envelope, Event, Outcome};
 use eventbus_sqlite::{Durability, SqliteBroker};
 use rusqlite::Connection;
 use rusqlite::types::{Value, ValueRef};

@@ -3,9 +3,10 @@
 mod support;
 
 use eventbus::broker::{
-    DeadLetter, DeadLetterQuery, Deliveries, FailureKind, Parked, Received, Start, SubscribeRequest,
+    Broker, DeadLetter, DeadLetterQuery, Deliveries, FailureKind, Parked, Received, Start, SubscribeRequest,
 };
-use eventbus::{Broker, Envelope, Pattern, Topic};
+use eventbus::subscription::Pattern;
+use eventbus::{Envelope, Topic};
 use eventbus_sqlite::SqliteBroker;
 use jiff::Timestamp;
 use std::future::{IntoFuture, poll_fn};

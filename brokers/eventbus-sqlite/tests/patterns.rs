@@ -3,8 +3,9 @@
 
 mod support;
 
-use eventbus::broker::{Deliveries, GroupState, Parked, Received, Start, SubscribeRequest};
-use eventbus::{Backoff, Broker, Bus, Delivery, Envelope, Pattern, Topic};
+use eventbus::broker::{Broker, Deliveries, GroupState, Parked, Received, Start, SubscribeRequest};
+use eventbus::subscription::Pattern;
+use eventbus::{Backoff, Bus, Delivery, Envelope, Topic};
 use eventbus_sqlite::{Durability, SqliteBroker};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};

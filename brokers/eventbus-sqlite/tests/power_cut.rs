@@ -2,8 +2,9 @@
 
 mod support;
 
+use eventbus::Bus;
 use eventbus::broker::AuditQuery;
-use eventbus::{Broker, Bus};
+use eventbus::broker::Broker;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;

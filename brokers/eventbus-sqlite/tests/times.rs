@@ -2,8 +2,11 @@
 
 mod support;
 
-use eventbus::broker::{AuditQuery, DeadLetter, FailureKind, Parked, ReplayFrom, Start, SubscribeRequest};
-use eventbus::{Broker, Delivery, Envelope, Outcome, Pattern, Topic};
+use eventbus::broker::{
+    AuditQuery, Broker, DeadLetter, FailureKind, Parked, ReplayFrom, Start, SubscribeRequest,
+};
+use eventbus::subscription::Pattern;
+use eventbus::{Delivery, Envelope, Outcome, Topic};
 use jiff::Timestamp;
 use rusqlite::Connection;
 use std::future::poll_fn;

@@ -26,7 +26,8 @@ pub mod status;
 mod inbox;
 
 use database::Database;
-use eventbus::{Bus, BusBuilder};
+use eventbus::Bus;
+use eventbus::bus::BusBuilder;
 
 /// The bus of the shop, on whichever broker it is then connected to.
 ///

@@ -2,7 +2,8 @@
 //!
 //! This test binary is the application too, where a variable says so; therefore it has a `main` of its own.
 
-use eventbus::{BoxError, Bus, BusBuilder, Event, Outcome, State, subscribe};
+use eventbus::bus::BusBuilder;
+use eventbus::{BoxError, Bus, Event, Outcome, State, subscribe};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};

@@ -3,7 +3,8 @@
 //!
 //! This test binary is the program too, where a variable says so; therefore it has a `main` of its own.
 
-use eventbus::{BoxError, Bus, BusBuilder, Event, subscribe};
+use eventbus::bus::BusBuilder;
+use eventbus::{BoxError, Bus, Event, subscribe};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io::{Read, Write};

@@ -1,6 +1,7 @@
 //! A test bus knows when a cascade is over, and what happened in it.
 
-use eventbus::{Attempt, Attempted, Backoff, Bus, Event, subscribe};
+use eventbus::observe::Attempted;
+use eventbus::{Attempt, Backoff, Bus, Event, subscribe};
 use eventbus_testing::TestBus;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;

@@ -5,7 +5,9 @@ use crate::measure::{Sample, Scenario};
 use crate::order::{LATCH, Order, sample};
 use bytes::Bytes;
 use eventbus::middleware::{Next, from_fn};
-use eventbus::{Bus, BusBuilder, Delivery, Envelope, Event, EventMeta, Json, Key, Topic};
+use eventbus::bus::BusBuilder;
+use eventbus::event::{EventMeta, Key};
+use eventbus::{Bus, Delivery, Envelope, Event, Json, Topic};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 

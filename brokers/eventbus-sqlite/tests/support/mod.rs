@@ -2,7 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this")]
 
-use eventbus::{Bus, BusBuilder, Event};
+use eventbus::bus::BusBuilder;
+use eventbus::{Bus, Event};
 use eventbus_sqlite::{SqliteBroker, SqliteBrokerBuilder};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
