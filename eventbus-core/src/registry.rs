@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 /// A subscription together with its handler, as constant data.
 ///
 /// The function that carries `#[subscribe]` has a twin of the same name among the types, which holds it:
-/// `send_confirmation::SUBSCRIBER`.
+/// `send_confirmation::SUBSCRIBER`. The option `as` gives the twin another name.
 ///
 /// ```
 /// #[eventbus::subscribe("order.>", retries = 8)]

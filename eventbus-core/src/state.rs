@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// A value that was given to the bus with `state(…)`, as an argument of a handler.
+/// A value that was given to the bus with `state(…)`, as an argument of a handler: `mailer: State<Mailer>`, or
+/// `State(mailer): State<Mailer>` for the `Arc` in it.
 ///
 /// ```
 /// use eventbus_core::State;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 /// assert_eq!(mailer.from, "shop@example.com");
 /// ```
 #[derive(Debug)]
-pub struct State<S>(Arc<S>);
+pub struct State<S>(pub Arc<S>);
 
 impl<S: Send + Sync + 'static> State<S> {
     /// Wraps a value, for calling a handler in a test.

@@ -13,6 +13,18 @@ pub(crate) fn private(facade: Option<&Path>) -> TokenStream {
     }
 }
 
+/// The catalog of the user's crate: the one in its root, or else one that knows all topics. Nothing but its name is
+/// looked up where the root's names are.
+pub(crate) fn catalog() -> TokenStream {
+    quote!({
+        use __p::no_catalog::*;
+        {
+            use crate::*;
+            __EVENTBUS_CATALOG
+        }
+    })
+}
+
 /// `crate = path`, or nothing.
 pub(crate) struct Facade(pub(crate) Option<Path>);
 

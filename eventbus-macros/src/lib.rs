@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod conditions;
 mod crate_path;
 mod event;
 mod fallback;
@@ -12,38 +13,40 @@ mod nearest;
 mod spans;
 mod subscribe;
 mod subscriber;
+mod tokens;
 mod topics;
 
 use proc_macro::TokenStream;
+use tokens::written;
 
 #[allow(missing_docs, reason = "documented where the facade re-exports it")]
 #[proc_macro_attribute]
 pub fn subscribe(attribute: TokenStream, item: TokenStream) -> TokenStream {
-    subscribe::expand(attribute.into(), item.into()).into()
+    subscribe::expand(written(attribute.into()), item.into()).into()
 }
 
 #[allow(missing_docs, reason = "documented where the facade re-exports it")]
 #[proc_macro_attribute]
 pub fn subscriber(attribute: TokenStream, item: TokenStream) -> TokenStream {
-    subscriber::expand(attribute.into(), item.into()).into()
+    subscriber::expand(written(attribute.into()), item.into()).into()
 }
 
 #[allow(missing_docs, reason = "documented where the facade re-exports it")]
 #[proc_macro_derive(Event, attributes(event))]
 pub fn event(item: TokenStream) -> TokenStream {
-    event::expand(item.into()).into()
+    event::expand(written(item.into())).into()
 }
 
 #[allow(missing_docs, reason = "documented where the facade re-exports it")]
 #[proc_macro]
 pub fn topics(catalog: TokenStream) -> TokenStream {
-    topics::expand(catalog.into()).into()
+    topics::expand(written(catalog.into())).into()
 }
 
 #[allow(missing_docs, reason = "documented where the facade re-exports it")]
 #[proc_macro]
 pub fn publish(call: TokenStream) -> TokenStream {
-    topics::expand_publish(call.into()).into()
+    topics::expand_publish(written(call.into())).into()
 }
 
 #[allow(missing_docs, reason = "documented where the facade re-exports it")]
@@ -55,5 +58,5 @@ pub fn link_all(input: TokenStream) -> TokenStream {
 #[allow(missing_docs, reason = "documented where the facade re-exports it")]
 #[proc_macro_attribute]
 pub fn main(attribute: TokenStream, item: TokenStream) -> TokenStream {
-    main_fn::expand(attribute.into(), item.into()).into()
+    main_fn::expand(written(attribute.into()), item.into()).into()
 }

@@ -20,11 +20,16 @@ pub(crate) fn expand(input: TokenStream) -> TokenStream {
 
 /// `use name as _;` for each library among the arguments of rustc.
 pub(crate) fn link(arguments: impl Iterator<Item = String>) -> TokenStream {
-    let arguments: Vec<String> = arguments.collect();
-    let crates =
-        arguments.windows(2).filter(|pair| pair[0] == "--extern").filter_map(|pair| library(&pair[1]));
-    let names = crates.map(|name| format_ident!("{name}"));
+    let names = crates(arguments).map(|name| format_ident!("{name}"));
     quote!(#(#[allow(unused_imports)] use ::#names as _;)*)
+}
+
+/// The libraries among the arguments of rustc.
+pub(crate) fn crates(arguments: impl Iterator<Item = String>) -> impl Iterator<Item = String> {
+    let arguments: Vec<String> = arguments.collect();
+    let named = arguments.windows(2).filter(|pair| pair[0] == "--extern");
+    let crates: Vec<_> = named.filter_map(|pair| library(&pair[1]).map(str::to_owned)).collect();
+    crates.into_iter()
 }
 
 /// The crate of `options:name=file`, where the file is a Rust library; procedural macros are shared objects.

@@ -6,6 +6,7 @@ use syn::{Error, Expr, ExprLit, Lit, LitStr, Result};
 pub(crate) fn string(value: &Expr) -> Option<&LitStr> {
     match value {
         Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text),
+        Expr::Group(group) => string(&group.expr),
         _ => None,
     }
 }
@@ -14,6 +15,7 @@ pub(crate) fn string(value: &Expr) -> Option<&LitStr> {
 pub(crate) fn number(value: &Expr) -> Option<u64> {
     match value {
         Expr::Lit(ExprLit { lit: Lit::Int(number), .. }) => number.base10_parse().ok(),
+        Expr::Group(group) => number(&group.expr),
         _ => None,
     }
 }

@@ -3,12 +3,20 @@
 use proc_macro2::Span;
 use quote::ToTokens;
 use syn::spanned::Spanned;
-use syn::{GenericArgument, Ident, PathArguments, PathSegment, Type};
+use syn::{Expr, GenericArgument, Ident, PathArguments, PathSegment, Type};
 
 /// A span that points at the user's code, and belongs to the macro: the caret lands on the culprit, and the lints
 /// of the user's crate do not apply to what the macro wrote.
 pub(crate) fn at(place: &impl ToTokens) -> Span {
     Span::call_site().located_at(place.span())
+}
+
+/// The same for an expression: at the last name of a path, since spans cannot be joined on stable.
+pub(crate) fn at_end(place: &Expr) -> Span {
+    match place {
+        Expr::Path(path) => path.path.segments.last().map_or_else(|| at(path), |segment| at(&segment.ident)),
+        other => at(other),
+    }
 }
 
 /// The same for a type, or for the event in it. Spans cannot be joined on stable, so it points at the last segment

@@ -1,11 +1,13 @@
 //! `#[subscriber]` on an `impl` block: its methods may have `#[subscribe]`, and take `&self` from the state.
 
+use crate::conditions::{self, Conditions};
 use crate::crate_path;
 use crate::fallback::{Errors, with_item};
-use crate::subscribe::{self, Args, Handler, Place, registration};
+use crate::subscribe::{self, Args, Handler, registration};
+use crate::tokens::reread;
 use proc_macro2::TokenStream;
 use quote::quote;
-use syn::{Attribute, Error, ImplItem, ImplItemFn, ItemImpl, Path, Result};
+use syn::{Error, ImplItem, ImplItemFn, ItemImpl, Meta, Path, Result};
 
 pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let mut block = match syn::parse2::<ItemImpl>(item.clone()) {
@@ -18,7 +20,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let registrations = try_expand(attribute, &mut block).unwrap_or_else(|error| error.to_compile_error());
     // The methods stay, without the attributes that could not be understood.
     for method in methods(&mut block) {
-        method.attrs.retain(|attribute| !subscribe::is_subscribe(attribute));
+        conditions::extract(&mut method.attrs, subscribe::is_subscribe);
     }
     quote!(#block #registrations)
 }
@@ -32,24 +34,27 @@ fn try_expand(attribute: TokenStream, block: &mut ItemImpl) -> Result<TokenStrea
         let message = "a subscriber is registered once, when the program is linked, so its `impl` block cannot be generic";
         return Err(Error::new_spanned(parameter, message));
     }
-    let receiver = (*block.self_ty).clone();
+    let receiver = reread(&*block.self_ty)?;
+    let of_block = Conditions::of(&block.attrs);
     let mut registrations = TokenStream::new();
     for method in methods(block) {
-        let attributes: Vec<_> =
-            method.attrs.extract_if(.., |other| subscribe::is_subscribe(other)).collect();
+        let attributes = conditions::extract(&mut method.attrs, subscribe::is_subscribe);
         if attributes.is_empty() {
             continue;
         }
+        let of_method = Conditions::of(&method.attrs);
+        let paths: Vec<_> =
+            attributes.iter().map(|(when, attribute)| (when.clone(), attribute.path().clone())).collect();
+        let imports = paths.iter().map(|(when, path)| quote!(#when #[allow(unused_imports)] use #path as _;));
         // The methods without a mistake are registered, so that it brings no others with it.
-        let registration = method_registration(method, &attributes, &receiver, facade.as_ref())
+        let registration = method_registration(method, attributes, &receiver, facade.as_ref())
             .unwrap_or_else(|error| error.to_compile_error());
-        let (conditions, paths) =
-            (subscribe::conditions(&method.attrs), attributes.iter().map(Attribute::path));
         registrations.extend(quote! {
-            #(#conditions)*
+            #of_block
+            #of_method
             const _: () = {
                 // This expansion took the attributes away: their import is used all the same.
-                #(#[allow(unused_imports)] use #paths as _;)*
+                #(#imports)*
                 #registration
             };
         });
@@ -59,14 +64,14 @@ fn try_expand(attribute: TokenStream, block: &mut ItemImpl) -> Result<TokenStrea
 
 fn method_registration(
     method: &mut ImplItemFn,
-    attributes: &[Attribute],
+    attributes: Vec<(Conditions, Meta)>,
     receiver: &syn::Type,
     facade: Option<&Path>,
 ) -> Result<TokenStream> {
     let mut errors = Errors::default();
     let all: Vec<_> = attributes
-        .iter()
-        .filter_map(|attribute| errors.take(Args::of(attribute)))
+        .into_iter()
+        .filter_map(|(when, attribute)| errors.take(Args::of(when, &attribute)))
         .map(|mut args| {
             args.facade = args.facade.or_else(|| facade.cloned());
             args
@@ -79,7 +84,7 @@ fn method_registration(
     }
     errors.finish(())?;
     subscribe::document(&mut method.attrs, &all, &handler);
-    Ok(registration(&all, &handler, &Place::Method))
+    Ok(registration(&all, &handler))
 }
 
 fn methods(block: &mut ItemImpl) -> impl Iterator<Item = &mut ImplItemFn> {

@@ -126,15 +126,14 @@ pub(crate) fn expand_publish(call: TokenStream) -> TokenStream {
     };
     let private = crate_path::private(facade.as_ref());
     let span = spans::at(&topic);
-    let check = quote_spanned! {span=>
-        { use __p::no_catalog::*; { use crate::*; __p::check::catalog(__EVENTBUS_CATALOG, #topic, __p::None); } }
-    };
+    let catalog = crate_path::catalog();
+    let check = quote_spanned!(span=> __p::check::catalog(#catalog, #topic, __p::None););
     quote! {{
         #[allow(unused_imports, unused_qualifications, non_upper_case_globals)]
         const _: () = {
             use #private as __p;
             const topic: () = { #check };
         };
-        #bus.publish_to(#topic, &#private::serde_json::json!(#value))
+        (#bus).publish_to(#topic, &#private::serde_json::json!(#value))
     }}
 }

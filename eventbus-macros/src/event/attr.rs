@@ -20,7 +20,8 @@ pub(crate) struct EventAttr {
 /// The topic of an event.
 pub(crate) enum Topic {
     Literal(LitStr),
-    Constant(Path),
+    /// Any other constant `&str`.
+    Constant(Expr),
 }
 
 /// All options, for "did you mean".
@@ -54,12 +55,7 @@ impl EventAttr {
             "subject" => self.subject = Some(meta.value()?.parse()?),
             "codec" => self.codec = Some(meta.value()?.parse()?),
             "crate" => self.facade = Some(meta.value()?.call(Path::parse_mod_style)?),
-            other => {
-                let hint = nearest::hint(other, OPTIONS);
-                let known =
-                    if hint.is_empty() { format!("; there are: {}", OPTIONS.join(", ")) } else { hint };
-                return Err(Error::new(name.span(), format!("unknown option `{other}`{known}")));
-            }
+            _ => return Err(nearest::unknown(name, OPTIONS)),
         }
         Ok(())
     }
@@ -71,11 +67,11 @@ fn topic(value: Expr) -> Result<Topic> {
             literal::check_topic(topic)?;
             Ok(Topic::Literal(topic.clone()))
         }
-        (None, Expr::Path(path)) => Ok(Topic::Constant(path.path.clone())),
-        _ => Err(Error::new_spanned(
+        (None, Expr::Lit(_)) => Err(Error::new_spanned(
             value,
-            "a topic is a literal such as \"order.placed\", or the path of a constant",
+            "a topic is a literal such as \"order.placed\", or a constant `&str`",
         )),
+        (None, _) => Ok(Topic::Constant(value)),
     }
 }
 

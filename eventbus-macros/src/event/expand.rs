@@ -12,9 +12,11 @@ pub(crate) fn expand(event: &Event) -> TokenStream {
     let at_name = spans::at(name);
     let (topic, topic_check) = match &event.topic {
         Topic::Literal(topic) => (quote!(#topic), None),
-        Topic::Constant(path) => {
-            let span = spans::at(path);
-            (quote!(#path), Some(quote_spanned!(span=> const _: () = __p::check::topic(#path);)))
+        Topic::Constant(value) => {
+            let span = spans::at_end(value);
+            let constant = quote_spanned!(span=> const __TOPIC: &str = #value;);
+            let check = quote_spanned!(span=> const _: () = __p::check::topic(__TOPIC););
+            (quote!(__TOPIC), Some(quote!(#constant #check)))
         }
     };
     let codec = event.codec.as_ref().map_or_else(|| quote!(__p::Json), |codec| quote!(#codec));

@@ -1,20 +1,26 @@
 //! The arguments of `#[subscribe]`: a topic, and options.
 
+use crate::conditions::Conditions;
 use crate::fallback::Errors;
+use crate::tokens::written;
 use crate::{literal, nearest};
 use eventbus_grammar::{MAX_GROUP, is_group};
-use proc_macro2::TokenStream;
+use proc_macro2::{TokenStream, TokenTree};
 use quote::{ToTokens, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream};
-use syn::{Attribute, Error, Expr, Ident, LitStr, Meta, Path, Result, Token};
+use syn::{Error, Expr, Ident, LitStr, Meta, Path, Result, Token};
 
 /// What stands between the parentheses.
 #[derive(Default)]
 pub(crate) struct Args {
+    /// When the attribute is there.
+    pub(crate) conditions: Conditions,
     pub(crate) topic: Option<Topic>,
     pub(crate) group: Option<Expr>,
     pub(crate) name: Option<LitStr>,
+    /// The name of the type that holds the constants.
+    pub(crate) twin: Option<Ident>,
     pub(crate) facade: Option<Path>,
     pub(crate) blocking: Option<Ident>,
     pub(crate) batch: Option<Ident>,
@@ -25,7 +31,8 @@ pub(crate) struct Args {
 /// The topic or pattern that is listened on.
 pub(crate) enum Topic {
     Literal(LitStr),
-    Constant(Path),
+    /// Any other constant `&str`.
+    Constant(Expr),
 }
 
 impl Topic {
@@ -33,9 +40,9 @@ impl Topic {
     pub(crate) fn describe(&self) -> String {
         match self {
             Self::Literal(topic) => format!("`{}`", topic.value()),
-            Self::Constant(path) => {
-                let path = path.to_token_stream().to_string().replace(' ', "");
-                format!("`{path}`")
+            Self::Constant(value) => {
+                let value = value.to_token_stream().to_string().replace(' ', "");
+                format!("`{value}`")
             }
         }
     }
@@ -55,44 +62,50 @@ const OPTIONS: &[&str] = &[
     "linger",
     "blocking",
     "name",
+    "as",
     "crate",
 ];
 
 impl Args {
-    /// The arguments of an attribute that was found on the item.
-    pub(crate) fn of(attribute: &Attribute) -> Result<Self> {
-        match &attribute.meta {
-            Meta::Path(_) => Ok(Self::default()),
-            _ => attribute.parse_args(),
-        }
+    /// The arguments of an attribute that was found on the item, and is there under `conditions`.
+    pub(crate) fn of(conditions: Conditions, attribute: &Meta) -> Result<Self> {
+        let args = match attribute {
+            Meta::Path(_) => Self::default(),
+            Meta::List(list) => syn::parse2(written(list.tokens.clone()))?,
+            Meta::NameValue(_) => {
+                let message = "the topic goes in parentheses: `#[subscribe(\"order.placed\")]`";
+                return Err(Error::new_spanned(attribute, message));
+            }
+        };
+        Ok(Self { conditions, ..args })
     }
 
     fn parse_option(&mut self, input: ParseStream<'_>) -> Result<()> {
         let name = input.call(Ident::parse_any)?;
         let word = name.to_string();
         if word == "blocking" {
-            if input.peek(Token![=]) {
-                skip_value(input)?;
+            if !is_end(input) {
+                skip(input)?;
                 return Err(Error::new(name.span(), "`blocking` is a flag; write it without a value"));
             }
             self.blocking = Some(name);
             return Ok(());
         }
         if !OPTIONS.contains(&word.as_str()) {
-            let hint = nearest::hint(&word, OPTIONS);
-            skip_value(input)?;
-            let known = if hint.is_empty() { format!("; there are: {}", OPTIONS.join(", ")) } else { hint };
-            return Err(Error::new(name.span(), format!("unknown option `{word}`{known}")));
+            skip(input)?;
+            return Err(nearest::unknown(&name, OPTIONS));
         }
         if !input.peek(Token![=]) {
+            skip(input)?;
             return Err(Error::new(name.span(), format!("`{word}` needs a value: `{word} = …`")));
         }
         input.parse::<Token![=]>()?;
-        if word == "crate" {
-            self.facade = Some(input.call(Path::parse_mod_style)?);
-            return Ok(());
+        match word.as_str() {
+            "crate" => self.facade = Some(input.call(Path::parse_mod_style)?),
+            "as" => self.twin = Some(input.parse()?),
+            _ => return self.set(name, input.parse()?),
         }
-        self.set(name, input.parse()?)
+        Ok(())
     }
 
     fn set(&mut self, name: Ident, value: Expr) -> Result<()> {
@@ -153,14 +166,10 @@ impl Parse for Args {
         let mut seen: Vec<String> = Vec::new();
         let (mut first, mut has_topic) = (true, false);
         while !input.is_empty() {
-            let is_topic = input.peek(LitStr)
-                || (input.peek(syn::Ident) && !is_option(input))
-                || input.peek(Token![::])
-                || (input.peek(Token![crate]) && input.peek2(Token![::]));
-            if is_topic && first {
+            if first && is_topic(input) {
                 has_topic = true;
                 args.topic = errors.take(parse_topic(input));
-            } else if is_topic && input.peek(LitStr) {
+            } else if input.peek(LitStr) {
                 let late: LitStr = input.parse()?;
                 let message = match has_topic {
                     true => "a subscription has one topic; for a second one, add another `#[subscribe]`",
@@ -168,12 +177,14 @@ impl Parse for Args {
                 };
                 errors.push(Error::new(late.span(), message));
             } else {
-                let ahead = input.fork();
-                let name = ahead.call(Ident::parse_any)?;
-                if seen.contains(&name.to_string()) {
+                let name = input.fork().call(Ident::parse_any)?;
+                if name == "topic" {
+                    skip(input)?;
+                    let message = "the topic comes first, without its name: `#[subscribe(\"order.placed\")]`";
+                    errors.push(Error::new(name.span(), message));
+                } else if seen.contains(&name.to_string()) {
+                    skip(input)?;
                     errors.push(Error::new(name.span(), format!("`{name}` is set twice")));
-                    input.call(Ident::parse_any)?;
-                    skip_value(input)?;
                 } else {
                     seen.push(name.to_string());
                     errors.take(args.parse_option(input));
@@ -193,30 +204,42 @@ impl Parse for Args {
     }
 }
 
-/// Whether an option comes next, as opposed to the path of a constant.
-fn is_option(input: ParseStream<'_>) -> bool {
+/// Whether a topic comes next, as opposed to an option.
+fn is_topic(input: ParseStream<'_>) -> bool {
     let ahead = input.fork();
     match ahead.call(Ident::parse_any) {
-        Ok(name) => ahead.peek(Token![=]) || OPTIONS.contains(&name.to_string().as_str()),
-        Err(_) => false,
+        Ok(name) if is_end(&ahead) => !nearest::is_word_of(&name, OPTIONS),
+        // A call, unless it is meant as an option: `retries(3)`.
+        Ok(name) if ahead.peek(syn::token::Paren) => !nearest::is_word_of(&name, OPTIONS),
+        Ok(_) => !ahead.peek(Token![=]),
+        Err(_) => true,
     }
 }
 
 fn parse_topic(input: ParseStream<'_>) -> Result<Topic> {
-    if input.peek(LitStr) {
-        let topic: LitStr = input.parse()?;
-        literal::check_pattern(&topic)?;
-        Ok(Topic::Literal(topic))
-    } else {
-        input.call(Path::parse_mod_style).map(Topic::Constant)
+    let value: Expr = input.parse()?;
+    match (literal::string(&value), &value) {
+        (Some(topic), _) => {
+            literal::check_pattern(topic)?;
+            Ok(Topic::Literal(topic.clone()))
+        }
+        (None, Expr::Lit(_)) => Err(Error::new_spanned(
+            value,
+            "a topic is a literal such as \"order.placed\", or a constant `&str`",
+        )),
+        (None, _) => Ok(Topic::Constant(value)),
     }
 }
 
-/// Passes over the value of an option that is not wanted.
-fn skip_value(input: ParseStream<'_>) -> Result<()> {
-    if input.peek(Token![=]) {
-        input.parse::<Token![=]>()?;
-        input.parse::<Expr>()?;
+/// Whether an argument ends here.
+fn is_end(input: ParseStream<'_>) -> bool {
+    input.is_empty() || input.peek(Token![,])
+}
+
+/// Passes over the rest of an argument that is not wanted.
+fn skip(input: ParseStream<'_>) -> Result<()> {
+    while !is_end(input) {
+        input.parse::<TokenTree>()?;
     }
     Ok(())
 }

@@ -2,7 +2,11 @@
 
 use super::{Args, Handler, at_name};
 use proc_macro2::TokenStream;
-use syn::{Error, GenericParam, Item, ReceiverKind, Result, Signature, Type};
+use syn::ext::IdentExt;
+use syn::{
+    Attribute, Error, GenericParam, Item, ReceiverKind, Result, Safety, Signature, Type, TypeImplTrait,
+    TypeParamBound,
+};
 
 /// `#[subscribe]` on something that is no function.
 pub(crate) fn not_a_function(item: TokenStream) -> Error {
@@ -29,6 +33,15 @@ pub(crate) fn signature(signature: &Signature, is_method: bool) -> Result<()> {
             "a subscriber runs when an event comes, so it cannot be `const`",
         ));
     }
+    if let Safety::Unsafe(unsafety) = &signature.safety {
+        let message = "a subscriber is called by the bus, which cannot keep what an `unsafe fn` asks of its caller; make it \
+                       safe, and call this one in an `unsafe` block";
+        return Err(Error::new_spanned(unsafety, message));
+    }
+    if signature.ident.to_string().starts_with("__") {
+        let message = "names that begin with `__` are those of generated code; give the subscriber another";
+        return Err(at_name(&signature.ident, message));
+    }
     if let Some(parameter) = signature.generics.params.first() {
         let message = match parameter {
             GenericParam::Lifetime(_) => {
@@ -47,13 +60,41 @@ pub(crate) fn signature(signature: &Signature, is_method: bool) -> Result<()> {
             "`#[subscribe]` on a method needs `#[subscriber]` on its `impl` block; or take the receiver as \
              `State<Self>` in a free function",
         )),
-        Some(receiver) if !matches!(receiver.kind, ReceiverKind::Reference(_, _, None)) => {
-            Err(Error::new_spanned(
-                receiver,
-                "handlers run at the same time and share their receiver, so it is taken as `&self`",
-            ))
-        }
+        Some(receiver) if !is_shared(&receiver.kind) => Err(Error::new_spanned(
+            receiver,
+            "handlers run at the same time and share their receiver, so it is taken as `&self`",
+        )),
         _ => Ok(()),
+    }
+}
+
+/// `&self`, or `self: &Self`.
+fn is_shared(receiver: &ReceiverKind) -> bool {
+    match receiver {
+        ReceiverKind::Reference(_, _, mutability) => mutability.is_none(),
+        ReceiverKind::Typed(_, ty) => match &**ty {
+            Type::Reference(reference) => {
+                reference.mutability.is_none()
+                    && matches!(&*reference.elem, Type::Path(path) if path.path.is_ident("Self"))
+            }
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+/// Checks what no attribute beside `#[subscribe]` can be.
+pub(crate) fn attributes(attributes: &[Attribute]) -> Result<()> {
+    let is_test = |attribute: &&Attribute| {
+        attribute.path().segments.last().is_some_and(|segment| segment.ident == "test")
+    };
+    match attributes.iter().find(is_test) {
+        Some(test) => Err(Error::new_spanned(
+            test,
+            "a test is called by the test runner and a subscriber by the bus; put the subscriber inside of the test, \
+             or beside it",
+        )),
+        None => Ok(()),
     }
 }
 
@@ -84,12 +125,25 @@ pub(crate) fn argument(argument: &Type) -> Result<()> {
 /// Checks what no answer can be.
 pub(crate) fn answer(answer: &Type) -> Result<()> {
     match answer {
+        Type::ImplTrait(answer) if is_future(answer) => Err(Error::new_spanned(
+            answer,
+            "write `async fn …` with the future's answer, in place of a function that returns `impl Future`",
+        )),
         Type::ImplTrait(_) => Err(Error::new_spanned(
             answer,
             "a subscriber's answer has a type that can be named, so it cannot be `impl Trait`; name the type",
         )),
         _ => Ok(()),
     }
+}
+
+fn is_future(answer: &TypeImplTrait) -> bool {
+    answer.bounds.iter().any(|bound| match bound {
+        TypeParamBound::Trait(bound) => {
+            bound.path.segments.last().is_some_and(|segment| segment.ident == "Future")
+        }
+        _ => false,
+    })
 }
 
 /// Checks that the options fit the function, and each other.
@@ -107,6 +161,13 @@ pub(crate) fn fits(args: &Args, handler: &Handler) -> Result<()> {
                 "`blocking` and `batch` do not go together yet; spawn the blocking part in an `async fn`",
             ));
         }
+    }
+    if let (Some(twin), Some(_)) = (&args.twin, &handler.receiver) {
+        let message = format!(
+            "a method has no type of its own: its subscription is the constant `{}_SUBSCRIBER`, beside the method",
+            handler.name.unraw().to_string().to_uppercase()
+        );
+        return Err(at_name(twin, &message));
     }
     match args.options.iter().find(|(name, _)| name == "linger") {
         Some((linger, _)) if args.batch.is_none() => Err(at_name(

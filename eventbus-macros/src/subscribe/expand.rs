@@ -1,22 +1,16 @@
 //! What `#[subscribe]` writes: constant data, and one straight-line function.
 
 use super::args::{Args, Topic};
-use super::model::Handler;
+use super::model::{Argument, Handler};
+use super::twin::Twin;
 use crate::{crate_path, spans};
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
 use syn::Type;
-
-/// Where the constants of a handler go.
-pub(crate) enum Place {
-    /// Into a type of the function's name.
-    Function,
-    /// Beside the method, in its type.
-    Method,
-}
+use syn::ext::IdentExt;
 
 /// Everything that makes a handler known.
-pub(crate) fn registration(all: &[Args], handler: &Handler, place: &Place) -> TokenStream {
+pub(crate) fn registration(all: &[Args], handler: &Handler) -> TokenStream {
     let conditions = &handler.conditions;
     let facade = all.iter().find_map(|args| args.facade.as_ref());
     let private = crate_path::private(facade);
@@ -25,55 +19,29 @@ pub(crate) fn registration(all: &[Args], handler: &Handler, place: &Place) -> To
     let subscribers = all.iter().zip(&statics).enumerate().map(|(number, (args, name))| {
         let adapter = format_ident!("__Adapter{number}");
         let topic = Pattern::of(args, number);
-        let (constant, checks, adapter_impl, subscriber) = (
-            &topic.constant,
+        let subscriber = subscriber(args, &topic, handler, &adapter);
+        let when = &args.conditions;
+        let items = topic.constant.clone().into_iter().chain([
             checks(args, &topic, handler, number),
+            quote!(struct #adapter;),
             adapter_impl(args, handler, &adapter),
-            subscriber(args, &topic, handler, &adapter),
-        );
-        quote! {
-            #constant
-            #checks
-            struct #adapter;
-            #adapter_impl
-            static #name: __p::Subscriber = #subscriber;
-            const _: () = { __p::submit! { __p::Entry::Subscriber(&#name) } };
-        }
+            quote!(static #name: __p::Subscriber = #subscriber;),
+            quote!(
+                const _: () = {
+                    __p::submit! { __p::Entry::Subscriber(&#name) }
+                };
+            ),
+        ]);
+        quote!(#(#when #items)*)
     });
-    let first = &statics[0];
-    let docs = "The subscription of this function, as constant data.";
-    let all_docs = "All subscriptions of this function, in the order of its attributes.";
-    let constants = |one: &Ident, many: &Ident| {
-        quote! {
-            #[doc = #docs]
-            pub const #one: &'static __p::Subscriber = &#first;
-            #[doc = #all_docs]
-            pub const #many: &'static [&'static __p::Subscriber] = &[#(&#statics),*];
-        }
-    };
-    let (twin, owner, constants) = match (place, &handler.receiver) {
-        (Place::Method, Some(receiver)) => {
-            let upper = handler.name.to_string().trim_start_matches("r#").to_uppercase();
-            let (one, many) = (format_ident!("{upper}_SUBSCRIBER"), format_ident!("{upper}_SUBSCRIBERS"));
-            (TokenStream::new(), quote!(#receiver), constants(&one, &many))
-        }
-        _ => {
-            let (name, visibility) = (&handler.name, &handler.visibility);
-            let docs = format!("The subscription of the function `{name}`.");
-            let twin = quote! {
-                #(#conditions)*
-                #[doc = #docs]
-                #[allow(non_camel_case_types, dead_code)]
-                #visibility struct #name {}
-            };
-            (twin, quote!(#name), constants(&format_ident!("SUBSCRIBER"), &format_ident!("SUBSCRIBERS")))
-        }
-    };
+    let Twin { declaration, owner, one, many } = Twin::of(all, handler);
+    let constants = constants(all, &statics, &one, &many);
     quote! {
-        #twin
-        #(#conditions)*
+        #declaration
+        #conditions
         #[allow(
             dead_code,
+            deprecated,
             non_camel_case_types,
             non_upper_case_globals,
             unreachable_pub,
@@ -93,6 +61,25 @@ pub(crate) fn registration(all: &[Args], handler: &Handler, place: &Place) -> To
     }
 }
 
+/// The subscriptions of one function, as constants.
+fn constants(all: &[Args], statics: &[Ident], one: &Ident, many: &Ident) -> TokenStream {
+    let docs = "The subscription of this function, as constant data.";
+    let all_docs = "All subscriptions of this function, in the order of its attributes.";
+    let each = all.iter().map(|args| &args.conditions);
+    // Where every attribute has a condition, there may be none.
+    let some = all.iter().all(|args| !args.conditions.is_none()).then(|| {
+        let conditions = all.iter().map(|args| args.conditions.all());
+        quote!(#[cfg(any(#(#conditions),*))])
+    });
+    quote! {
+        #some
+        #[doc = #docs]
+        pub const #one: &'static __p::Subscriber = Self::#many[0];
+        #[doc = #all_docs]
+        pub const #many: &'static [&'static __p::Subscriber] = &[#(#each &#statics),*];
+    }
+}
+
 /// The topic or pattern that a subscription names.
 struct Pattern {
     /// Where the user names a constant, its value: one constant of ours, so that one of a wrong type is one error.
@@ -104,9 +91,9 @@ impl Pattern {
     fn of(args: &Args, number: usize) -> Self {
         match &args.topic {
             Some(Topic::Literal(topic)) => Self { constant: None, value: Some(quote!(#topic)) },
-            Some(Topic::Constant(path)) => {
-                let (span, name) = (spans::at(path), format_ident!("__TOPIC_{number}"));
-                let constant = quote_spanned!(span=> const #name: &str = #path;);
+            Some(Topic::Constant(value)) => {
+                let (span, name) = (spans::at_end(value), format_ident!("__TOPIC_{number}"));
+                let constant = quote_spanned!(span=> const #name: &str = #value;);
                 Self { constant: Some(constant), value: Some(quote!(#name)) }
             }
             None => Self { constant: None, value: None },
@@ -119,9 +106,9 @@ fn source(args: &Args) -> TokenStream {
     if args.batch.is_some() { quote!(FromBatch) } else { quote!(FromDelivery) }
 }
 
-fn event_of(argument: &Type, source: &TokenStream) -> TokenStream {
-    let span = spans::at_type(argument);
-    quote_spanned!(span=> <#argument as __p::#source<'_>>::EVENT)
+fn event_of(Argument { ty, .. }: &Argument, source: &TokenStream) -> TokenStream {
+    let span = spans::at_type(ty);
+    quote_spanned!(span=> <#ty as __p::#source<'_>>::EVENT)
 }
 
 /// Compares topic and arguments when the user's crate is compiled; each culprit is named by a call at its place.
@@ -131,19 +118,22 @@ fn checks(args: &Args, pattern: &Pattern, handler: &Handler, number: usize) -> T
     let value = &pattern.value;
     let pattern = value.as_ref().map_or_else(|| quote!(__p::None), |value| quote!(__p::Some(#value)));
     let arguments = handler.arguments.iter().map(|argument| {
-        let (span, event) = (spans::at_type(argument), event_of(argument, &source));
-        quote_spanned!(span=> __event = __p::check::argument(__pattern, #literal, #event, __event);)
+        let (span, event, when) =
+            (spans::at_type(&argument.ty), event_of(argument, &source), &argument.conditions);
+        let check =
+            quote_spanned!(span=> __event = __p::check::argument(__pattern, #literal, #event, __event););
+        quote!(#when { #check })
     });
     let topic = match &args.topic {
         Some(Topic::Literal(topic)) => {
-            let span = spans::at(topic);
+            let (span, catalog) = (spans::at(topic), crate_path::catalog());
             quote_spanned! {span=>
                 __p::check::literal(#topic, __event);
-                { use __p::no_catalog::*; { use crate::*; __p::check::catalog(__EVENTBUS_CATALOG, #topic, __event); } }
+                __p::check::catalog(#catalog, #topic, __event);
             }
         }
-        Some(Topic::Constant(path)) => {
-            let span = spans::at(path);
+        Some(Topic::Constant(named)) => {
+            let span = spans::at_end(named);
             quote_spanned!(span=> __p::check::constant(#value);)
         }
         None => {
@@ -155,11 +145,9 @@ fn checks(args: &Args, pattern: &Pattern, handler: &Handler, number: usize) -> T
         let span = spans::at(group);
         quote_spanned!(span=> __p::check::group(#group);)
     });
-    // The compiler names the constant in its message.
-    let name = match number {
-        0 => format_ident!("subscription"),
-        _ => format_ident!("subscription_{}", number + 1),
-    };
+    // The compiler names the constant in its message. A handler of that name is called beside it.
+    let plain = if number == 0 { "subscription".to_owned() } else { format!("subscription_{}", number + 1) };
+    let name = if handler.name == plain { format_ident!("__{plain}") } else { format_ident!("{plain}") };
     quote! {
         const #name: () = {
             let __pattern: __p::Option<&'static str> = #pattern;
@@ -176,19 +164,21 @@ fn subscriber(args: &Args, pattern: &Pattern, handler: &Handler, adapter: &Ident
     let source = source(args);
     let name = match (&args.name, &handler.receiver) {
         (Some(name), _) => name.value(),
-        (None, Some(receiver)) => format!("{}.{}", type_name(receiver), plain(&handler.name)),
-        (None, None) => plain(&handler.name),
+        (None, Some(receiver)) => format!("{}.{}", type_name(receiver), handler.name.unraw()),
+        (None, None) => handler.name.unraw().to_string(),
     };
     let group = match &args.group {
         Some(group) => quote!(#group),
         None => quote!(__p::concat!(__p::env!("CARGO_PKG_NAME"), ".", #name)),
     };
+    let whens = handler.arguments.iter().map(|argument| &argument.conditions);
     let events = handler.arguments.iter().map(|argument| event_of(argument, &source));
-    let events = quote!(&[#(#events),*]);
+    let events = quote!(&[#(#whens #events),*]);
     let pattern = pattern.value.clone().unwrap_or_else(|| quote!(__p::check::topic_of(#events)));
-    let states = handler.arguments.iter().map(|argument| {
-        let span = spans::at_type(argument);
-        quote_spanned!(span=> <#argument as __p::#source<'_>>::STATE)
+    let states = handler.arguments.iter().map(|Argument { ty, conditions }| {
+        let span = spans::at_type(ty);
+        let state = quote_spanned!(span=> <#ty as __p::#source<'_>>::STATE);
+        quote!(#conditions #state)
     });
     let receiver =
         handler.receiver.as_ref().map(|receiver| quote!(<__p::State<#receiver> as __p::#source<'_>>::STATE,));
@@ -239,14 +229,16 @@ fn adapter_impl(args: &Args, handler: &Handler, adapter: &Ident) -> TokenStream 
     let refused = refuse(quote!(__outcome));
     let names: Vec<_> =
         (0..handler.arguments.len()).map(|number| format_ident!("__argument{number}")).collect();
-    let arguments = handler.arguments.iter().zip(&names).map(|(argument, name)| {
-        let span = spans::at_type(argument);
-        quote_spanned! {span=>
-            let #name = match <#argument as __p::#source<'_>>::#take(__delivery) {
+    let whens: Vec<_> = handler.arguments.iter().map(|argument| &argument.conditions).collect();
+    let arguments = handler.arguments.iter().zip(&names).map(|(Argument { ty, conditions }, name)| {
+        let span = spans::at_type(ty);
+        let taken = quote_spanned! {span=>
+            let #name = match <#ty as __p::#source<'_>>::#take(__delivery) {
                 __p::Ok(__argument) => __argument,
                 __p::Err(__outcome) => return #refused,
             };
-        }
+        };
+        quote!(#conditions #taken)
     });
     let receiver = handler.receiver.as_ref().map(|receiver| {
         quote! {
@@ -257,16 +249,17 @@ fn adapter_impl(args: &Args, handler: &Handler, adapter: &Ident) -> TokenStream 
         }
     });
     let called = match &handler.receiver {
-        Some(receiver) => quote_spanned!(at_name=> <#receiver>::#name(&*__receiver, #(#names),*)),
-        None => quote_spanned!(at_name=> #name(#(#names),*)),
+        Some(receiver) => quote_spanned!(at_name=> <#receiver>::#name(&*__receiver, #(#whens #names),*)),
+        None => quote_spanned!(at_name=> #name(#(#whens #names),*)),
     };
     let called = if handler.is_async { quote_spanned!(at_name=> #called.await) } else { called };
     let at_answer = handler.answer.as_ref().map_or_else(Span::call_site, spans::at_type);
     let answer_type = handler.answer.as_ref().map_or_else(|| quote!(()), |answer| quote!(#answer));
     if args.batch.is_some() {
-        let admits = handler.arguments.iter().map(|argument| {
-            let span = spans::at_type(argument);
-            quote_spanned!(span=> <#argument as __p::FromBatch<'_>>::admit(__delivery)?;)
+        let admits = handler.arguments.iter().map(|Argument { ty, conditions }| {
+            let span = spans::at_type(ty);
+            let admit = quote_spanned!(span=> <#ty as __p::FromBatch<'_>>::admit(__delivery)?;);
+            quote!(#conditions { #admit })
         });
         let answer = quote_spanned! {at_answer=>
             <#answer_type as __p::IntoOutcomes>::into_outcomes(__answer, __delivery.len())
@@ -319,16 +312,11 @@ fn adapter_impl(args: &Args, handler: &Handler, adapter: &Ident) -> TokenStream 
     }
 }
 
-/// The name of an identifier without `r#`.
-fn plain(name: &Ident) -> String {
-    name.to_string().trim_start_matches("r#").to_owned()
-}
-
 /// The last segment of a type, for the name of a method.
 fn type_name(receiver: &Type) -> String {
     match receiver {
         Type::Path(path) => {
-            path.path.segments.last().map_or_else(String::new, |segment| plain(&segment.ident))
+            path.path.segments.last().map_or_else(String::new, |segment| segment.ident.unraw().to_string())
         }
         _ => "impl".to_owned(),
     }

@@ -1,8 +1,9 @@
 //! A handler as the macro sees it: a function or method that was found fit to be one.
 
 use super::{at_name, check};
+use crate::conditions::Conditions;
 use crate::fallback::Errors;
-use crate::spans;
+use crate::{spans, tokens};
 use syn::{
     Attribute, Expr, ExprLit, FnArg, Ident, Lit, Meta, Result, ReturnType, Signature, Type, Visibility,
 };
@@ -13,14 +14,21 @@ pub(crate) struct Handler {
     pub(crate) visibility: Visibility,
     /// The type of the `impl` block that a method stands in.
     pub(crate) receiver: Option<Type>,
-    pub(crate) arguments: Vec<Type>,
+    pub(crate) arguments: Vec<Argument>,
     pub(crate) answer: Option<Type>,
     pub(crate) is_async: bool,
-    /// `#[cfg]` attributes, which apply to everything that is generated.
-    pub(crate) conditions: Vec<Attribute>,
+    /// When the function is there, and with it everything that is generated.
+    pub(crate) conditions: Conditions,
     pub(crate) docs: String,
     /// The name of the type that is likely the event, for documentation.
     pub(crate) event_hint: Option<String>,
+}
+
+/// An argument of a handler.
+pub(crate) struct Argument {
+    /// When it is there.
+    pub(crate) conditions: Conditions,
+    pub(crate) ty: Type,
 }
 
 impl Handler {
@@ -31,19 +39,23 @@ impl Handler {
         receiver: Option<&Type>,
     ) -> Result<Self> {
         let mut errors = Errors::default();
+        let signature = &tokens::reread(signature)?;
         errors.take(check::signature(signature, receiver.is_some()));
+        errors.take(check::attributes(attributes));
         let mut arguments = Vec::new();
         for argument in &signature.inputs {
             if let FnArg::Typed(argument) = argument {
-                errors.take(check::argument(&argument.ty));
-                arguments.push((*argument.ty).clone());
+                let ty = tokens::ungrouped(&argument.ty).clone();
+                errors.take(check::argument(&ty));
+                arguments.push(Argument { conditions: Conditions::of(&argument.attrs), ty });
             }
         }
         let answer = match &signature.output {
             ReturnType::Default => None,
             ReturnType::Type(_, answer) => {
+                let answer = tokens::ungrouped(answer);
                 errors.take(check::answer(answer));
-                Some((**answer).clone())
+                Some(answer.clone())
             }
         };
         if receiver.is_some() && signature.receiver().is_none() {
@@ -56,20 +68,15 @@ impl Handler {
             name: signature.ident.clone(),
             visibility: visibility.clone(),
             receiver: receiver.cloned(),
-            event_hint: arguments.iter().find_map(event_name),
+            event_hint: arguments.iter().find_map(|argument| event_name(&argument.ty)),
             arguments,
             answer,
             is_async: signature.asyncness.is_some(),
-            conditions: conditions(attributes),
+            conditions: Conditions::of(attributes),
             docs: docs(attributes),
         };
         errors.finish(handler)
     }
-}
-
-/// The `#[cfg]` attributes.
-pub(crate) fn conditions(attributes: &[Attribute]) -> Vec<Attribute> {
-    attributes.iter().filter(|attribute| attribute.path().is_ident("cfg")).cloned().collect()
 }
 
 fn docs(attributes: &[Attribute]) -> String {

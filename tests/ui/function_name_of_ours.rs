@@ -1,0 +1,7 @@
+#[path = "shop/mod.rs"]
+mod shop;
+
+#[eventbus::subscribe]
+async fn __p(_order: shop::OrderPlaced) {}
+
+fn main() {}

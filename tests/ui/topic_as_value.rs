@@ -1,0 +1,12 @@
+#[path = "shop/mod.rs"]
+mod shop;
+
+struct Shop;
+
+#[eventbus::subscriber]
+impl Shop {
+    #[eventbus::subscribe = "order.placed"]
+    async fn on_order(&self, _order: shop::OrderPlaced) {}
+}
+
+fn main() {}
