@@ -25,6 +25,7 @@ const FLOORS: [&[&str]; 7] = [
         "stderr",
         "sync",
         "line",
+        "waiters",
     ],
     &["broker", "memory"],
     &["subscription", "backoff"],
@@ -115,6 +116,20 @@ fn locks_without_a_rank_stand_in_one_file() {
             code.replace("tokio::sync::Mutex", "").contains(lock)
         });
         assert!(name == "lock.rs" || !plain, "{name} has a lock without a rank");
+    }
+}
+
+/// What these of tokio call is several wakers in one loop: one that panics leaves the others asleep.
+#[test]
+fn whoever_tells_several_that_wait_tells_each_by_itself() {
+    for krate in ["eventbus-core", "brokers/eventbus-sqlite"] {
+        for (path, code) in sources_of(krate) {
+            for loops in
+                [".notify_waiters(", ".send_modify(", ".send_if_modified(", "broadcast::", "Semaphore::close"]
+            {
+                assert!(!code.contains(loops), "{} calls `{loops}`: see `waiters.rs`", path.display());
+            }
+        }
     }
 }
 

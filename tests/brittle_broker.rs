@@ -241,16 +241,57 @@ async fn a_broker_that_panics_as_it_publishes_is_an_error_for_the_publisher() {
     }
 }
 
+/// A waker that panics.
+struct Alarm(AtomicBool);
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+        panic!("at a waker");
+    }
+}
+
+#[tokio::test]
+async fn a_waker_that_panics_leaves_nobody_asleep_who_waits_for_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    for url in ["memory:".to_owned(), format!("sqlite:{}", folder.path().join("log.db").display())] {
+        let bus = Bus::builder().without_subscriptions().connect(&url).await.unwrap();
+        let (_seen, _handle) = thirds(&bus).await;
+        bus.publish(&Ping { number: 1 }).await.unwrap();
+        let alarms: [_; 3] = std::array::from_fn(|_| Arc::new(Alarm(AtomicBool::new(false))));
+        let mut alarmed = Vec::new();
+        let mut waiting = Vec::new();
+        for alarm in &alarms {
+            let mut settled = Box::pin(bus.settled());
+            let waker = Waker::from(Arc::clone(alarm));
+            assert!(settled.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            alarmed.push(settled);
+            let (bus, waits) = (bus.clone(), Arc::new(tokio::sync::Notify::new()));
+            let begun = Arc::clone(&waits);
+            waiting.push(tokio::spawn(async move {
+                let mut settled = Box::pin(bus.settled());
+                assert!(waits_after_a_poll(settled.as_mut()).await, "nothing is handled yet");
+                begun.notify_one();
+                settled.await
+            }));
+            waits.notified().await;
+        }
+        bus.start().unwrap();
+        for waits in waiting {
+            within_a_while(waits).await.unwrap().unwrap();
+        }
+        assert!(alarms.iter().all(|alarm| alarm.0.load(Ordering::SeqCst)), "each was told, on {url}");
+        drop(alarmed);
+        within_a_while(bus.shutdown()).await.unwrap();
+    }
+}
+
+/// Polls once; whether it waits.
+async fn waits_after_a_poll<F: Future>(mut future: std::pin::Pin<&mut F>) -> bool {
+    std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_pending())).await
+}
+
 #[tokio::test]
 async fn a_waker_that_panics_hurts_nobody_but_who_waits() {
-    struct Alarm(AtomicBool);
-    impl Wake for Alarm {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, Ordering::SeqCst);
-            panic!("at a waker");
-        }
-    }
-
     let folder = tempfile::tempdir().unwrap();
     for url in ["memory:".to_owned(), format!("sqlite:{}", folder.path().join("log.db").display())] {
         let bus = Bus::builder().without_subscriptions().connect(&url).await.unwrap();

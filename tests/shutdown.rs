@@ -2,11 +2,14 @@
 
 mod support;
 
-use eventbus::broker::{Broker, BrokerFuture, Deliveries, Features, SubscribeRequest};
+use eventbus::broker::{
+    Broker, BrokerFuture, Deliveries, Features, OpenedBroker, Received, Scheme, SubscribeRequest,
+};
 use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
 use eventbus::{Bus, Envelope, Error, Outcome, PublishError};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use support::{Ping, Seen, bus, bus_with};
 use tokio::time::{Instant, sleep};
@@ -271,8 +274,8 @@ impl Broker for Stubborn {
         self.0.subscribe(request)
     }
 
-    fn drain(&self) -> BrokerFuture<()> {
-        self.0.drain()
+    fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
+        self.0.drain(subscriptions)
     }
 
     fn close(&self) -> BrokerFuture<Result<(), BrokerError>> {
@@ -334,4 +337,197 @@ async fn a_log_that_another_program_holds_does_not_hold_up_the_end() {
     other.execute_batch("rollback").unwrap();
     waiting.await.unwrap().expect("it is stored, and handled when the program runs again");
     assert_eq!(seen.all(), [1]);
+}
+
+eventbus_core::register_scheme!(Scheme {
+    name: "stubborn",
+    open: |_| -> OpenedBroker {
+        BrokerFuture::ready(Ok(Arc::new(Stubborn(MemoryBroker::new())) as Arc<dyn Broker>))
+    },
+});
+
+#[tokio::test(start_paused = true)]
+async fn a_check_does_not_wait_for_ever_for_a_broker_that_does_not_close() {
+    let start = Instant::now();
+    let error = Bus::builder().check("stubborn:").await.unwrap_err().to_string();
+    assert!(error.contains("the stubborn broker did not close in time"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+/// The in-process broker; the first one who asks for deliveries is told when it may go on.
+struct Slow(MemoryBroker, Arc<Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>>);
+
+impl Broker for Slow {
+    fn name(&self) -> &str {
+        "slow"
+    }
+
+    fn features(&self) -> Features {
+        self.0.features()
+    }
+
+    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
+        self.0.publish(envelope)
+    }
+
+    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
+        let (opening, asked) = (self.0.subscribe(request), Arc::clone(&self.1));
+        BrokerFuture::new(async move {
+            Ok(Box::new(SlowDeliveries(opening.await?, asked)) as Box<dyn Deliveries>)
+        })
+    }
+}
+
+struct SlowDeliveries(Box<dyn Deliveries>, Arc<Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>>);
+
+impl Deliveries for SlowDeliveries {
+    fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut Vec<Received>,
+        limit: usize,
+    ) -> Poll<Result<(), BrokerError>> {
+        let first = self.1.lock().unwrap().take();
+        let polled = self.0.poll_receive(context, into, limit.min(3));
+        if let Some((asked, goes_on)) = first {
+            asked.send(()).unwrap();
+            goes_on.recv().unwrap();
+        }
+        polled
+    }
+
+    fn close(self: Box<Self>) -> usize {
+        self.0.close()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_lost_while_the_broker_is_asked_is_counted() {
+    let ((asked, is_asked), (go_on, goes_on)) = (mpsc::channel(), mpsc::channel());
+    let broker = MemoryBroker::builder().capacity(8).build();
+    let slow = Slow(broker, Arc::new(Mutex::new(Some((asked, goes_on)))));
+    let builder = Bus::builder().only([] as [&str; 0]).drain(Duration::ZERO);
+    let bus = builder.broker(slow).await.unwrap();
+    support::pings(&bus, "g").await;
+    for number in 0..8 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    let starts = std::thread::spawn({
+        let bus = bus.clone();
+        move || bus.start()
+    });
+    is_asked.recv().unwrap();
+    // Three have room now; the last one learns of the end right before what is left is counted.
+    for number in 8..11 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    let waits = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.publish(&Ping { number: 11 }).await }
+    });
+    let shutdown = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.shutdown().await }
+    });
+    waits.await.unwrap().unwrap_err();
+    sleep(Duration::from_millis(20)).await;
+    go_on.send(()).unwrap();
+    let error = shutdown.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Drain { lost: 11, unfinished: 11, .. }), "{error:?}");
+    starts.join().unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bus_waits_for_its_own_backlog_and_not_for_that_of_another_bus_on_its_broker() {
+    let broker = MemoryBroker::new();
+    let connect = async || Bus::builder().only([] as [&str; 0]).broker(broker.clone()).await.unwrap();
+    let (leaving, staying) = (connect().await, connect().await);
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let (handled, slowly) = (Seen::new(), Seen::new());
+    let (inner, seen) = (leaving.clone(), handled.clone());
+    leaving
+        .on(move |ping: Arc<Ping>| {
+            let (bus, seen) = (inner.clone(), seen.clone());
+            async move {
+                sleep(Duration::from_millis(10)).await;
+                seen.push(ping.number);
+                // A cascade of its own is waited for.
+                if (1..20).contains(&ping.number) {
+                    bus.publish(&Ping { number: ping.number + 1 }).await?;
+                }
+                Ok::<_, PublishError>(())
+            }
+        })
+        .group("leaving")
+        .await
+        .unwrap();
+    let (opens, seen) = (Arc::clone(&gate), slowly.clone());
+    staying
+        .on(move |ping: Arc<Ping>| {
+            let (opens, seen) = (Arc::clone(&opens), seen.clone());
+            async move {
+                drop(opens.acquire().await);
+                seen.push(ping.number);
+            }
+        })
+        .group("staying")
+        .await
+        .unwrap();
+    leaving.start().unwrap();
+    staying.start().unwrap();
+    staying.publish(&Ping { number: 1 }).await.unwrap();
+    let start = Instant::now();
+    leaving.shutdown().await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(handled.all().into_iter().eq(1..=20), "{:?}", handled.all());
+    assert_eq!(slowly.len(), 0);
+    gate.add_permits(100);
+    staying.shutdown().await.unwrap();
+    let mut numbers = slowly.all();
+    numbers.sort_unstable();
+    assert!(numbers.into_iter().eq(1..=20), "and the other one for its own");
+}
+
+#[test]
+fn a_bus_whose_runtime_has_ended_is_shut_down_at_once_and_counts_what_it_leaves() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let home = runtime();
+    let entered = Seen::new();
+    let bus = home.block_on(async {
+        let (bus, _broker) = bus_with(Bus::builder().drain(Duration::from_secs(600))).await;
+        let seen = entered.clone();
+        bus.on(move |ping: Arc<Ping>| {
+            seen.push(ping.number);
+            std::future::pending::<()>()
+        })
+        .concurrency(1)
+        .await
+        .unwrap();
+        bus.start().unwrap();
+        for number in 0..5 {
+            bus.publish(&Ping { number }).await.unwrap();
+        }
+        while entered.len() == 0 {
+            tokio::task::yield_now().await;
+        }
+        bus
+    });
+    let (ending, ended) = std::sync::mpsc::channel();
+    let shut_down = std::thread::spawn({
+        let bus = bus.clone();
+        move || {
+            runtime().block_on(async {
+                let mut shutdown = std::pin::pin!(bus.shutdown());
+                let early = tokio::time::timeout(Duration::from_millis(1), &mut shutdown).await;
+                ending.send(early.is_err()).unwrap();
+                shutdown.await
+            })
+        }
+    });
+    assert!(ended.recv().unwrap(), "while there is a runtime, handlers are waited for");
+    drop(home);
+    // The test does not end where it waits for the drain time.
+    let error = shut_down.join().unwrap().unwrap_err();
+    assert!(matches!(error, Error::Drain { lost: 5, .. }), "{error:?}");
 }

@@ -10,14 +10,16 @@ use crate::foreign;
 use crate::lock::{Lock, Rank};
 use crate::log;
 use crate::outcome::Outcome;
+use crate::waiters::Waiters;
 use std::io;
 use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tracing::Span;
 
 /// How long a thread waits for the next call before it ends.
@@ -51,7 +53,7 @@ pub async fn blocking(
             })
         });
         // Whoever waited may have been cancelled. The answer is there before the call counts as returned.
-        drop(answer.send(handled));
+        foreign::tell("a waker", || drop(answer.send(handled)));
         drop(under_way);
     };
     if let Err(error) = run(Box::new(call)) {
@@ -65,8 +67,16 @@ pub async fn blocking(
 }
 
 /// How many calls of one attempt are on threads: none or one, unless a layer calls the handler again and again.
-#[derive(Debug, Default)]
-pub(crate) struct Calls(watch::Sender<usize>);
+pub(crate) struct Calls {
+    running: AtomicUsize,
+    returned: Waiters,
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self { running: AtomicUsize::new(0), returned: Waiters::new() }
+    }
+}
 
 impl Calls {
     /// A call that is under way until the answer is dropped.
@@ -74,22 +84,23 @@ impl Calls {
         struct UnderWay(Arc<Calls>);
         impl Drop for UnderWay {
             fn drop(&mut self) {
-                self.0.0.send_modify(|calls| *calls -= 1);
+                if self.0.running.fetch_sub(1, Ordering::SeqCst) == 1 {
+                    self.0.returned.tell();
+                }
             }
         }
 
-        self.0.send_modify(|calls| *calls += 1);
+        self.running.fetch_add(1, Ordering::SeqCst);
         UnderWay(Arc::clone(self))
     }
 
     pub(crate) fn are_running(&self) -> bool {
-        *self.0.borrow() > 0
+        self.running.load(Ordering::SeqCst) > 0
     }
 
     /// Resolves once no call is under way.
     pub(crate) async fn returned(&self) {
-        // It only fails when nobody can change the number any more, and we can.
-        let _ = self.0.subscribe().wait_for(|calls| *calls == 0).await;
+        self.returned.until(|| (!self.are_running()).then_some(())).await;
     }
 }
 

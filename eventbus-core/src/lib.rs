@@ -62,6 +62,8 @@ mod subscription;
 mod sync;
 mod topic;
 mod trace_context;
+#[doc(hidden)]
+pub mod waiters;
 mod worker;
 
 pub use backoff::Backoff;

@@ -28,6 +28,8 @@ mod publishing;
 mod stand_ins;
 mod sync;
 mod tasks;
+#[path = "../../eventbus-core/src/waiters.rs"]
+mod waiters;
 mod worker;
 
 pub use handling::*;

@@ -188,6 +188,22 @@ pub(crate) mod event {
 pub(crate) mod foreign {
     use std::fmt;
     use std::ops::{Deref, DerefMut};
+    use std::task::Waker;
+
+    #[derive(Default)]
+    pub(crate) struct Wakers(Vec<Waker>);
+
+    impl Wakers {
+        pub(crate) fn wake(self) {
+            self.0.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    impl Extend<Waker> for Wakers {
+        fn extend<I: IntoIterator<Item = Waker>>(&mut self, wakers: I) {
+            self.0.extend(wakers);
+        }
+    }
 
     /// A panic that a model only pretends.
     #[derive(Clone, Debug)]

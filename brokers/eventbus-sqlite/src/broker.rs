@@ -10,19 +10,20 @@ use crate::tail::Tail;
 use crate::turn::Turn;
 use crate::wire::Record;
 use crate::writer::Writer;
-use crate::writes::{WAKER, Waiting, Writes, closed};
+use crate::writes::{Waiting, Writes, closed};
 use eventbus_core::broker::{
     AuditLog, Broker, BrokerFuture, DeadLetters, Deliveries, Features, Groups, OpenedBroker, Replayable,
     SubscribeRequest,
 };
 use eventbus_core::lock::{Lock, Locked, Rank};
-use eventbus_core::{BrokerError, DecodeError, Envelope, PublishError, foreign};
+use eventbus_core::waiters::Waiters;
+use eventbus_core::{BrokerError, DecodeError, Envelope, PublishError};
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 /// The embedded durable log, in one SQLite file.
 ///
@@ -64,9 +65,9 @@ pub(crate) struct Store {
     /// Events were stored, and not every subscription was told yet.
     calling: AtomicBool,
     /// Rings when there are new events.
-    stored: Notify,
+    stored: Waiters,
     /// Rings when deliveries were settled and saved.
-    pub(crate) saved: Notify,
+    pub(crate) saved: Waiters,
     /// How many wait for new events without a subscription.
     followers: AtomicUsize,
     opened: Instant,
@@ -109,8 +110,8 @@ impl SqliteBroker {
                 watched: Lock::new(Rank::LEAF, Watched::default()),
                 head: AtomicI64::new(0),
                 calling: AtomicBool::new(false),
-                stored: Notify::new(),
-                saved: Notify::new(),
+                stored: Waiters::new(),
+                saved: Waiters::new(),
                 followers: AtomicUsize::new(0),
                 opened: Instant::now(),
                 turn: Lock::new(Rank::BROKER_INNER, Turn::default()),
@@ -327,7 +328,7 @@ impl Store {
 
     pub(crate) fn set_head(&self, head: i64) {
         if self.head.swap(head, Ordering::AcqRel) != head {
-            foreign::tell(WAKER, || self.stored.notify_waiters());
+            self.stored.tell();
         }
     }
 
@@ -338,22 +339,24 @@ impl Store {
     /// Resolves once everything is settled that subscriptions of this process listen on.
     async fn settled(&self) {
         loop {
-            let mut saved = std::pin::pin!(self.saved.notified());
-            saved.as_mut().enable();
-            let subscriptions = self.subscriptions();
-            let (here, elsewhere): (Vec<_>, Vec<_>) = subscriptions.iter().partition(|one| one.is_active());
-            if self.is_calling() || !here.iter().all(|subscription| subscription.is_settled()) {
-                saved.await;
-            } else if self.is_backlogged(&elsewhere).await {
-                tokio::time::sleep(self.settings.poll_interval).await;
-            } else {
+            let elsewhere = self.saved.until(|| self.settled_here()).await;
+            if !self.is_backlogged(&elsewhere).await {
                 return;
             }
+            tokio::time::sleep(self.settings.poll_interval).await;
         }
     }
 
+    /// The subscriptions whose groups other processes have, once those of this one have settled everything.
+    fn settled_here(&self) -> Option<Vec<Arc<Subscription>>> {
+        let subscriptions = self.subscriptions();
+        let (here, elsewhere): (Vec<_>, Vec<_>) = subscriptions.iter().partition(|one| one.is_active());
+        let settled = !self.is_calling() && here.iter().all(|subscription| subscription.is_settled());
+        settled.then(|| elsewhere.into_iter().cloned().collect())
+    }
+
     /// Whether another process has yet to handle events of these subscriptions.
-    async fn is_backlogged(&self, subscriptions: &[&Arc<Subscription>]) -> bool {
+    async fn is_backlogged(&self, subscriptions: &[Arc<Subscription>]) -> bool {
         if subscriptions.is_empty() {
             return false;
         }
@@ -377,14 +380,7 @@ impl Store {
         self.followers.fetch_add(1, Ordering::AcqRel);
         let _follower = Follower(self);
         self.writes.wake();
-        loop {
-            let mut stored = std::pin::pin!(self.stored.notified());
-            stored.as_mut().enable();
-            if self.head() > position {
-                return;
-            }
-            stored.await;
-        }
+        self.stored.until(|| (self.head() > position).then_some(())).await;
     }
 }
 

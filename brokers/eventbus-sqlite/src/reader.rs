@@ -4,11 +4,13 @@ use crate::cache::Cache;
 use crate::file::LogFile;
 use crate::schema::{explain, open_reader, tidy_up_in_the_end};
 use crate::wire::{COLUMNS, Stored, is_damage, read};
-use eventbus_core::{BrokerError, Pattern, Topic};
+use crate::writes::WAKER;
+use eventbus_core::{BrokerError, Pattern, Topic, foreign};
 use rusqlite::{Connection, OptionalExtension, Row, Statement};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// How many readers there may be at once.
 const READERS: usize = 4;
@@ -23,6 +25,16 @@ pub(crate) struct Readers {
     file: Arc<LogFile>,
     idle: Mutex<Vec<Reader>>,
     permits: Semaphore,
+    closed: AtomicBool,
+}
+
+/// Leave to read; dropped, the next one may.
+struct Permit<'a>(Option<SemaphorePermit<'a>>);
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        foreign::tell(WAKER, || self.0 = None);
+    }
 }
 
 impl Readers {
@@ -32,6 +44,7 @@ impl Readers {
             file: Arc::clone(file),
             idle: Mutex::default(),
             permits: Semaphore::new(READERS),
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -41,7 +54,10 @@ impl Readers {
         read: impl FnOnce(&mut Reader) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, BrokerError> {
         let closed = || BrokerError::new("the log is closed; open it again");
-        let _permit = self.permits.acquire().await.map_err(|_| closed())?;
+        let _permit = Permit(self.permits.acquire().await.ok());
+        if self.is_closed() {
+            return Err(closed());
+        }
         let readers = Arc::clone(self);
         let reading = tokio::task::spawn_blocking(move || {
             readers.file.check()?;
@@ -54,7 +70,7 @@ impl Readers {
             let result = read(&mut reader)
                 .map_err(|error| explain(&readers.path, error))
                 .and_then(|read| readers.file.check().map(|()| read));
-            if result.is_ok() && !readers.permits.is_closed() {
+            if result.is_ok() && !readers.is_closed() {
                 readers.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
             }
             result
@@ -62,9 +78,14 @@ impl Readers {
         reading.await.map_err(|error| BrokerError::new("the log was not read").with_cause(error))?
     }
 
-    /// Closes the connections.
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Closes the connections. Whoever waits for one learns of it in turn: to close the semaphore would call all their
+    /// wakers under its lock.
     pub(crate) fn close(&self) {
-        self.permits.close();
+        self.closed.store(true, Ordering::Release);
         let idle = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
         for reader in idle.into_iter().filter(|_| self.file.is_gone()) {
             let _ = tidy_up_in_the_end(&reader.connection, false);

@@ -211,7 +211,7 @@ impl Writer {
             self.store.writes.save(subscription, When::AfterFailure);
         }
         answer(batch.publishes, Vec::new(), Some(error));
-        foreign::tell(WAKER, || self.store.saved.notify_waiters());
+        self.store.saved.tell();
     }
 
     fn write(&mut self, batch: &mut Batch, written: &mut Written) -> Result<(), (Culprit, rusqlite::Error)> {
@@ -304,7 +304,7 @@ impl Writer {
                 subscription.find_republished();
             }
         }
-        foreign::tell(WAKER, || self.store.saved.notify_waiters());
+        self.store.saved.tell();
     }
 
     /// Only events need to be synced: what a power cut may take of the rest is done again.

@@ -91,9 +91,11 @@ pub trait Broker: Send + Sync + 'static {
         None
     }
 
-    /// Called first at shutdown, while subscriptions still run: resolves once nothing is kept that would be lost
-    /// with the process. A durable broker has nothing to wait for.
-    fn drain(&self) -> BrokerFuture<()> {
+    /// Called first at the shutdown of a bus, while its subscriptions, which these are, still run: resolves once nothing
+    /// waits for them that would be lost with the process. What waits for others, such as those of another bus on this
+    /// broker, is theirs. A durable broker has nothing to wait for.
+    fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
+        let _ = subscriptions;
         BrokerFuture::ready(())
     }
 

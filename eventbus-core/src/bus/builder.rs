@@ -1,6 +1,7 @@
 //! The builder: everything that is settled before a bus opens its broker.
 
 use super::home::Home;
+use super::shutdown::{CLOSE, close_broker};
 use super::{Bus, Shared, Stage, address};
 use crate::backoff::Backoff;
 use crate::broker::Broker;
@@ -17,12 +18,13 @@ use crate::publisher::{Outlet, PublishHook, Publisher};
 use crate::registry::{self, Subscriber};
 use crate::state::States;
 use crate::subscription::{Policy, Subscription};
+use crate::waiters::Waiters;
 use smol_str::SmolStr;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// The settings of a [`Bus`]. Options that `#[subscribe]` also has carry the same name, and are the default for
 /// subscriptions that leave them out.
@@ -263,7 +265,7 @@ impl BusBuilder {
         let subscribers = self.chosen();
         let subscriptions: Vec<_> = subscribers.iter().map(|subscriber| &subscriber.subscription).collect();
         let findings = self.findings(&subscriptions, &*broker).await;
-        broker.close().await?;
+        close_broker(&*broker, Instant::now() + CLOSE, "in time").await?;
         findings
     }
 
@@ -297,7 +299,7 @@ impl BusBuilder {
                 home,
                 watchdog: OnceLock::new(),
                 stage: Lock::new(Rank::BUS, Stage::default()),
-                ended: Notify::new(),
+                ended: Waiters::new(),
             }),
         };
         for subscriber in subscribers {

@@ -5,6 +5,7 @@
 
 use crate::error::{Result, StartupError};
 use crate::publisher::Outlet;
+use crate::waiters::Waiters;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use tokio::runtime::{EnterGuard, Handle};
@@ -22,6 +23,7 @@ struct State {
     inhabited: AtomicBool,
     /// Weak: the broker ends with the bus, and not when the runtime has found the time to drop the task.
     outlet: Weak<Outlet>,
+    told: Waiters,
 }
 
 impl Home {
@@ -31,6 +33,7 @@ impl Home {
             ended: AtomicBool::new(false),
             inhabited: AtomicBool::new(false),
             outlet: Arc::downgrade(outlet),
+            told: Waiters::new(),
         });
         let runtime = Handle::try_current().ok();
         let resident = runtime.as_ref().map(|runtime| {
@@ -61,6 +64,15 @@ impl Home {
     }
 }
 
+impl Home {
+    /// Resolves once nothing can be handled here any more, since the runtime has ended.
+    pub(super) async fn ended(&self) {
+        let State { ended, inhabited, told, .. } = &*self.state;
+        let over = || ended.load(Ordering::SeqCst) && inhabited.load(Ordering::SeqCst);
+        told.until(|| over().then_some(())).await;
+    }
+}
+
 impl Drop for Home {
     fn drop(&mut self) {
         // The bus leaves, and not the runtime.
@@ -76,12 +88,13 @@ struct Resident(Arc<State>);
 
 impl Drop for Resident {
     fn drop(&mut self) {
-        let State { ended, inhabited, outlet } = &*self.0;
+        let State { ended, inhabited, outlet, told } = &*self.0;
         ended.store(true, Ordering::SeqCst);
         if inhabited.load(Ordering::SeqCst)
             && let Some(outlet) = outlet.upgrade()
         {
             outlet.strand();
         }
+        told.tell();
     }
 }

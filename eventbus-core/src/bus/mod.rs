@@ -31,6 +31,7 @@ use crate::registry::Subscriber;
 use crate::state::States;
 use crate::subscription::{Policy, Subscription};
 use crate::topic::Pattern;
+use crate::waiters::Waiters;
 use crate::worker::{self, Lanes, Watchdog};
 use home::Home;
 use stage::Stage;
@@ -40,7 +41,6 @@ use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 
 /// A bus: publishes events, and runs the subscriptions of the program.
 ///
@@ -82,7 +82,7 @@ struct Shared {
     home: Home,
     watchdog: OnceLock<Arc<Watchdog>>,
     stage: Lock<Stage>,
-    ended: Notify,
+    ended: Waiters,
 }
 
 impl Bus {

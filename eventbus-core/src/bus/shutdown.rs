@@ -2,11 +2,13 @@
 
 use super::stage::Closing;
 use super::{Bus, race, signal};
+use crate::broker::{Broker, SubscribeRequest};
 use crate::error::{BrokerError, Error, Result};
 use crate::foreign;
 use crate::log;
 use crate::printable::printable;
 use crate::stderr::log_to_stderr;
+use crate::topic::Pattern;
 use crate::worker::Lanes;
 use std::future::Future;
 use std::sync::Arc;
@@ -14,8 +16,11 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tracing::Level;
 
+/// How long a broker that is asked may take to come back once a shutdown is cut short.
+const COME_BACK: Duration = Duration::from_millis(100);
+
 /// How long the broker may take to close beyond the drain time.
-const CLOSE: Duration = Duration::from_millis(500);
+pub(super) const CLOSE: Duration = Duration::from_millis(500);
 
 impl Bus {
     /// Handles deliveries until Ctrl-C or SIGTERM, then [shuts down](Self::shutdown). A second signal cuts the
@@ -42,7 +47,7 @@ impl Bus {
         race(signals.first(), self.ended()).await;
         let forced = async {
             signals.forced().await;
-            Err(self.cut_short())
+            Err(self.cut_short().await)
         };
         race(self.shutdown(), forced).await
     }
@@ -71,7 +76,7 @@ impl Bus {
     ///
     /// A publish that has begun before this is waited for; one that begins later is an error, unless a handler that
     /// still runs makes it. A broker that is not durable handles its backlog first. All of it may take as long as the
-    /// bus's `drain` allows, and the broker half a second more to close; deliveries that are not done by then stay
+    /// bus's `drain` allows, as far as there is a runtime to handle it on, and the broker half a second more to close; deliveries that are not done by then stay
     /// unsettled and are never acked. To shut down twice is to shut down once: the second call waits for the first,
     /// and says what it has left. A handler of this bus that awaits this waits for itself, and is cut off: let it
     /// tell whoever ends the program instead.
@@ -96,28 +101,30 @@ impl Bus {
         shared.outlet.drain();
         // A replay can be made again, so it is not part of what is handled before the end.
         replays.iter().for_each(|lanes| lanes.stop());
-        let _ = timeout_at(deadline, idle(&replays)).await;
+        let _ = timeout_at(deadline, race(idle(&replays), shared.home.ended())).await;
         close(&replays);
         if running {
             let drained = async {
                 shared.outlet.passed().await;
-                if let Err(panicked) = foreign::run("a broker", || shared.broker.drain()).await {
+                let own = requests(&lanes);
+                if let Err(panicked) = foreign::run("a broker", || shared.broker.drain(&own)).await {
                     log::error!(target: "eventbus", panicked = %printable(panicked), "the broker could not drain");
                 }
             };
             // What is left after the deadline is dealt with below.
-            let _ = timeout_at(deadline, drained).await;
+            let _ = timeout_at(deadline, race(drained, shared.home.ended())).await;
         }
         lanes.iter().for_each(|lanes| lanes.stop());
         let finished = async {
             idle(&replays).await;
             idle(&lanes).await;
         };
-        let _ = timeout_at(deadline, finished).await;
-        let left = self.cut_off(began);
+        let _ = timeout_at(deadline, race(finished, shared.home.ended())).await;
+        let last = deadline.max(Instant::now() + CLOSE);
+        let left = self.cut_off(began, last).await;
         self.let_go();
         drop((lanes, replays));
-        let closed = self.close_broker(deadline).await;
+        let closed = close_broker(&*shared.broker, last, "within the drain time").await;
         drop(ending);
         let Some(left) = left else { return closed };
         if let Err(error) = closed {
@@ -126,42 +133,16 @@ impl Bus {
         Err(left)
     }
 
-    async fn close_broker(&self, deadline: Instant) -> Result<()> {
-        let broker = &self.shared.broker;
-        let deadline = deadline.max(Instant::now() + CLOSE);
-        let close = foreign::run("a broker", || broker.close());
-        match timeout_at(deadline, close).await {
-            Ok(Ok(closed)) => Ok(closed?),
-            Ok(Err(panicked)) => {
-                Err(BrokerError::new("the broker could not close").with_cause(panicked).into())
-            }
-            Err(_) => Err(self.did_not_close("within the drain time")),
-        }
-    }
-
-    fn did_not_close(&self, when: &str) -> Error {
-        BrokerError::new(format!(
-            "the {} broker did not close {when}; what it has confirmed is stored, and what it has not may be handled \
-             once more (look whether another program holds its store, or whether it can be reached)",
-            self.shared.broker.name()
-        ))
-        .into()
-    }
-
     /// Resolves once a shutdown is over.
     pub(super) async fn ended(&self) {
-        let mut ended = std::pin::pin!(self.shared.ended.notified());
-        ended.as_mut().enable();
-        if !self.shared.stage.lock().ended {
-            ended.await;
-        }
+        self.shared.ended.until(|| self.shared.stage.lock().ended.then_some(())).await;
     }
 
     /// The shutdown is over.
     fn end(&self) {
         self.let_go();
         self.shared.stage.lock().ended = true;
-        self.shared.ended.notify_waiters();
+        self.shared.ended.tell();
     }
 
     /// Nothing is published and nothing is handled any more.
@@ -176,27 +157,47 @@ impl Bus {
     }
 
     /// A second signal has come.
-    fn cut_short(&self) -> Error {
-        let began = self.shared.stage.lock().closing_since.unwrap_or_else(Instant::now);
-        self.cut_off(began).unwrap_or_else(|| self.did_not_close("before a second signal came"))
+    async fn cut_short(&self) -> Error {
+        let now = Instant::now();
+        let began = self.shared.stage.lock().closing_since.unwrap_or(now);
+        let left = self.cut_off(began, now + COME_BACK).await;
+        left.unwrap_or_else(|| did_not_close(&*self.shared.broker, "before a second signal came"))
     }
 
     /// Ends what is left: what is still being handled is dropped, unsettled, and the broker learns that nobody reads
     /// any more. What to say of it, where there was something. Replays do not count: they can be made again.
-    fn cut_off(&self, began: Instant) -> Option<Error> {
+    ///
+    /// What a broker has lost is not known while it is asked, so that is waited for until `last`.
+    async fn cut_off(&self, began: Instant, last: Instant) -> Option<Error> {
         // Who waits for room is told before it is counted what the queues hold.
         self.shared.outlet.close();
-        let stage = self.shared.stage.lock();
-        let (live, replays) = (stage.lanes.clone(), stage.replays.clone());
-        drop(stage);
+        let (live, replays) = {
+            let stage = self.shared.stage.lock();
+            (stage.lanes.clone(), stage.replays.clone())
+        };
+        let handled: Vec<_> = live
+            .iter()
+            .map(|lanes| {
+                lanes.stop();
+                let handled = lanes.handled();
+                lanes.close();
+                handled
+            })
+            .collect();
+        live.iter().chain(&replays).for_each(|lanes| lanes.abort());
         let (mut unfinished, mut lost) = (0, 0);
-        for lanes in &live {
-            lanes.stop();
-            let handled = lanes.handled();
-            let lost_here = lanes.close();
+        for (lanes, handled) in live.iter().zip(handled) {
+            let group = &lanes.subscription().group;
+            let lost_here = timeout_at(last, lanes.lost()).await.unwrap_or_else(|_| {
+                log::warn!(
+                    target: "eventbus", group = %printable(group),
+                    "the broker has not come back since it was asked for deliveries; what it lost is not counted"
+                );
+                0
+            });
             if handled > lost_here {
                 log::warn!(
-                    target: "eventbus", group = %printable(&lanes.subscription().group), deliveries = handled - lost_here,
+                    target: "eventbus", group = %printable(group), deliveries = handled - lost_here,
                     "handlers had not finished when the bus ended; a broker that keeps events delivers these again"
                 );
             }
@@ -204,16 +205,47 @@ impl Bus {
             unfinished += handled.max(lost_here);
             lost += lost_here;
         }
-        live.iter().chain(&replays).for_each(|lanes| lanes.abort());
-        let left = (unfinished > 0).then(|| (unfinished, lost, began.elapsed()))?;
-        // Whoever began this may be among those that were cut off, so others tell of it as well.
-        self.shared.stage.lock().left.get_or_insert(left);
-        Some(self.drain_error(left))
+        let left = (unfinished > 0).then(|| (unfinished, lost, began.elapsed()));
+        let left = {
+            let mut stage = self.shared.stage.lock();
+            // Whoever began this may be among those that were cut off, so others tell of it as well.
+            stage.left = stage.left.or(left);
+            stage.left
+        };
+        left.map(|left| self.drain_error(left))
     }
 
     fn drain_error(&self, (unfinished, lost, after): (usize, usize, Duration)) -> Error {
         Error::Drain { unfinished, lost, after, drain: self.shared.drain }
     }
+}
+
+/// What a bus has subscribed to.
+fn requests(lanes: &[Arc<Lanes>]) -> Vec<SubscribeRequest> {
+    let request = |lanes: &Arc<Lanes>| {
+        let subscription = lanes.subscription();
+        let pattern = Pattern::new(&subscription.pattern).ok()?;
+        Some(SubscribeRequest { group: subscription.group.to_string(), pattern, start: lanes.policy().start })
+    };
+    lanes.iter().filter_map(request).collect()
+}
+
+/// Closes a broker, until `deadline`.
+pub(super) async fn close_broker(broker: &dyn Broker, deadline: Instant, when: &str) -> Result<()> {
+    match timeout_at(deadline, foreign::run("a broker", || broker.close())).await {
+        Ok(Ok(closed)) => Ok(closed?),
+        Ok(Err(panicked)) => Err(BrokerError::new("the broker could not close").with_cause(panicked).into()),
+        Err(_) => Err(did_not_close(broker, when)),
+    }
+}
+
+fn did_not_close(broker: &dyn Broker, when: &str) -> Error {
+    BrokerError::new(format!(
+        "the {} broker did not close {when}; what it has confirmed is stored, and what it has not may be handled \
+         once more (look whether another program holds its store, or whether it can be reached)",
+        broker.name()
+    ))
+    .into()
 }
 
 /// Ends the bus when a shutdown is over, or is dropped before.

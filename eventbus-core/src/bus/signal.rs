@@ -119,7 +119,9 @@ fn listen(ear: Ear, ready: oneshot::Sender<io::Result<()>>) {
     runtime.block_on(async {
         match Listener::new() {
             Ok(mut listener) => {
-                if ready.send(Ok(())).is_ok() {
+                let mut waits = false;
+                foreign::tell("a waker", || waits = ready.send(Ok(())).is_ok());
+                if waits {
                     ear.listen(&mut listener).await;
                 }
             }
@@ -146,10 +148,10 @@ impl Ear {
         // The bus lets go of them when it ends, and this is to know what they do then.
         let lanes = self.lanes();
         let time = Instant::now().checked_add(self.drain.saturating_add(FORCE));
-        self.tell.send_replace(Told::First);
+        self.say(Told::First);
         say(|| log::info!(target: "eventbus", "shutting down; another signal cuts it short"));
         if self.wait(listener, time).await != Came::Over {
-            self.tell.send_replace(Told::Forced);
+            self.say(Told::Forced);
             // With a thread to run on, it returns at once.
             let _ = tokio::time::timeout(EXIT, self.over()).await;
         }
@@ -192,6 +194,11 @@ impl Ear {
             Came::Over
         };
         race(race(signal, time), over).await
+    }
+
+    /// Wakes `Bus::run`, which alone waits for this, in whatever runtime or executor.
+    fn say(&self, told: Told) {
+        foreign::tell("a waker", || _ = self.tell.send_replace(told));
     }
 
     /// Resolves once `Bus::run` has returned.

@@ -3,18 +3,18 @@
 use super::queue::Waiting;
 use crate::broker::{AuditQuery, Offset, Recorded, ReplayFrom, ReplayRequest, ReplayUntil};
 use crate::envelope::Envelope;
-use crate::lock::{Lock, Locked, Rank, assert_none_held};
+use crate::lock::{Lock, Locked, Rank};
 use crate::topic::Pattern;
+use crate::waiters::Waiters;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use tokio::sync::Notify;
 
 /// The latest events, up to a number. Whoever publishes or opens a group holds the lock throughout, so that no event
 /// is both in the history of a new group and in its queue, or in neither.
 pub(super) struct History {
     events: Lock<Events>,
     /// Tells those who follow the log that it grew.
-    grown: Notify,
+    grown: Waiters,
 }
 
 /// The events that are kept, oldest first.
@@ -26,7 +26,7 @@ pub(super) struct Events {
 impl History {
     pub(super) fn new(limit: usize) -> Self {
         let events = Events { limit, kept: VecDeque::new() };
-        Self { events: Lock::new(Rank::BROKER, events), grown: Notify::new() }
+        Self { events: Lock::new(Rank::BROKER, events), grown: Waiters::new() }
     }
 
     pub(super) fn lock(&self) -> Locked<'_, Events> {
@@ -35,20 +35,12 @@ impl History {
 
     /// Wakes those who follow the log.
     pub(super) fn tell(&self) {
-        assert_none_held("a waker");
-        self.grown.notify_waiters();
+        self.grown.tell();
     }
 
     /// Resolves once there is an event behind `offset`.
     pub(super) async fn wait(&self, offset: Option<Offset>) {
-        loop {
-            let mut grown = std::pin::pin!(self.grown.notified());
-            grown.as_mut().enable();
-            if self.lock().latest() > offset {
-                return;
-            }
-            grown.await;
-        }
+        self.grown.until(|| (self.lock().latest() > offset).then_some(())).await;
     }
 }
 

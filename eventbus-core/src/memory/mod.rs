@@ -15,8 +15,9 @@ use crate::broker::{
 use crate::envelope::Envelope;
 use crate::error::{BrokerError, PublishError};
 use crate::foreign::Wakers;
-use crate::lock::{Rank, SharedLock, assert_none_held};
+use crate::lock::{Rank, SharedLock};
 use crate::topic::Pattern;
+use crate::waiters::Waiters;
 use dead_letters::MemoryDeadLetters;
 use history::History;
 use patience::Patience;
@@ -27,7 +28,6 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use tokio::sync::Notify;
 
 /// A broker in this process's memory: for programs that need no durability, and for tests.
 ///
@@ -137,7 +137,7 @@ impl MemoryBrokerBuilder {
     #[must_use]
     pub fn build(self) -> MemoryBroker {
         let routes = Arc::new(SharedLock::new(Rank::BROKER_INNER, Routes::default()));
-        let outstanding = Arc::new(Outstanding::default());
+        let outstanding = Arc::new(Outstanding::new());
         MemoryBroker(Arc::new(Shared {
             dead_letters: Arc::new(MemoryDeadLetters::new(
                 self.dead_letter_capacity,
@@ -305,9 +305,15 @@ impl Broker for MemoryBroker {
         Some(BrokerFuture::new(async move { outstanding.settled().await }))
     }
 
-    fn drain(&self) -> BrokerFuture<()> {
+    fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
         let outstanding = Arc::clone(&self.0.outstanding);
-        BrokerFuture::new(async move { outstanding.settled().await })
+        let queues: Vec<_> = {
+            let routes = self.0.routes.read();
+            subscriptions.iter().filter_map(|one| routes.live(&one.group, &one.pattern)).collect()
+        };
+        BrokerFuture::new(async move {
+            outstanding.of_some.until(|| queue::are_settled(&queues).then_some(())).await;
+        })
     }
 }
 
@@ -410,37 +416,34 @@ fn no_history() -> BrokerError {
 
 /// How many deliveries are accepted and not settled yet, in the whole broker: one number, because a cascade moves
 /// from queue to queue.
-#[derive(Default)]
 struct Outstanding {
     count: AtomicUsize,
-    none: Notify,
+    none: Waiters,
+    /// Those who wait until nothing is left in some of the queues.
+    of_some: Waiters,
 }
 
 impl Outstanding {
+    fn new() -> Self {
+        Self { count: AtomicUsize::new(0), none: Waiters::new(), of_some: Waiters::new() }
+    }
+
     fn add(&self, deliveries: usize) {
-        self.count.fetch_add(deliveries, Ordering::AcqRel);
+        self.count.fetch_add(deliveries, Ordering::SeqCst);
     }
 
     fn remove(&self, deliveries: usize) {
-        if self.count.fetch_sub(deliveries, Ordering::AcqRel) == deliveries {
-            assert_none_held("a waker");
-            self.none.notify_waiters();
+        if self.count.fetch_sub(deliveries, Ordering::SeqCst) == deliveries {
+            self.none.tell();
         }
     }
 
     fn count(&self) -> usize {
-        self.count.load(Ordering::Acquire)
+        self.count.load(Ordering::SeqCst)
     }
 
     async fn settled(&self) {
-        loop {
-            let mut none = std::pin::pin!(self.none.notified());
-            none.as_mut().enable();
-            if self.count() == 0 {
-                return;
-            }
-            none.await;
-        }
+        self.none.until(|| (self.count() == 0).then_some(())).await;
     }
 }
 

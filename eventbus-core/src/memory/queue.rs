@@ -27,6 +27,8 @@ pub(super) struct Queue {
     /// Taken by what waits and by what is about to be pushed.
     pub(super) places: Places,
     inbox: Lock<Inbox>,
+    /// How many deliveries came in, those apart that came back. Changed under the lock of the inbox.
+    accepted: AtomicU64,
     /// How many of those that came in are settled.
     settled: AtomicU64,
     /// Those who publish here were told that nobody reads, and nobody has read since.
@@ -44,8 +46,6 @@ struct Inbox {
     /// The reader that sleeps in each place; a reader that leaves gives its place back.
     readers: Vec<Option<Waker>>,
     open_readers: usize,
-    /// How many deliveries came in, those apart that came back.
-    accepted: u64,
     /// How often something was taken, to see whether anybody reads.
     reads: u64,
 }
@@ -96,13 +96,13 @@ impl Queue {
             waiting: VecDeque::new(),
             readers: Vec::new(),
             open_readers: 0,
-            accepted: deliveries.len() as u64,
             reads: 0,
         };
         Arc::new_cyclic(|queue| Self {
             group,
             pattern,
             places: Places::new(deliveries.len()),
+            accepted: AtomicU64::new(deliveries.len() as u64),
             inbox: Lock::new(Rank::BROKER_LAST, Inbox { waiting: deliveries.into(), ..inbox }),
             settled: AtomicU64::new(0),
             told: AtomicBool::new(false),
@@ -135,7 +135,7 @@ impl Queue {
             let mut inbox = self.inbox.lock();
             if inbox.open_readers > 0 {
                 inbox.waiting.push_back(delivery);
-                inbox.accepted += 1;
+                self.accept(1);
                 inbox.rouse(wakers);
                 return true;
             }
@@ -163,7 +163,7 @@ impl Queue {
                 return false;
             }
             self.places.take_beyond();
-            inbox.accepted += accepted;
+            self.accept(accepted);
             inbox.put_back(delivery);
             inbox.rouse(&mut wakers);
         }
@@ -185,10 +185,43 @@ impl Queue {
         !self.told.swap(true, Ordering::Relaxed)
     }
 
-    fn settle(&self) {
-        self.settled.fetch_add(1, Ordering::AcqRel);
-        self.outstanding.remove(1);
+    /// More came in; to be called under the lock of the inbox.
+    fn accept(&self, deliveries: u64) {
+        self.accepted.store(self.accepted() + deliveries, Ordering::Release);
     }
+
+    fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Acquire)
+    }
+
+    fn settle(&self) {
+        let settled = self.settled.fetch_add(1, Ordering::SeqCst) + 1;
+        self.outstanding.remove(1);
+        if settled >= self.accepted() {
+            self.outstanding.of_some.tell();
+        }
+    }
+
+    /// What has come in so far, if all of it is settled, or left to others: a queue with another reader goes on.
+    fn settled(&self) -> Option<u64> {
+        let accepted = self.accepted();
+        let settled = self.settled.load(Ordering::SeqCst) >= accepted;
+        (settled || self.is_left_to_others()).then_some(accepted)
+    }
+
+    fn is_left_to_others(&self) -> bool {
+        self.inbox.lock().open_readers != 1
+    }
+}
+
+/// Whether nothing is left in any of these queues, at one moment. What is handled in one may come into another before
+/// it is settled, so one look at each could miss it. But both numbers of a queue only grow: where all that had come in
+/// was settled, and nothing has come in since, nothing was left in between.
+pub(super) fn are_settled(queues: &[Arc<Queue>]) -> bool {
+    let settled: Option<Vec<_>> = queues.iter().map(|queue| queue.settled()).collect();
+    let same =
+        |(queue, accepted): (&Arc<Queue>, u64)| queue.accepted() == accepted || queue.is_left_to_others();
+    settled.is_some_and(|accepted| queues.iter().zip(accepted).all(same))
 }
 
 impl Settler for Queue {
@@ -349,7 +382,8 @@ impl MemoryDeliveries {
                 routes.remove(&self.queue);
                 // What a replay has not taken is not lost: it was delivered before.
                 if self.kind == Kind::Live {
-                    lost = inbox.accepted.saturating_sub(self.queue.settled.load(Ordering::Acquire)) as usize;
+                    lost = self.queue.accepted().saturating_sub(self.queue.settled.load(Ordering::SeqCst))
+                        as usize;
                 }
                 (own, [std::mem::take(&mut inbox.returned), std::mem::take(&mut inbox.waiting)])
             } else {
@@ -360,6 +394,7 @@ impl MemoryDeliveries {
         };
         drop(own);
         wakers.wake();
+        self.queue.outstanding.of_some.tell();
         if lost > 0 {
             log::warn!(
                 target: "eventbus", group = %printable(&self.queue.group), deliveries = lost,

@@ -59,6 +59,11 @@ impl Routes {
         }
     }
 
+    /// The queue of `group` for `pattern`.
+    pub(super) fn live(&self, group: &str, pattern: &Pattern) -> Option<Arc<Queue>> {
+        self.queues.get(&(group.to_owned(), pattern.clone())).cloned()
+    }
+
     /// The queue of `group` that listens on `topic`.
     pub(super) fn of_group(&self, group: &str, topic: &Topic) -> Option<Arc<Queue>> {
         self.queues

@@ -22,6 +22,7 @@ use crate::lock::{Lock, Locked, Rank};
 use crate::log;
 use crate::printable::printable;
 use crate::subscription::{Policy, Subscription};
+use crate::waiters::Waiters;
 use jiff::Timestamp;
 use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
@@ -30,7 +31,6 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -49,8 +49,9 @@ pub(crate) struct Lanes {
     state: Lock<State>,
     /// Wakes a worker when the broker has something.
     bell: Waker,
-    idle: Notify,
-    finished: Notify,
+    /// Those who wait until nothing is handled, or the source was let go of.
+    idle: Waiters,
+    finished: Waiters,
 }
 
 /// What became of the deliveries so far.
@@ -156,6 +157,8 @@ struct State {
     stopped: bool,
     /// Something was given back when they were stopped, so they do not finish any more.
     cut_short: bool,
+    /// How many deliveries were lost as the source was let go of; none before.
+    lost: Option<usize>,
     /// What was being handled was dropped: a worker that has only just begun ends as well.
     aborted: bool,
 }
@@ -201,6 +204,7 @@ impl Lanes {
             tally: Tally::default(),
             stopped: false,
             cut_short: false,
+            lost: None,
             aborted: false,
         };
         Arc::new_cyclic(|lanes: &Weak<Self>| Self {
@@ -212,8 +216,8 @@ impl Lanes {
             runtime: Handle::current(),
             state: Lock::new(Rank::LANES, state),
             bell: Waker::from(Arc::new(Bell(lanes.clone()))),
-            idle: Notify::new(),
-            finished: Notify::new(),
+            idle: Waiters::new(),
+            finished: Waiters::new(),
         })
     }
 
@@ -269,15 +273,28 @@ impl Lanes {
         drop(state);
         given_back.into_iter().for_each(give_back);
         sleepers.into_iter().for_each(Waker::wake);
-        self.idle.notify_waiters();
-        self.finished.notify_waiters();
+        self.idle.tell();
+        self.finished.tell();
     }
 
-    /// Lets go of the source of lanes that were stopped, so that the broker knows that nobody reads here any more.
-    /// How many deliveries are lost by that.
-    pub(crate) fn close(&self) -> usize {
+    /// Lets go of the source of lanes that were stopped, so that the broker knows that nobody reads here any more: now,
+    /// or once whoever asks it has come back. [`lost`](Self::lost) tells how many deliveries are lost by that.
+    pub(crate) fn close(&self) {
         let reader = self.state.lock().source.close();
-        reader.map_or(0, let_go)
+        if let Some(reader) = reader {
+            self.let_go(reader);
+        }
+    }
+
+    fn let_go(&self, reader: Reader) {
+        let lost = let_go(reader);
+        self.state.lock().lost = Some(lost);
+        self.idle.tell();
+    }
+
+    /// Resolves once the source of lanes that were closed was let go of: how many deliveries are lost by that.
+    pub(crate) async fn lost(&self) -> usize {
+        self.idle.until(|| self.state.lock().lost).await
     }
 
     /// How many workers are inside of a handler, on a thread of the runtime.
@@ -288,17 +305,11 @@ impl Lanes {
     /// Resolves once the source has ended and everything from it is settled; also when the lanes are stopped.
     /// `false`: they were stopped before.
     pub(crate) async fn finished(&self) -> bool {
-        loop {
-            let mut finished = std::pin::pin!(self.finished.notified());
-            finished.as_mut().enable();
-            {
-                let state = self.state.lock();
-                if state.is_finished() || state.stopped {
-                    return state.is_finished();
-                }
-            }
-            finished.await;
-        }
+        let over = || {
+            let state = self.state.lock();
+            (state.is_finished() || state.stopped).then(|| state.is_finished())
+        };
+        self.finished.until(over).await
     }
 
     /// What became of the deliveries so far.
@@ -308,14 +319,7 @@ impl Lanes {
 
     /// Resolves once nothing is being handled, and the broker is not being asked.
     pub(crate) async fn idle(&self) {
-        loop {
-            let mut idle = std::pin::pin!(self.idle.notified());
-            idle.as_mut().enable();
-            if self.state.lock().is_idle() {
-                return;
-            }
-            idle.await;
-        }
+        self.idle.until(|| self.state.lock().is_idle().then_some(())).await;
     }
 
     /// How many deliveries are being handled.
@@ -508,7 +512,7 @@ impl Lanes {
         for chore in chores.drain(..) {
             match chore {
                 Chore::GiveBack(open) => give_back(open),
-                Chore::LetGo(reader) => drop(let_go(reader)),
+                Chore::LetGo(reader) => self.let_go(reader),
                 Chore::Unpark(parked, delay) => self.unpark_after(parked, delay),
                 Chore::AskLater(reason) => self.ask_later(&reason),
             }
@@ -824,10 +828,10 @@ impl Drop for Turn<'_> {
             lanes.do_chores(&mut self.chores);
         }
         if self.quiet {
-            lanes.idle.notify_waiters();
+            lanes.idle.tell();
         }
         if finished {
-            lanes.finished.notify_waiters();
+            lanes.finished.tell();
         }
     }
 }

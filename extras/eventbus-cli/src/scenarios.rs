@@ -99,8 +99,8 @@ impl Broker for Kept {
         Some(Arc::new(self.clone()))
     }
 
-    fn drain(&self) -> BrokerFuture<()> {
-        self.memory.drain()
+    fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
+        self.memory.drain(subscriptions)
     }
 }
 

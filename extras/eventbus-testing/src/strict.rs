@@ -69,8 +69,8 @@ impl Broker for Strict {
         Broker::settled(&self.0)
     }
 
-    fn drain(&self) -> BrokerFuture<()> {
-        self.0.drain()
+    fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
+        self.0.drain(subscriptions)
     }
 
     fn close(&self) -> BrokerFuture<Result<(), BrokerError>> {

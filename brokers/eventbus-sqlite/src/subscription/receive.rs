@@ -8,11 +8,11 @@ use crate::offsets::{behind, offset_of, size};
 use crate::reader::{self, Batch};
 use crate::tail::Caught;
 use crate::wire::Stored;
-use crate::writes::{WAKER, When};
+use crate::writes::When;
+use eventbus_core::BrokerError;
 use eventbus_core::broker::{Deliveries, Receipt, Received, Settler};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
-use eventbus_core::{BrokerError, foreign};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -207,7 +207,7 @@ impl Subscription {
                 state.after.ring = true;
             }
         });
-        foreign::tell(WAKER, || self.store.saved.notify_waiters());
+        self.store.saved.tell();
     }
 }
 

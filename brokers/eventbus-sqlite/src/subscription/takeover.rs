@@ -9,11 +9,11 @@ use super::{Saving, Subscription};
 use crate::inherit;
 use crate::lease::{self, Lease, Sign};
 use crate::reader;
-use crate::writes::{WAKER, Work};
+use crate::writes::Work;
+use eventbus_core::BrokerError;
 use eventbus_core::broker::{BrokerFuture, Progress, Start};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
-use eventbus_core::{BrokerError, foreign};
 use rusqlite::Connection;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -320,7 +320,7 @@ impl Subscription {
                 if found.wants_republished() {
                     found.find_republished();
                 }
-                foreign::tell(WAKER, || found.store.saved.notify_waiters());
+                found.store.saved.tell();
             },
         ));
     }
