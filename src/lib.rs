@@ -102,7 +102,3 @@ macro_rules! check {
         $crate::__private::check_test!();
     };
 }
-
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod flakes;
+mod readme;
 mod surface;
 
 use std::env;
@@ -36,6 +37,7 @@ const TEST: &[Step] = &[
         arguments: &["doc", "--workspace", "--no-deps"],
     },
     step("the public items", &["xtask", "surface"]),
+    step("the README in a new crate", &["xtask", "readme"]),
     step("lints of the inventory registry", &["clippy", "--features", "inventory", "--", "-D", "warnings"]),
     step("the registry by inventory", &["test", "--features", "inventory", "--test", "registration"]),
     step("the registry by linkme, fat LTO", &["test", "--profile", "fat-lto", "--test", "registration"]),
@@ -60,9 +62,15 @@ fn main() -> ExitCode {
     match arguments.next().as_deref() {
         Some("test") => run(TEST),
         Some("flakes") => flakes::run(arguments),
+        Some("readme") => readme::run(),
         Some("surface") => surface::run(arguments),
         _ => {
-            eprintln!("usage: cargo xtask test\n       {}\n       {}", flakes::USAGE, surface::USAGE);
+            eprintln!(
+                "usage: cargo xtask test\n       {}\n       {}\n       {}",
+                flakes::USAGE,
+                readme::USAGE,
+                surface::USAGE
+            );
             ExitCode::FAILURE
         }
     }

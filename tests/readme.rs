@@ -1,0 +1,52 @@
+//! The blocks of Rust in README are excerpts of the examples, word by word, so that they compile and run.
+
+use std::fs;
+use std::path::Path;
+
+const README: &str = include_str!("../README.md");
+
+/// The blocks of a language, each with its lines.
+fn blocks(language: &str) -> Vec<&str> {
+    let fence = format!("```{language}\n");
+    README.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
+}
+
+/// A block as it stands in an example, deeper inside.
+fn indented(block: &str, spaces: usize) -> String {
+    let indent = " ".repeat(spaces);
+    block
+        .split_inclusive('\n')
+        .map(|line| if line == "\n" { line.to_owned() } else { format!("{indent}{line}") })
+        .collect()
+}
+
+#[test]
+fn blocks_of_rust_are_excerpts_of_examples() {
+    let examples = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")).unwrap();
+    let examples: Vec<_> = examples
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "rs"))
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    let blocks = blocks("rust");
+    assert!(blocks.len() > 5, "the blocks were found: {}", blocks.len());
+    for block in blocks {
+        let found = [0, 4, 8].map(|spaces| indented(block, spaces));
+        let found = found.iter().any(|block| examples.iter().any(|example| example.contains(block)));
+        assert!(found, "no example has this:\n{block}");
+    }
+}
+
+/// A code host shows the lines that rustdoc hides.
+#[test]
+fn no_block_has_hidden_lines() {
+    for block in README.split("```").skip(1).step_by(2) {
+        assert!(!block.lines().any(|line| line.starts_with("# ")), "a hidden line:\n{block}");
+    }
+}
+
+/// The first block is a whole program, the one that is added to a new crate.
+#[test]
+fn the_first_program_is_an_example_as_it_stands() {
+    assert_eq!(blocks("rust")[0], include_str!("../examples/hello.rs"));
+}
