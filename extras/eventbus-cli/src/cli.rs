@@ -2,6 +2,7 @@
 
 use crate::command::{Command, execute_standalone};
 use crate::options::Options;
+use crate::output::columns;
 use crate::text::printable_lines;
 use crate::verbs::StandaloneVerb;
 use clap::{CommandFactory, Parser};
@@ -9,7 +10,7 @@ use clap_complete::Shell;
 use eventbus_core::printable::is_hostile;
 use eventbus_core::{BoxError, BusBuilder};
 use std::convert::Infallible;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -128,7 +129,12 @@ Exit codes: 0 done, 1 failed (or `check` found mistakes), 2 wrong usage, 3 what 
 
 /// Reads the arguments. The help and the version are a success, and wrong usage is exit code 2.
 fn parse<P: Parser>() -> Result<P, ExitCode> {
-    let read = || P::from_arg_matches_mut(&mut P::command().bin_name(called()).try_get_matches()?);
+    let mut command = P::command().bin_name(called());
+    if io::stdout().is_terminal() {
+        // Longer lines are hard to read on a wide one.
+        command = command.term_width(columns().min(100));
+    }
+    let read = || P::from_arg_matches_mut(&mut command.try_get_matches()?);
     read().map_err(|error: clap::Error| {
         let text = error.render().to_string();
         // There is nobody to tell that nobody can be told.

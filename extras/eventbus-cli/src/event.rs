@@ -3,22 +3,27 @@
 use crate::cloudevents;
 use crate::failure::Result;
 use crate::json::{self, Object};
-use crate::output::{BOLD, DIM, NONE, Output, TOPIC, paint};
-use crate::table::{Cell, cell, styled};
+use crate::output::{BOLD, DIM, Output, TOPIC, paint};
+use crate::table::{self, Cell, Column, cell, styled};
 use crate::text;
 use eventbus_core::broker::{Offset, Recorded};
 use eventbus_core::printable::printable;
 use eventbus_core::{DecodeError, Envelope};
-use jiff::Timestamp;
 
 /// The columns of events.
-pub(crate) const COLUMNS: &[&str] = &[">OFFSET", "TIME", "TOPIC", "KEY", "PAYLOAD"];
+pub(crate) const COLUMNS: &[Column] = &[
+    Column::number("OFFSET"),
+    Column::whole("TIME"),
+    Column::name("TOPIC"),
+    Column::id("KEY"),
+    Column::text("PAYLOAD"),
+];
 
-/// The event in a row.
-pub(crate) fn row(Recorded { offset, envelope }: &Recorded) -> Result<Vec<Cell>> {
+/// The event in a row, with its time as it is written.
+pub(crate) fn row(Recorded { offset, envelope }: &Recorded, time: String) -> Result<Vec<Cell>> {
     Ok(vec![
         cell(offset.to_string()),
-        styled(DIM, text::time(envelope.time())),
+        styled(DIM, time),
         styled(TOPIC, envelope.topic()),
         cell(envelope.key().unwrap_or("-")),
         cell(summary(envelope)?),
@@ -90,13 +95,13 @@ pub(crate) fn object(offset: Option<Offset>, envelope: &Envelope) -> Result<Obje
 /// The event in full, for people.
 pub(crate) fn show(out: &mut Output, offset: Option<Offset>, envelope: &Envelope) -> Result {
     out.line(paint(TOPIC.bold(), envelope.topic()))?;
-    let now = Timestamp::now();
+    let time = out.full_time(envelope.time());
     let mut facts = Facts::new(out);
     if let Some(offset) = offset {
         facts.say("offset", offset)?;
     }
     facts.say("id", envelope.id())?;
-    facts.say("time", format_args!("{} ({})", envelope.time(), text::ago(envelope.time(), now)))?;
+    facts.say("time", time)?;
     facts.say("source", envelope.source())?;
     if envelope.event_type() != envelope.topic().as_str() {
         facts.say("type", envelope.event_type())?;
@@ -130,17 +135,22 @@ pub(crate) fn show(out: &mut Output, offset: Option<Offset>, envelope: &Envelope
 /// The beginning of what is no text.
 fn hex(out: &mut Output, bytes: &[u8]) -> Result {
     const SHOWN: usize = 256;
-    for line in bytes[..bytes.len().min(SHOWN)].chunks(16) {
+    // Each takes four columns, and one is between the two halves.
+    let in_line = if out.width.is_some_and(|width| width <= 16 * 4) { 8 } else { 16 };
+    for line in bytes[..bytes.len().min(SHOWN)].chunks(in_line) {
         let hex = line.iter().map(|byte| format!("{byte:02x} ")).collect::<String>();
         let letter = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '.' };
         let letters = line.iter().map(letter).collect::<String>();
-        out.line(format_args!("{hex:<49}{}", paint(DIM, letters)))?;
+        out.line(format_args!("{hex:<0$}{1}", in_line * 3 + 1, paint(DIM, letters)))?;
     }
     if bytes.len() > SHOWN {
         out.line(paint(DIM, "… (all of it with --json)"))?;
     }
     Ok(())
 }
+
+/// Where the values begin.
+const INDENT: usize = 15;
 
 /// Names and values under each other.
 pub(crate) struct Facts<'a>(&'a mut Output);
@@ -151,8 +161,16 @@ impl<'a> Facts<'a> {
     }
 
     pub(crate) fn say(&mut self, name: &str, value: impl std::fmt::Display) -> Result {
-        let value = value.to_string();
-        self.0.line(format_args!("  {} {}", paint(DIM, format_args!("{name:<12}")), printable(&value)))
+        let value = printable(value).to_string();
+        let lines = match self.0.width {
+            Some(width) => text::wrapped(&value, width.saturating_sub(INDENT).max(16)),
+            None => vec![value],
+        };
+        for (place, line) in lines.iter().enumerate() {
+            let name = if place == 0 { name } else { "" };
+            self.0.line(format_args!("  {} {line}", paint(DIM, format_args!("{name:<12}"))))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn maybe(&mut self, name: &str, value: Option<impl std::fmt::Display>) -> Result {
@@ -160,17 +178,36 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// One event of a tree of causes, in one line.
-pub(crate) fn brief(Recorded { offset, envelope }: &Recorded, asked: bool) -> String {
-    let style = if asked { TOPIC.bold() } else { TOPIC };
-    let key = envelope.key().map(|key| format!("  {}", printable(key))).unwrap_or_default();
-    let mark = if asked { paint(BOLD, "  ◀") } else { paint(NONE, "") };
-    let place = paint(DIM, format_args!("  {}  {offset}  ", text::time(envelope.time())));
-    format!(
-        "{}{key}{place}{}{mark}",
-        paint(style, envelope.topic()),
-        paint(DIM, printable(&envelope.id().to_string()))
-    )
+/// The columns of an event in a tree of causes.
+const CAUSE: &[Column] = &[
+    Column::name("TOPIC"),
+    Column::id("KEY").goes(2),
+    Column::whole("TIME"),
+    Column::number("OFFSET"),
+    Column::id("ID").goes(1),
+];
+const CAUSE_WITHOUT_KEY: &[Column] = &[CAUSE[0], CAUSE[2], CAUSE[3], CAUSE[4]];
+
+/// One event of a tree of causes, in one line that begins behind `indent` columns.
+pub(crate) fn brief(
+    out: &Output,
+    Recorded { offset, envelope }: &Recorded,
+    asked: bool,
+    indent: usize,
+) -> String {
+    let mark = if asked { "  ◀" } else { "" };
+    let key = envelope.key();
+    let row = [
+        Some(styled(if asked { TOPIC.bold() } else { TOPIC }, envelope.topic())),
+        key.map(cell),
+        Some(styled(DIM, out.time(envelope.time()))),
+        Some(styled(DIM, offset.to_string())),
+        Some(styled(DIM, envelope.id().to_string())),
+    ];
+    let columns = if key.is_some() { CAUSE } else { CAUSE_WITHOUT_KEY };
+    let row: Vec<_> = row.into_iter().flatten().collect();
+    let room = out.width.map(|width| width.saturating_sub(indent + mark.chars().count()).max(16));
+    format!("{}{}", table::line(columns, &row, room), paint(BOLD, mark))
 }
 
 #[cfg(test)]

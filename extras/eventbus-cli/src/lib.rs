@@ -53,6 +53,11 @@
 //! are written out, whatever an event holds; the log that `run` writes is no exception. With `--json` each verb writes JSON Lines instead: one object in each
 //! line.
 //!
+//! On a terminal each row is one line: keys and ids are cut first, then names, and columns that say least go, so that
+//! reasons and payloads have the room; `show` has everything. Times are told as how long ago they were, in `tail` as the
+//! time of the day (UTC). Into a pipe, with `--json` and with `--absolute-times` they are written in full, and nothing is
+//! cut. `COLUMNS` says how wide a terminal is taken to be.
+//!
 //! An event is written in [CloudEvents JSON](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md)
 //! with two members more, `offset` (a text, since an offset may be larger than JSON's readers can count) and `topic`:
 //!
@@ -93,6 +98,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod captures;
 mod cli;
 mod cloudevents;
 mod command;
@@ -105,6 +112,8 @@ mod output;
 #[cfg(test)]
 mod scenarios;
 mod session;
+#[cfg(test)]
+mod shop;
 mod signals;
 mod table;
 mod text;

@@ -24,10 +24,13 @@ pub struct Options {
     /// When to write in colour; `auto` respects NO_COLOR
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: clap::ColorChoice,
+    /// Write times as they are, and not how long ago, where a terminal shows them
+    #[arg(long, global = true)]
+    pub absolute_times: bool,
 }
 
 impl Options {
     pub(crate) fn output(&self) -> Output {
-        Output::standard(self.json, self.color)
+        Output::standard(self.json, self.color, self.absolute_times)
     }
 }

@@ -6,12 +6,13 @@
 use crate::failure::Result;
 use crate::json::Object;
 use crate::table::Table;
-use crate::text::printable_lines;
+use crate::text::{self, printable_lines};
 use anstream::stream::RawStream;
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use eventbus_core::aside::{Aside, unlocked};
 use eventbus_core::printable::printable;
+use jiff::Timestamp;
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::time::Duration;
@@ -40,6 +41,8 @@ pub(crate) struct Output {
     pub(crate) json: bool,
     /// How many columns there are, where the output is a terminal.
     pub(crate) width: Option<usize>,
+    /// Whether times are written as people say them.
+    relative: bool,
     writer: BufWriter<Stream>,
     remarks: Stream,
     /// The threads that write both, where handlers run.
@@ -56,17 +59,18 @@ struct Asides {
 }
 
 impl Output {
-    pub(crate) fn standard(json: bool, color: clap::ColorChoice) -> Self {
+    pub(crate) fn standard(json: bool, color: clap::ColorChoice, absolute_times: bool) -> Self {
         let (out, err) = (io::stdout(), io::stderr());
         let terminal = out.is_terminal();
         // Progress bars decide by themselves otherwise.
         console::set_colors_enabled_stderr(choice(color, &err) != ColorChoice::Never);
-        let width = terminal.then(|| usize::from(console::Term::stdout().size().1));
+        let width = terminal.then(columns);
         let interactive = io::stdin().is_terminal() && err.is_terminal();
         let (out_choice, err_choice) = (choice(color, &out), choice(color, &err));
         Self {
             json,
             width,
+            relative: terminal && !absolute_times,
             writer: BufWriter::new(Box::new(AutoStream::new(unlocked(out), out_choice))),
             remarks: Box::new(AutoStream::new(unlocked(err), err_choice)),
             asides: None,
@@ -74,11 +78,33 @@ impl Output {
         }
     }
 
-    /// Output into two texts, what is written and what is remarked.
+    /// Output into two texts, what is written and what is remarked; as on a terminal of some width, or as into a pipe.
     #[cfg(test)]
-    pub(crate) fn captured(json: bool, out: Captured, remarks: Captured) -> Self {
-        let writer = BufWriter::new(Box::new(out) as Stream);
-        Self { json, width: None, writer, remarks: Box::new(remarks), asides: None, interactive: false }
+    pub(crate) fn captured(json: bool, width: Option<usize>, out: Captured, remarks: Captured) -> Self {
+        Self {
+            json,
+            width,
+            relative: width.is_some(),
+            writer: BufWriter::new(Box::new(out)),
+            remarks: Box::new(remarks),
+            asides: None,
+            interactive: false,
+        }
+    }
+
+    /// A time, as a table has it.
+    pub(crate) fn time(&self, time: Timestamp) -> String {
+        if self.relative { text::ago(time, now()) } else { text::time(time) }
+    }
+
+    /// A time in lines that stay, where how long ago soon says nothing.
+    pub(crate) fn moment(&self, time: Timestamp) -> String {
+        if self.relative { text::moment(time, now()) } else { text::time(time) }
+    }
+
+    /// A time in full.
+    pub(crate) fn full_time(&self, time: Timestamp) -> String {
+        if self.relative { format!("{time} ({})", text::ago(time, now())) } else { time.to_string() }
     }
 
     /// From now on, handlers run: threads of their own write, so that no handler waits for whoever reads. Answers with
@@ -172,6 +198,23 @@ impl Output {
         }
         Ok(sure)
     }
+}
+
+/// How wide the terminal is. Who exports `COLUMNS` wants it so.
+pub(crate) fn columns() -> usize {
+    let wanted = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    wanted.filter(|columns| *columns > 0).unwrap_or_else(|| usize::from(console::Term::stdout().size().1))
+}
+
+#[cfg(not(test))]
+fn now() -> Timestamp {
+    Timestamp::now()
+}
+
+/// A moment at which captures are always taken.
+#[cfg(test)]
+fn now() -> Timestamp {
+    Timestamp::from_second(crate::captures::NOW).unwrap()
 }
 
 fn choice(color: clap::ColorChoice, stream: &impl RawStream) -> ColorChoice {

@@ -2,6 +2,7 @@
 
 use crate::output::{Captured, Output};
 use crate::session::Session;
+use crate::shop::OrderPlaced;
 use crate::verbs::Verb;
 use bytes::Bytes;
 use clap::{FromArgMatches, Subcommand};
@@ -9,36 +10,10 @@ use eventbus::broker::{AuditLog, Replayable, Scheme, SubscribeRequest};
 use eventbus::broker::{Broker, BrokerFuture, DeadLetters, Deliveries, Features, GroupState, Groups, Offset};
 use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
-use eventbus::{Bus, Envelope, Event, EventId, Outcome, PublishError, Topic, subscribe};
-use serde::{Deserialize, Serialize};
+use eventbus::{Bus, Envelope, EventId, PublishError, Topic};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-
-#[derive(Event, Clone, Debug, Serialize, Deserialize)]
-#[event(topic = "order.placed", key = id)]
-struct OrderPlaced {
-    id: u64,
-    item: String,
-}
-
-#[derive(Event, Clone, Debug, Serialize, Deserialize)]
-#[event(topic = "item.reserved", key = order)]
-struct ItemReserved {
-    order: u64,
-}
-
-/// Gives up what is not in stock.
-#[subscribe(group = "stock")]
-async fn reserve(order: &OrderPlaced) -> Outcome {
-    match order.item.as_str() {
-        "unicorn" => Outcome::Reject("no \u{1b}[2J unicorns".into()),
-        _ => Outcome::publish(ItemReserved { order: order.id }),
-    }
-}
-
-#[subscribe(group = "mail", replay = false)]
-async fn confirm(_item: &ItemReserved) {}
 
 /// The brokers by their addresses.
 static BROKERS: Mutex<BTreeMap<String, Kept>> = Mutex::new(BTreeMap::new());
@@ -169,7 +144,7 @@ async fn shop(address: &str, line: &str) -> Ended {
         }
     };
     let (out, remarks) = (Captured::default(), Captured::default());
-    let output = Output::captured(matches.get_flag("json"), out.clone(), remarks.clone());
+    let output = Output::captured(matches.get_flag("json"), None, out.clone(), remarks.clone());
     let mut session = Session { url: format!("kept:{address}"), out: output, builder: Bus::builder() };
     let result = Verb::from_arg_matches(&matches).unwrap().execute(&mut session).await;
     session.out.flush().unwrap();
@@ -382,7 +357,7 @@ async fn groups_are_moved_sought_and_dropped() {
     let subscriptions = shop("groups", "subscriptions").await.out;
     let stock = subscriptions.lines().find(|line| line.starts_with("stock ")).unwrap();
     assert!(
-        stock.contains("1,234") && stock.contains("reserve") && stock.contains("scenarios.rs:"),
+        stock.contains("1,234") && stock.contains("reserve") && stock.contains("shop.rs:"),
         "{subscriptions}"
     );
     assert_eq!(shop("groups", "groups drop old").await.code, 3);

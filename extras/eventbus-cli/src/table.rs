@@ -1,9 +1,18 @@
 //! Tables: columns that stand under their names, one line for each row.
+//!
+//! On a terminal each line is as long as the terminal is wide, at most. Where room is short, keys and ids are cut first,
+//! then names; what says why has the room that is left. Where that is not enough, columns go.
 
 use crate::output::{BOLD, NONE, paint};
 use anstyle::Style;
 use console::{measure_text_width, truncate_str};
 use eventbus_core::printable::printable;
+use std::borrow::Cow;
+
+/// What is between two columns.
+const GAP: usize = 2;
+/// What part of the terminal a text gets before anything is cut for others; while columns can go, it keeps it.
+const TEXT: (usize, usize) = (1, 3);
 
 /// A text in a style.
 #[derive(Clone, Debug)]
@@ -19,18 +28,90 @@ pub(crate) fn styled(style: Style, text: impl AsRef<str>) -> Cell {
     Cell(style, printable(text.as_ref()).to_string())
 }
 
+/// A column: its name, and what becomes of it where room is short.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Column {
+    name: &'static str,
+    kind: Kind,
+    /// Columns with a higher number go earlier; with 0 one stays.
+    goes: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Ends under its name, and is never cut.
+    Number,
+    /// Is never cut.
+    Whole,
+    Id,
+    Name,
+    /// A name whose end says more than its beginning.
+    Place,
+    Text,
+}
+
+impl Kind {
+    /// How narrow it may become.
+    fn least(self) -> usize {
+        match self {
+            Self::Number | Self::Whole => usize::MAX,
+            Self::Id => 6,
+            Self::Name => 10,
+            Self::Place => 14,
+            Self::Text => 16,
+        }
+    }
+}
+
+impl Column {
+    const fn new(name: &'static str, kind: Kind) -> Self {
+        Self { name, kind, goes: 0 }
+    }
+
+    pub(crate) const fn number(name: &'static str) -> Self {
+        Self::new(name, Kind::Number)
+    }
+
+    pub(crate) const fn whole(name: &'static str) -> Self {
+        Self::new(name, Kind::Whole)
+    }
+
+    pub(crate) const fn id(name: &'static str) -> Self {
+        Self::new(name, Kind::Id)
+    }
+
+    pub(crate) const fn name(name: &'static str) -> Self {
+        Self::new(name, Kind::Name)
+    }
+
+    pub(crate) const fn place(name: &'static str) -> Self {
+        Self::new(name, Kind::Place)
+    }
+
+    pub(crate) const fn text(name: &'static str) -> Self {
+        Self::new(name, Kind::Text)
+    }
+
+    /// Where room is short, it goes; before those with a lower number.
+    pub(crate) const fn goes(self, goes: u8) -> Self {
+        Self { goes, ..self }
+    }
+
+    fn least(&self, natural: usize) -> usize {
+        natural.min(self.kind.least().max(self.name.len()))
+    }
+}
+
 /// The widths of columns, which grow with what is written into them.
 #[derive(Debug)]
 pub(crate) struct Columns {
-    /// A name that begins with `>` is that of a column of numbers, which end under each other.
-    names: &'static [&'static str],
+    columns: &'static [Column],
     widths: Vec<usize>,
 }
 
 impl Columns {
-    pub(crate) fn new(names: &'static [&'static str]) -> Self {
-        let widths = names.iter().map(|name| measure_text_width(name.trim_start_matches('>'))).collect();
-        Self { names, widths }
+    pub(crate) fn new(columns: &'static [Column]) -> Self {
+        Self { columns, widths: columns.iter().map(|column| column.name.len()).collect() }
     }
 
     pub(crate) fn fit(&mut self, row: &[Cell]) {
@@ -39,20 +120,29 @@ impl Columns {
         }
     }
 
-    pub(crate) fn header(&self) -> String {
-        let names = self.names.iter().map(|name| Cell(BOLD, name.trim_start_matches('>').to_owned()));
-        self.line(&names.collect::<Vec<_>>(), None)
+    pub(crate) fn header(&self, limit: Option<usize>) -> String {
+        let names = self.columns.iter().map(|column| Cell(BOLD, column.name.to_owned()));
+        self.line(&names.collect::<Vec<_>>(), limit)
     }
 
-    /// A row in one line. The last column is cut where the terminal ends.
+    /// A row in one line.
     pub(crate) fn line(&self, row: &[Cell], limit: Option<usize>) -> String {
-        let (mut line, mut used) = (String::new(), 0);
-        for (place, Cell(style, text)) in row.iter().enumerate() {
-            let last = place + 1 == row.len();
-            let room = limit.filter(|_| last).map(|limit| limit.saturating_sub(used).max(8));
-            let text = room.map_or(text.into(), |room| truncate_str(text, room, "…"));
-            let padding = " ".repeat(self.widths[place].saturating_sub(measure_text_width(&text)));
-            if self.names[place].starts_with('>') {
+        let widths = match limit {
+            Some(limit) => narrowed(self.columns, &self.widths, limit),
+            None => self.widths.iter().copied().map(Some).collect(),
+        };
+        let shown = self.columns.iter().zip(row).zip(widths);
+        let shown: Vec<_> =
+            shown.filter_map(|((column, cell), width)| Some((column, cell, width?))).collect();
+        let mut line = String::new();
+        for (place, (column, Cell(style, text), width)) in shown.iter().enumerate() {
+            let last = place + 1 == shown.len();
+            let text = if limit.is_some() { cut(text, *width, column.kind) } else { text.into() };
+            let padding = " ".repeat(width.saturating_sub(measure_text_width(&text)));
+            if place > 0 {
+                line.push_str(&" ".repeat(GAP));
+            }
+            if column.kind == Kind::Number {
                 line.push_str(&padding);
                 line.push_str(&paint(*style, &text));
             } else {
@@ -61,12 +151,87 @@ impl Columns {
                     line.push_str(&padding);
                 }
             }
-            if !last {
-                line.push_str("  ");
-                used += self.widths[place] + 2;
-            }
         }
         line
+    }
+}
+
+/// A row without a header, as wide as what is in it.
+pub(crate) fn line(columns: &'static [Column], row: &[Cell], limit: Option<usize>) -> String {
+    let widths = row.iter().map(|Cell(_, text)| measure_text_width(text)).collect();
+    Columns { columns, widths }.line(row, limit)
+}
+
+/// The text where it fits, otherwise the part of it that says most.
+fn cut(text: &str, width: usize, kind: Kind) -> Cow<'_, str> {
+    let whole = measure_text_width(text);
+    if whole <= width || kind != Kind::Place {
+        return truncate_str(text, width, "…");
+    }
+    let mut left = whole;
+    let end = text.char_indices().find(|(at, _)| {
+        left = measure_text_width(&text[*at..]);
+        left < width
+    });
+    end.map_or_else(|| "…".into(), |(at, _)| format!("…{}", &text[at..]).into())
+}
+
+/// How wide columns are that together have `limit` columns of a terminal; none: it is not shown.
+fn narrowed(columns: &[Column], natural: &[usize], limit: usize) -> Vec<Option<usize>> {
+    let mut shown: Vec<_> = columns.iter().copied().zip(natural.iter().copied()).enumerate().collect();
+    loop {
+        let gaps = GAP * shown.len().saturating_sub(1);
+        let text = limit * TEXT.0 / TEXT.1;
+        let can_go = shown.iter().any(|(_, (column, _))| column.goes > 0);
+        let least = |column: &Column, natural: usize| match column.kind {
+            Kind::Text if can_go => natural.min(text),
+            _ => column.least(natural),
+        };
+        let room = limit.saturating_sub(gaps);
+        let mut widths: Vec<_> = shown
+            .iter()
+            .map(
+                |(_, (column, natural))| {
+                    if column.kind == Kind::Text { (*natural).min(text) } else { *natural }
+                },
+            )
+            .collect();
+        for kinds in [&[Kind::Id][..], &[Kind::Name, Kind::Place], &[Kind::Text]] {
+            // The widest of them gives, one column after the other.
+            while widths.iter().sum::<usize>() > room {
+                let gives = shown.iter().zip(&mut widths).filter(|((_, (column, natural)), width)| {
+                    kinds.contains(&column.kind) && **width > least(column, *natural)
+                });
+                let Some((_, width)) = gives.max_by_key(|(_, width)| **width) else { break };
+                *width -= 1;
+            }
+        }
+        let used: usize = widths.iter().sum();
+        let goes = shown.iter().enumerate().max_by_key(|(_, (_, (column, _)))| column.goes);
+        if used > room
+            && let Some((place, _)) = goes.filter(|(_, (_, (column, _)))| column.goes > 0)
+        {
+            shown.remove(place);
+            continue;
+        }
+        // A text has what is left.
+        let mut left = room.saturating_sub(used);
+        for ((_, (column, natural)), width) in shown.iter().zip(&mut widths) {
+            if column.kind == Kind::Text {
+                let more = natural.saturating_sub(*width).min(left);
+                *width += more;
+                left -= more;
+            }
+        }
+        let mut all = vec![None; columns.len()];
+        let mut rest = limit;
+        for ((place, _), width) in shown.iter().zip(widths) {
+            // On a terminal that is too narrow for anything, the last ones are cut off.
+            let width = width.min(rest);
+            rest = rest.saturating_sub(width + GAP);
+            all[*place] = (width > 0).then_some(width);
+        }
+        return all;
     }
 }
 
@@ -78,8 +243,8 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn new(names: &'static [&'static str]) -> Self {
-        Self { columns: Columns::new(names), rows: Vec::new() }
+    pub(crate) fn new(columns: &'static [Column]) -> Self {
+        Self { columns: Columns::new(columns), rows: Vec::new() }
     }
 
     pub(crate) fn push(&mut self, row: Vec<Cell>) {
@@ -93,7 +258,7 @@ impl Table {
 
     pub(crate) fn lines(&self, limit: Option<usize>) -> Vec<String> {
         let rows = self.rows.iter().map(|row| self.columns.line(row, limit));
-        std::iter::once(self.columns.header()).chain(rows).collect()
+        std::iter::once(self.columns.header(limit)).chain(rows).collect()
     }
 }
 
@@ -108,7 +273,8 @@ mod tests {
 
     #[test]
     fn columns_stand_under_each_other_and_numbers_end_there() {
-        let mut table = Table::new(&["TOPIC", ">BACKLOG", "GROUP"]);
+        let mut table =
+            Table::new(const { &[Column::name("TOPIC"), Column::number("BACKLOG"), Column::name("GROUP")] });
         table.push(vec![cell("日本"), cell("7"), cell("a")]);
         table.push(vec![cell("order.placed"), cell("1,234"), cell("shop.b")]);
         let expected =
@@ -117,16 +283,59 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_cuts_the_last_column_and_a_pipe_does_not() {
-        let mut table = Table::new(&["TOPIC", "PAYLOAD"]);
-        table.push(vec![cell("a"), cell("x".repeat(100))]);
-        assert!(drawn(&table, Some(20)).ends_with(&format!("a      {}…", "x".repeat(12))));
-        assert!(drawn(&table, None).ends_with(&"x".repeat(100)));
+    fn keys_are_cut_first_then_names_and_a_pipe_cuts_nothing() {
+        let mut table =
+            Table::new(const { &[Column::id("KEY"), Column::name("GROUP"), Column::text("REASON")] });
+        table.push(vec![cell("k".repeat(20)), cell("g".repeat(20)), cell("r".repeat(40))]);
+        let row = |limit| drawn(&table, Some(limit)).lines().nth(1).unwrap().to_owned();
+        let letters = |row: &str, letter| row.chars().filter(|c| *c == letter).count();
+        for (limit, key, group, reason) in
+            [(84, 20, 20, 40), (70, 20, 20, 25), (60, 15, 20, 19), (44, 5, 20, 13), (40, 5, 16, 12)]
+        {
+            let row = row(limit);
+            assert_eq!(
+                (letters(&row, 'k'), letters(&row, 'g'), letters(&row, 'r')),
+                (key, group, reason),
+                "{row}"
+            );
+        }
+        assert!(drawn(&table, None).ends_with(&"r".repeat(40)));
+    }
+
+    #[test]
+    fn columns_go_where_they_cannot_be_cut_and_no_line_is_longer_than_the_terminal() {
+        let mut table = Table::new(
+            const {
+                &[
+                    Column::number("ID"),
+                    Column::place("HANDLER").goes(1),
+                    Column::whole("FAILED"),
+                    Column::whole("KIND").goes(2),
+                    Column::text("REASON"),
+                ]
+            },
+        );
+        table.push(vec![
+            cell("1,234"),
+            cell("src/deep/in/a/folder/shop.rs:127"),
+            cell("2 min ago"),
+            cell("timed-out"),
+            cell("商品の在庫がありません、商品の在庫がありません 🦄🦄🦄🦄🦄🦄🦄"),
+        ]);
+        assert!(drawn(&table, Some(80)).contains("…"), "{}", drawn(&table, Some(80)));
+        let narrow = drawn(&table, Some(60));
+        assert!(narrow.contains("r/shop.rs:127") && !narrow.contains("KIND"), "{narrow}");
+        assert!(!drawn(&table, Some(40)).contains("HANDLER"));
+        for limit in 1..140 {
+            for line in drawn(&table, Some(limit)).lines() {
+                assert!(measure_text_width(line) <= limit, "{limit}: {line}");
+            }
+        }
     }
 
     #[test]
     fn a_cell_cannot_move_the_cursor() {
-        let mut table = Table::new(&["KEY", "PAYLOAD"]);
+        let mut table = Table::new(const { &[Column::id("KEY"), Column::text("PAYLOAD")] });
         table.push(vec![cell("\u{1b}[2J"), cell("a\nb")]);
         assert!(drawn(&table, None).ends_with("\\u{1b}[2J  a\\nb"));
     }

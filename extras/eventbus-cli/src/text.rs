@@ -1,5 +1,6 @@
 //! How texts, times and numbers are written for people.
 
+use console::measure_text_width;
 pub(crate) use eventbus_core::counted::{count, counted};
 use eventbus_core::printable::printable;
 use jiff::Timestamp;
@@ -14,16 +15,62 @@ pub(crate) fn time(time: Timestamp) -> String {
     format!("{time:.3}")
 }
 
-/// How long ago a time was, in its largest unit.
-pub(crate) fn ago(time: Timestamp, now: Timestamp) -> String {
-    let seconds = now.as_second().saturating_sub(time.as_second());
-    match seconds {
-        ..0 => "in the future".to_owned(),
-        0..60 => format!("{seconds}s ago"),
-        60..3_600 => format!("{}m ago", seconds / 60),
-        3_600..86_400 => format!("{}h ago", seconds / 3_600),
-        _ => format!("{}d ago", seconds / 86_400),
+/// A time for who follows what happens: the time of the day, where it is today's.
+pub(crate) fn moment(time: Timestamp, now: Timestamp) -> String {
+    let (time, now) = (format!("{time:.3}"), format!("{now:.3}"));
+    match (time.split_once('T'), now.split_once('T')) {
+        (Some((day, of_day)), Some((today, _))) if day == today => of_day.to_owned(),
+        (Some((day, of_day)), _) => format!("{day}T{}Z", of_day.get(..5).unwrap_or_default()),
+        _ => time,
     }
+}
+
+/// How long ago a time was, in its largest unit; the day, where that is a month ago.
+pub(crate) fn ago(time: Timestamp, now: Timestamp) -> String {
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    let seconds = now.as_second().saturating_sub(time.as_second());
+    let span = match seconds.unsigned_abs() {
+        0 => return "now".to_owned(),
+        span @ ..MINUTE => format!("{span} s"),
+        span @ ..HOUR => format!("{} min", span / MINUTE),
+        span @ ..DAY => format!("{} h", span / HOUR),
+        span if span < 30 * DAY => format!("{} d", span / DAY),
+        _ => {
+            let time = time.to_string();
+            return time.split_once('T').map_or(time.clone(), |(day, _)| day.to_owned());
+        }
+    };
+    if seconds > 0 { format!("{span} ago") } else { format!("in {span}") }
+}
+
+/// The text in lines of at most `width` columns, broken between words where there is a place to.
+pub(crate) fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let (mut lines, mut line) = (Vec::new(), String::new());
+    for word in text.split_inclusive(' ') {
+        let fits = |line: &str| measure_text_width(line) + measure_text_width(word.trim_end()) <= width;
+        if !fits(&line) && !line.is_empty() {
+            lines.push(std::mem::take(&mut line));
+        }
+        if fits(&line) {
+            line.push_str(word);
+            continue;
+        }
+        for c in word.chars() {
+            if measure_text_width(&line) + measure_text_width(c.encode_utf8(&mut [0; 4])) > width
+                && !line.is_empty()
+            {
+                // A path or an id is broken where one of its parts ends.
+                let parts = line.rfind(['/', '-', ':', ',', ';', '.', '_', '=', '&']).map(|at| at + 1);
+                let rest = line.split_off(parts.filter(|at| *at > line.len() / 2).unwrap_or(line.len()));
+                lines.push(std::mem::replace(&mut line, rest));
+            }
+            line.push(c);
+        }
+    }
+    lines.push(line);
+    lines.iter().map(|line| line.trim_end().to_owned()).collect()
 }
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -74,9 +121,36 @@ mod tests {
     #[test]
     fn times_are_written_for_people() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        assert_eq!(ago(at(0), at(59)), "59s ago");
-        assert_eq!(ago(at(0), at(7_200)), "2h ago");
-        assert_eq!(ago(at(0), at(200_000)), "2d ago");
+        for (before, said) in [
+            (0, "now"),
+            (59, "59 s ago"),
+            (60, "1 min ago"),
+            (7_199, "1 h ago"),
+            (7_200, "2 h ago"),
+            (200_000, "2 d ago"),
+            (-90, "in 1 min"),
+            (1_000_000_000, "1970-01-01"),
+        ] {
+            let now = 1_000_000_000;
+            assert_eq!(ago(at(now - before), at(now)), said);
+        }
+        assert_eq!(moment(at(61), at(86_399)), "00:01:01.000Z");
+        assert_eq!(moment(at(61), at(86_400)), "1970-01-01T00:01Z");
+    }
+
+    #[test]
+    fn text_is_broken_between_words_and_long_words_between_their_parts() {
+        assert_eq!(wrapped("the stock service is down", 12), ["the stock", "service is", "down"]);
+        assert_eq!(wrapped("at src/orders/stock.rs:127", 14), ["at", "src/orders/", "stock.rs:127"]);
+        assert_eq!(wrapped("在庫がありません", 6), ["在庫が", "ありま", "せん"]);
+        assert_eq!(wrapped("", 6), [""]);
+        for width in 1..40 {
+            for line in
+                wrapped("a-b http://localhost:8080/orders?id=1042 品切れ🦄 aaaaaaaaaaaaaaaaaaa", width)
+            {
+                assert!(measure_text_width(&line) <= width.max(2), "{width}: {line}");
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::failure::{Failure, Result};
 use crate::json::{self, Object};
 use crate::output::{BAD, CARE, GOOD, paint};
 use crate::session::Session;
-use crate::text::{counted, printable_lines};
+use crate::text::{counted, printable_lines, wrapped};
 use eventbus_core::census;
 
 pub(super) async fn execute(session: &mut Session) -> Result {
@@ -18,8 +18,15 @@ pub(super) async fn execute(session: &mut Session) -> Result {
                 .list("warnings", list(&findings.warnings)),
         )?;
     } else {
+        let width = out.width;
         let found = |style, name: &str, text: &str| {
-            format!("{} {}", paint(style, name), printable_lines(text).replace('\n', "\n  "))
+            let text = printable_lines(&format!("{name} {text}"));
+            let lines = text.lines().flat_map(|line| match width {
+                Some(width) => wrapped(line, width.saturating_sub(2).max(16)),
+                None => vec![line.to_owned()],
+            });
+            let text = lines.collect::<Vec<_>>().join("\n  ");
+            format!("{}{}", paint(style, name), text.strip_prefix(name).unwrap_or(&text))
         };
         for warning in &findings.warnings {
             out.line(found(CARE, "warning:", warning))?;

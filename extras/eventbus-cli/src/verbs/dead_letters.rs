@@ -6,8 +6,8 @@ use crate::failure::{Failure, Result};
 use crate::json::{self, Object};
 use crate::output::{BAD, DIM, GOOD, TOPIC, paint};
 use crate::session::Session;
-use crate::table::{Table, cell, styled};
-use crate::text::{self, counted};
+use crate::table::{Column, Table, cell, styled};
+use crate::text::counted;
 use bytes::Bytes;
 use eventbus_core::broker::{
     DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters as Store, FailureKind,
@@ -17,6 +17,17 @@ use eventbus_core::{Bus, Pattern};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+const COLUMNS: &[Column] = &[
+    Column::number("ID"),
+    Column::name("GROUP"),
+    Column::name("TOPIC").goes(1),
+    Column::id("KEY").goes(2),
+    Column::whole("KIND").goes(3),
+    Column::number("ATTEMPTS").goes(4),
+    Column::whole("FAILED"),
+    Column::text("REASON"),
+];
 
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum DeadLetters {
@@ -134,8 +145,7 @@ fn list(session: &mut Session, mut letters: DeadLetterList, limit: usize) -> Res
             out.object(object(*id, letter)?)?;
         }
     } else {
-        let mut table =
-            Table::new(&[">ID", "GROUP", "TOPIC", "KEY", "KIND", ">ATTEMPTS", "LAST FAILED", "REASON"]);
+        let mut table = Table::new(COLUMNS);
         for (id, letter) in &letters {
             table.push(vec![
                 cell(id.to_string()),
@@ -144,7 +154,7 @@ fn list(session: &mut Session, mut letters: DeadLetterList, limit: usize) -> Res
                 cell(letter.envelope.key().unwrap_or("-")),
                 styled(BAD, letter.kind.as_str()),
                 cell(letter.attempts.to_string()),
-                styled(DIM, text::time(letter.last_failed_at)),
+                styled(DIM, out.time(letter.last_failed_at)),
                 cell(&letter.reason),
             ]);
         }
@@ -177,13 +187,14 @@ fn show(session: &mut Session, id: DeadLetterId, letter: &DeadLetter) -> Result 
         return out.object(object(id, letter)?);
     }
     out.line(paint(BAD.bold(), format_args!("dead letter {id}")))?;
+    let (first, last) = (out.full_time(letter.first_failed_at), out.full_time(letter.last_failed_at));
     let mut facts = Facts::new(out);
     facts.say("group", &letter.group)?;
     facts.say("handler", &letter.handler)?;
     facts.say("kind", letter.kind)?;
     facts.say("attempts", letter.attempts)?;
-    facts.say("first failed", letter.first_failed_at)?;
-    facts.say("last failed", letter.last_failed_at)?;
+    facts.say("first failed", first)?;
+    facts.say("last failed", last)?;
     facts.say("reason", &letter.reason)?;
     out.line("")?;
     event::show(out, Some(letter.offset), &letter.envelope)

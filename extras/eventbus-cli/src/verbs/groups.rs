@@ -5,10 +5,20 @@ use crate::failure::{Failure, Result};
 use crate::json::Object;
 use crate::output::TOPIC;
 use crate::session::Session;
-use crate::table::{Table, cell, styled};
+use crate::table::{Column, Table, cell, styled};
 use crate::when::{self, Cursor};
 use eventbus_core::Bus;
 use eventbus_core::printable::printable;
+
+const COLUMNS: &[Column] = &[
+    Column::name("GROUP"),
+    Column::name("PATTERN"),
+    Column::number("CURSOR").goes(2),
+    Column::number("BACKLOG"),
+    Column::number("PARKED").goes(1),
+    Column::number("DEAD"),
+    Column::whole("ACTIVE"),
+];
 
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum Groups {
@@ -120,7 +130,7 @@ async fn list(session: &mut Session, bus: &Bus) -> Result {
         }
         return Ok(());
     }
-    let mut table = Table::new(&["GROUP", "PATTERN", ">CURSOR", ">BACKLOG", ">PARKED", ">DEAD", "ACTIVE"]);
+    let mut table = Table::new(COLUMNS);
     for state in &groups {
         let mut row = vec![cell(&state.group), styled(TOPIC, &state.pattern)];
         row.extend(progress(Some(state)));

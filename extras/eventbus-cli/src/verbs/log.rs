@@ -127,7 +127,7 @@ impl Log {
         } else {
             let mut table = Table::new(event::COLUMNS);
             for event in &events {
-                table.push(event::row(event)?);
+                table.push(event::row(event, out.time(event.envelope.time()))?);
             }
             out.table(&table, "no event meets all of that")?;
         }
@@ -162,7 +162,8 @@ fn missing(event: &str) -> Failure {
 
 /// Draws a tree; `first` stands before its event, and `rest` before everything below.
 fn draw(session: &mut Session, tree: &CauseTree, asked: &EventId, first: &str, rest: &str) -> Result {
-    let event = event::brief(&tree.event, tree.event.envelope.id() == asked);
+    let asked_for = tree.event.envelope.id() == asked;
+    let event = event::brief(&session.out, &tree.event, asked_for, first.chars().count());
     session.out.line(format_args!("{}{event}", paint(DIM, first)))?;
     for (place, effect) in tree.effects.iter().enumerate() {
         let last = place + 1 == tree.effects.len();

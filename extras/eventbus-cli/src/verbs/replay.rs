@@ -191,8 +191,11 @@ impl Bar {
 }
 
 fn progress_bar() -> ProgressBar {
-    let style =
-        ProgressStyle::with_template("{bar:32.cyan} {percent:>3}%  {human_pos} of {human_len} events  {msg}");
+    // The numbers take some sixty columns.
+    let width = console::Term::stderr().size().1.saturating_sub(62).clamp(8, 32);
+    let style = ProgressStyle::with_template(&format!(
+        "{{bar:{width}.cyan}} {{percent:>3}}%  {{human_pos}} of {{human_len}} events  {{msg}}"
+    ));
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr()).with_style(style)
 }

@@ -4,10 +4,21 @@ use crate::failure::{Failure, Result};
 use crate::json::Object;
 use crate::output::{BAD, CARE, DIM, GOOD, NONE, TOPIC};
 use crate::session::Session;
-use crate::table::{Cell, Table, cell, styled};
+use crate::table::{Cell, Column, Table, cell, styled};
 use crate::text::count;
 use eventbus_core::broker::GroupState;
 use eventbus_core::{Subscription, census};
+
+const COLUMNS: &[Column] = &[
+    Column::name("GROUP"),
+    Column::name("PATTERN"),
+    Column::number("CURSOR").goes(3),
+    Column::number("BACKLOG"),
+    Column::number("PARKED").goes(1),
+    Column::number("DEAD"),
+    Column::whole("ACTIVE"),
+    Column::place("HANDLER").goes(2),
+];
 
 pub(super) async fn execute(session: &mut Session) -> Result {
     let states = match states(session).await {
@@ -31,12 +42,11 @@ pub(super) async fn execute(session: &mut Session) -> Result {
         }
         return Ok(());
     }
-    let mut table =
-        Table::new(&["GROUP", "PATTERN", ">CURSOR", ">BACKLOG", ">PARKED", ">DEAD", "ACTIVE", "HANDLER"]);
+    let mut table = Table::new(COLUMNS);
     for subscription in subscriptions {
         let mut row = vec![cell(&subscription.group), styled(TOPIC, &subscription.pattern)];
         row.extend(progress(state_of(subscription)));
-        row.push(styled(DIM, subscription.handler()));
+        row.push(styled(DIM, format!("{} {}", subscription.name, subscription.location())));
         table.push(row);
     }
     out.table(&table, "this program has no subscriptions")

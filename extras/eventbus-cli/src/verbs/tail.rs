@@ -72,17 +72,21 @@ impl Printer {
     /// Whether that was the last one.
     fn print(&mut self, session: &mut Session, events: &[Recorded]) -> Result<bool> {
         let out = &mut session.out;
-        for event in events.iter().take(self.left.unwrap_or(usize::MAX)) {
-            if out.json {
+        let events = &events[..events.len().min(self.left.unwrap_or(usize::MAX))];
+        if out.json {
+            for event in events {
                 out.object(event::object(Some(event.offset), &event.envelope)?)?;
-                continue;
             }
-            let row = event::row(event)?;
-            self.columns.fit(&row);
-            if !std::mem::replace(&mut self.begun, true) && out.width.is_some() {
-                out.line(self.columns.header())?;
+        } else {
+            let row = |event: &Recorded| event::row(event, out.moment(event.envelope.time()));
+            let rows = events.iter().map(row).collect::<Result<Vec<_>>>()?;
+            rows.iter().for_each(|row| self.columns.fit(row));
+            if !rows.is_empty() && !std::mem::replace(&mut self.begun, true) && out.width.is_some() {
+                out.line(self.columns.header(out.width))?;
             }
-            out.line(self.columns.line(&row, out.width))?;
+            for row in &rows {
+                out.line(self.columns.line(row, out.width))?;
+            }
         }
         out.flush()?;
         self.left = self.left.map(|left| left.saturating_sub(events.len()));

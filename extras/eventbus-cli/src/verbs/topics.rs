@@ -4,10 +4,18 @@ use crate::failure::Result;
 use crate::json::{self, Object};
 use crate::output::{DIM, TOPIC};
 use crate::session::Session;
-use crate::table::{Table, cell, styled};
+use crate::table::{Column, Table, cell, styled};
 use eventbus_core::census;
 use eventbus_core::{EventMeta, Pattern};
 use std::collections::BTreeMap;
+
+const COLUMNS: &[Column] = &[
+    Column::name("TOPIC"),
+    Column::name("EVENT"),
+    Column::number("VERSION").goes(1),
+    Column::place("DECLARED AT").goes(2),
+    Column::text("LISTENERS"),
+];
 
 /// A topic, with the event types on it and the packages that declare it with `topics!`.
 #[derive(Default)]
@@ -47,7 +55,7 @@ pub(super) fn execute(session: &mut Session) -> Result {
         }
         return Ok(());
     }
-    let mut table = Table::new(&["TOPIC", "EVENT", ">VERSION", "DECLARED AT", "LISTENERS"]);
+    let mut table = Table::new(COLUMNS);
     for (topic, declared) in &topics {
         let listeners = listeners(topic).join(" ");
         let listeners = if listeners.is_empty() { "-".to_owned() } else { listeners };

@@ -4,8 +4,8 @@ use crate::failure::Result;
 use crate::json::Object;
 use crate::output::{DIM, TOPIC};
 use crate::session::Session;
-use crate::table::{Table, cell, styled};
-use crate::text::{count, time};
+use crate::table::{Column, Table, cell, styled};
+use crate::text::count;
 use crate::when;
 use eventbus_core::broker::AuditQuery;
 use jiff::Timestamp;
@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 
 /// How many events are read at once.
 const PAGE: usize = 1_000;
+
+const COLUMNS: &[Column] = &[Column::name("TOPIC"), Column::number("EVENTS"), Column::whole("LATEST")];
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct TopicsInLog {
@@ -46,9 +48,9 @@ impl TopicsInLog {
                 out.object(object.text("latest", latest.to_string()))?;
             }
         } else {
-            let mut table = Table::new(&["TOPIC", ">EVENTS", "LATEST"]);
+            let mut table = Table::new(COLUMNS);
             for (topic, (events, latest)) in &topics {
-                table.push(vec![styled(TOPIC, topic), cell(count(*events)), styled(DIM, time(*latest))]);
+                table.push(vec![styled(TOPIC, topic), cell(count(*events)), styled(DIM, out.time(*latest))]);
             }
             out.table(&table, "the log has no events")?;
         }
