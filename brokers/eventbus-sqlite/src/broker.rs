@@ -5,7 +5,7 @@ use crate::file::{LogFile, resolve};
 use crate::lease::{self, Lease, Process, Sign, Watched};
 use crate::reader::Readers;
 use crate::schema::{explain, open_writer};
-use crate::subscription::{SqliteDeliveries, Subscription};
+use crate::subscription::{self, SqliteDeliveries, Subscription};
 use crate::tail::Tail;
 use crate::turn::Turn;
 use crate::wire::Record;
@@ -18,6 +18,7 @@ use eventbus_core::broker::{
 use eventbus_core::lock::{Lock, Locked, Rank};
 use eventbus_core::waiters::Waiters;
 use eventbus_core::{BrokerError, DecodeError, Envelope, PublishError};
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
@@ -224,6 +225,17 @@ impl Broker for SqliteBroker {
     fn settled(&self) -> Option<BrokerFuture<()>> {
         let store = Arc::clone(self.store());
         Some(BrokerFuture::new(async move { store.settled().await }))
+    }
+
+    fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
+        let ended: HashSet<_> =
+            subscriptions.iter().map(|one| (one.group.as_str(), one.pattern.as_str())).collect();
+        let here = self.store().subscriptions();
+        let ended = here.iter().filter(|one| ended.contains(&(one.group.as_str(), one.pattern.as_str())));
+        let owners: Vec<_> = ended.map(|one| one.owner()).collect();
+        // Nothing waits for that: who ends the process before it is written counts it as a crash.
+        drop(self.store().writes.run(move |work| subscription::shut_down(work.connection, &owners)));
+        BrokerFuture::ready(())
     }
 
     fn close(&self) -> BrokerFuture<Result<(), BrokerError>> {

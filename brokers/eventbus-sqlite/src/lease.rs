@@ -143,7 +143,7 @@ pub(crate) fn sweep(log: &Path, connection: &Connection) -> rusqlite::Result<()>
         let Ok(file) = File::open(&path) else { continue };
         if is_free(&file) {
             connection
-                .prepare_cached("update subscription set owner = null, unclean = 1 where owner glob ?1")?
+                .prepare_cached("update subscription set owner = null, unclean = iif(unclean = 2, 0, 1) where owner glob ?1")?
                 .execute([owners(&process)])?;
             // Under its lock, so that it is not that of a process that has just come.
             let _ = fs::remove_file(&path);
@@ -279,7 +279,8 @@ mod tests {
         connection
             .execute_batch(
                 "create table subscription (owner text, unclean integer not null default 0);
-                 insert into subscription (owner) values ('00000000000000aa/1'), ('00000000000000ab/1');",
+                 insert into subscription (owner) values ('00000000000000aa/1'), ('00000000000000ab/1');
+                 insert into subscription (owner, unclean) values ('00000000000000aa/2', 2);",
             )
             .unwrap();
         let alive = Process::enter(&log).unwrap();
@@ -299,7 +300,12 @@ mod tests {
         assert_eq!(left, expected);
         let owned: i64 =
             connection.query_row("select count(owner) from subscription", [], |row| row.get(0)).unwrap();
-        assert_eq!(owned, 1, "the group of the one that has ended is left");
+        assert_eq!(owned, 1, "the groups of the one that has ended are left");
+        let unclean: Vec<u8> = connection
+            .prepare("select unclean from subscription order by rowid")
+            .and_then(|mut rows| rows.query_map([], |row| row.get(0))?.collect())
+            .unwrap();
+        assert_eq!(unclean, [1, 0, 0], "one of them was being shut down");
     }
 
     #[test]

@@ -64,7 +64,7 @@ create table subscription (
     owner text,
     leased_until integer not null default 0,
     lease integer not null default 0,
-    -- 1 where its owner has ended and not left it.
+    -- 1 where its owner has ended and not left it; 2 while its owner is shut down, whose end then counts nothing.
     unclean integer not null default 0,
     checksum text generated always as (
         "group" || ' ' || pattern || ' ' || cursor || ' ' || reached || ' ' || coalesce(parts, '-') || ' '

@@ -1,6 +1,6 @@
 //! Crashes: copies of a log's files at a moment, which have to agree with what was known at that moment.
 
-use super::scenario::{Noted, Notes, number, receive, request};
+use super::scenario::{Noted, Notes, may_begin, number, receive, request};
 use crate::SqliteBroker;
 use eventbus_core::broker::Broker;
 use rusqlite::Connection;
@@ -35,7 +35,7 @@ impl Crash {
         self.folder.path().join("log.db")
     }
 
-    /// Nothing counts as settled that was not, and no dead letter is unsettled.
+    /// Nothing counts as settled that was not, no dead letter is unsettled, and one event at most is to blame.
     pub(super) fn check(&self) {
         let connection = Connection::open(self.path()).unwrap();
         let pairs = |sql: &str| -> Vec<(i64, i64)> {
@@ -43,6 +43,8 @@ impl Crash {
             let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
             rows.map(Result::unwrap).collect()
         };
+        let alone = pairs("select offset, crashes from suspect where begun = 2");
+        assert!(alone.len() <= 1, "{alone:?} were alone in a handler");
         let numbers: BTreeMap<i64, u64> =
             pairs("select offset, cast(cast(payload as text) as integer) from event")
                 .into_iter()
@@ -77,6 +79,13 @@ impl Crash {
         }
     }
 
+    /// What the file says of suspects.
+    fn suspects(&self, what: &str) -> i64 {
+        let file = Connection::open(self.path()).unwrap();
+        let sql = format!("select cast({what} as integer) from suspect");
+        file.query_row(&sql, [], |row| row.get(0)).unwrap()
+    }
+
     /// The next program handles what was unfinished, and no dead letter once more.
     pub(super) async fn resume(self) {
         let connection = Connection::open(self.path()).unwrap();
@@ -86,10 +95,12 @@ impl Crash {
             rows.map(Result::unwrap).collect()
         };
         drop(connection);
+        let before = self.suspects("total(crashes)");
         let broker = SqliteBroker::open(self.path()).await.unwrap();
         let mut handled = self.settled.clone();
         for group in ["a", "b"] {
             let mut deliveries = broker.subscribe(request(group)).await.unwrap();
+            assert!(self.suspects("total(crashes)") <= before + 1, "one is charged with the crash at most");
             loop {
                 let settled = broker.settled().unwrap();
                 let received = tokio::select! {
@@ -100,6 +111,7 @@ impl Crash {
                     let offset = i64::try_from(delivery.receipt.offset.get()).unwrap();
                     let letter = letters.contains(&(group.to_owned(), offset));
                     assert!(!letter, "{group} is delivered the dead letter of {offset}");
+                    assert!(may_begin(&delivery).await);
                     handled.insert((group.to_owned(), number(&delivery.receipt.envelope)));
                     delivery.settler.ack(delivery.receipt).await.unwrap();
                 }
@@ -109,5 +121,6 @@ impl Crash {
             }
         }
         tokio::time::timeout(Duration::from_secs(60), broker.close()).await.unwrap().unwrap();
+        assert_eq!(self.suspects("count(*)"), 0, "what has ended is noted no more");
     }
 }

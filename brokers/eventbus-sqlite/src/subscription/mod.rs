@@ -17,7 +17,7 @@ mod suspects;
 mod takeover;
 
 pub(crate) use receive::{READ_AHEAD_BYTES, SqliteDeliveries};
-pub(crate) use rows::republished;
+pub(crate) use rows::{republished, shut_down};
 pub(crate) use saving::Saving;
 
 use crate::broker::Store;

@@ -23,7 +23,7 @@ pub(crate) const READ_AHEAD_BYTES: usize = 4 << 20;
 /// How many events are taken from the tail at once.
 const FROM_TAIL: usize = 256;
 /// While so many settled deliveries are not saved yet, no more are handed out: a crash repeats them.
-const UNSAVED: usize = 1_024;
+pub(super) const UNSAVED: usize = 1_024;
 
 /// The reader of a subscription.
 pub(crate) struct SqliteDeliveries {

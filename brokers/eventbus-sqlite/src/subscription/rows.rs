@@ -140,15 +140,28 @@ pub(super) fn own(connection: &Connection, row: i64, owner: &str, lease: Lease) 
     Ok(())
 }
 
-/// Whether the process that handled a row has ended and not left it: that is noted there, or `ended`. It is not any
-/// more.
-pub(super) fn forget_crash(connection: &Connection, row: i64, ended: bool) -> rusqlite::Result<bool> {
+/// Whether a row was taken from a process that had not left it, and was not being shut down: that is noted there, or
+/// the row has a `stranger` for its owner. It is not any more.
+pub(super) fn forget_crash(connection: &Connection, row: i64, stranger: bool) -> rusqlite::Result<bool> {
     let crashed = connection
+        .prepare_cached("select unclean = 1 or (?2 and unclean = 0) from subscription where id = ?1")?
+        .query_row((row, stranger), |row| row.get(0))
+        .optional()?;
+    connection
         .prepare_cached(
             "update subscription set owner = iif(?2, null, owner), unclean = 0 where id = ?1 and (unclean or ?2)",
         )?
-        .execute((row, ended))?;
-    Ok(crashed > 0)
+        .execute((row, stranger))?;
+    Ok(crashed.unwrap_or(false))
+}
+
+/// What `owners` own is about to be left: what is in a handler may be cut off at any time.
+pub(crate) fn shut_down(connection: &Connection, owners: &[String]) -> rusqlite::Result<()> {
+    let mut update = connection.prepare_cached("update subscription set unclean = 2 where owner = ?1")?;
+    for owner in owners {
+        update.execute([owner])?;
+    }
+    Ok(())
 }
 
 /// Leaves what `owner` owns to whoever comes next.

@@ -1,16 +1,17 @@
 //! Events that may have ended the process.
 //!
 //! Nothing is written when an event is handed to a handler, so the first unclean end does not tell which one was to
-//! blame. For a while after it, a subscription is careful: each event is noted in the file right before its handler is
-//! called. So the next unclean end leaves behind what was in a handler: the suspects. They are handled one after the
-//! other in the whole process ([`Turn`](crate::turn::Turn)), as long as none takes long; everything else goes on beside
-//! them. The suspect whose turn it is when the process ends is charged with that, and nothing else is. Each time it
-//! comes later than before, so that whoever kills processes at some time after their start does not meet the same one
-//! again and again.
+//! blame. After it, a subscription is careful for a while, and for some thousand events: each event is noted in the file
+//! right before its handler is called. So the next unclean end leaves behind what was in a handler: the suspects. They
+//! are handled one after the other in the whole process ([`Turn`](crate::turn::Turn)), as long as none takes long;
+//! everything else goes on beside them. The suspect whose turn it is when the process ends is charged with that, and
+//! nothing else is. Each time it comes later than before, so that whoever kills processes at some time after their start
+//! does not meet the same one again and again.
 //!
 //! A note goes once the attempt has ended, with the save that says so.
 
 use super::Subscription;
+use super::receive::UNSAVED;
 use crate::inherit;
 use crate::offsets::place;
 use crate::turn::{Note, Which};
@@ -20,9 +21,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// So long after a take-over that follows on an unclean end everything is noted. What was in a handler then is among
-/// the first events of the group, so it comes again at once.
+/// So long after a take-over that follows on an unclean end everything is noted, at least.
 const CAREFUL: Duration = Duration::from_secs(10);
+/// So many attempts are noted then at least, however late they come: what was in a handler comes behind what was settled
+/// and not saved, and what has been handled beside it.
+const ENOUGH: usize = 2 * UNSAVED;
 /// So long a suspect keeps others waiting.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// When a suspect that waits asks again.
@@ -71,6 +74,8 @@ pub(super) struct Suspects {
     since: Instant,
     /// The last process was not ended in order.
     crashed: bool,
+    /// How many attempts were noted since.
+    attempts: usize,
     /// Those that are not settled.
     known: BTreeMap<i64, Suspect>,
     /// What is noted in the file.
@@ -89,7 +94,7 @@ impl Suspects {
     pub(super) fn new(found: Found) -> Self {
         let Found { suspects, crashed } = found;
         let noted = suspects.keys().copied().collect();
-        Self { since: Instant::now(), crashed, known: suspects, noted, ended: Vec::new() }
+        Self { since: Instant::now(), crashed, attempts: 0, known: suspects, noted, ended: Vec::new() }
     }
 
     /// Whether they are to be asked about each event.
@@ -99,7 +104,7 @@ impl Suspects {
 
     /// Whether everything is noted.
     fn is_careful(&self) -> bool {
-        self.crashed && self.since.elapsed() < CAREFUL
+        self.crashed && (self.attempts < ENOUGH || self.since.elapsed() < CAREFUL)
     }
 
     /// Whether the event at `at` is a suspect.
@@ -119,6 +124,7 @@ impl Suspects {
 
     /// The event at `at` is being noted.
     fn note(&mut self, at: i64) {
+        self.attempts += 1;
         self.noted.insert(at);
         self.ended.retain(|ended| *ended != at);
     }
@@ -179,14 +185,14 @@ impl Subscription {
         };
         let Some(note) = note else { return Some(BrokerFuture::ready(Begin::Later(AGAIN))) };
         state.suspects.note(at);
-        let owner = self.owner();
+        let (owner, owners) = (self.owner(), self.store.process.owners());
         let outlasted = note.outlasted.map(|(number, at)| (self.store.process.owner(number), at));
         // Notes are written in the order of turns.
         let noted = self.store.writes.run(move |work| {
             if let Some((owner, at)) = outlasted {
                 outlast(work.connection, &owner, at)?;
             }
-            write(work.connection, row, &owner, at, note)
+            write(work.connection, row, (&owner, &owners), at, note)
         });
         drop(turn);
         drop(state);
@@ -205,7 +211,22 @@ impl Subscription {
 }
 
 /// Notes that a handler is called with the event at `at`, unless the group is somebody else's.
-fn write(connection: &Connection, row: i64, owner: &str, at: i64, note: Note) -> rusqlite::Result<()> {
+fn write(
+    connection: &Connection,
+    row: i64,
+    (owner, owners): (&str, &str),
+    at: i64,
+    note: Note,
+) -> rusqlite::Result<()> {
+    if note.alone {
+        // The one before it has ended, and that may not be saved yet.
+        connection
+            .prepare_cached(
+                "update suspect set begun = ?2 where begun = ?3 and \"group\" in \
+                 (select \"group\" from subscription where owner glob ?1)",
+            )?
+            .execute((owners, BESIDE_OTHERS, ALONE))?;
+    }
     connection
         .prepare_cached(
             "insert into suspect (\"group\", offset, begun) \
@@ -281,4 +302,23 @@ pub(super) fn find(
         }
     }
     Ok(Found { suspects, crashed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_an_unclean_end_many_attempts_are_noted_however_late_they_come() {
+        let mut suspects = Suspects::new(Found { suspects: BTreeMap::new(), crashed: true });
+        let late = Instant::now().checked_sub(CAREFUL).expect("the machine runs for longer");
+        for at in 0..ENOUGH {
+            suspects.since = late;
+            assert!(suspects.are_there(), "after {at}");
+            suspects.note(i64::try_from(at).unwrap());
+        }
+        assert!(!suspects.are_there());
+        suspects.since = Instant::now();
+        assert!(suspects.are_there(), "and all that come soon");
+    }
 }

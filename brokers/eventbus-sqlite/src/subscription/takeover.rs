@@ -7,7 +7,7 @@ use super::rows::{self, Unfinished, Which};
 use super::suspects::{self, Suspects};
 use super::{Saving, Subscription};
 use crate::inherit;
-use crate::lease::{self, Lease, Sign};
+use crate::lease::Lease;
 use crate::reader;
 use crate::writes::Work;
 use eventbus_core::BrokerError;
@@ -29,7 +29,8 @@ struct Found {
 struct Taken {
     place: inherit::Row,
     unfinished: Vec<Unfinished>,
-    suspects: suspects::Found,
+    /// None: they are known already.
+    suspects: Option<suspects::Found>,
     /// Until when the lease holds, in milliseconds since the store was opened.
     until: u64,
 }
@@ -73,7 +74,7 @@ impl Subscription {
                 if let Some(saving) = saving.as_ref().filter(|_| ours) {
                     saving.write(work.connection)?;
                 }
-                let found = if ours { Some(beginning.take(work, row)?) } else { None };
+                let found = if ours { Some(beginning.take(work, row, true)?) } else { None };
                 Ok(Some((saving, found, beginning.held.epoch())))
             },
             move |result| {
@@ -102,13 +103,13 @@ impl Subscription {
             }
         };
         let free = self.is_free(connection, |owner, lease| work.is_free(&self.store, owner, lease))?;
-        if free { self.take(work, row) } else { Ok(Found { row, taken: None }) }
+        if free { self.take(work, row, false) } else { Ok(Found { row, taken: None }) }
     }
 
-    /// Takes the group over.
-    fn take(&self, work: &mut Work<'_>, row: i64) -> rusqlite::Result<Found> {
+    /// Takes the group over, or what it has not finished `again`.
+    fn take(&self, work: &mut Work<'_>, row: i64, again: bool) -> rusqlite::Result<Found> {
         let connection = work.connection;
-        let crashed = self.has_crashed(connection)?;
+        let crashed = !again && self.has_crashed(connection)?;
         let place = inherit::inherit(connection, &self.group, &self.pattern, row)?;
         let place = place.map_err(|_| self.damaged())?;
         let given = Lease::of(self.store.settings.lease);
@@ -116,21 +117,19 @@ impl Subscription {
         rows::own(connection, row, &self.owner(), given)?;
         work.taken.push(self.number);
         let unfinished = Unfinished::read(connection, work.names, row, Which::Own)?;
-        let suspects = suspects::find(connection, &self.group, &place, crashed)?;
+        let suspects =
+            if again { None } else { Some(suspects::find(connection, &self.group, &place, crashed)?) };
         Ok(Found { row, taken: Some(Taken { place, unfinished, suspects, until }) })
     }
 
-    /// Whether a process that handled the group on this pattern has ended and not left it; it is asked once.
+    /// Whether a process that handled the group on this pattern has ended and not left it, or has not answered for
+    /// longer than its lease: what is about to be killed for its memory may stand still before. It is asked once.
     fn has_crashed(&self, connection: &Connection) -> rusqlite::Result<bool> {
-        let store = &self.store;
         let mut crashed = false;
         for row in inherit::ids(connection, &self.group, &self.pattern)? {
             let owner = rows::owner(connection, row)?.map(|(owner, _)| owner);
-            let ended = owner.is_some_and(|owner| {
-                store.process.number(&owner).is_none()
-                    && lease::sign(&store.settings.path, &owner) == Sign::Ended
-            });
-            crashed |= rows::forget_crash(connection, row, ended)?;
+            let stranger = owner.is_some_and(|owner| self.store.process.number(&owner).is_none());
+            crashed |= rows::forget_crash(connection, row, stranger)?;
         }
         Ok(crashed)
     }
@@ -141,6 +140,7 @@ impl Subscription {
         let taken = self.change(|state| {
             state.row = Some(row);
             let Some(Taken { place, unfinished, suspects, until }) = taken else { return false };
+            let known = std::mem::take(&mut state.suspects);
             state.forget();
             self.held.begin(until);
             state.active = true;
@@ -149,7 +149,7 @@ impl Subscription {
             state.parts = parts;
             state.progress = Progress::resume(rows::resumed(cursor, reached, &unfinished));
             state.letters.set_more(true);
-            state.suspects = Suspects::new(suspects);
+            state.suspects = suspects.map_or(known, Suspects::new);
             self.careful.store(state.suspects.are_there(), Ordering::Release);
             self.store.turn().forget(self.number);
             state.take_in(unfinished);
