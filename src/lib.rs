@@ -102,3 +102,7 @@ macro_rules! check {
         $crate::__private::check_test!();
     };
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("docs/two_examples.md")]
+struct TwoExamples;

@@ -64,24 +64,37 @@ pub enum Entry {
     Sentinel,
 }
 
+/// An entry, with the module that left it behind.
+#[derive(Clone, Copy, Debug)]
+pub struct Submitted {
+    /// The module, as `module_path!` says it.
+    pub module: &'static str,
+    /// What it left.
+    pub entry: Entry,
+}
+
+impl Submitted {
+    const SENTINEL: Self = Self { module: module_path!(), entry: Entry::Sentinel };
+}
+
 #[cfg(not(any(feature = "inventory", target_family = "wasm")))]
 #[allow(
     unsafe_code,
     reason = "linkme names a link section, which the lint counts as unsafe; the types are checked"
 )]
 mod backend {
-    use super::Entry;
+    use super::Submitted;
     pub use linkme;
 
     /// Every entry of the program.
     // The name carries the version: two copies of this crate in one program must not share a section.
     #[linkme::distributed_slice]
-    pub static EVENTBUS_REGISTRY_V0_1: [Entry];
+    pub static EVENTBUS_REGISTRY_V0_1: [Submitted];
 
     #[linkme::distributed_slice(EVENTBUS_REGISTRY_V0_1)]
-    static SENTINEL: Entry = Entry::Sentinel;
+    static SENTINEL: Submitted = Submitted::SENTINEL;
 
-    pub(super) fn entries() -> impl Iterator<Item = Entry> {
+    pub(super) fn submitted() -> impl Iterator<Item = Submitted> {
         EVENTBUS_REGISTRY_V0_1.iter().copied()
     }
 
@@ -92,21 +105,22 @@ mod backend {
         ($entry:expr) => {
             #[$crate::__private::linkme::distributed_slice($crate::__private::EVENTBUS_REGISTRY_V0_1)]
             #[linkme(crate = $crate::__private::linkme)]
-            static __EVENTBUS_ENTRY: $crate::__private::Entry = $entry;
+            static __EVENTBUS_ENTRY: $crate::__private::Submitted =
+                $crate::__private::Submitted { module: $crate::__private::module_path!(), entry: $entry };
         };
     }
 }
 
 #[cfg(any(feature = "inventory", target_family = "wasm"))]
 mod backend {
-    use super::Entry;
+    use super::Submitted;
     pub use inventory;
 
-    inventory::collect!(Entry);
-    inventory::submit!(Entry::Sentinel);
+    inventory::collect!(Submitted);
+    inventory::submit!(Submitted::SENTINEL);
 
-    pub(super) fn entries() -> impl Iterator<Item = Entry> {
-        inventory::iter::<Entry>().copied()
+    pub(super) fn submitted() -> impl Iterator<Item = Submitted> {
+        inventory::iter::<Submitted>().copied()
     }
 
     /// Submits an entry of the registry.
@@ -114,7 +128,9 @@ mod backend {
     #[macro_export]
     macro_rules! __submit {
         ($entry:expr) => {
-            $crate::__private::inventory::submit! { $entry }
+            $crate::__private::inventory::submit! {
+                $crate::__private::Submitted { module: $crate::__private::module_path!(), entry: $entry }
+            }
         };
     }
 }
@@ -122,12 +138,31 @@ mod backend {
 #[doc(hidden)]
 pub use backend::*;
 
+/// Every entry of this program.
+fn entries() -> impl Iterator<Item = Entry> {
+    let example = std::env::var(EXAMPLE).ok();
+    backend::submitted()
+        .filter(move |submitted| is_here(submitted.module, example.as_deref()))
+        .map(|submitted| submitted.entry)
+}
+
+/// Which of the examples of a crate's documentation runs. rustdoc compiles them into one program, a module for each,
+/// and runs each in a process of its own.
+const EXAMPLE: &str = "RUSTDOC_DOCTEST_RUN_NB_TEST";
+
+/// Whether what a module left behind is of this program, or else of another example in the same file.
+fn is_here(module: &str, example: Option<&str>) -> bool {
+    let (Some(running), Some(path)) = (example, module.strip_prefix("doctest_bundle_")) else { return true };
+    let of = path.split("::").nth(1).and_then(|module| module.strip_prefix("__doctest_"));
+    of.is_none_or(|number| number == running)
+}
+
 /// Every subscriber of the program, in the order of their places in the source: what the linker makes of their
 /// order differs between debug and release.
 pub fn subscribers() -> &'static [&'static Subscriber] {
     static SORTED: OnceLock<Vec<&'static Subscriber>> = OnceLock::new();
     SORTED.get_or_init(|| {
-        let mut subscribers: Vec<_> = backend::entries()
+        let mut subscribers: Vec<_> = entries()
             .filter_map(
                 |entry| if let Entry::Subscriber(subscriber) = entry { Some(subscriber) } else { None },
             )
@@ -148,7 +183,7 @@ pub fn subscribers() -> &'static [&'static Subscriber] {
 
 /// Every event type of the program, by topic and version.
 pub(crate) fn events() -> Vec<&'static EventMeta> {
-    let mut events: Vec<_> = backend::entries()
+    let mut events: Vec<_> = entries()
         .filter_map(|entry| if let Entry::Event(event) = entry { Some(event) } else { None })
         .collect();
     events.sort_by_key(|event| (event.topic, event.version, event.file, event.line));
@@ -157,7 +192,7 @@ pub(crate) fn events() -> Vec<&'static EventMeta> {
 
 /// Every catalog of the program, by package.
 pub(crate) fn catalogs() -> Vec<&'static Catalog> {
-    let mut catalogs: Vec<_> = backend::entries()
+    let mut catalogs: Vec<_> = entries()
         .filter_map(|entry| if let Entry::Catalog(catalog) = entry { Some(catalog) } else { None })
         .collect();
     catalogs.sort_by_key(|catalog| (catalog.package, catalog.topics));
@@ -166,7 +201,7 @@ pub(crate) fn catalogs() -> Vec<&'static Catalog> {
 
 /// The schemes of the brokers that are linked, by name.
 pub(crate) fn schemes() -> Vec<&'static Scheme> {
-    let mut schemes: Vec<_> = backend::entries()
+    let mut schemes: Vec<_> = entries()
         .filter_map(|entry| if let Entry::Scheme(scheme) = entry { Some(scheme) } else { None })
         .collect();
     schemes.sort_by_key(|scheme| scheme.name);
@@ -197,4 +232,27 @@ macro_rules! register_scheme {
             $crate::__submit!($crate::__private::Entry::Scheme(&SCHEME));
         };
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_examples_of_one_documentation_are_programs_of_their_own() {
+        for (module, example, here) in [
+            ("doctest_bundle_2024::__doctest_7", Some("7"), true),
+            ("doctest_bundle_2024::__doctest_7::inner", Some("7"), true),
+            ("doctest_bundle_2024::__doctest_71", Some("7"), false),
+            ("doctest_bundle_2024::__doctest_8::inner", Some("7"), false),
+            // The crate that is documented.
+            ("shop::handlers", Some("7"), true),
+            ("doctest_bundle_2024", Some("7"), true),
+            // Nobody says which one runs.
+            ("doctest_bundle_2024::__doctest_8", None, true),
+            ("shop::__doctest_8", None, true),
+        ] {
+            assert_eq!(is_here(module, example), here, "{module} while {example:?} runs");
+        }
+    }
 }
