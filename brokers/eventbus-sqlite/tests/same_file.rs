@@ -11,10 +11,10 @@ use rusqlite::Connection;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::ffi::OsString;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{Log, Ping, Seen, pings, publish_pings, settled, until};
 use tokio::sync::Semaphore;
@@ -212,6 +212,28 @@ async fn a_log_that_is_taken_away_takes_no_publish_and_no_read() {
     }
 }
 
+/// What the program writes to its log from now on.
+fn lines() -> Arc<Mutex<Vec<u8>>> {
+    /// Appends to it.
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let lines: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let writer = Arc::clone(&lines);
+    tracing_subscriber::fmt().with_ansi(false).with_writer(move || Lines(Arc::clone(&writer))).init();
+    lines
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_is_moved_back_goes_on_and_what_could_not_be_settled_comes_again() {
     let log = Log::new();
@@ -225,14 +247,21 @@ async fn a_log_that_is_moved_back_goes_on_and_what_could_not_be_settled_comes_ag
             drop(held.acquire().await.unwrap());
         }
     };
-    bus.on(handler).group("pings").await.unwrap();
+    bus.on(handler).group("moved-back").await.unwrap();
     bus.start().unwrap();
     publish_pings(&bus, 0..1).await;
     until("it is being handled", async || seen.len() == 1).await;
+    let lines = lines();
     let away = log.path().with_file_name("away.db");
     fs::rename(log.path(), &away).unwrap();
     until("it is noticed", async || bus.publish(&Ping { number: 1 }).await.is_err()).await;
     gate.add_permits(1_000_000);
+    until("it cannot be settled", async || {
+        let lines = lines.lock().unwrap();
+        let mut lines = std::str::from_utf8(&lines).unwrap().lines();
+        lines.any(|line| line.contains("did not take the ack") && line.contains("moved-back"))
+    })
+    .await;
     fs::rename(&away, log.path()).unwrap();
     until("it goes on", async || bus.publish(&Ping { number: 2 }).await.is_ok()).await;
     until("what was handled meanwhile comes again", async || {
