@@ -40,7 +40,8 @@ impl TestBus {
     /// Where the start-up checks find mistakes; the message lists them.
     #[track_caller]
     pub fn start(builder: BusBuilder) -> impl Future<Output = Self> {
-        let broker = MemoryBroker::new();
+        // Groups that begin at the earliest event, replays and the audit log can be tested as well.
+        let broker = MemoryBroker::builder().history(usize::MAX).build();
         let record = Record::default();
         let caller = std::panic::Location::caller();
         async move {
@@ -60,33 +61,40 @@ impl TestBus {
     ///
     /// # Panics
     /// Where the bus refuses the event.
-    pub async fn publish(&self, event: impl IntoEvent) -> EventId {
-        self.publish_envelope(Envelope::from_event(event)).await
+    #[track_caller]
+    pub fn publish(&self, event: impl IntoEvent) -> impl Future<Output = EventId> {
+        self.finish(self.bus.publish(event))
     }
 
     /// Publishes a value without an event type, as JSON, and resolves when everything that it causes is over.
     ///
     /// # Panics
     /// Where the topic is not well-formed, and where the bus refuses the event.
-    pub async fn publish_to<T: Serialize + ?Sized>(&self, topic: &str, value: &T) -> EventId {
-        self.finish(self.bus.publish_to(topic, value)).await
+    #[track_caller]
+    pub fn publish_to<T: Serialize + ?Sized>(&self, topic: &str, value: &T) -> impl Future<Output = EventId> {
+        self.finish(self.bus.publish_to(topic, value))
     }
 
     /// Publishes an envelope, and resolves when everything that it causes is over.
     ///
     /// # Panics
     /// Where the bus refuses the event.
-    pub async fn publish_envelope(&self, envelope: Envelope) -> EventId {
-        self.finish(self.bus.publish_envelope(envelope)).await
+    #[track_caller]
+    pub fn publish_envelope(&self, envelope: Envelope) -> impl Future<Output = EventId> {
+        self.finish(self.bus.publish_envelope(envelope))
     }
 
-    async fn finish(&self, publish: eventbus_core::Publish<'_>) -> EventId {
-        match publish.await {
-            Ok(id) => {
-                self.settled().await;
-                id
+    #[track_caller]
+    fn finish<'a>(&'a self, publish: eventbus_core::Publish<'a>) -> impl Future<Output = EventId> + 'a {
+        let caller = std::panic::Location::caller();
+        async move {
+            match publish.await {
+                Ok(id) => {
+                    self.settled().await;
+                    id
+                }
+                Err(error) => panic!("the test could not publish at {caller}: {error}"),
             }
-            Err(error) => panic!("the test could not publish: {error}"),
         }
     }
 

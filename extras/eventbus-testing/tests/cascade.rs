@@ -1,9 +1,11 @@
 //! A test bus knows when a cascade is over, and what happened in it.
 
 use eventbus::observe::Attempted;
-use eventbus::{Attempt, Backoff, Bus, Event, subscribe};
+use eventbus::{Attempt, Backoff, Bus, Event, Start, subscribe};
 use eventbus_testing::TestBus;
 use serde::{Deserialize, Serialize};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -99,4 +101,31 @@ async fn a_subscription_of_the_test_itself_is_part_of_the_cascade() {
     bus.bus().start().unwrap();
     bus.publish_to("greeting.sent", "hello").await;
     assert_eq!(bus.attempts("late"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_begins_at_the_earliest_event_can_be_tested() {
+    let bus = TestBus::start(Bus::builder().without_subscriptions()).await;
+    bus.publish(&OrderPlaced { id: 7 }).await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let orders = Arc::clone(&seen);
+    let note = move |order: Arc<OrderPlaced>| {
+        let orders = Arc::clone(&orders);
+        async move { orders.lock().unwrap().push(order.id) }
+    };
+    bus.bus().on(note).start(Start::Earliest).await.unwrap();
+    bus.bus().start().unwrap();
+    bus.settled().await;
+    assert_eq!(*seen.lock().unwrap(), [7]);
+}
+
+#[test]
+fn an_event_that_is_refused_names_the_line_of_the_test() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let bus = runtime.block_on(TestBus::start(Bus::builder().without_subscriptions()));
+    let line = line!() + 1;
+    let publish = bus.publish_to("not a topic", &1);
+    let panic = catch_unwind(AssertUnwindSafe(|| runtime.block_on(publish))).unwrap_err();
+    let text = panic.downcast_ref::<String>().unwrap();
+    assert!(text.contains(&format!("{}:{line}", file!())) && text.contains("not a topic"), "{text}");
 }
