@@ -67,76 +67,88 @@ impl fmt::Debug for StateType {
     }
 }
 
-/// The options of one subscription; `None` leaves an option to the bus.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// See [`Policy::retries`].
-    pub retries: Option<u32>,
-    /// See [`Policy::backoff`].
-    pub backoff: Option<Backoff>,
-    /// See [`Policy::timeout`].
-    pub timeout: Option<Duration>,
-    /// See [`Policy::concurrency`].
-    pub concurrency: Option<usize>,
-    /// See [`Policy::start`].
-    pub start: Option<Start>,
-    /// See [`Policy::dead_letter`].
-    pub dead_letter: Option<bool>,
-    /// See [`Policy::replay`].
-    pub replay: Option<bool>,
-    /// See [`Policy::batch`].
-    pub batch: Option<usize>,
-    /// See [`Policy::linger`].
-    pub linger: Option<Duration>,
-}
-
-impl Options {
-    /// Every option left to the bus.
-    pub const DEFAULT: Self = Self {
-        retries: None,
-        backoff: None,
-        timeout: None,
-        concurrency: None,
-        start: None,
-        dead_letter: None,
-        replay: None,
-        batch: None,
-        linger: None,
+/// Hands every option of a subscription to a macro: its documentation, its name and its type. First those of every
+/// handler, which the builder of a bus and `Bus::on` set as well, then those of batches.
+macro_rules! with_options {
+    ($use_them:ident) => {
+        $use_them! {
+            every {
+                /// How many attempts may follow the first. Default: 4.
+                retries: u32,
+                /// How long to wait between attempts. Default: 100 ms, doubling to 30 s.
+                backoff: $crate::backoff::Backoff,
+                /// How long one attempt may take. Default: 60 s. A handler can be dropped only where it waits: one that
+                /// computes or blocks until it answers, as with the option `blocking`, is not stopped, and its answer
+                /// counts.
+                timeout: ::std::time::Duration,
+                /// How many deliveries (or batches) one subscription handles at once. Default: the number of cores, at
+                /// least 4.
+                concurrency: usize,
+                /// Where a new group begins. Default: [`Start::Latest`](crate::broker::Start::Latest).
+                start: $crate::broker::Start,
+                /// Whether events that are given up are kept; without, they are logged and dropped. Default: true.
+                dead_letter: bool,
+                /// Whether the handler may be part of a replay; false for one with effects outside, such as an email.
+                /// Default: true.
+                replay: bool,
+            }
+            batch {
+                /// How many events a batch may have. Default: 1; batch handlers say more. It has several of one key, in
+                /// publish order, where one answer stands for all members; no other batch has events of that key until
+                /// they are settled.
+                batch: usize,
+                /// How old the oldest member of a batch may get before the batch is handled as it is. Default: 50 ms.
+                linger: ::std::time::Duration,
+            }
+        }
     };
 }
+pub(crate) use with_options;
 
-/// The rules that a subscription runs by: its own options over those of the bus.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Policy {
-    /// How many attempts may follow the first. Default: 4.
-    pub retries: u32,
-    /// How long to wait between attempts. Default: 100 ms, doubling to 30 s.
-    pub backoff: Backoff,
-    /// How long one attempt may take. Default: 60 s. A handler can be dropped only where it waits: one that computes or
-    /// blocks until it answers is not stopped, and its answer counts.
-    pub timeout: Duration,
-    /// How many deliveries (or batches) are handled at once. Default: the number of cores, at least 4.
-    pub concurrency: usize,
-    /// How many deliveries are handled, or at hand to be handled, at once. Default: 1,024; never fewer than
-    /// `concurrency` or `batch`.
-    pub in_flight: usize,
-    /// How many deliveries are held back beside them: behind an unfinished one of their key, or for a retry. While as
-    /// many are, nothing more is taken from the broker. Default: 16,384; never fewer than `in_flight`.
-    pub held_back: usize,
-    /// Where a new group begins. Default: [`Start::Latest`].
-    pub start: Start,
-    /// Whether events that are given up are kept; without, they are logged and dropped. Default: true.
-    pub dead_letter: bool,
-    /// Whether the handler may be part of a replay; false for one with effects outside, such as an email.
-    /// Default: true.
-    pub replay: bool,
-    /// How many events a batch may have. Default: 1; batch handlers say more. It has several of one key, in publish
-    /// order, where one answer stands for all members; no other batch has events of that key until they are settled.
-    pub batch: usize,
-    /// How old the oldest member of a batch may get before the batch is handled as it is. Default: 50 ms.
-    pub linger: Duration,
+macro_rules! options_and_policy {
+    (every { $($(#[$every_doc:meta])* $every:ident: $every_type:ty,)* }
+     batch { $($(#[$batch_doc:meta])* $batch:ident: $batch_type:ty,)* }) => {
+        /// The options of one subscription; `None` leaves an option to the bus.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct Options {
+            $($(#[$every_doc])* pub $every: Option<$every_type>,)*
+            $($(#[$batch_doc])* pub $batch: Option<$batch_type>,)*
+        }
+
+        impl Options {
+            /// Every option left to the bus.
+            pub const DEFAULT: Self = Self { $($every: None,)* $($batch: None,)* };
+        }
+
+        /// The rules that a subscription runs by: its own options over those of the bus.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Policy {
+            $($(#[$every_doc])* pub $every: $every_type,)*
+            $($(#[$batch_doc])* pub $batch: $batch_type,)*
+            /// How many deliveries are handled, or at hand to be handled, at once. Default: 1,024; never fewer than
+            /// `concurrency` or `batch`.
+            pub in_flight: usize,
+            /// How many deliveries are held back beside them: behind an unfinished one of their key, or for a retry.
+            /// While as many are, nothing more is taken from the broker. Default: 16,384; never fewer than `in_flight`.
+            pub held_back: usize,
+        }
+
+        impl Policy {
+            /// These rules, with what `options` sets in place of them.
+            #[must_use]
+            pub fn with(self, options: &Options) -> Self {
+                let policy = Self {
+                    $($every: options.$every.unwrap_or(self.$every),)*
+                    $($batch: options.$batch.unwrap_or(self.$batch),)*
+                    ..self
+                };
+                policy.consistent()
+            }
+        }
+    };
 }
+with_options!(options_and_policy);
 
 impl Default for Policy {
     fn default() -> Self {
@@ -145,36 +157,23 @@ impl Default for Policy {
             backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(30)),
             timeout: Duration::from_secs(60),
             concurrency: std::thread::available_parallelism().map_or(4, usize::from).max(4),
-            in_flight: 1_024,
-            held_back: 16_384,
             start: Start::Latest,
             dead_letter: true,
             replay: true,
             batch: 1,
             linger: Duration::from_millis(50),
+            in_flight: 1_024,
+            held_back: 16_384,
         }
     }
 }
 
 impl Policy {
-    /// These rules, with what `options` sets in place of them.
-    #[must_use]
-    pub fn with(self, options: &Options) -> Self {
-        let concurrency = options.concurrency.unwrap_or(self.concurrency).max(1);
-        let batch = options.batch.unwrap_or(self.batch).max(1);
-        let in_flight = self.in_flight.max(concurrency).max(batch);
-        Self {
-            retries: options.retries.unwrap_or(self.retries),
-            backoff: options.backoff.unwrap_or(self.backoff),
-            timeout: options.timeout.unwrap_or(self.timeout),
-            concurrency,
-            in_flight,
-            held_back: self.held_back.max(in_flight),
-            start: options.start.unwrap_or(self.start),
-            dead_letter: options.dead_letter.unwrap_or(self.dead_letter),
-            replay: options.replay.unwrap_or(self.replay),
-            batch,
-            linger: options.linger.unwrap_or(self.linger),
-        }
+    fn consistent(mut self) -> Self {
+        self.concurrency = self.concurrency.max(1);
+        self.batch = self.batch.max(1);
+        self.in_flight = self.in_flight.max(self.concurrency).max(self.batch);
+        self.held_back = self.held_back.max(self.in_flight);
+        self
     }
 }

@@ -3,7 +3,6 @@
 use super::home::Home;
 use super::shutdown::{CLOSE, close_broker};
 use super::{Bus, Shared, Stage, address};
-use crate::backoff::Backoff;
 use crate::broker::Broker;
 use crate::census::{self, Findings};
 use crate::envelope::Envelope;
@@ -17,7 +16,7 @@ use crate::printable::printable;
 use crate::publisher::{Outlet, PublishHook, Publisher};
 use crate::registry::{self, Subscriber};
 use crate::state::States;
-use crate::subscription::{Policy, Subscription};
+use crate::subscription::{Policy, Subscription, with_options};
 use crate::waiters::Waiters;
 use smol_str::SmolStr;
 use std::collections::BTreeSet;
@@ -135,31 +134,6 @@ impl BusBuilder {
         self
     }
 
-    /// How many attempts may follow the first. Default: 4.
-    pub fn retries(mut self, retries: u32) -> Self {
-        self.policy.retries = retries;
-        self
-    }
-
-    /// How long to wait between attempts. Default: 100 ms, doubling to 30 s.
-    pub fn backoff(mut self, backoff: Backoff) -> Self {
-        self.policy.backoff = backoff;
-        self
-    }
-
-    /// How long one attempt may take. Default: 60 s. A handler with the option `blocking` cannot be stopped: it is named
-    /// in a warning and waited for, and its answer counts.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.policy.timeout = timeout;
-        self
-    }
-
-    /// How many deliveries one subscription handles at once. Default: the number of cores, at least 4.
-    pub fn concurrency(mut self, concurrency: usize) -> Self {
-        self.policy.concurrency = concurrency.max(1);
-        self
-    }
-
     /// How many deliveries one subscription handles, or has at hand to be handled, at once. Default: 1,024; never fewer
     /// than its `concurrency` or `batch`. See also [`held_back`](Self::held_back).
     pub fn in_flight(mut self, deliveries: usize) -> Self {
@@ -174,12 +148,6 @@ impl BusBuilder {
     /// row. What is held back is in memory: an envelope with its payload for each.
     pub fn held_back(mut self, deliveries: usize) -> Self {
         self.policy.held_back = deliveries;
-        self
-    }
-
-    /// Whether events that are given up are kept; without, they are logged and dropped. Default: true.
-    pub fn dead_letter(mut self, dead_letter: bool) -> Self {
-        self.policy.dead_letter = dead_letter;
         self
     }
 
@@ -341,6 +309,19 @@ impl BusBuilder {
         Ok(findings)
     }
 }
+
+macro_rules! setters {
+    (every { $($(#[$doc:meta])* $option:ident: $type:ty,)* } batch { $($batch:tt)* }) => {
+        /// The options of subscriptions, for those that leave them out.
+        impl BusBuilder {
+            $($(#[$doc])* pub fn $option(mut self, $option: $type) -> Self {
+                self.policy.$option = $option;
+                self
+            })*
+        }
+    };
+}
+with_options!(setters);
 
 impl fmt::Debug for BusBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,7 +2,6 @@
 
 use super::Bus;
 use super::stage::Opening;
-use crate::backoff::Backoff;
 use crate::census;
 use crate::delivery::Delivery;
 use crate::error::{Result, StartupError};
@@ -10,14 +9,13 @@ use crate::event::Event;
 use crate::handler::{BoxFuture, Handler, OnDelivery, OnEvent};
 use crate::outcome::IntoOutcome;
 use crate::registry::Subscriber;
-use crate::subscription::{Options, Subscription};
+use crate::subscription::{Options, Subscription, with_options};
 use crate::topic::Pattern;
 use crate::worker::{Lanes, Worker};
 use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::panic::Location;
 use std::sync::Arc;
-use std::time::Duration;
 
 impl Bus {
     /// Subscribes a closure to an event type. It obeys the same rules as `#[subscribe]`, and begins once this is
@@ -120,40 +118,6 @@ impl On {
         self
     }
 
-    /// How many attempts may follow the first.
-    pub fn retries(mut self, retries: u32) -> Self {
-        self.options().retries = Some(retries);
-        self
-    }
-
-    /// How long to wait between attempts.
-    pub fn backoff(mut self, backoff: Backoff) -> Self {
-        self.options().backoff = Some(backoff);
-        self
-    }
-
-    /// How long one attempt may take.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.options().timeout = Some(timeout);
-        self
-    }
-
-    /// How many deliveries are handled at once.
-    pub fn concurrency(mut self, concurrency: usize) -> Self {
-        self.options().concurrency = Some(concurrency);
-        self
-    }
-
-    /// Whether events that are given up are kept.
-    pub fn dead_letter(mut self, dead_letter: bool) -> Self {
-        self.options().dead_letter = Some(dead_letter);
-        self
-    }
-
-    fn options(&mut self) -> &mut Options {
-        &mut self.subscriber.subscription.options
-    }
-
     async fn begin(self) -> Result<SubscriptionHandle> {
         let Self { bus, named, subscriber } = self;
         Pattern::new(&subscriber.subscription.pattern)?;
@@ -171,6 +135,19 @@ impl On {
         Ok(SubscriptionHandle { bus, lanes })
     }
 }
+
+macro_rules! setters {
+    (every { $($(#[$doc:meta])* $option:ident: $type:ty,)* } batch { $($batch:tt)* }) => {
+        /// The options of `#[subscribe]`; what is left out, the bus decides.
+        impl On {
+            $($(#[$doc])* pub fn $option(mut self, $option: $type) -> Self {
+                self.subscriber.subscription.options.$option = Some($option);
+                self
+            })*
+        }
+    };
+}
+with_options!(setters);
 
 impl IntoFuture for On {
     type Output = Result<SubscriptionHandle>;
