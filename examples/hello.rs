@@ -1,3 +1,5 @@
+//! The first program of the README: `cargo run --example hello`.
+
 use eventbus::{Bus, Event, subscribe};
 use serde::{Deserialize, Serialize};
 

@@ -106,6 +106,29 @@ async fn the_store_is_bounded_and_says_what_it_drops() {
     );
 }
 
+/// Its handler ignores the error of its publish.
+#[tokio::test(start_paused = true)]
+async fn a_circle_that_is_stopped_is_one_error_line() {
+    let (log, _guard) = Log::capture();
+    let (bus, broker) = bus_with(Bus::builder().causation_limit(5)).await;
+    let again = bus.clone();
+    bus.on(move |ping: Arc<Ping>| {
+        let bus = again.clone();
+        async move { drop(bus.publish(&*ping).await) }
+    })
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    for number in 0..3 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    broker.settled().await;
+    let log = log.text();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("5 events in a row")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(lines[0].contains("ERROR") && lines[0].contains("ping.sent"), "{lines:?}");
+}
+
 #[tokio::test]
 async fn a_circle_of_topics_is_a_warning_and_an_error_when_strict() {
     let (log, _guard) = Log::capture();

@@ -84,7 +84,9 @@ async fn what_the_type_does_not_say_can_be_set() {
     bus.start().unwrap();
     let id = EventId::new("order-1/placed");
     let order = OrderPlaced { customer: 1, number: 1 };
-    let answer = bus.publish(&order).key("vip").subject("one").header("tenant", "acme").id(id.clone()).await;
+    let time = "2026-01-02T03:04:05.123456789Z".parse().unwrap();
+    let publish = bus.publish(&order).key("vip").subject("one").header("tenant", "acme");
+    let answer = publish.id(id.clone()).time(time).await;
     assert_eq!(answer.unwrap(), id);
     publish!(bus, "note.taken", { "text": "hello" }).await.unwrap();
     let image = Envelope::from_bytes(
@@ -96,6 +98,7 @@ async fn what_the_type_does_not_say_can_be_set() {
     broker.settled().await;
     let [order, note, image] = seen.all().try_into().unwrap();
     assert_eq!((order.id(), order.key(), order.subject()), (&id, Some("vip"), Some("one")));
+    assert_eq!((order.time(), order.headers().get("tenant")), (time, Some("acme")));
     assert_eq!(note.payload().unwrap().as_ref(), br#"{"text":"hello"}"#);
     assert_eq!((image.source(), image.content_type()), ("/camera", "image/png"));
     assert!(order.source().starts_with('/'), "the bus sets its own source: {}", order.source());

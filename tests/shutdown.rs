@@ -130,6 +130,19 @@ async fn who_runs_the_bus_learns_what_a_shutdown_from_within_a_handler_has_left(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_shutdown_may_have_a_time_of_its_own() {
+    let (bus, _broker) = bus().await;
+    bus.on(|_: Arc<Ping>| sleep(Duration::from_secs(50))).await.unwrap();
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    let start = Instant::now();
+    let error = bus.shutdown_within(Duration::from_secs(3)).await.unwrap_err();
+    assert_eq!(start.elapsed(), Duration::from_secs(3));
+    assert!(error.to_string().contains("`drain` is 3s"), "{error}");
+    assert_eq!(bus.shutdown().await.unwrap_err().to_string(), error.to_string(), "the first one decides");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_handler_that_outlives_the_drain_is_cut_off_and_never_acked() {
     let (bus, broker) = bus_with(Bus::builder().drain(Duration::from_secs(2))).await;
     bus.on(|_: Arc<Ping>| sleep(Duration::from_secs(50))).await.unwrap();

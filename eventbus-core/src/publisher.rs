@@ -8,13 +8,16 @@ use crate::event::{Event, IntoEvent};
 use crate::foreign::{self, Kept, Panicked, Wakers};
 use crate::gate::{Gate, Passage, Refused};
 use crate::id::EventId;
+use crate::lock::{Lock, Rank};
 use crate::log;
 use crate::observe::Observer;
 use crate::printable::printable;
 use crate::topic::Topic;
 use crate::trace_context;
+use jiff::Timestamp;
 use serde::Serialize;
 use smol_str::SmolStr;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::{Future, IntoFuture, poll_fn};
 use std::pin::Pin;
@@ -172,6 +175,11 @@ impl Publish<'_> {
         self.change(|envelope| envelope.set_id(id))
     }
 
+    /// Sets when it happened, for what is told later; it is now otherwise.
+    pub fn time(self, time: Timestamp) -> Self {
+        self.change(|envelope| envelope.set_time(time))
+    }
+
     fn change(mut self, change: impl FnOnce(&mut Envelope)) -> Self {
         if let Ok(envelope) = &mut self.envelope
             && let Err(panicked) = foreign::call("what a publisher sets", || change(Arc::make_mut(envelope)))
@@ -280,6 +288,9 @@ fn unconfirmed<T>(envelope: &Envelope, panicked: Panicked) -> Result<T, PublishE
 const STRANDED: &str = "the tokio runtime on which the bus was connected has ended, and its handlers with it; \
                         connect the bus on a runtime that lasts as long as the bus is used";
 
+/// How many circles are told of: topics may be made of data.
+const CIRCLES: usize = 256;
+
 fn wake(wakers: Vec<Waker>) {
     let mut all = Wakers::default();
     all.extend(wakers);
@@ -295,6 +306,8 @@ pub(crate) struct Outlet {
     pub(crate) observers: Vec<Kept<Box<dyn Observer>>>,
     pub(crate) gate: Gate,
     durable: bool,
+    /// The circles that were stopped and told: what was to be published, and what caused it.
+    circles: Lock<BTreeSet<(String, String)>>,
 }
 
 impl Outlet {
@@ -306,7 +319,8 @@ impl Outlet {
         observers: Vec<Kept<Box<dyn Observer>>>,
     ) -> Self {
         let durable = broker.features().durable;
-        Self { broker, source, causation_limit, on_publish, observers, gate: Gate::new(), durable }
+        let (gate, circles) = (Gate::new(), Lock::new(Rank::LEAF, BTreeSet::new()));
+        Self { broker, source, causation_limit, on_publish, observers, gate, durable, circles }
     }
 
     /// From now on only handlers may publish, so that those that still run can finish.
@@ -391,11 +405,7 @@ impl Outlet {
                 envelope.set_cause(cause);
             }
             if envelope.causation_depth() > self.causation_limit {
-                return Err(PublishError::CausationLimit {
-                    topic: envelope.topic().to_string(),
-                    cause: cause.topic().to_string(),
-                    limit: self.causation_limit,
-                });
+                return Err(self.stop_circle(envelope.topic(), cause.topic()));
             }
         }
         for hook in &self.on_publish {
@@ -404,6 +414,19 @@ impl Outlet {
         envelope.check()?;
         trace_context::link(envelope, cause.map(|cause| &**cause));
         Ok(passage)
+    }
+
+    /// Its handler may well ignore the error, so the first of each circle is an error line.
+    fn stop_circle(&self, topic: &Topic, cause: &Topic) -> PublishError {
+        let (topic, cause) = (topic.to_string(), cause.to_string());
+        let mut circles = self.circles.lock();
+        let new = circles.len() < CIRCLES && circles.insert((topic.clone(), cause.clone()));
+        drop(circles);
+        let error = PublishError::CausationLimit { topic, cause, limit: self.causation_limit };
+        if new {
+            log::error!(target: "eventbus", "{}", printable(&error));
+        }
+        error
     }
 
     fn confirm(

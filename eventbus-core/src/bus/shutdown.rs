@@ -1,6 +1,6 @@
 //! The end of a bus: who may still publish, what is still handled, and what is said of the rest.
 
-use super::stage::Closing;
+use super::stage::{Closing, Left};
 use super::{Bus, race, signal};
 use crate::broker::{Broker, SubscribeRequest};
 use crate::error::{BrokerError, Error, Result};
@@ -76,8 +76,8 @@ impl Bus {
     ///
     /// A publish that has begun before this is waited for; one that begins later is an error, unless a handler that
     /// still runs makes it. A broker that is not durable handles its backlog first. All of it may take as long as the
-    /// bus's `drain` allows, as far as there is a runtime to handle it on, and the broker half a second more to close; deliveries that are not done by then stay
-    /// unsettled and are never acked. To shut down twice is to shut down once: the second call waits for the first,
+    /// bus's `drain` allows, as far as there is a runtime to handle it on, and the broker half a second more to close;
+    /// deliveries that are not done by then stay unsettled and are never acked. To shut down twice is to shut down once: the second call waits for the first,
     /// and says what it has left. A handler of this bus that awaits this waits for itself, and is cut off: let it
     /// tell whoever ends the program instead.
     ///
@@ -89,15 +89,34 @@ impl Bus {
     /// # Cancel safety
     /// Dropped before it is done, the bus has ended all the same; handlers that run are not waited for.
     pub async fn shutdown(&self) -> Result<()> {
+        self.shutdown_within(self.shared.drain).await
+    }
+
+    /// As [`shutdown`](Self::shutdown), with a time of its own in place of the bus's `drain`. Of two shutdowns, the one
+    /// that comes first decides.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # async fn stop(bus: eventbus::Bus) -> eventbus::Result<()> {
+    /// bus.shutdown_within(Duration::from_secs(5)).await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As `shutdown`.
+    ///
+    /// # Cancel safety
+    /// As `shutdown`.
+    pub async fn shutdown_within(&self, drain: Duration) -> Result<()> {
         let shared = &self.shared;
         let began = Instant::now();
-        let Some(Closing { lanes, replays, running }) = shared.stage.lock().close(began) else {
+        let Some(Closing { lanes, replays, running }) = shared.stage.lock().close(began, drain) else {
             self.ended().await;
             let left = shared.stage.lock().left;
-            return left.map_or(Ok(()), |left| Err(self.drain_error(left)));
+            return left.map_or(Ok(()), |left| Err(left.into()));
         };
         let ending = Ending(self);
-        let deadline = after(began, shared.drain);
+        let deadline = after(began, drain);
         shared.outlet.drain();
         // A replay can be made again, so it is not part of what is handled before the end.
         replays.iter().for_each(|lanes| lanes.stop());
@@ -121,7 +140,7 @@ impl Bus {
         };
         let _ = timeout_at(deadline, race(finished, shared.home.ended())).await;
         let last = deadline.max(Instant::now() + CLOSE);
-        let left = self.cut_off(began, last).await;
+        let left = self.cut_off((began, drain), last).await;
         self.let_go();
         drop((lanes, replays));
         let closed = close_broker(&*shared.broker, last, "within the drain time").await;
@@ -159,8 +178,8 @@ impl Bus {
     /// A second signal has come.
     async fn cut_short(&self) -> Error {
         let now = Instant::now();
-        let began = self.shared.stage.lock().closing_since.unwrap_or(now);
-        let left = self.cut_off(began, now + COME_BACK).await;
+        let closing = self.shared.stage.lock().closing.unwrap_or((now, self.shared.drain));
+        let left = self.cut_off(closing, now + COME_BACK).await;
         left.unwrap_or_else(|| did_not_close(&*self.shared.broker, "before a second signal came"))
     }
 
@@ -168,7 +187,7 @@ impl Bus {
     /// any more. What to say of it, where there was something. Replays do not count: they can be made again.
     ///
     /// What a broker has lost is not known while it is asked, so that is waited for until `last`.
-    async fn cut_off(&self, began: Instant, last: Instant) -> Option<Error> {
+    async fn cut_off(&self, (began, drain): (Instant, Duration), last: Instant) -> Option<Error> {
         // Who waits for room is told before it is counted what the queues hold.
         self.shared.outlet.close();
         let (live, replays) = {
@@ -205,18 +224,14 @@ impl Bus {
             unfinished += handled.max(lost_here);
             lost += lost_here;
         }
-        let left = (unfinished > 0).then(|| (unfinished, lost, began.elapsed()));
+        let left = (unfinished > 0).then(|| Left { unfinished, lost, after: began.elapsed(), drain });
         let left = {
             let mut stage = self.shared.stage.lock();
             // Whoever began this may be among those that were cut off, so others tell of it as well.
             stage.left = stage.left.or(left);
             stage.left
         };
-        left.map(|left| self.drain_error(left))
-    }
-
-    fn drain_error(&self, (unfinished, lost, after): (usize, usize, Duration)) -> Error {
-        Error::Drain { unfinished, lost, after, drain: self.shared.drain }
+        left.map(Error::from)
     }
 }
 

@@ -18,17 +18,31 @@ pub(super) struct Stage {
     pub(super) running: bool,
     /// A shutdown has begun.
     pub(super) closed: bool,
-    /// When it has begun.
-    pub(super) closing_since: Option<Instant>,
+    /// When it has begun, and how long it may take.
+    pub(super) closing: Option<(Instant, Duration)>,
     /// A shutdown is over.
     pub(super) ended: bool,
-    /// What it has left: deliveries that were not finished, those of them that are lost, and when.
-    pub(super) left: Option<(usize, usize, Duration)>,
+    pub(super) left: Option<Left>,
     pub(super) lanes: Vec<Arc<Lanes>>,
     /// The lanes of replays that are under way.
     pub(super) replays: Vec<Arc<Lanes>>,
     /// What is being opened at the broker.
     opening: Vec<Arc<Subscription>>,
+}
+
+/// What a shutdown has left; see [`Error::Drain`].
+#[derive(Clone, Copy)]
+pub(super) struct Left {
+    pub(super) unfinished: usize,
+    pub(super) lost: usize,
+    pub(super) after: Duration,
+    pub(super) drain: Duration,
+}
+
+impl From<Left> for Error {
+    fn from(Left { unfinished, lost, after, drain }: Left) -> Self {
+        Self::Drain { unfinished, lost, after, drain }
+    }
 }
 
 /// What a shutdown ends.
@@ -40,8 +54,8 @@ pub(super) struct Closing {
 
 impl Stage {
     /// Begins the shutdown: what is to be ended. Nothing, where it has begun before.
-    pub(super) fn close(&mut self, now: Instant) -> Option<Closing> {
-        self.closing_since.get_or_insert(now);
+    pub(super) fn close(&mut self, now: Instant, drain: Duration) -> Option<Closing> {
+        self.closing.get_or_insert((now, drain));
         let first = !std::mem::replace(&mut self.closed, true);
         first.then(|| Closing {
             lanes: self.lanes.clone(),

@@ -138,8 +138,12 @@ impl Envelope {
     /// Sets the time at which the event happened, which is now otherwise.
     #[must_use]
     pub fn with_time(mut self, time: Timestamp) -> Self {
-        self.time = time;
+        self.set_time(time);
         self
+    }
+
+    pub(crate) fn set_time(&mut self, time: Timestamp) {
+        self.time = time;
     }
 
     /// Sets the context in which the event happened (a URI reference); the bus sets its own otherwise.
