@@ -106,10 +106,11 @@ impl Threads {
             return Some(polled);
         }
         let inside = if self.blocks() || quick { None } else { self.enter(limit) };
-        Some(self.timed(|| match inside {
-            Some(_inside) => poll(context),
-            None => self.elsewhere(pulse, context, poll),
-        }))
+        Some(match inside {
+            Some(_inside) => self.timed(|| poll(context)),
+            // How long it takes until another thread has taken over says nothing of the poll.
+            None => self.elsewhere(pulse, context, |context| self.timed(|| poll(context))),
+        })
     }
 
     /// A thread of those that the group may hold up.
