@@ -1,6 +1,6 @@
 //! Publishing: rows of events, written by the writer's transaction.
 
-use crate::cache::Cache;
+use crate::cache::Recent;
 use crate::wire::{Record, StoredId, seconds};
 use jiff::Timestamp;
 use rusqlite::{CachedStatement, Connection, ErrorCode, OptionalExtension};
@@ -16,33 +16,17 @@ const TOPIC_OF: &str =
 /// The numbers of the names that were written so far.
 #[derive(Default)]
 pub(crate) struct Names {
-    topics: Numbers,
-    sources: Numbers,
+    topics: Recent<String, i64>,
+    sources: Recent<String, i64>,
 }
 
-/// The numbers of the names in one table.
-#[derive(Default)]
-struct Numbers {
-    known: Cache<String, i64>,
-    /// The name that was asked for last; most often it is the next one, too.
-    last: Option<(String, i64)>,
-}
+impl Names {
+    fn topic(&mut self, connection: &Connection, name: &str) -> rusqlite::Result<i64> {
+        self.topics.get_or(name, || number(connection, "topic", name))
+    }
 
-impl Numbers {
-    fn of(&mut self, connection: &Connection, table: &str, name: &str) -> rusqlite::Result<i64> {
-        if let Some((_, number)) = self.last.as_ref().filter(|(last, _)| last == name) {
-            return Ok(*number);
-        }
-        let number = match self.known.get(name) {
-            Some(number) => *number,
-            None => {
-                let number = number(connection, table, name)?;
-                self.known.insert(name.to_owned(), number);
-                number
-            }
-        };
-        self.last = Some((name.to_owned(), number));
-        Ok(number)
+    fn source(&mut self, connection: &Connection, name: &str) -> rusqlite::Result<i64> {
+        self.sources.get_or(name, || number(connection, "source", name))
     }
 }
 
@@ -85,8 +69,8 @@ impl<'a> Insert<'a> {
     /// Writes an event at `offset`. `false`: it is there already.
     pub(crate) fn write(&mut self, offset: i64, record: &Record) -> rusqlite::Result<bool> {
         let envelope = &record.envelope;
-        let topic = self.names.topics.of(self.connection, "topic", envelope.topic().as_str())?;
-        let source = self.names.sources.of(self.connection, "source", envelope.source())?;
+        let topic = self.names.topic(self.connection, envelope.topic().as_str())?;
+        let source = self.names.source(self.connection, envelope.source())?;
         let (time, nanosecond) = seconds(envelope.time());
         let written = self.statement.execute(rusqlite::params![
             offset,
@@ -114,7 +98,7 @@ impl<'a> Insert<'a> {
     /// What to say of an event that is there already, where it is not the one on this topic.
     pub(crate) fn is_another(&mut self, record: &Record) -> rusqlite::Result<Option<String>> {
         let envelope = &record.envelope;
-        let source = self.names.sources.of(self.connection, "source", envelope.source())?;
+        let source = self.names.source(self.connection, envelope.source())?;
         let topic: String = self
             .connection
             .prepare_cached(TOPIC_OF)?

@@ -1,6 +1,6 @@
 //! Reading: connections of their own, beside the one that writes, on threads where they may block.
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Recent};
 use crate::file::LogFile;
 use crate::schema::{explain, open_reader, tidy_up_in_the_end};
 use crate::wire::{COLUMNS, Stored, is_damage, read};
@@ -102,8 +102,8 @@ pub(crate) struct Reader {
 /// The names behind the numbers of topics and sources.
 #[derive(Default)]
 pub(crate) struct Names {
-    topics: Cache<i64, Topic>,
-    sources: Cache<i64, Arc<str>>,
+    topics: Recent<i64, Topic>,
+    sources: Recent<i64, Arc<str>>,
 }
 
 /// Events that were read in one go.
@@ -274,24 +274,15 @@ impl Names {
     }
 
     fn source(&mut self, connection: &Connection, number: i64) -> rusqlite::Result<Arc<str>> {
-        if let Some(source) = self.sources.get(&number) {
-            return Ok(Arc::clone(source));
-        }
-        let source: Arc<str> = name(connection, "source", number)?.into();
-        self.sources.insert(number, Arc::clone(&source));
-        Ok(source)
+        self.sources.get_or(&number, || Ok(name(connection, "source", number)?.into()))
     }
 
     fn topic(&mut self, connection: &Connection, number: i64) -> rusqlite::Result<Topic> {
-        if let Some(topic) = self.topics.get(&number) {
-            return Ok(topic.clone());
-        }
-        let name = name(connection, "topic", number)?;
-        let topic = Topic::new(&name).map_err(|error| {
-            rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, error.into())
-        })?;
-        self.topics.insert(number, topic.clone());
-        Ok(topic)
+        self.topics.get_or(&number, || {
+            Topic::new(&name(connection, "topic", number)?).map_err(|error| {
+                rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, error.into())
+            })
+        })
     }
 }
 
