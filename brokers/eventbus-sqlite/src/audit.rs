@@ -67,7 +67,7 @@ fn query(reader: &mut Reader, query: &AuditQuery) -> rusqlite::Result<Vec<Record
     Ok(found
         .into_iter()
         .filter(|(event, ())| event.intact || tell_damaged(event.offset))
-        .map(|(event, ())| Recorded { offset: offset_of(event.offset), envelope: Arc::new(event.envelope) })
+        .map(|(event, ())| Recorded { offset: offset_of(event.offset), envelope: event.envelope })
         .collect())
 }
 

@@ -113,12 +113,12 @@ fn kept(row: &Row<'_>) -> rusqlite::Result<Kept> {
 
 impl Kept {
     fn joined(self, event: Stored) -> (DeadLetterId, Arc<DeadLetter>) {
-        let envelope = match self.payload {
-            Some(payload) => event.envelope.with_payload(Bytes::from(payload)),
-            None => event.envelope,
+        let event = match self.payload {
+            Some(payload) => event.with_payload(payload),
+            None => event,
         };
         let letter = DeadLetter {
-            envelope: Arc::new(envelope),
+            envelope: event.envelope,
             group: self.group,
             handler: self.handler,
             kind: if event.intact && self.intact { self.kind } else { FailureKind::Damaged },

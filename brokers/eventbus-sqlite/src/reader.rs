@@ -223,7 +223,7 @@ impl Reader {
 
 impl Batch {
     fn add(&mut self, stored: Stored, bytes: &mut usize) {
-        *bytes += stored.envelope.payload().map_or(0, |payload| payload.len());
+        *bytes += stored.size;
         self.events.push(stored);
     }
 

@@ -143,8 +143,8 @@ impl History {
         state.position = batch.position;
         state.complete = batch.complete && self.until.is_some();
         for event in batch.events.into_iter().filter(|event| event.intact) {
-            state.at_hand_bytes += size(&event.envelope);
-            state.at_hand.push_back((event.offset, Arc::new(event.envelope), 1));
+            state.at_hand_bytes += event.size;
+            state.at_hand.push_back((event.offset, event.envelope, 1));
         }
     }
 }

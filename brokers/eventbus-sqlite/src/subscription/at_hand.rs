@@ -1,7 +1,6 @@
 //! What is at hand for a subscription's reader, and how much it has been handed.
 
 use super::rows::Noted;
-use crate::offsets::size;
 use eventbus_core::Envelope;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,6 +12,8 @@ const HANDED_OUT_BYTES: usize = 64 << 20;
 pub(super) struct Waiting {
     pub(super) offset: i64,
     pub(super) envelope: Arc<Envelope>,
+    /// The size of its payload.
+    pub(super) size: usize,
     pub(super) noted: Noted,
     pub(super) origin: Origin,
     /// Whether its row is what was written.
@@ -73,7 +74,7 @@ impl AtHand {
         if self.queue.get(at).is_some_and(|other| other.place() == waiting.place()) {
             return Some(waiting);
         }
-        self.bytes += size(&waiting.envelope);
+        self.bytes += waiting.size;
         self.queue.insert(at, waiting);
         None
     }
@@ -85,7 +86,7 @@ impl AtHand {
             return None;
         }
         let waiting = self.queue.pop_front()?;
-        self.bytes -= size(&waiting.envelope);
+        self.bytes -= waiting.size;
         Some(waiting)
     }
 

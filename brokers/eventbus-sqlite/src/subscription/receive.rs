@@ -98,7 +98,7 @@ impl SqliteDeliveries {
                 self.subscription.give_up_damaged(state, waiting);
                 continue;
             }
-            state.at_hand.hand_out(size(&waiting.envelope));
+            state.at_hand.hand_out(waiting.size);
             let alone = state.suspects.contains(waiting.offset);
             let crashes = state.suspects.crashes(waiting.offset);
             let Waiting { envelope, noted: Noted { attempt, parked, .. }, origin, .. } = waiting;
@@ -213,8 +213,8 @@ impl Subscription {
 
 impl Waiting {
     pub(super) fn of(event: Stored, noted: Noted, origin: Origin) -> Self {
-        let Stored { offset, envelope, intact } = event;
-        Self { offset, envelope: Arc::new(envelope), noted, origin, intact }
+        let Stored { offset, envelope, size, intact } = event;
+        Self { offset, envelope, size, noted, origin, intact }
     }
 }
 
@@ -229,6 +229,7 @@ impl State {
             }
             self.put_at_hand(Waiting {
                 offset,
+                size: size(&envelope),
                 envelope,
                 noted: Noted::FIRST,
                 origin: Origin::Read,

@@ -6,7 +6,6 @@ use crate::lease::Lease;
 use crate::offsets::{before, behind, offset_of, place};
 use crate::reader::Names;
 use crate::wire::{COLUMN_COUNT, COLUMNS, Stored, StoredTime, content};
-use bytes::Bytes;
 use eventbus_core::Pattern;
 use eventbus_core::broker::{Offset, Parked, Save, Saved};
 use jiff::Timestamp;
@@ -80,7 +79,7 @@ impl Unfinished {
             event.intact &= row.get::<_, bool>(column(6))?
                 && (!mended || row.get::<_, u32>(column(7))? == content([], payload.as_deref()));
             if let Some(payload) = payload {
-                event.envelope = event.envelope.with_payload(Bytes::from(payload));
+                event = event.with_payload(payload);
             }
             let noted = Noted { attempt: row.get(column(0))?, parked: parked(row)?, mended };
             unfinished.push(Self { event, noted, republished: row.get(column(4))? });

@@ -8,7 +8,7 @@ use super::receive::Token;
 use super::rows::Noted;
 use super::saving::{Leaving, NotSaved};
 use super::{SAVE_NOW, State, Subscription};
-use crate::offsets::{offset_of, place};
+use crate::offsets::{offset_of, place, size};
 use crate::writes::When;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::{Begin, BrokerFuture, DeadLetter, FailureKind, Parked, Receipt, Settler};
@@ -180,7 +180,7 @@ impl Waiting {
     pub(super) fn again(receipt: Receipt, noted: Noted) -> Self {
         let Receipt { envelope, offset, token, .. } = receipt;
         let origin = if Token::from(token).republished { Origin::Letter } else { Origin::Open };
-        Self { offset: place(offset), envelope, noted, origin, intact: true }
+        Self { offset: place(offset), size: size(&envelope), envelope, noted, origin, intact: true }
     }
 }
 
