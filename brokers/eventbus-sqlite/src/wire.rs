@@ -175,11 +175,11 @@ pub(crate) fn read(row: &Row<'_>, topic: Topic, source: &str) -> rusqlite::Resul
 
 /// The time of an event as it is written: the second since 1970 in which it lies, and the nanosecond of that second.
 pub(crate) fn seconds(time: Timestamp) -> (i64, i64) {
-    const SECOND: i128 = 1_000_000_000;
-    let nanoseconds = time.as_nanosecond();
-    let fits = "a timestamp has years of four digits";
-    let part = |part: i128| i64::try_from(part).expect(fits);
-    (part(nanoseconds.div_euclid(SECOND)), part(nanoseconds.rem_euclid(SECOND)))
+    // Before 1970 both are negative.
+    match (time.as_second(), i64::from(time.subsec_nanosecond())) {
+        (second, nanosecond @ ..0) => (second - 1, nanosecond + 1_000_000_000),
+        whole => whole,
+    }
 }
 
 /// The time of a failure or of a retry, as it is written: nanoseconds since 1970, or its text where these do not fit.
@@ -285,8 +285,9 @@ impl Checksum {
         sum
     }
 
+    #[inline]
     fn number(&mut self, number: i64) {
-        self.bytes(&number.to_le_bytes());
+        self.short(number.to_le_bytes());
     }
 
     fn text(&mut self, text: Option<&str>) {
@@ -301,9 +302,21 @@ impl Checksum {
 
     fn id(&mut self, id: Option<&EventId>) {
         match id.map(|id| (id.as_u128(), id)) {
-            Some((Some(uuid), _)) => self.bytes(&uuid.to_le_bytes()),
+            Some((Some(uuid), _)) => self.short(uuid.to_le_bytes()),
             Some((None, id)) => self.text(Some(&id.to_string())),
             None => self.number(-1),
+        }
+    }
+
+    /// As [`bytes`](Self::bytes), for so few of them that they are copied in place.
+    #[inline]
+    fn short<const N: usize>(&mut self, bytes: [u8; N]) {
+        match self.gathered.get_mut(self.length..self.length + N) {
+            Some(free) => {
+                free.copy_from_slice(&bytes);
+                self.length += N;
+            }
+            None => self.bytes(&bytes),
         }
     }
 
@@ -325,5 +338,23 @@ impl Checksum {
         self.sum.update(&self.gathered[..self.length]);
         self.sum.update(payload);
         self.sum.finalize()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_lies_in_its_second_also_before_1970() {
+        for nanoseconds in [-2_000_000_001, -2_000_000_000, -1, 0, 1, 999_999_999, 1_000_000_000] {
+            let (second, nanosecond) = seconds(Timestamp::from_nanosecond(nanoseconds).unwrap());
+            assert!((0..1_000_000_000).contains(&nanosecond), "{nanoseconds}: {second} s, {nanosecond} ns");
+            assert_eq!(i128::from(second) * 1_000_000_000 + i128::from(nanosecond), nanoseconds);
+        }
+        for time in [Timestamp::MIN, Timestamp::MAX] {
+            let (second, nanosecond) = seconds(time);
+            assert_eq!(Timestamp::new(second, i32::try_from(nanosecond).unwrap()).unwrap(), time);
+        }
     }
 }
