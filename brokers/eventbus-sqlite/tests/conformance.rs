@@ -534,7 +534,7 @@ async fn a_live_replay_goes_on_with_what_is_published() {
 struct Count(Arc<AtomicUsize>);
 
 #[subscribe(group = "projection")]
-async fn count(_ping: Ping, count: State<Count>) {
+async fn count(_ping: Ping, State(count): State<Count>) {
     count.0.fetch_add(1, Ordering::SeqCst);
 }
 
