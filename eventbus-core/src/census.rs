@@ -7,6 +7,7 @@
 //! ```
 
 use crate::broker::{Features, GroupState, Start};
+use crate::counted::{count, counted};
 use crate::event::EventMeta;
 use crate::printable::printable;
 use crate::registry::{self, Catalog, Subscriber};
@@ -153,7 +154,9 @@ pub(crate) fn orphans(kept: &[GroupState], subscriptions: &[&Subscription]) -> V
                 .filter(|new| states.iter().any(|state| state.pattern == new.pattern))
                 .min_by_key(|new| eventbus_grammar::distance(group, &new.group));
             let (renamed, to) = match heir {
-                Some(new) => (format!("; was it renamed to `{}`, {}?", new.group, describe(new)), &*new.group),
+                Some(new) => {
+                    (format!("; was it renamed to `{}` ({})?", new.group, new.location()), &*new.group)
+                }
                 None => (";".to_owned(), "<new>"),
             };
             let backlog: u64 = states.iter().map(|state| state.backlog).sum();
@@ -162,30 +165,43 @@ pub(crate) fn orphans(kept: &[GroupState], subscriptions: &[&Subscription]) -> V
             // The names are the broker's, whoever wrote them there.
             let group = printable(group);
             format!(
-                "the broker keeps the group `{group}` on {} with a backlog of {backlog} events, and no subscriber of \
-                 this program has it{renamed} move it with `eventbus groups move {group} {to}`, or drop it with \
+                "the broker keeps the group `{group}` on {} with a backlog of {}, and no subscriber of this \
+                 program has it{renamed} move it with `eventbus groups move {group} {to}`, or drop it with \
                  `eventbus groups drop {group}` (in code: `bus.groups()`)",
-                patterns.into_iter().collect::<Vec<_>>().join(", ")
+                patterns.into_iter().collect::<Vec<_>>().join(", "),
+                counted(backlog, "event")
             )
         })
         .collect()
 }
 
-/// Finds what groups of these subscriptions have left over on patterns that none of them listens on any more.
-pub(crate) fn left_over(kept: &[GroupState], subscriptions: &[&Subscription]) -> Vec<String> {
-    let left = kept.iter().filter(|state| {
-        let mut ours =
-            subscriptions.iter().filter(|subscription| subscription.group == state.group).peekable();
-        !state.active
-            && state.backlog > 0
-            && ours.peek().is_some()
-            && ours.all(|subscription| subscription.pattern != state.pattern)
+/// Finds what groups of these subscriptions have left over on patterns that none of them listens on any more, since a
+/// topic was renamed or a pattern was changed. What `overlaps` with a pattern of the group is taken over when the group
+/// begins, and only what is left of it then is left over.
+pub(crate) fn left_over(kept: &[GroupState], subscriptions: &[&Subscription], overlaps: bool) -> Vec<String> {
+    let of_group = |group: &str| {
+        let of_group = subscriptions.iter().filter(move |subscription| subscription.group == *group);
+        of_group.map(|subscription| &*subscription.pattern).collect::<BTreeSet<_>>()
+    };
+    let left = kept.iter().filter(|state| !state.active && state.backlog > 0).filter_map(|state| {
+        let ours = of_group(&state.group);
+        let taken_over = ours.iter().any(|ours| overlap(ours, &state.pattern));
+        let is_left = !ours.is_empty() && !ours.contains(&*state.pattern) && taken_over == overlaps;
+        is_left.then_some((state, ours))
     });
-    left.map(|GroupState { group, pattern, backlog, parked, .. }| {
+    left.map(|(GroupState { group, pattern, backlog, parked, .. }, ours)| {
+        let parked = match parked {
+            0 => String::new(),
+            parked => format!(", of which {} for a retry,", if *parked == 1 { "1 waits".to_owned() } else { format!("{} wait", count(parked)) }),
+        };
+        let ours: Vec<_> = ours.iter().map(|pattern| format!("\"{pattern}\"")).collect();
+        let them = if *backlog == 1 { "it" } else { "them" };
         format!(
-            "the group `{group}` has a backlog of {backlog} events left over from when it listened on \"{pattern}\", of \
-             which {parked} wait for a retry, and no subscription of this program takes them; put the pattern back, or \
-             drop them with `eventbus groups drop {group} --pattern '{pattern}'` (in code: `bus.groups()`)"
+            "the group `{group}` has a backlog of {}{parked} left over from when it listened on \"{pattern}\", and now it \
+             listens on {}: nobody takes {them}. Was the topic renamed? Listen on \"{pattern}\" as well until the backlog \
+             is handled, or drop {them} with `eventbus groups drop {group} --pattern '{pattern}'` (in code: `bus.groups()`)",
+            counted(backlog, "event"),
+            ours.join(", ")
         )
     })
     .collect()
@@ -445,7 +461,7 @@ mod tests {
         assert_eq!(found.len(), 1, "{found:?}");
         for words in [
             "the group `shop.mail` on \"a\" with a backlog of 7 events",
-            "was it renamed to `shop.mails`",
+            "was it renamed to `shop.mails` (:0)?",
             "`eventbus groups move shop.mail shop.mails`",
             "`eventbus groups drop shop.mail`",
         ] {
@@ -465,12 +481,23 @@ mod tests {
             kept("mail", "shop.a", false),
             kept("mail", "shop.c", true),
             GroupState { backlog: 0, ..kept("mail", "shop.>", false) },
+            GroupState { backlog: 1, parked: 1, ..kept("mail", "shop.b", false) },
             kept("other", "shop.*", false),
         ];
-        let found = left_over(&states, &[&subscription]);
-        assert_eq!(found.len(), 1, "{found:?}");
-        for words in ["`mail`", "7 events", "\"shop.*\"", "`eventbus groups drop mail --pattern 'shop.*'`"] {
-            assert!(found[0].contains(words), "{words}: {found:?}");
+        let renamed = left_over(&states, &[&subscription], false);
+        let changed = left_over(&states, &[&subscription], true);
+        assert_eq!((renamed.len(), changed.len()), (1, 1), "{renamed:?} {changed:?}");
+        for (found, words) in [
+            (
+                &renamed[0],
+                "the group `mail` has a backlog of 1 event, of which 1 waits for a retry, left over",
+            ),
+            (&renamed[0], "listened on \"shop.b\", and now it listens on \"shop.a\""),
+            (&renamed[0], "`eventbus groups drop mail --pattern 'shop.b'`"),
+            (&changed[0], "7 events left over from when it listened on \"shop.*\""),
+            (&changed[0], "`eventbus groups drop mail --pattern 'shop.*'`"),
+        ] {
+            assert!(found.contains(words), "{words}: {found}");
         }
     }
 

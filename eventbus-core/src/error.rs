@@ -4,6 +4,7 @@
 //! [`source`](std::error::Error::source): whoever writes a chain of errors would say it twice. `Debug` is the same text,
 //! since that is what a `main` shows that returns the error, and what `unwrap` shows.
 
+use crate::counted::{count, counted};
 use crate::event::EventMeta;
 use crate::topic::TopicError;
 use std::fmt;
@@ -86,7 +87,7 @@ pub enum Error {
 
 /// "1 delivery was", "2 deliveries were".
 fn deliveries(number: usize) -> String {
-    if number == 1 { "1 delivery was".to_owned() } else { format!("{number} deliveries were") }
+    format!("{} {}", counted(number, "delivery"), if number == 1 { "was" } else { "were" })
 }
 
 fn limit(drain: Duration) -> String {
@@ -99,7 +100,7 @@ fn what_became(unfinished: usize, lost: usize) -> String {
                      handlers)"
             .to_owned(),
         all if all == unfinished => "lost".to_owned(),
-        some => format!("{some} of them lost"),
+        some => format!("{} of them lost", count(some)),
     };
     format!(
         "{lost}, since the broker keeps them in memory only (start the bus before it is shut down, set a longer `drain`, \
@@ -170,8 +171,9 @@ pub enum PublishError {
     },
     /// A subscription's queue is full and the broker was told not to wait.
     #[error(
-        "cannot publish to \"{topic}\": the queue of `{group}` holds {capacity} events; \
-         publish later, raise the capacity, or let the broker wait (`Overflow::Wait`)"
+        "cannot publish to \"{topic}\": the queue of `{group}` holds {}; \
+         publish later, raise the capacity, or let the broker wait (`Overflow::Wait`)",
+        counted(capacity, "event")
     )]
     Full {
         /// The topic that was published to.
@@ -183,8 +185,10 @@ pub enum PublishError {
     },
     /// The payload is larger than the broker takes.
     #[error(
-        "cannot publish to \"{topic}\": its payload has {size} bytes, and {limit} are allowed; \
-         publish a reference to what is stored elsewhere, or raise the broker's `max_payload`"
+        "cannot publish to \"{topic}\": its payload has {}, and {} are allowed; \
+         publish a reference to what is stored elsewhere, or raise the broker's `max_payload`",
+        counted(size, "byte"),
+        count(limit)
     )]
     TooLarge {
         /// The topic that was published to.
@@ -196,8 +200,9 @@ pub enum PublishError {
     },
     /// The event is the end of a long chain of events that caused each other, most likely a loop.
     #[error(
-        "cannot publish to \"{topic}\": it would be caused by {limit} events in a row, the last one on \"{cause}\"; \
-         a subscriber most likely causes its own topic: break the loop, or raise `causation_limit`"
+        "cannot publish to \"{topic}\": it would be caused by {} in a row, the last one on \"{cause}\"; \
+         a subscriber most likely causes its own topic: break the loop, or raise `causation_limit`",
+        counted(limit, "event")
     )]
     CausationLimit {
         /// The topic that was published to.

@@ -1,6 +1,7 @@
 //! Outcomes: what a handler's answer means for its delivery.
 
 use crate::broker::FailureKind;
+use crate::counted::counted;
 use crate::envelope::Envelope;
 use crate::error::{BoxError, DecodeError, chain};
 use crate::event::{Event, EventMeta, IntoEvent};
@@ -82,7 +83,7 @@ impl Reason {
     pub(crate) fn new(kind: FailureKind, text: impl Into<String>) -> Self {
         let mut text = text.into();
         if text.len() > Self::LIMIT {
-            let note = format!("… ({} bytes in all)", text.len());
+            let note = format!("… ({} in all)", counted(text.len(), "byte"));
             let mut end = Self::LIMIT - note.len();
             while !text.is_char_boundary(end) {
                 end -= 1;
@@ -311,8 +312,11 @@ impl<T: IntoOutcome> IntoOutcomes for Vec<T> {
                 .map(|outcome| outcome.unwrap_or_else(|panicked| Outcome::Retry(panicked.into())))
                 .collect();
         }
-        let reason =
-            format!("the batch has {members} members and the handler returned {} outcomes", self.len());
+        let reason = format!(
+            "the batch has {} and the handler returned {}",
+            counted(members, "member"),
+            counted(self.len(), "outcome")
+        );
         vec![Outcome::Retry(reason.into()); members]
     }
 }
@@ -355,7 +359,7 @@ mod tests {
     fn a_huge_reason_is_cut_between_characters_and_says_so() {
         let reason = Reason::from("é".repeat(10 << 20));
         assert!(reason.text.len() <= Reason::LIMIT);
-        assert!(reason.text.ends_with("(20971520 bytes in all)"));
+        assert!(reason.text.ends_with("(20,971,520 bytes in all)"));
     }
 
     #[test]

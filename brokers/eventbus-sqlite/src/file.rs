@@ -36,10 +36,13 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf, BrokerError> {
         )));
     }
     let found = find(path).map_err(|error| {
-        BrokerError::new(format!(
-            "cannot find or create the log `{}`; choose a folder that exists and can be written to",
-            path.display()
-        ))
+        BrokerError::new(match path.parent().filter(|folder| fs::metadata(folder).is_err()) {
+            Some(folder) if !folder.as_os_str().is_empty() => no_folder(path, folder),
+            _ => format!(
+                "cannot find or create the log `{}`; choose a folder that exists and can be written to",
+                path.display()
+            ),
+        })
         .with_cause(error)
     })?;
     match fs::metadata(&found) {
@@ -51,6 +54,16 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf, BrokerError> {
         // Whoever opens it finds out.
         Err(_) => Ok(found),
     }
+}
+
+fn no_folder(path: &Path, folder: &Path) -> String {
+    let (path, name) = (path.display(), folder.display());
+    let within = if folder.is_relative() { std::env::current_dir().ok() } else { None };
+    let within = within.map(|within| format!(" in `{}`", within.display())).unwrap_or_default();
+    format!(
+        "cannot find or create the log `{path}`: there is no folder `{name}`{within}; create it (`mkdir -p '{name}'`), or \
+         choose another path"
+    )
 }
 
 /// The canonical path, also of a file that does not exist yet.

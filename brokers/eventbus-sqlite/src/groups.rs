@@ -100,21 +100,17 @@ impl Store {
             Ok(Ok(!rows.is_empty()))
         })
     }
-}
 
-impl Groups for Store {
-    fn list(&self) -> BrokerFuture<Result<Vec<GroupState>, BrokerError>> {
-        let Some(store) = self.this() else { return BrokerFuture::ready(Err(closed())) };
-        BrokerFuture::new(async move {
-            let readers = Arc::clone(&store.readers);
-            readers.read(move |reader| list(&reader.connection, &store)).await
-        })
-    }
-
-    fn seek(&self, group: &str, offset: Option<Offset>) -> BrokerFuture<Result<bool, BrokerError>> {
+    fn move_to(
+        &self,
+        group: &str,
+        pattern: Option<&str>,
+        offset: Option<Offset>,
+    ) -> BrokerFuture<Result<bool, BrokerError>> {
         let (group, position) = (group.to_owned(), offset.map_or(0, place));
+        let pattern = pattern.map(str::to_owned);
         self.change_groups(move |work, store| {
-            let rows = match rows(work, store, &group, None)? {
+            let rows = match rows(work, store, &group, pattern.as_deref())? {
                 Ok(rows) => rows,
                 Err(busy) => return Ok(Err(busy)),
             };
@@ -128,16 +124,17 @@ impl Groups for Store {
         })
     }
 
-    fn rename(&self, from: &str, to: &str) -> BrokerFuture<Result<bool, BrokerError>> {
+    fn give(&self, from: &str, pattern: Option<&str>, to: &str) -> BrokerFuture<Result<bool, BrokerError>> {
         if !eventbus_grammar::is_group(to) {
             return BrokerFuture::ready(Err(BrokerError::new(format!(
                 "`{to}` is no name of a group; names are 1 to {} characters of [A-Za-z0-9_.-]",
                 eventbus_grammar::MAX_GROUP
             ))));
         }
-        let (from, to) = (from.to_owned(), to.to_owned());
+        let (from, to, pattern) = (from.to_owned(), to.to_owned(), pattern.map(str::to_owned));
         self.change_groups(move |work, store| {
-            let known = match (rows(work, store, &from, None)?, rows(work, store, &to, None)?) {
+            let pattern = pattern.as_deref();
+            let known = match (rows(work, store, &from, pattern)?, rows(work, store, &to, pattern)?) {
                 (Ok(rows), Ok(_)) => !rows.is_empty(),
                 (Err(busy), _) | (_, Err(busy)) => return Ok(Err(busy)),
             };
@@ -152,16 +149,23 @@ impl Groups for Store {
                  select old.id, d.offset, d.attempt, d.first_failed, d.last_failed, d.due, d.republished, d.payload, \
                  d.content from delivery d join subscription new on new.id = d.subscription \
                  join subscription old on old.pattern = new.pattern and old.\"group\" = ?1 \
-                 where new.\"group\" = ?2 and (d.republished or d.offset <= old.reached)",
-                (&from, &to),
+                 where new.\"group\" = ?2 and (?3 is null or old.pattern = ?3) \
+                 and (d.republished or d.offset <= old.reached)",
+                (&from, &to, pattern),
             )?;
             connection.execute(
                 "delete from subscription where \"group\" = ?2 \
-                 and pattern in (select pattern from subscription where \"group\" = ?1)",
-                (&from, &to),
+                 and pattern in (select pattern from subscription where \"group\" = ?1) \
+                 and (?3 is null or pattern = ?3)",
+                (&from, &to, pattern),
             )?;
-            connection
-                .execute("update subscription set \"group\" = ?2 where \"group\" = ?1", (&from, &to))?;
+            connection.execute(
+                "update subscription set \"group\" = ?2 where \"group\" = ?1 and (?3 is null or pattern = ?3)",
+                (&from, &to, pattern),
+            )?;
+            if pattern.is_some() {
+                return Ok(Ok(true));
+            }
             connection
                 .execute("update or replace suspect set \"group\" = ?2 where \"group\" = ?1", (&from, &to))?;
             // Where both gave an event up, one dead letter says it all.
@@ -171,6 +175,37 @@ impl Groups for Store {
             )?;
             Ok(Ok(true))
         })
+    }
+}
+
+impl Groups for Store {
+    fn list(&self) -> BrokerFuture<Result<Vec<GroupState>, BrokerError>> {
+        let Some(store) = self.this() else { return BrokerFuture::ready(Err(closed())) };
+        BrokerFuture::new(async move {
+            let readers = Arc::clone(&store.readers);
+            readers.read(move |reader| list(&reader.connection, &store)).await
+        })
+    }
+
+    fn seek(&self, group: &str, offset: Option<Offset>) -> BrokerFuture<Result<bool, BrokerError>> {
+        self.move_to(group, None, offset)
+    }
+
+    fn seek_on(
+        &self,
+        group: &str,
+        pattern: &str,
+        offset: Option<Offset>,
+    ) -> BrokerFuture<Result<bool, BrokerError>> {
+        self.move_to(group, Some(pattern), offset)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> BrokerFuture<Result<bool, BrokerError>> {
+        self.give(from, None, to)
+    }
+
+    fn rename_on(&self, from: &str, pattern: &str, to: &str) -> BrokerFuture<Result<bool, BrokerError>> {
+        self.give(from, Some(pattern), to)
     }
 
     fn remove(&self, group: &str) -> BrokerFuture<Result<bool, BrokerError>> {

@@ -194,9 +194,13 @@ async fn places_that_cannot_be_written_are_refused() {
     let log = Log::new();
     fs::create_dir(log.path()).unwrap();
     assert_refused(&log.path(), &["is a folder", "choose a file"]).await;
-    let under_a_file = written().await.path().join("log.db");
-    assert_refused(&under_a_file, &["choose a folder that exists"]).await;
-    assert_refused(&Log::new().path().join("missing/log.db"), &["choose a folder that exists"]).await;
+    let file = written().await;
+    assert_refused(&file.path().join("log.db"), &["choose a folder that exists"]).await;
+    let missing = log.path().with_file_name("missing");
+    let create = format!("there is no folder `{0}`; create it (`mkdir -p '{0}'`)", missing.display());
+    assert_refused(&missing.join("log.db"), &[&create, "log.db"]).await;
+    let within = format!("there is no folder `missing` in `{}`", std::env::current_dir().unwrap().display());
+    assert_refused(std::path::Path::new("missing/log.db"), &[&within]).await;
 }
 
 /// A file that nobody may write, or a folder that nobody may write to, until it is dropped.

@@ -119,6 +119,33 @@ async fn what_is_left_over_can_be_dropped_while_the_group_goes_on() {
 }
 
 #[tokio::test]
+async fn a_pattern_of_a_group_is_moved_and_given_away_by_itself() {
+    let log = Log::new();
+    let (bus, seen) = program(&log, &["shop.a", "shop.b"]).await;
+    bus.publish_to("shop.a", "1").await.unwrap();
+    bus.publish_to("shop.b", "2").await.unwrap();
+    settled(&bus).await;
+    let groups = bus.groups().unwrap();
+    assert!(groups.seek_on("mail", "shop.a", None).await.is_err(), "a process handles it");
+    assert!(groups.rename_on("mail", "shop.a", "post").await.is_err(), "a process handles it");
+    bus.shutdown().await.unwrap();
+    let bus = log.bus().await;
+    let groups = bus.groups().unwrap();
+    assert!(groups.seek_on("mail", "shop.b", None).await.unwrap());
+    assert!(!groups.seek_on("mail", "shop.c", None).await.unwrap());
+    let backlogs = async || {
+        let states = states(&bus).await;
+        states.into_iter().map(|state| (state.group, state.pattern, state.backlog)).collect::<Vec<_>>()
+    };
+    let row = |group: &str, pattern: &str, backlog| (group.to_owned(), pattern.to_owned(), backlog);
+    assert_eq!(backlogs().await, [row("mail", "shop.a", 0), row("mail", "shop.b", 1)]);
+    assert!(groups.rename_on("mail", "shop.b", "post").await.unwrap());
+    assert!(!groups.rename_on("mail", "shop.b", "post").await.unwrap());
+    assert_eq!(backlogs().await, [row("mail", "shop.a", 0), row("post", "shop.b", 1)]);
+    assert_eq!(seen.len(), 2);
+}
+
+#[tokio::test]
 async fn a_new_version_waits_until_the_old_one_has_left_and_the_other_way_round() {
     let log = Log::new();
     let (old, old_seen) = program(&log, &["shop.*"]).await;

@@ -35,11 +35,33 @@ pub trait Groups: Send + Sync + 'static {
     /// Fails while a process handles the group. `Ok(false)` means that there is no such group.
     fn seek(&self, group: &str, offset: Option<Offset>) -> BrokerFuture<Result<bool, BrokerError>>;
 
+    /// As [`seek`](Self::seek), on one of its patterns only.
+    ///
+    /// Fails by default, where the broker only moves groups as a whole.
+    fn seek_on(
+        &self,
+        group: &str,
+        pattern: &str,
+        offset: Option<Offset>,
+    ) -> BrokerFuture<Result<bool, BrokerError>> {
+        let _ = offset;
+        BrokerFuture::ready(Err(as_a_whole("move", group, pattern)))
+    }
+
     /// Gives the cursor, the unfinished deliveries and the dead letters of the group `from` to the group `to`,
     /// whose own cursor they replace.
     ///
     /// Fails while a process handles either. `Ok(false)` means that there is no group `from`.
     fn rename(&self, from: &str, to: &str) -> BrokerFuture<Result<bool, BrokerError>>;
+
+    /// Gives what the group `from` has on one pattern to the group `to`, whose own on that pattern it replaces. What it
+    /// has on other patterns stays, and so do its dead letters.
+    ///
+    /// Fails by default, where the broker only renames groups as a whole.
+    fn rename_on(&self, from: &str, pattern: &str, to: &str) -> BrokerFuture<Result<bool, BrokerError>> {
+        let _ = to;
+        BrokerFuture::ready(Err(as_a_whole("rename", from, pattern)))
+    }
 
     /// Forgets a group: its cursor and its unfinished deliveries. Its dead letters stay.
     ///
@@ -52,8 +74,12 @@ pub trait Groups: Send + Sync + 'static {
     /// Fails while a process handles it on that pattern, and, by default, where the broker only forgets groups as a
     /// whole. `Ok(false)` means that there is nothing of it (any more).
     fn remove_on(&self, group: &str, pattern: &str) -> BrokerFuture<Result<bool, BrokerError>> {
-        BrokerFuture::ready(Err(BrokerError::new(format!(
-            "this broker cannot forget the group `{group}` on \"{pattern}\" alone; drop the group as a whole"
-        ))))
+        BrokerFuture::ready(Err(as_a_whole("forget", group, pattern)))
     }
+}
+
+fn as_a_whole(what: &str, group: &str, pattern: &str) -> BrokerError {
+    BrokerError::new(format!(
+        "this broker cannot {what} the group `{group}` on \"{pattern}\" alone; {what} it as a whole"
+    ))
 }

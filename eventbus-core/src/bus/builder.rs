@@ -5,6 +5,7 @@ use super::shutdown::{CLOSE, close_broker};
 use super::{Bus, Shared, Stage, address};
 use crate::broker::Broker;
 use crate::census::{self, Findings};
+use crate::counted::counted;
 use crate::envelope::Envelope;
 use crate::error::{Result, StartupError};
 use crate::foreign::Kept;
@@ -301,7 +302,9 @@ impl BusBuilder {
             // Also what this bus does not run: another process may.
             let all: Vec<_> =
                 registry::subscribers().iter().map(|subscriber| &subscriber.subscription).collect();
-            findings.warnings.extend(census::orphans(&groups.list().await?, &all));
+            let kept = groups.list().await?;
+            findings.warnings.extend(census::orphans(&kept, &all));
+            findings.warnings.extend(census::left_over(&kept, &all, false));
         }
         if self.strict {
             mistakes.append(&mut findings.warnings);
@@ -330,10 +333,6 @@ impl fmt::Debug for BusBuilder {
             .field("only", &self.only)
             .finish_non_exhaustive()
     }
-}
-
-fn counted(number: usize, thing: &str) -> String {
-    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
 }
 
 /// Logs the census.

@@ -134,7 +134,7 @@ impl Bus {
         Ok(())
     }
 
-    /// Warns of what groups have left over from earlier patterns, now that each has taken over what it can.
+    /// Warns of what is left over of earlier patterns, now that each group has taken over what it can.
     fn tell_left_over(&self, lanes: &[Arc<Lanes>]) {
         let (Some(groups), Ok(runtime)) = (self.shared.broker.groups(), Handle::try_current()) else {
             return;
@@ -144,7 +144,7 @@ impl Bus {
             // Whoever looks again meets the error.
             let Ok(kept) = groups.list().await else { return };
             let subscriptions: Vec<_> = subscriptions.iter().collect();
-            for warning in census::left_over(&kept, &subscriptions) {
+            for warning in census::left_over(&kept, &subscriptions, true) {
                 log::warn!(target: "eventbus", "{}", printable(warning));
             }
         });

@@ -6,6 +6,7 @@ use super::replay::{Overrides, ReplayProgress, ReplayReport, refused};
 use super::shutdown::{close, idle};
 use super::stage::Stage;
 use crate::broker::{Groups, Offset, ReplayFrom, ReplayUntil, SubscribeRequest};
+use crate::counted::{count, counted};
 use crate::error::{BoxError, Error, Result};
 use crate::foreign;
 use crate::handler::BoxFuture;
@@ -200,11 +201,11 @@ impl Rebuilding {
             sum.elapsed = started.elapsed();
             if !report.is_complete() {
                 return Err(failed(format!(
-                    "{} of {} events were not handled with success ({} of them are dead letters now), so the new \
-                     model would lack them; the live subscription goes on with the old one",
-                    sum.events - sum.acked,
-                    sum.events,
-                    sum.dead_lettered
+                    "{} of {} failed ({} by now), so the new model would be incomplete; the live subscription goes on \
+                     with the old one",
+                    count(sum.events - sum.acked),
+                    counted(sum.events, "event"),
+                    counted(sum.dead_lettered, "dead letter")
                 )));
             }
             if let Some(latest) = report.latest {

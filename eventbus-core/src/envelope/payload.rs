@@ -3,6 +3,7 @@
 use super::Envelope;
 use super::read_back::{self, ReadBack};
 use crate::codec::Codec;
+use crate::counted::counted;
 use crate::error::{BoxError, PublishError};
 use crate::event::Event;
 use crate::foreign::{self, Kept};
@@ -94,7 +95,7 @@ impl fmt::Debug for Payload {
     /// Payloads may hold what should not be in a log, so only their size is shown.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
+            Self::Bytes(bytes) => f.write_str(&counted(bytes.len(), "byte")),
             Self::Value(_) => f.write_str("a value of this process"),
         }
     }

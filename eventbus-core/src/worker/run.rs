@@ -5,6 +5,7 @@ use super::crew::Place;
 use super::lanes::{self, Lanes, Open, Settled};
 use super::settle::{ack, keep_again, key, settle};
 use crate::broker::{Begin, BrokerFuture};
+use crate::counted::counted;
 use crate::delivery::Delivery;
 use crate::event::Key;
 use crate::foreign::{self, Panicked};
@@ -123,7 +124,7 @@ async fn batch_by_batch<H: BatchHandler>(handler: &H, hand: &mut Several) {
         match attempt(call, first, &lanes, &pulse).await {
             Ok(outcomes) => {
                 let members = deliveries.len();
-                let none = || format!("the handler of {members} members has answered for fewer");
+                let none = || format!("the handler of {} has answered for fewer", counted(members, "member"));
                 let mut outcomes = outcomes.into_iter();
                 for _ in 0..members {
                     let outcome = outcomes.next().unwrap_or_else(|| Outcome::Retry(none().into()));

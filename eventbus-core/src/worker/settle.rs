@@ -4,6 +4,7 @@ use super::attempt::Broken;
 use super::lanes::{self, Failed, Lanes, Open, Settled};
 use crate::backoff::Backoff;
 use crate::broker::{Acker, BrokerFuture, DeadLetter, FailureKind, Parked};
+use crate::counted::counted;
 use crate::delivery::Delivery;
 use crate::envelope::Envelope;
 use crate::error::{BrokerError, PublishError};
@@ -59,7 +60,8 @@ pub(super) async fn settle(
         }
         Err(Broken::Panicked(panicked)) => panicked.into(),
         Err(Broken::Crashed(crashes)) => {
-            let reason = format!("the process ended {crashes} times while the handler had the event");
+            let reason =
+                format!("the process ended {} while the handler had the event", counted(crashes, "time"));
             Failure::new(FailureKind::Crashed, reason, Again::Never)
         }
         Err(Broken::TimedOut(limit, dropped)) => {

@@ -22,12 +22,14 @@ struct ItemReserved {
     order: u64,
 }
 
-struct Stock(Vec<&'static str>);
+struct Stock {
+    items: Vec<&'static str>,
+}
 
 /// Takes the item out of the stock, or gives the order up.
 #[subscribe(group = "stock")]
 async fn reserve(order: &OrderPlaced, stock: State<Stock>) -> Outcome {
-    if stock.0.contains(&order.item.as_str()) {
+    if stock.items.contains(&order.item.as_str()) {
         Outcome::publish(ItemReserved { order: order.id })
     } else {
         Outcome::Reject(format!("`{}` is not in stock", order.item).into())
@@ -42,5 +44,5 @@ async fn confirm(item: &ItemReserved) {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    eventbus_cli::main(Bus::builder().state(Stock(vec!["book", "pen"]))).await
+    eventbus_cli::main!(Bus::builder().state(Stock { items: vec!["book", "pen"] })).await
 }

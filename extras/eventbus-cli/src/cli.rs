@@ -3,18 +3,19 @@
 use crate::command::{Command, execute_standalone};
 use crate::options::Options;
 use crate::output::columns;
-use crate::text::printable_lines;
+use crate::text::{counted, printable_lines};
 use crate::verbs::StandaloneVerb;
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
 use eventbus_core::printable::is_hostile;
-use eventbus_core::{BoxError, BusBuilder};
+use eventbus_core::{BoxError, BusBuilder, census};
 use std::convert::Infallible;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// The whole command line of an application, for the one line in `main`.
+/// The whole command line of an application, for the one line in `main`. The macro of the same name lets the help begin
+/// with the words of the application's package.
 ///
 /// ```
 /// use eventbus::Bus;
@@ -46,7 +47,66 @@ pub async fn main(builder: BusBuilder) -> ExitCode {
 /// }
 /// ```
 pub async fn main_with<E: Into<BoxError>>(build: impl AsyncFnOnce() -> Result<BusBuilder, E>) -> ExitCode {
-    let program: Program = match parse() {
+    main_of("", "", build).await
+}
+
+/// As [`main`](fn@main), with the words of the package in whose code this stands: `--help` begins with its `description`,
+/// and `--version` tells its version.
+///
+/// ```
+/// use eventbus::Bus;
+/// use std::process::ExitCode;
+///
+/// #[tokio::main]
+/// async fn main() -> ExitCode {
+///     # if std::env::args().count() < 2 { return ExitCode::SUCCESS; }
+///     eventbus_cli::main!(Bus::builder()).await
+/// }
+/// ```
+#[macro_export]
+macro_rules! main {
+    ($builder:expr $(,)?) => {{
+        let builder = $builder;
+        $crate::main_with!(async move || ::core::result::Result::<_, ::core::convert::Infallible>::Ok(
+            builder
+        ))
+    }};
+}
+
+/// As [`main_with`](fn@main_with), with the words of the package in whose code this stands, as [`main!`](macro@main).
+///
+/// ```
+/// use eventbus::{BoxError, Bus};
+/// use std::process::ExitCode;
+///
+/// #[tokio::main]
+/// async fn main() -> ExitCode {
+///     # if std::env::args().count() < 2 { return ExitCode::SUCCESS; }
+///     eventbus_cli::main_with!(async || Ok::<_, BoxError>(Bus::builder())).await
+/// }
+/// ```
+#[macro_export]
+macro_rules! main_with {
+    ($build:expr $(,)?) => {
+        $crate::__private::main_of(
+            ::core::env!("CARGO_PKG_DESCRIPTION"),
+            ::core::env!("CARGO_PKG_VERSION"),
+            $build,
+        )
+    };
+}
+
+/// The command line of a program with these words; without any, its help begins with what it declares.
+pub async fn main_of<E: Into<BoxError>>(
+    about: &'static str,
+    version: &'static str,
+    build: impl AsyncFnOnce() -> Result<BusBuilder, E>,
+) -> ExitCode {
+    let words = |command: clap::Command| {
+        let command = if version.is_empty() { command } else { command.version(version) };
+        if about.is_empty() { command.about(declared()) } else { command.about(about) }
+    };
+    let program: Program = match parse(words) {
         Ok(program) => program,
         Err(code) => return code,
     };
@@ -59,7 +119,7 @@ pub async fn main_with<E: Into<BoxError>>(build: impl AsyncFnOnce() -> Result<Bu
 /// The command line of the `eventbus` binary: the verbs that need no handlers. A binary of your own that links
 /// another broker calls this to have them on its addresses.
 pub async fn standalone() -> ExitCode {
-    let program: Standalone = match parse() {
+    let program: Standalone = match parse(|command| command) {
         Ok(program) => program,
         Err(code) => return code,
     };
@@ -79,7 +139,7 @@ pub fn completions<C: CommandFactory>(shell: Shell) -> ExitCode {
 }
 
 #[derive(Parser)]
-#[command(about = "The command line of this program's event bus", after_help = EXIT_CODES, disable_help_subcommand = true)]
+#[command(after_help = EXIT_CODES, disable_help_subcommand = true)]
 struct Program {
     #[command(flatten)]
     options: Options,
@@ -128,8 +188,8 @@ const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed (or `check` found mistakes), 2 wrong usage, 3 what was named is not there";
 
 /// Reads the arguments. The help and the version are a success, and wrong usage is exit code 2.
-fn parse<P: Parser>() -> Result<P, ExitCode> {
-    let mut command = P::command().bin_name(called());
+fn parse<P: Parser>(words: impl FnOnce(clap::Command) -> clap::Command) -> Result<P, ExitCode> {
+    let mut command = words(P::command().bin_name(called()));
     if io::stdout().is_terminal() {
         // Longer lines are hard to read on a wide one.
         command = command.term_width(columns().min(100));
@@ -148,6 +208,13 @@ fn parse<P: Parser>() -> Result<P, ExitCode> {
     })
 }
 
+/// What a program without words of its own is.
+fn declared() -> String {
+    let subscriptions = counted(census::subscribers().len(), "subscription");
+    let events = counted(census::events().len(), "event type");
+    format!("{}: a program with {subscriptions} and {events}", called())
+}
+
 /// The name that the program was called by.
 fn called() -> String {
     let name = std::env::args_os().next();
@@ -158,6 +225,38 @@ fn called() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_application_is_helped_with_its_own_words() {
+        #[derive(Parser)]
+        struct Silent {
+            #[command(flatten)]
+            _options: Options,
+            #[command(subcommand)]
+            _verb: Own,
+        }
+
+        /// Sells books
+        #[derive(Parser)]
+        struct Shop {
+            #[command(flatten)]
+            _options: Options,
+            #[command(subcommand)]
+            _verb: Own,
+        }
+
+        #[derive(clap::Subcommand)]
+        enum Own {
+            #[command(flatten)]
+            Bus(Command),
+        }
+
+        assert_eq!(Silent::command().get_about().map(ToString::to_string), None);
+        assert_eq!(Shop::command().get_about().unwrap().to_string(), "Sells books");
+        assert!(Shop::command().get_long_about().is_none_or(|about| about.to_string() == "Sells books"));
+        assert!(Program::command().get_about().is_none(), "what it says is set when it is parsed");
+        assert!(declared().ends_with(": a program with 2 subscriptions and 2 event types"), "{}", declared());
+    }
 
     #[test]
     fn the_command_lines_are_well_formed() {

@@ -23,6 +23,9 @@
 //! }
 //! ```
 //!
+//! `main!(…)` in place of `main(…)` lets `--help` begin with the description of the program's package, and adds
+//! `--version`.
+//!
 //! The program's own binary then has these verbs; `--help` of each tells its options:
 //!
 //! | verb | what it does |
@@ -92,7 +95,7 @@
 //! |---|---|
 //! | 0 | done; also where a list is empty, and where the reader of the output has closed it |
 //! | 1 | failed, or `check` found mistakes; standard error says why |
-//! | 2 | wrong usage |
+//! | 2 | wrong usage; also where `dead-letters purge` or `groups seek`, `move` and `drop` would have to ask and nobody can answer, since it is no terminal: `--yes` does it then |
 //! | 3 | the event, dead letter or group that was named is not there |
 //! | 130, 143 | ended by Ctrl-C, by SIGTERM; `run` and `replay --until live` end so with 0 |
 
@@ -123,6 +126,12 @@ mod when;
 // A broker that no code names is not linked.
 #[cfg(feature = "sqlite")]
 use eventbus_sqlite as _;
+
+/// Used by macros.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::cli::main_of;
+}
 
 pub use clap_complete::Shell;
 pub use cli::{completions, main, main_with, standalone};

@@ -2,8 +2,12 @@
 
 use crate::output::Output;
 
-/// Options of every verb: which broker, and how to write. An application with verbs of its own flattens them into
-/// its parser.
+// A comment here would be the first line of the application's help, since clap takes it for that; it does not look into
+// a macro.
+#[doc = concat!(
+    "Options of every verb: which broker, and how to write. An application with verbs of its own flattens them into ",
+    "its parser."
+)]
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Global options")]
 #[non_exhaustive]

@@ -3,7 +3,7 @@
 //! The locks of the standard streams belong to the program, whose handlers print as they like. So nothing here holds one:
 //! a stream is written through a descriptor of its own, and beside handlers by a thread of its own.
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::json::Object;
 use crate::table::Table;
 use crate::text::{self, printable_lines};
@@ -180,6 +180,17 @@ impl Output {
     /// In one piece, so that nothing of others comes between.
     fn tell(&mut self, line: impl Display) {
         let _ = self.remarks.write_all(format!("{line}\n").as_bytes());
+    }
+
+    /// Asks for a yes to what cannot be undone. Where nobody can answer, it has to be given before.
+    pub(crate) fn confirm_loss(&mut self, question: &str, yes: bool) -> Result<bool> {
+        if !yes && !self.interactive {
+            return Err(Failure::Usage(format!(
+                "{} Nobody can answer here, since this is no terminal: --yes does it",
+                printable(question)
+            )));
+        }
+        self.confirm(question, yes)
     }
 
     /// Asks for a yes where somebody can answer; where nobody can, it is taken as given.

@@ -327,7 +327,10 @@ async fn dead_letters_are_listed_mended_and_purged() {
     bus.shutdown().await.unwrap();
     assert!(shop("dead", "log causes second").await.out.contains("└─ item.reserved"));
     business("dead").await;
-    assert!(shop("dead", "dead-letters purge --all").await.out.starts_with("removed dead letter"));
+    let asked = shop("dead", "dead-letters purge --all").await;
+    assert!(asked.code == 2 && asked.error.contains("remove 1 dead letter for good?"), "{asked:?}");
+    assert_eq!(shop("dead", "dead-letters list --json").await.lines().len(), 1);
+    assert!(shop("dead", "dead-letters purge --all --yes").await.out.starts_with("removed dead letter"));
     assert_eq!(shop("dead", "dead-letters list --json").await.lines(), [Value::Null; 0]);
 }
 
@@ -345,7 +348,7 @@ async fn a_dead_letter_is_not_mended_with_what_is_no_json() {
 #[tokio::test]
 async fn groups_are_moved_sought_and_dropped() {
     let seek = async |place| {
-        assert_eq!(shop("groups", &format!("groups seek old {place}")).await.code, 0);
+        assert_eq!(shop("groups", &format!("groups seek old {place} --yes")).await.code, 0);
         shop("groups", "groups list --json").await.lines()[0]["cursor"].clone()
     };
     shop("groups", "publish a 1").await;
@@ -353,7 +356,7 @@ async fn groups_are_moved_sought_and_dropped() {
     assert_eq!(seek("end").await, json!("1"));
     assert_eq!(seek("0").await, json!("0"));
     assert_eq!(seek("beginning").await, Value::Null);
-    assert_eq!(shop("groups", "groups move old stock").await.out, "`stock` goes on where `old` was\n");
+    assert_eq!(shop("groups", "groups move old stock --yes").await.out, "`stock` goes on where `old` was\n");
     let subscriptions = shop("groups", "subscriptions").await.out;
     let stock = subscriptions.lines().find(|line| line.starts_with("stock ")).unwrap();
     assert!(
@@ -362,7 +365,13 @@ async fn groups_are_moved_sought_and_dropped() {
     );
     assert_eq!(shop("groups", "groups drop old").await.code, 3);
     assert_eq!(shop("groups", "groups drop stock --pattern order.paid").await.code, 3);
-    assert_eq!(shop("groups", "groups drop stock").await.code, 0);
+    let live = shop("groups", "groups drop stock --yes").await;
+    assert!(live.code == 1 && live.error.contains("reserve") && live.error.contains("--live"), "{live:?}");
+    let asked = shop("groups", "groups drop stock --live").await;
+    let question =
+        "forget what `stock` has: a backlog of 1,234 events on \"order.placed\", 1 of it parked for a retry?";
+    assert!(asked.code == 2 && asked.error.contains(question) && asked.error.contains("--yes"), "{asked:?}");
+    assert_eq!(shop("groups", "groups drop stock --live --yes").await.code, 0);
 }
 
 #[tokio::test]

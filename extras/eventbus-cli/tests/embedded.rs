@@ -40,7 +40,7 @@ async fn main() -> ExitCode {
     if env::var_os(ROLE).is_some() {
         return eventbus_cli::main_with(build).await;
     }
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 7] = [
         ("a_check_fails_where_a_start_would", a_check_fails_where_a_start_would),
         (
             "states_are_built_for_the_verbs_that_need_them_only",
@@ -50,6 +50,10 @@ async fn main() -> ExitCode {
         ("a_shell_can_complete_every_verb", a_shell_can_complete_every_verb),
         ("a_run_ends_with_a_signal", a_run_ends_with_a_signal),
         ("operators_and_the_program_meet_on_one_file", operators_and_the_program_meet_on_one_file),
+        (
+            "a_topic_that_was_renamed_is_told_of_and_dropped_without_what_is_live",
+            a_topic_that_was_renamed_is_told_of_and_dropped_without_what_is_live,
+        ),
     ];
     for (name, test) in tests {
         println!("test {name}");
@@ -206,7 +210,56 @@ fn operators_and_the_program_meet_on_one_file() {
     assert_eq!((&report["report"]["acked"], &report["report"]["dead_lettered"]), (&1.into(), &1.into()));
     program.stop();
     assert_eq!(lines(&["topics", "--json"])[0]["events"], 2);
-    operator(&["groups", "move", "mail", "post"], 0);
+    operator(&["groups", "move", "mail", "post"], 2);
+    operator(&["groups", "move", "mail", "post", "--yes"], 0);
     let findings = ended(&mut shop(&["check", "--url", &url]), 0);
     assert!(text(&findings.stdout).contains("was it renamed to `mail`"), "{findings:?}");
+}
+
+/// The program as it was: its group listened on another topic.
+fn earlier_program(url: String) {
+    let run = async move {
+        let bus = Bus::builder().without_subscriptions().connect(&url).await.unwrap();
+        bus.on_topic("order.made", |_| async {}).group("mail").await.unwrap();
+        bus.shutdown().await.unwrap();
+    };
+    let program = move || tokio::runtime::Runtime::new().unwrap().block_on(run);
+    std::thread::spawn(program).join().unwrap();
+}
+
+fn a_topic_that_was_renamed_is_told_of_and_dropped_without_what_is_live() {
+    if !cfg!(target_os = "linux") {
+        return; // It stops the program as the tests above do.
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("shop.db").display());
+    Running::start(&url).stop();
+    earlier_program(url.clone());
+    let operator = |arguments: &[&str], code| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_eventbus"));
+        ended(command.args(arguments).env("EVENTBUS_URL", &url).stdin(Stdio::null()), code)
+    };
+    for order in ["1", "2"] {
+        operator(&["publish", "order.made", order], 0);
+    }
+    let findings = ended(&mut shop(&["check", "--url", &url]), 0);
+    let told = text(&findings.stdout);
+    for words in [
+        "the group `mail` has a backlog of 2 events left over from when it listened on \"order.made\"",
+        "now it listens on \"order.placed\"",
+        "`eventbus groups drop mail --pattern 'order.made'`",
+    ] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    let several = operator(&["groups", "drop", "mail", "--yes"], 2);
+    let told = text(&several.stderr);
+    assert!(told.contains("2 events on \"order.made\"") && told.contains("--all-patterns"), "{told}");
+    assert_eq!(operator(&["groups", "drop", "mail", "--pattern", "order.mad", "--yes"], 3).stdout, b"");
+    operator(&["groups", "drop", "mail", "--pattern", "order.made"], 2);
+    operator(&["groups", "drop", "mail", "--pattern", "order.made", "--yes"], 0);
+    let left = operator(&["groups", "list", "--json"], 0);
+    assert!(text(&left.stdout).contains("order.placed") && !text(&left.stdout).contains("order.made"));
+    let live = ended(&mut shop(&["groups", "drop", "mail", "--yes", "--url", &url]), 1);
+    assert!(text(&live.stderr).contains("--live"), "{live:?}");
+    assert_eq!(text(&ended(&mut shop(&["check", "--url", &url]), 0).stdout).lines().count(), 1);
 }

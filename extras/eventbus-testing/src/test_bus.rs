@@ -3,6 +3,7 @@
 use crate::record::{HandledAttempt, Record};
 use crate::strict::Strict;
 use eventbus_core::broker::DeadLetter;
+use eventbus_core::counted::counted;
 use eventbus_core::memory::MemoryBroker;
 use eventbus_core::printable::printable;
 use eventbus_core::{Attempted, Bus, BusBuilder, Envelope, Event, EventId, IntoEvent};
@@ -188,10 +189,10 @@ impl TestBus {
             .iter()
             .map(|letter| {
                 format!(
-                    "\n- `{}` gave up \"{}\" after {} attempts ({}): {}",
+                    "\n- `{}` gave up \"{}\" after {} ({}): {}",
                     letter.group,
                     letter.envelope.topic(),
-                    letter.attempts,
+                    counted(letter.attempts, "attempt"),
                     letter.kind,
                     printable(&letter.reason)
                 )

@@ -59,7 +59,7 @@ pub(crate) enum DeadLetters {
     },
     /// Deliver dead letters again, each to the group that gave it up
     Republish(Many),
-    /// Remove dead letters for good
+    /// Remove dead letters for good; asks first, and needs --yes where nobody can answer
     Purge(Many),
 }
 
@@ -285,7 +285,12 @@ async fn change(session: &mut Session, bus: &Bus, many: Many, change: Change) ->
         return Ok(());
     }
     let question = change.question.replace("{}", &counted(letters.len() as u64, "dead letter"));
-    if letters.len() > 1 && !session.out.confirm(&question, many.yes)? {
+    let sure = if change.republish {
+        letters.len() == 1 || session.out.confirm(&question, many.yes)?
+    } else {
+        session.out.confirm_loss(&question, many.yes)?
+    };
+    if !sure {
         return Ok(());
     }
     let mut groups = BTreeSet::new();

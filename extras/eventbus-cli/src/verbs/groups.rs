@@ -6,9 +6,11 @@ use crate::json::Object;
 use crate::output::TOPIC;
 use crate::session::Session;
 use crate::table::{Column, Table, cell, styled};
+use crate::text::{count, counted};
 use crate::when::{self, Cursor};
-use eventbus_core::Bus;
+use eventbus_core::broker::GroupState;
 use eventbus_core::printable::printable;
+use eventbus_core::{Bus, census};
 
 const COLUMNS: &[Column] = &[
     Column::name("GROUP"),
@@ -24,38 +26,46 @@ const COLUMNS: &[Column] = &[
 pub(crate) enum Groups {
     /// List the groups that the broker knows, and how far each has come
     List,
-    /// Let a group go on at another place
+    /// Let a group go on at another place; asks first, and needs --yes where nobody can answer
     Seek {
-        /// The group
-        group: String,
+        #[command(flatten)]
+        group: Group,
         /// Behind this offset, at the `beginning` or at the `end`
         #[arg(value_name = "OFFSET", value_parser = when::cursor)]
         cursor: Cursor,
-        /// Do not ask
-        #[arg(short, long)]
-        yes: bool,
     },
-    /// Give the cursor, the backlog and the dead letters of a group to another one
+    /// Give the cursor, the backlog and the dead letters of a group to another one; asks as `seek` does
     Move {
-        /// The group, as it was called
-        old: String,
+        #[command(flatten)]
+        group: Group,
         /// The group, as it is called now; its own cursor is replaced
         new: String,
-        /// Do not ask
-        #[arg(short, long)]
-        yes: bool,
     },
-    /// Forget a group: its cursor and its backlog
+    /// Forget a group, its cursor and its backlog; its dead letters stay. Asks as `seek` does
     Drop {
-        /// The group
-        group: String,
-        /// Forget only what it has on this pattern, most likely one that it listened on once
+        #[command(flatten)]
+        group: Group,
+        /// Everything that it has, on each of its patterns
+        #[arg(long, conflicts_with = "pattern")]
+        all_patterns: bool,
+        /// Also what is live: what a subscription of this program listens on
         #[arg(long)]
-        pattern: Option<String>,
-        /// Do not ask
-        #[arg(short, long)]
-        yes: bool,
+        live: bool,
     },
+}
+
+/// Which rows of the list are meant.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Group {
+    /// The group
+    #[arg(value_name = "GROUP")]
+    name: String,
+    /// Only what it has on this pattern
+    #[arg(long)]
+    pattern: Option<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
 }
 
 impl Groups {
@@ -63,61 +73,151 @@ impl Groups {
         let bus = session.look().await?;
         match self {
             Self::List => list(session, &bus).await?,
-            change => change.apply(session, &bus).await?,
+            Self::Seek { group, cursor } => group.seek(session, &bus, cursor).await?,
+            Self::Move { group, new } => group.give(session, &bus, &new).await?,
+            Self::Drop { group, all_patterns, live } => {
+                group.forget(session, &bus, all_patterns, live).await?
+            }
         }
         Ok(bus.shutdown().await?)
     }
+}
 
-    async fn apply(self, session: &mut Session, bus: &Bus) -> Result {
-        let groups = bus.groups()?;
-        let (name, question, yes, done) = match &self {
-            Self::List => return Ok(()),
-            Self::Seek { group, yes, cursor } => {
-                let place = match cursor {
-                    Cursor::Beginning => "at the beginning".to_owned(),
-                    Cursor::Behind(offset) => format!("behind offset {offset}"),
-                    Cursor::End => "at the end".to_owned(),
-                };
-                (group, format!("let `{group}` go on {place}?"), *yes, format!("`{group}` goes on {place}"))
+impl Group {
+    /// What the broker has of it, on the pattern where one is named.
+    async fn rows(&self, bus: &Bus) -> Result<Vec<GroupState>> {
+        let mut rows = bus.groups()?.list().await?;
+        rows.retain(|row| row.group == self.name);
+        if rows.is_empty() {
+            return Err(self.missing());
+        }
+        if let Some(pattern) = &self.pattern {
+            let known = rows.iter().map(|row| format!("\"{}\"", row.pattern)).collect::<Vec<_>>().join(", ");
+            rows.retain(|row| row.pattern == *pattern);
+            if rows.is_empty() {
+                return Err(Failure::not_found(format!(
+                    "the group `{}` has nothing on \"{pattern}\"; it has something on {known}",
+                    self.name
+                )));
             }
-            Self::Move { old, new, yes } => {
-                let question = format!("give what `{old}` has to `{new}`, in place of its own?");
-                (old, question, *yes, format!("`{new}` goes on where `{old}` was"))
-            }
-            Self::Drop { group, pattern, yes } => {
-                let on = pattern.as_ref().map_or_else(String::new, |pattern| format!(" on \"{pattern}\""));
-                let question = format!("forget the cursor and the backlog of `{group}`{on}?");
-                (group, question, *yes, format!("`{group}`{on} is forgotten"))
-            }
+        }
+        Ok(rows)
+    }
+
+    fn missing(&self) -> Failure {
+        let name = printable(&self.name);
+        Failure::not_found(format!("there is no group `{name}`; `groups list` shows those there are"))
+    }
+
+    async fn seek(self, session: &mut Session, bus: &Bus, cursor: Cursor) -> Result {
+        let rows = self.rows(bus).await?;
+        let place = match cursor {
+            Cursor::Beginning => "at the beginning".to_owned(),
+            Cursor::Behind(offset) => format!("behind offset {offset}"),
+            Cursor::End => "at the end".to_owned(),
         };
-        if !session.out.confirm(&question, yes)? {
+        let question = format!("let `{}` go on {place}, where now it has {}?", self.name, holdings(&rows));
+        if !session.out.confirm_loss(&question, self.yes)? {
             return Ok(());
         }
-        let found = match &self {
-            Self::List => true,
-            Self::Seek { group, cursor, .. } => {
-                let offset = match cursor {
-                    Cursor::Beginning => None,
-                    Cursor::Behind(offset) => Some(*offset),
-                    Cursor::End => bus.audit_log()?.latest().await?,
-                };
-                groups.seek(group, offset).await?
-            }
-            Self::Move { old, new, .. } => groups.rename(old, new).await?,
-            Self::Drop { group, pattern: Some(pattern), .. } => groups.remove_on(group, pattern).await?,
-            Self::Drop { group, .. } => groups.remove(group).await?,
+        let offset = match cursor {
+            Cursor::Beginning => None,
+            Cursor::Behind(offset) => Some(offset),
+            Cursor::End => bus.audit_log()?.latest().await?,
         };
-        if !found {
-            let name = printable(name);
-            return Err(Failure::not_found(format!(
-                "there is no group `{name}`; `groups list` shows those there are"
+        let groups = bus.groups()?;
+        let found = match &self.pattern {
+            Some(pattern) => groups.seek_on(&self.name, pattern, offset).await?,
+            None => groups.seek(&self.name, offset).await?,
+        };
+        self.said(session, found, format!("`{}`{} goes on {place}", self.name, self.on()))
+    }
+
+    async fn give(self, session: &mut Session, bus: &Bus, new: &str) -> Result {
+        let rows = self.rows(bus).await?;
+        let question =
+            format!("give what `{}` has ({}) to `{new}`, in place of its own?", self.name, holdings(&rows));
+        if !session.out.confirm_loss(&question, self.yes)? {
+            return Ok(());
+        }
+        let groups = bus.groups()?;
+        let found = match &self.pattern {
+            Some(pattern) => groups.rename_on(&self.name, pattern, new).await?,
+            None => groups.rename(&self.name, new).await?,
+        };
+        self.said(session, found, format!("`{new}` goes on where `{}`{} was", self.name, self.on()))
+    }
+
+    async fn forget(self, session: &mut Session, bus: &Bus, all_patterns: bool, live: bool) -> Result {
+        let rows = self.rows(bus).await?;
+        if rows.len() > 1 && !all_patterns {
+            return Err(Failure::Usage(format!(
+                "the group `{}` has {}; name what to forget with --pattern, or all of it with --all-patterns",
+                printable(&self.name),
+                printable(holdings(&rows))
             )));
         }
+        for row in &rows {
+            self.refuse_live(row, live)?;
+        }
+        let question = format!("forget what `{}` has: {}?", self.name, holdings(&rows));
+        if !session.out.confirm_loss(&question, self.yes)? {
+            return Ok(());
+        }
+        let groups = bus.groups()?;
+        let found = match &self.pattern {
+            Some(pattern) => groups.remove_on(&self.name, pattern).await?,
+            None => groups.remove(&self.name).await?,
+        };
+        self.said(session, found, format!("`{}`{} is forgotten", self.name, self.on()))
+    }
+
+    /// Forgets nothing that somebody needs.
+    fn refuse_live(&self, row: &GroupState, live: bool) -> Result {
+        let GroupState { group, pattern, .. } = row;
+        if row.active {
+            return Err(Failure::new(format!(
+                "a process handles the group `{group}` on \"{pattern}\" now; stop it first"
+            )));
+        }
+        let mut subscriptions = census::subscribers().iter().map(|subscriber| &subscriber.subscription);
+        match subscriptions.find(|live| live.group == *group && live.pattern == *pattern) {
+            Some(subscription) if !live => Err(Failure::new(format!(
+                "`{}` ({}) of this program is the group `{group}` on \"{pattern}\", and would begin anew; --live \
+                 forgets it all the same",
+                subscription.name,
+                subscription.location()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The pattern, where one was named.
+    fn on(&self) -> String {
+        self.pattern.as_ref().map(|pattern| format!(" on \"{pattern}\"")).unwrap_or_default()
+    }
+
+    fn said(&self, session: &mut Session, found: bool, done: String) -> Result {
+        if !found {
+            return Err(self.missing());
+        }
         if session.out.json {
-            return session.out.object(Object::new().text("group", name).text("done", done));
+            return session.out.object(Object::new().text("group", &self.name).text("done", done));
         }
         session.out.line(printable(&done))
     }
+}
+
+/// What rows hold, in words.
+fn holdings(rows: &[GroupState]) -> String {
+    let held = rows.iter().map(|GroupState { pattern, backlog, parked, .. }| {
+        let parked = match parked {
+            0 => String::new(),
+            parked => format!(", {} of it parked for a retry", count(*parked)),
+        };
+        format!("a backlog of {} on \"{pattern}\"{parked}", counted(*backlog, "event"))
+    });
+    held.collect::<Vec<_>>().join("; ")
 }
 
 async fn list(session: &mut Session, bus: &Bus) -> Result {

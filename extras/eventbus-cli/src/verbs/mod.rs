@@ -15,7 +15,9 @@ mod topics_in_log;
 use crate::failure::Result;
 use crate::session::Session;
 
-/// Every verb of an application.
+// What stands here as documentation would be the first line of an application's help.
+
+// Every verb of an application.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum Verb {
     /// Handle events until Ctrl-C or SIGTERM
@@ -32,7 +34,7 @@ pub(crate) enum Verb {
     Broker(BrokerVerb),
 }
 
-/// Every verb of the standalone binary.
+// Every verb of the standalone binary.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum StandaloneVerb {
     /// Count the events of each topic in the log
@@ -41,7 +43,7 @@ pub(crate) enum StandaloneVerb {
     Broker(BrokerVerb),
 }
 
-/// The verbs that need no handlers.
+// The verbs that need no handlers.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum BrokerVerb {
     /// Publish an event
@@ -53,7 +55,7 @@ pub(crate) enum BrokerVerb {
     /// List, show, mend, re-publish and purge what subscriptions gave up on
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
-    /// List, move and drop the cursors of groups
+    /// List, seek, move and drop the cursors of groups
     #[command(subcommand)]
     Groups(groups::Groups),
 }
