@@ -367,8 +367,11 @@ async fn a_check_does_not_wait_for_ever_for_a_broker_that_does_not_close() {
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
+/// Who is told that deliveries were asked for, and who tells when that may go on.
+type Asked = Arc<Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>>;
+
 /// The in-process broker; the first one who asks for deliveries is told when it may go on.
-struct Slow(MemoryBroker, Arc<Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>>);
+struct Slow(MemoryBroker, Asked);
 
 impl Broker for Slow {
     fn name(&self) -> &str {
@@ -391,7 +394,7 @@ impl Broker for Slow {
     }
 }
 
-struct SlowDeliveries(Box<dyn Deliveries>, Arc<Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>>);
+struct SlowDeliveries(Box<dyn Deliveries>, Asked);
 
 impl Deliveries for SlowDeliveries {
     fn poll_receive(

@@ -14,6 +14,8 @@
 // What the sources import from tokio is here.
 extern crate self as tokio;
 
+#[path = "../../eventbus-core/src/counted.rs"]
+mod counted;
 #[path = "../../eventbus-core/src/gate.rs"]
 mod gate;
 mod handling;
