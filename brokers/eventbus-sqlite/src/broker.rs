@@ -239,13 +239,12 @@ impl Broker for SqliteBroker {
     }
 
     fn close(&self) -> BrokerFuture<Result<(), BrokerError>> {
-        let closed = self.store().writes.close();
-        let file = Arc::clone(&self.store().file);
+        let store = Arc::clone(self.store());
+        store.writes.close();
         BrokerFuture::new(async move {
-            // An error means that it was closed before.
-            closed.await.unwrap_or(Ok(()))?;
+            store.writes.ended().await?;
             // What was settled last is not saved there.
-            file.check()
+            store.file.check()
         })
     }
 }
@@ -403,7 +402,7 @@ fn unwritten(envelope: &Envelope) -> PublishError {
 impl Drop for Handle {
     fn drop(&mut self) {
         // The writer leaves the file in order; nobody is left to wait for it.
-        drop(self.0.writes.close());
+        self.0.writes.close();
     }
 }
 

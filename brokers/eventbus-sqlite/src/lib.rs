@@ -43,6 +43,7 @@ mod file;
 mod groups;
 mod inherit;
 mod lease;
+mod let_go;
 mod offsets;
 mod publish;
 mod reader;

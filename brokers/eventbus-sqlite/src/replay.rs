@@ -1,6 +1,7 @@
 //! Replay: reading the history with a cursor that is thrown away.
 
 use crate::broker::Store;
+use crate::let_go::Held;
 use crate::offsets::{offset_of, place, size};
 use crate::reader::{Batch, EVENTS, Reader};
 use crate::subscription::READ_AHEAD_BYTES;
@@ -205,6 +206,13 @@ impl Deliveries for HistoryDeliveries {
     }
 }
 
+/// A dead letter on its way to the thread that writes, which drops no event.
+struct Rejected {
+    letter: DeadLetter,
+    /// Dropped after the letter, so that this may be the last of the event.
+    _event: Held,
+}
+
 impl Settler for History {
     fn ack(&self, _receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
         BrokerFuture::ready(Ok(()))
@@ -218,9 +226,10 @@ impl Settler for History {
 
     fn reject(&self, receipt: Receipt, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
         let offset = place(receipt.offset);
+        let rejected = Rejected { letter: dead_letter, _event: Held::new(receipt.envelope) };
         self.store
             .writes
-            .run(move |work| crate::dead_letters::insert(work.connection, offset, &dead_letter, false))
+            .run(move |work| crate::dead_letters::insert(work.connection, offset, &rejected.letter, false))
     }
 
     fn release(&self, receipt: Receipt) {

@@ -8,6 +8,7 @@ mod patience;
 
 use crate::broker::Store;
 use crate::calls::Calls;
+use crate::let_go::{self, let_go};
 use crate::publish::{self, Insert};
 use crate::reader::{Names, head};
 use crate::retention;
@@ -20,7 +21,7 @@ use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, PublishError, Topic, foreign};
 use jiff::Timestamp;
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 use std::collections::HashSet;
 use std::mem::take;
 use std::sync::Arc;
@@ -114,24 +115,26 @@ impl Writer {
 
     fn work(mut self) {
         patience::depends_on(&self.store);
+        let_go::never_here();
         loop {
+            let_go::hand_over();
             let pause = if self.calls.is_empty() { self.pause() } else { Some(Duration::ZERO) };
-            let Queue { publishes, jobs, mut unsaved, mut closing, .. } = self.store.writes.take(pause);
-            if closing.is_none() {
+            let Queue { publishes, jobs, mut unsaved, closing, .. } = self.store.writes.take(pause);
+            if !closing {
                 self.put_off_saves(&mut unsaved, publishes.is_empty());
             }
             let written = self.transact(Batch { publishes, jobs, unsaved });
-            if let Some(done) = closing.take() {
+            if closing {
                 self.wake(usize::MAX);
                 let closed = written.and(self.finish()).map_err(|error| {
                     let message = "not everything was written before the log was closed; what was settled last is \
                                    delivered again";
                     BrokerError::new(message).with_cause(error)
                 });
+                let store = Arc::clone(&self.store);
                 // The last connection that closes tidies the file up.
                 drop(self);
-                tell(done, closed);
-                return;
+                return store.writes.end(closed);
             }
             self.wake(WAKES);
             self.look_around(Instant::now());
@@ -221,7 +224,7 @@ impl Writer {
         if let Some(faults) = &self.store.settings.faults {
             faults.before_transaction(&self.connection).map_err(transaction)?;
         }
-        self.connection.execute_batch("begin immediate").map_err(transaction)?;
+        self.begin().map_err(transaction)?;
         let found = head(&self.connection).map_err(transaction)?;
         (written.first, written.last) = (found, found);
         self.insert(&batch.publishes, written).map_err(|error| (Culprit::Publishes, error))?;
@@ -244,6 +247,20 @@ impl Writer {
             }
         }
         self.connection.execute_batch("commit").map_err(transaction)
+    }
+
+    /// Begins a transaction. Where another program holds the file, that may take long, so all readers are woken first.
+    fn begin(&mut self) -> rusqlite::Result<()> {
+        let begin = |connection: &Connection| connection.execute_batch("begin immediate");
+        if !self.calls.is_empty() {
+            match patience::without(|| begin(&self.connection)) {
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+                    self.wake(usize::MAX);
+                }
+                begun => return begun,
+            }
+        }
+        begin(&self.connection)
     }
 
     fn insert(&mut self, publishes: &[Waiting], written: &mut Written) -> rusqlite::Result<()> {
@@ -332,7 +349,7 @@ impl Writer {
             }
         }
         drop(tail);
-        evicted.into_iter().for_each(discard);
+        evicted.into_iter().for_each(let_go);
     }
 
     /// Calls the subscriptions of this process that listen on `topics`, or on what other processes have stored between
@@ -414,16 +431,21 @@ impl Drop for Writer {
         self.store.writes.abandon();
         let subscriptions = self.store.subscriptions();
         if std::thread::panicking() {
-            for subscription in subscriptions.iter() {
-                subscription.fail(BrokerError::new(
+            let panicked = || {
+                BrokerError::new(
                     "the thread that writes the log has panicked; start the program again, and report it",
-                ));
+                )
+            };
+            self.store.writes.end(Err(panicked()));
+            for subscription in subscriptions.iter() {
+                subscription.fail(panicked());
             }
         }
         // Those that end later see for themselves that nobody writes.
         for subscription in subscriptions.iter().filter(|subscription| subscription.has_ended()) {
             self.store.remove(subscription.number);
         }
+        let_go::hand_over();
     }
 }
 
@@ -449,27 +471,31 @@ fn answer(publishes: Vec<Waiting>, stored: Vec<Result<Option<i64>, String>>, fai
         match waiting {
             Waiting::One(record, waits) => {
                 tell(waits, answer(&record));
-                discard(record);
+                let_go(record.envelope);
             }
             Waiting::Many(records, waits) => {
                 tell(waits, records.iter().map(&mut answer).collect());
-                records.into_iter().for_each(discard);
+                records.into_iter().for_each(|record| let_go(record.envelope));
             }
         }
     }
 }
 
-/// Drops what may hold the last of an event's value.
-fn discard<T>(value: T) {
-    foreign::tell("an event's destructor", || drop(value));
-}
-
 #[cfg(test)]
 mod tests {
+    use super::WAKES;
     use crate::SqliteBroker;
     use crate::faults::request;
     use eventbus_core::broker::Broker;
+    use eventbus_core::{Envelope, Topic};
+    use rusqlite::Connection;
     use std::future::poll_fn;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::channel;
+    use std::task::{Context, Wake, Waker};
+    use std::time::{Duration, Instant};
+    use tokio::time::timeout;
 
     #[tokio::test]
     async fn readers_learn_that_the_writer_has_panicked() {
@@ -482,5 +508,84 @@ mod tests {
         let receiving = poll_fn(|context| deliveries.poll_receive(context, &mut received, 1));
         let error = receiving.await.unwrap_err().to_string();
         assert!(error.contains("panicked"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn to_close_a_log_whose_writer_has_panicked_is_an_error_however_often() {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = SqliteBroker::open(folder.path().join("log.db")).await.unwrap();
+        broker.store().writes.run(|_| -> rusqlite::Result<()> { panic!("on purpose") }).await.unwrap_err();
+        for _ in 0..2 {
+            let error = broker.close().await.unwrap_err().to_string();
+            assert!(error.contains("panicked"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_closes_a_log_waits_until_it_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = SqliteBroker::open(folder.path().join("log.db")).await.unwrap();
+        let (first, second) = (broker.close(), broker.close());
+        first.await.unwrap();
+        assert!(broker.store().writes.are_over());
+        second.await.unwrap();
+        broker.close().await.expect("to close it again is to close it once");
+    }
+
+    /// Counts how often a reader was woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn every_reader_is_woken_before_another_program_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.db");
+        let broker = SqliteBroker::open(&path).await.unwrap();
+        let mut readers = Vec::new();
+        for number in 0..4 * WAKES {
+            readers.push(broker.subscribe(request(&format!("g{number}"))).await.unwrap());
+        }
+        for reader in &mut readers {
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(reader.poll_receive(&mut context, &mut Vec::new(), 1).is_pending());
+        }
+        timeout(Duration::from_secs(20), Broker::settled(&broker).unwrap())
+            .await
+            .expect("there is nothing to read");
+        let (store, writes) = (Arc::clone(broker.store()), &broker.store().writes);
+        // Another program begins to write right after the event was stored.
+        let ((held, holds), (go, goes)) = (channel(), channel());
+        let gate = writes.run(move |_| Ok(goes.recv().expect("it goes on")));
+        let hold = move |()| {
+            let other = Connection::open(&path).unwrap();
+            other.execute_batch("begin immediate").unwrap();
+            held.send(other).unwrap();
+            drop(store.writes.run(|_| Ok(())));
+        };
+        let envelope = Envelope::from_json(Topic::from_static("number.counted"), &1).unwrap();
+        let stored = broker.publish(Arc::new(envelope));
+        let other = writes.run_then(|_| Ok(()), hold);
+        let wakers: Vec<_> = readers.iter().map(|_| Arc::new(Woken::default())).collect();
+        for (reader, woken) in readers.iter_mut().zip(&wakers) {
+            let waker = Waker::from(Arc::clone(woken));
+            assert!(reader.poll_receive(&mut Context::from_waker(&waker), &mut Vec::new(), 1).is_pending());
+        }
+        go.send(()).unwrap();
+        gate.await.unwrap();
+        stored.await.unwrap();
+        other.await.unwrap();
+        let other = holds.recv().unwrap();
+        let since = Instant::now();
+        while wakers.iter().any(|woken| woken.0.load(Ordering::SeqCst) == 0) {
+            assert!(since.elapsed() < Duration::from_secs(10), "some readers sleep while the writer waits");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        other.execute_batch("rollback").unwrap();
     }
 }

@@ -2,11 +2,13 @@
 
 use crate::broker::Store;
 use crate::lease::Lease;
+use crate::let_go::let_go;
 use crate::reader::Names;
 use crate::subscription::Subscription;
 use crate::wire::Record;
 use eventbus_core::broker::BrokerFuture;
 use eventbus_core::lock::{Lock, Locked, Rank};
+use eventbus_core::waiters::Waiters;
 use eventbus_core::{BrokerError, PublishError, foreign};
 use rusqlite::Connection;
 use std::mem::take;
@@ -24,6 +26,9 @@ pub(crate) struct Writes {
     queue: Lock<Queue>,
     bell: Condvar,
     closing_since: OnceLock<Instant>,
+    /// How the writer has ended.
+    end: OnceLock<Result<(), String>>,
+    ended: Waiters,
 }
 
 #[derive(Default)]
@@ -34,7 +39,8 @@ pub(crate) struct Queue {
     pub(crate) unsaved: Vec<Arc<Subscription>>,
     /// When to save at the latest.
     save_at: Option<Instant>,
-    pub(crate) closing: Option<oneshot::Sender<Result<(), BrokerError>>>,
+    /// The writer is to end.
+    pub(crate) closing: bool,
     closed: bool,
     /// The writer has ended.
     over: bool,
@@ -81,7 +87,13 @@ impl Work<'_> {
 impl Default for Writes {
     fn default() -> Self {
         let queue = Lock::new(Rank::BROKER_LAST, Queue::default());
-        Self { queue, bell: Condvar::new(), closing_since: OnceLock::new() }
+        Self {
+            queue,
+            bell: Condvar::new(),
+            closing_since: OnceLock::new(),
+            end: OnceLock::new(),
+            ended: Waiters::new(),
+        }
     }
 }
 
@@ -170,15 +182,24 @@ impl Writes {
         self.ring(queue);
     }
 
-    /// Ends the writer, after what waits now; tells whether all of that was written.
-    pub(crate) fn close(&self) -> oneshot::Receiver<Result<(), BrokerError>> {
-        let (done, closed) = oneshot::channel();
+    /// Ends the writer, after what waits now.
+    pub(crate) fn close(&self) {
         self.closing_since.get_or_init(Instant::now);
         let mut queue = self.queue.lock();
-        let earlier = if queue.closed { Some(done) } else { queue.closing.replace(done) };
+        queue.closing = !queue.closed;
         self.ring(queue);
-        drop(earlier);
-        closed
+    }
+
+    /// Resolves once the writer has ended; tells whether all was written.
+    pub(crate) async fn ended(&self) -> Result<(), BrokerError> {
+        self.ended.until(|| self.end.get().cloned()).await.map_err(BrokerError::new)
+    }
+
+    /// The writer has ended.
+    pub(crate) fn end(&self, result: Result<(), BrokerError>) {
+        // A panic on the way there is how it has ended.
+        let _ = self.end.set(result.map_err(|error| error.to_string()));
+        self.ended.tell();
     }
 
     /// Whether nobody writes any more.
@@ -197,7 +218,7 @@ impl Writes {
         let waiting = take(&mut *queue);
         (queue.closed, queue.over) = (true, true);
         drop(queue);
-        drop(waiting);
+        waiting.publishes.into_iter().for_each(Waiting::let_go);
     }
 
     /// Wakes the writer if it sleeps: one that is at work looks at the queue before it sleeps.
@@ -217,8 +238,8 @@ impl Writes {
             let now = Instant::now();
             let due = queue.save_at.is_some_and(|at| at <= now) || look_again.is_some_and(|at| at <= now);
             queue.writer_sleeps = false;
-            if due || !queue.publishes.is_empty() || !queue.jobs.is_empty() || queue.closing.is_some() {
-                let closing = queue.closing.is_some();
+            if due || !queue.publishes.is_empty() || !queue.jobs.is_empty() || queue.closing {
+                let closing = queue.closing;
                 let taken = take(&mut *queue);
                 queue.closed = closing;
                 return taken;
@@ -231,6 +252,14 @@ impl Writes {
 }
 
 impl Waiting {
+    /// Nobody is answered.
+    fn let_go(self) {
+        match self {
+            Self::One(record, _) => let_go(record.envelope),
+            Self::Many(records, _) => records.into_iter().for_each(|record| let_go(record.envelope)),
+        }
+    }
+
     pub(crate) fn records(&self) -> &[Record] {
         match self {
             Self::One(record, _) => std::slice::from_ref(record),

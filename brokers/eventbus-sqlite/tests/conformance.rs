@@ -749,6 +749,45 @@ async fn ten_thousand_dead_letters_go_again_once_each() {
 }
 
 #[tokio::test]
+async fn dead_letters_that_go_again_and_wait_for_long_keep_no_others_out() {
+    const MANY: u64 = 1_100;
+    let log = Log::new();
+    let bus = log.bus().await;
+    let (mended, seen) = (Arc::new(AtomicUsize::new(0)), Seen::new());
+    let (switch, numbers) = (Arc::clone(&mended), seen.clone());
+    bus.on(move |ping: Arc<Ping>| {
+        let mended = switch.load(Ordering::SeqCst) > 0;
+        if mended {
+            numbers.push(ping.number);
+        }
+        async move {
+            match mended {
+                false => Outcome::Reject("down".into()),
+                true if ping.number < MANY => Outcome::RetryAfter(Duration::from_secs(3_600)),
+                true => Outcome::Ack,
+            }
+        }
+    })
+    .group("pings")
+    .await
+    .unwrap();
+    bus.start().unwrap();
+    publish_pings(&bus, 0..MANY + 1).await;
+    settled(&bus).await;
+    mended.store(1, Ordering::SeqCst);
+    let dead_letters = bus.dead_letters().unwrap();
+    let letters = dead_letters.list().await.unwrap();
+    let (last, waiting) = letters.split_last().unwrap();
+    for (id, _) in waiting {
+        assert!(dead_letters.republish(*id, None).await.unwrap());
+    }
+    until("they wait", async || seen.len() as u64 == MANY).await;
+    assert!(dead_letters.republish(last.0, None).await.unwrap());
+    until("another one is handled", async || seen.len() as u64 > MANY).await;
+    assert_eq!(seen.all().last(), Some(&MANY));
+}
+
+#[tokio::test]
 async fn a_closure_without_a_group_is_refused_since_its_source_line_moves() {
     let log = Log::new();
     let bus = log.bus().await;

@@ -3,6 +3,9 @@
 use super::rows::Noted;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// So many are known at most, those included that wait for a retry.
+const MOST: usize = 16_384;
+
 /// What was published again and is known here.
 #[derive(Default)]
 pub(super) struct Letters {
@@ -69,6 +72,13 @@ impl Letters {
         self.open.len() + self.gone.len() + self.expected.len()
     }
 
+    /// Whether there is room for more: fewer than `enough` are under way. Those that wait for a retry are not, since they
+    /// may do so for long; they have a limit of their own.
+    pub(super) fn has_room(&self, enough: usize) -> bool {
+        let waits = |noted: &&Noted| noted.parked.is_some();
+        self.known() < enough.max(MOST) && self.known() - self.open.values().filter(waits).count() < enough
+    }
+
     pub(super) fn unsaved(&self) -> usize {
         self.unsaved
     }
@@ -78,9 +88,9 @@ impl Letters {
         self.more || !self.expected.is_empty()
     }
 
-    /// Whether to look for some: where they are expected, or elsewhere with fewer than `enough` known.
+    /// Whether to look for some: where they are expected, or elsewhere with room for more.
     pub(super) fn wants_more(&self, enough: usize) -> bool {
-        !self.expected.is_empty() || (self.more && self.known() < enough)
+        !self.expected.is_empty() || (self.more && self.has_room(enough))
     }
 
     /// Whether there may be some that are not known here, and nobody knows where.
@@ -140,6 +150,8 @@ impl LettersSave {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use eventbus_core::broker::Parked;
+    use jiff::Timestamp;
 
     const FIRST: Noted = Noted::FIRST;
     const SECOND: Noted = Noted { attempt: 2, ..Noted::FIRST };
@@ -171,6 +183,24 @@ mod tests {
         assert!(letters.wants_more(2));
         (1..=4).for_each(|at| assert!(letters.open(at, FIRST)));
         assert!(!letters.wants_more(2), "enough is known for now");
+    }
+
+    #[test]
+    fn those_that_wait_for_a_retry_keep_no_others_out_up_to_a_limit() {
+        let due = Timestamp::MAX;
+        let parked = Parked { first_failed_at: due, last_failed_at: due, due };
+        let mut letters = Letters::default();
+        letters.set_more(true);
+        let waiting = Noted { parked: Some(parked), ..SECOND };
+        (0..1_000).for_each(|at| assert!(letters.open(at, FIRST) && letters.note(at, waiting)));
+        assert!(letters.wants_more(2));
+        assert!(letters.open(1_000, FIRST) && letters.wants_more(2));
+        assert!(letters.open(1_001, FIRST) && !letters.wants_more(2), "enough are under way");
+        assert!(letters.settle(1_000) && letters.settle(1_001));
+        let save = letters.begin_save(&[]);
+        letters.end_save(save, true);
+        (1_000..MOST as i64).for_each(|at| assert!(letters.open(at, waiting)));
+        assert!(!letters.wants_more(2), "memory is bounded");
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub(crate) use saving::Saving;
 use crate::broker::Store;
 use crate::calls::Listener;
 use crate::inherit::Parts;
+use crate::let_go::let_go;
 use crate::offsets::{behind, place, size};
 use crate::writes::{WAKER, When, tell};
 use at_hand::{AtHand, Waiting};
@@ -315,6 +316,14 @@ impl State {
     }
 }
 
+impl Drop for State {
+    /// Whoever has the last of a subscription may be the thread that writes.
+    fn drop(&mut self) {
+        self.forget();
+        std::mem::take(&mut self.after).happen();
+    }
+}
+
 /// How far a group has come that has not begun.
 fn beginning() -> Saved<Noted> {
     Saved { cursor: behind(0), reached: behind(0), notes: [].into() }
@@ -334,7 +343,7 @@ impl After {
             foreign::tell(WAKER, || drop(waits));
         }
         for envelope in dropped {
-            foreign::tell("an event's destructor", || drop(envelope));
+            let_go(envelope);
         }
     }
 }

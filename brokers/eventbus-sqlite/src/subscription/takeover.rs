@@ -258,7 +258,7 @@ impl Subscription {
     pub(crate) fn expect_republished(self: &Arc<Self>, row: i64, offset: i64) {
         let expected = self.change(|state| {
             let ours = state.active && state.row == Some(row);
-            let room = ours && state.letters.known() < READ_AHEAD;
+            let room = ours && state.letters.has_room(READ_AHEAD);
             match (ours, room) {
                 (true, true) => state.letters.expect(offset),
                 (true, false) => state.letters.set_more(true),
@@ -330,7 +330,7 @@ impl Subscription {
         let state = self.state.lock();
         let row = state.row.filter(|_| state.active && state.letters.has_more())?;
         let known = state.letters.known();
-        let elsewhere = state.letters.has_more_elsewhere() && known < READ_AHEAD;
+        let elsewhere = state.letters.has_more_elsewhere() && state.letters.has_room(READ_AHEAD);
         let limit = elsewhere.then_some(known + READ_AHEAD);
         Some(Search { row, epoch: self.held.epoch(), expected: state.letters.expected(), limit })
     }

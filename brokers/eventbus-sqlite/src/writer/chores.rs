@@ -3,6 +3,7 @@
 
 use super::Writer;
 use crate::lease::Lease;
+use crate::let_go::let_go;
 use crate::reader::head;
 use crate::retention;
 use crate::schema::{explain, tidy_up_in_the_end};
@@ -112,7 +113,7 @@ impl Writer {
         let republished: HashSet<i64> = subscription::republished(&self.connection)?.into_iter().collect();
         if head != self.head {
             let forgotten = self.store.tail().clear();
-            super::discard(forgotten);
+            forgotten.into_iter().for_each(let_go);
             // Nobody may skip what it was not told of.
             self.call((self.head, head), Vec::new());
             self.head = head;
