@@ -253,7 +253,11 @@ impl Future for Publishing<'_> {
 }
 
 /// The broker's answer, or the future that still waits for it.
-fn poll_stored<T>(mut stored: BrokerFuture<T>, context: &mut Context<'_>) -> Result<T, BrokerFuture<T>> {
+fn poll_stored<T>(stored: BrokerFuture<T>, context: &mut Context<'_>) -> Result<T, BrokerFuture<T>> {
+    let mut stored = match stored.at_once() {
+        Ok(answer) => return Ok(answer),
+        Err(stored) => stored,
+    };
     match Pin::new(&mut stored).poll(context) {
         Poll::Ready(answer) => Ok(answer),
         Poll::Pending => Err(stored),

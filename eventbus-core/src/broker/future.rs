@@ -33,6 +33,18 @@ impl<T> BrokerFuture<T> {
     pub fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
         Self(Repr::Boxed(Kept::new(Box::pin(future))))
     }
+
+    /// The answer, where it is there already.
+    ///
+    /// # Errors
+    /// The future, where its answer takes a while.
+    #[inline]
+    pub(crate) fn at_once(self) -> Result<T, Self> {
+        match self.0 {
+            Repr::Ready(Some(answer)) => Ok(answer),
+            later => Err(Self(later)),
+        }
+    }
 }
 
 // The boxed future is pinned by its box, and an answer is moved out, never pinned.

@@ -3,7 +3,7 @@
 use super::attempt::Broken;
 use super::lanes::{self, Failed, Lanes, Open, Settled};
 use crate::backoff::Backoff;
-use crate::broker::{Acker, BrokerFuture, DeadLetter, FailureKind, Parked};
+use crate::broker::{BrokerFuture, DeadLetter, FailureKind, Parked};
 use crate::counted::counted;
 use crate::delivery::Delivery;
 use crate::envelope::Envelope;
@@ -115,7 +115,11 @@ async fn publish(lanes: &Lanes, delivery: &Delivery, events: Vec<Envelope>) -> R
 
 /// Settles a delivery whose handler was successful.
 pub(super) async fn ack(lanes: &Lanes, held: &mut Option<Open>, delivery: &Delivery) -> Settled {
-    match tell(held, Acker::ack).await {
+    let told = match tell(held) {
+        Ok(told) => told,
+        later => answer(later).await,
+    };
+    match told {
         Ok(()) => {
             observe(lanes, delivery, || Attempted::Acked);
             Settled::Acked(key(delivery))
@@ -130,17 +134,29 @@ pub(super) async fn ack(lanes: &Lanes, held: &mut Option<Open>, delivery: &Deliv
     }
 }
 
-/// Tells the broker what became of a delivery.
-async fn tell(
-    held: &mut Option<Open>,
-    settle: impl FnOnce(Acker) -> BrokerFuture<Result<(), BrokerError>>,
-) -> Result<(), BrokerError> {
+/// What a broker says to a settlement.
+type Told = Result<(), BrokerError>;
+
+/// Tells the broker that a delivery is done. Most brokers answer at once, so that nothing has to wait; the others give
+/// an [`answer`] to wait for.
+#[inline]
+fn tell(held: &mut Option<Open>) -> Result<Told, BrokerFuture<Told>> {
     // Taken inside of the call, so that it is moved once.
-    let told = foreign::run("a broker", || match held.take() {
-        Some(open) => settle(open.acker),
-        None => BrokerFuture::ready(Err(BrokerError::new("the delivery is not held any more"))),
+    let told = foreign::call("a broker", || match held.take() {
+        Some(open) => open.acker.ack().at_once(),
+        None => Ok(Err(BrokerError::new("the delivery is not held any more"))),
     });
-    told.await.unwrap_or_else(|panicked| Err(broken(panicked)))
+    told.unwrap_or_else(|panicked| Ok(Err(broken(panicked))))
+}
+
+/// What the broker says in the end.
+async fn answer(told: Result<Told, BrokerFuture<Told>>) -> Told {
+    match told {
+        Ok(told) => told,
+        Err(later) => {
+            foreign::run("a broker", || later).await.unwrap_or_else(|panicked| Err(broken(panicked)))
+        }
+    }
 }
 
 fn broken(panicked: Panicked) -> BrokerError {
@@ -208,7 +224,7 @@ async fn give_up(
             target: "eventbus", group = %printable(&subscription.group), topic = %printable(envelope.topic()), id = %printable(envelope.id()),
             attempts, kind = %printable(kind), reason = %printable(&reason), "the event is given up and dropped (`dead_letter = false`)"
         );
-        if tell(held, Acker::ack).await.is_err() {
+        if answer(tell(held)).await.is_err() {
             return Settled::Unsettled(key(delivery));
         }
         observe(lanes, delivery, || Attempted::Dropped { reason });
