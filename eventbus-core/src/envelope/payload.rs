@@ -85,8 +85,8 @@ impl Payload {
     /// The value itself, to be shared, where it is an `E`.
     pub(super) fn value<E: Event>(&self) -> Option<Arc<E>> {
         match self {
-            Self::Value(value) if value.event.is::<E>() => Arc::clone(&*value.event).downcast().ok(),
-            _ => None,
+            Self::Value(value) => Arc::clone(&*value.event).downcast().ok(),
+            Self::Bytes(_) => None,
         }
     }
 }
