@@ -60,9 +60,9 @@ pub fn log(write: impl FnOnce()) {
 /// # Errors
 /// The text of its panic, wherever it comes: where the future is made, polled, or dropped.
 pub async fn run<F: Future>(called: &'static str, make: impl FnOnce() -> F) -> Result<F::Output, Panicked> {
-    let (mut make, mut place) = (Some(make), std::pin::pin!(None));
-    let mut future = Running::new(called, place.as_mut());
-    std::future::poll_fn(|context| match future.make_and_poll(make.take(), context) {
+    let mut place = std::pin::pin!(None);
+    let mut future = Running::new(called, make, place.as_mut());
+    std::future::poll_fn(|context| match future.poll(context) {
         Ok(Poll::Ready(answer)) => Poll::Ready(Ok(answer)),
         Ok(Poll::Pending) => Poll::Pending,
         Err(panicked) => Poll::Ready(Err(panicked)),
@@ -71,33 +71,26 @@ pub async fn run<F: Future>(called: &'static str, make: impl FnOnce() -> F) -> R
 }
 
 /// A future of others in its place; dropped before it is done, its destructor's panic becomes an error line.
-pub(crate) struct Running<'a, F> {
+pub(crate) struct Running<'a, F, M> {
     called: &'static str,
+    /// What makes the future, until it is polled.
+    make: Option<M>,
     place: Pin<&'a mut Option<F>>,
 }
 
-impl<'a, F: Future> Running<'a, F> {
-    pub(crate) fn new(called: &'static str, place: Pin<&'a mut Option<F>>) -> Self {
-        Self { called, place }
+impl<'a, F: Future, M: FnOnce() -> F> Running<'a, F, M> {
+    pub(crate) fn new(called: &'static str, make: M, place: Pin<&'a mut Option<F>>) -> Self {
+        Self { called, make: Some(make), place }
     }
 
-    /// Polls the future, and drops it once it has answered; after a panic there is nothing left of it.
+    /// Polls the future, and drops it once it has answered; after a panic there is nothing left of it. All of that is
+    /// one call, since each costs.
     #[inline]
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Result<Poll<F::Output>, Panicked> {
-        self.make_and_poll(None::<fn() -> F>, context)
-    }
-
-    /// The same, with the future that `make` makes. All of it is one call, since each costs.
-    #[inline]
-    fn make_and_poll(
-        &mut self,
-        make: Option<impl FnOnce() -> F>,
-        context: &mut Context<'_>,
-    ) -> Result<Poll<F::Output>, Panicked> {
         // It stands outside of the call, or it would be dropped by the unwinding where the future's destructor panics.
         let mut answer = None;
         let called = call(self.called, || {
-            if let Some(make) = make {
+            if let Some(make) = self.make.take() {
                 self.place.set(Some(make()));
             }
             if let Some(future) = self.place.as_mut().as_pin_mut()
@@ -118,7 +111,7 @@ impl<'a, F: Future> Running<'a, F> {
     }
 }
 
-impl<F> Running<'_, F> {
+impl<F, M> Running<'_, F, M> {
     /// Whether there is nothing left of the future.
     #[inline]
     pub(crate) fn is_over(&self) -> bool {
@@ -131,7 +124,7 @@ impl<F> Running<'_, F> {
     }
 }
 
-impl<F> Drop for Running<'_, F> {
+impl<F, M> Drop for Running<'_, F, M> {
     #[inline]
     fn drop(&mut self) {
         if self.place.is_some() {

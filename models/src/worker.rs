@@ -83,12 +83,12 @@ mod attempt {
     }
 
     pub(super) async fn attempt<F: Future>(
-        call: F,
+        call: impl FnOnce() -> F,
         delivery: &Delivery,
         lanes: &Arc<Lanes>,
         pulse: &Pulse,
     ) -> Result<F::Output, Broken> {
-        let mut call = pin!(call);
+        let mut call = pin!(call());
         let answer = poll_fn(|context| {
             lanes.mind();
             let beating = pulse.beat();

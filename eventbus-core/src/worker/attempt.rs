@@ -10,7 +10,7 @@ use crate::foreign::{Kept, Panicked, Running};
 use crate::log;
 use crate::printable::printable;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -38,26 +38,27 @@ impl From<Panicked> for Broken {
     }
 }
 
-/// Runs a handler's future. The clock starts when the future first waits: one that answers at once costs none.
+/// Runs the future of a handler that `call` makes. The clock starts when the future first waits: one that answers at
+/// once costs none.
 ///
 /// A handler on a thread of its own cannot be stopped. It is waited for, however long it takes, so that no other
 /// attempt runs beside it, and its answer counts.
 pub(super) async fn attempt<F: Future>(
-    call: F,
+    call: impl FnOnce() -> F,
     delivery: &Delivery,
     lanes: &Arc<Lanes>,
     pulse: &Pulse,
 ) -> Result<F::Output, Broken> {
     let limit = lanes.policy.timeout;
-    let mut place = pin!(Some(call));
+    let (mut place, mut clock) = (pin!(None), pin!(None));
     let mut call = Call {
-        running: Running::new("a handler", place.as_mut()),
+        running: Running::new("a handler", call, place.as_mut()),
         cause: Some(Arc::clone(delivery.envelope())),
         span: log::span(|| span(delivery)),
         lanes,
         pulse,
     };
-    let mut answer = call.within(limit).await;
+    let mut answer = poll_fn(|context| call.poll_within(limit, clock.as_mut(), context)).await;
     if let (Ok(None), Some(calls)) = (&answer, delivery.calls())
         && calls.are_running()
     {
@@ -72,32 +73,34 @@ pub(super) async fn attempt<F: Future>(
 }
 
 /// A handler's future with what is around it.
-struct Call<'a, F> {
-    running: Running<'a, F>,
+struct Call<'a, F, M> {
+    running: Running<'a, F, M>,
     cause: Option<Arc<Envelope>>,
     span: Kept<Span>,
     lanes: &'a Arc<Lanes>,
     pulse: &'a Pulse,
 }
 
-impl<F: Future> Call<'_, F> {
+impl<F: Future, M: FnOnce() -> F> Call<'_, F, M> {
     /// The answer, if it comes within `limit`.
-    async fn within(&mut self, limit: Duration) -> Result<Option<F::Output>, Broken> {
-        let mut clock = pin!(None::<Unconstrained<Sleep>>);
-        poll_fn(|context| {
-            if let Poll::Ready(answer) = self.poll(context)? {
-                return Poll::Ready(Ok(Some(answer)));
-            }
-            if clock.is_none() {
-                // The handler may have spent the budget of this poll, as it may that of the next.
-                clock.set(Some(unconstrained(sleep(self.left(limit)))));
-            }
-            match clock.as_mut().as_pin_mut().map(|clock| clock.poll(context)) {
-                Some(Poll::Ready(())) => Poll::Ready(Ok(None)),
-                _ => Poll::Pending,
-            }
-        })
-        .await
+    #[inline]
+    fn poll_within(
+        &mut self,
+        limit: Duration,
+        mut clock: Pin<&mut Option<Unconstrained<Sleep>>>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Option<F::Output>, Broken>> {
+        if let Poll::Ready(answer) = self.poll(context)? {
+            return Poll::Ready(Ok(Some(answer)));
+        }
+        if clock.is_none() {
+            // The handler may have spent the budget of this poll, as it may that of the next.
+            clock.set(Some(unconstrained(sleep(self.left(limit)))));
+        }
+        match clock.as_mut().as_pin_mut().map(|clock| clock.poll(context)) {
+            Some(Poll::Ready(())) => Poll::Ready(Ok(None)),
+            _ => Poll::Pending,
+        }
     }
 
     /// The answer of a handler on a thread that takes longer than `limit`; none, where layers do not pass it on within
@@ -141,6 +144,7 @@ impl<F: Future> Call<'_, F> {
         if spent < FEW.max(limit / 10) { limit } else { limit.saturating_sub(spent) }
     }
 
+    #[inline]
     fn poll(&mut self, context: &mut Context<'_>) -> Result<Poll<F::Output>, Panicked> {
         let Self { running, cause, span, lanes, pulse } = self;
         lanes.mind();

@@ -51,9 +51,7 @@ async fn one_by_one<H: Handler>(handler: &H, hand: &mut One) {
             hand.settled(settled);
             continue;
         }
-        // A layer may run code of its own before there is a future.
-        let call = async { handler.call(delivery).await };
-        let settled = match attempt(call, delivery, &lanes, &pulse).await {
+        let settled = match attempt(|| handler.call(delivery), delivery, &lanes, &pulse).await {
             // The usual answer, apart from the others so that less is moved for it.
             Ok(Outcome::Ack) => ack(&lanes, held, delivery).await,
             result => settle(&lanes, held, delivery, result).await,
@@ -115,7 +113,7 @@ async fn batch_by_batch<H: BatchHandler>(handler: &H, hand: &mut Several) {
         hand.admit(handler).await;
         let deliveries = &hand.deliveries;
         let Some(first) = deliveries.first() else { continue };
-        let call = async {
+        let call = || async {
             match &lanes.layered.batch_layers {
                 None => handler.call(deliveries).await,
                 Some(layers) => layers.call(handler, deliveries).await,
