@@ -174,9 +174,9 @@ async fn what_cannot_become_a_dead_letter_on_a_full_disk_is_overtaken_by_nothing
     bus.start().unwrap();
     let order = |customer, number| OrderPlaced { customer, number };
     for number in 0..5 {
-        bus.publish(&order(1, number)).await.unwrap();
+        bus.publish(order(1, number)).await.unwrap();
     }
-    bus.publish(&order(2, 5)).await.unwrap();
+    bus.publish(order(2, 5)).await.unwrap();
     disk.fill();
     until("the disk is full", async || bus.publish(&Ping { number: 0 }).await.is_err()).await;
     gate.add_permits(1_000_000);

@@ -268,8 +268,16 @@ impl Process {
 }
 
 async fn open(log: &Path, lease: Duration) -> Bus {
-    let broker = SqliteBroker::builder(log).durability(Durability::Off).lease(lease);
-    let broker = broker.open().await.expect("the log opens");
+    let until = Instant::now() + PATIENCE;
+    let broker = loop {
+        match SqliteBroker::builder(log).durability(Durability::Off).lease(lease).open().await {
+            Ok(broker) => break broker,
+            // The other one may be stopped in the middle of a transaction.
+            Err(error)
+                if error.to_string().contains("did not let go of it in time") && Instant::now() < until => {}
+            Err(error) => panic!("the log does not open: {error}"),
+        }
+    };
     let builder = Bus::builder()
         .without_subscriptions()
         .drain(PATIENCE / 2)

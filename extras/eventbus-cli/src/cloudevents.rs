@@ -229,7 +229,7 @@ mod tests {
     use eventbus_core::EventId;
 
     fn read(text: &str) -> Result<Vec<Envelope>, String> {
-        events(text.as_bytes()).map(|event| envelope(&*event?, None)).collect()
+        events(text.as_bytes()).map(|event| envelope(&event?, None)).collect()
     }
 
     fn again(sent: &Envelope) -> Envelope {
