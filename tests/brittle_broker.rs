@@ -117,10 +117,6 @@ impl Settler for BrittleSettler {
         })
     }
 
-    fn nack(&self, receipt: Receipt, delay: Duration) -> BrokerFuture<Result<(), BrokerError>> {
-        self.0.nack(receipt, delay)
-    }
-
     fn reject(&self, receipt: Receipt, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
         let rejected = self.0.reject(receipt, dead_letter);
         self.1.at("reject");

@@ -287,10 +287,6 @@ impl Settler for FullSettler {
         self.0.ack(receipt)
     }
 
-    fn nack(&self, receipt: Receipt, delay: Duration) -> BrokerFuture<Result<(), BrokerError>> {
-        self.0.nack(receipt, delay)
-    }
-
     fn reject(&self, receipt: Receipt, letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
         if self.1.full.load(Ordering::SeqCst) {
             self.1.refused.fetch_add(1, Ordering::SeqCst);

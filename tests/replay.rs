@@ -69,6 +69,8 @@ async fn a_replay_delivers_the_part_of_the_history_that_is_asked_for() {
     assert_eq!(replayed(beginning, now).await, [0, 1, 2, 3, 4, 5]);
     let offsets = (ReplayFrom::Offset(Offset::new(1)), ReplayUntil::Offset(Offset::new(4)));
     assert_eq!(replayed(offsets.0, offsets.1).await, [1, 2, 3, 4]);
+    assert_eq!(replayed(ReplayFrom::After(Offset::new(3)), now).await, [4, 5]);
+    assert_eq!(replayed(ReplayFrom::After(Offset::new(5)), now).await, [0; 0]);
     assert_eq!(replayed(ReplayFrom::Time(middle), now).await, [3, 4, 5]);
     assert_eq!(replayed(beginning, ReplayUntil::Time(middle)).await, [0, 1, 2]);
     assert_eq!(replayed(ReplayFrom::Time(jiff::Timestamp::MAX), now).await, [0; 0]);

@@ -13,7 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 /// The log and the groups.
 #[derive(Clone, Default)]
@@ -102,7 +101,7 @@ impl Broker for Keeper {
 
     fn features(&self) -> Features {
         let mut features = Features::none();
-        (features.durable, features.patterns, features.replay) = (true, true, true);
+        (features.durable, features.patterns) = (true, true);
         features
     }
 
@@ -200,10 +199,6 @@ impl Settler for Cursor {
         BrokerFuture::ready(Ok(()))
     }
 
-    fn nack(&self, _: Receipt, _: Duration) -> BrokerFuture<Result<(), BrokerError>> {
-        unreachable!("nobody nacks here")
-    }
-
     fn reject(&self, receipt: Receipt, letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
         self.0.state().dead_letters.push(letter);
         self.ack(receipt)
@@ -231,6 +226,7 @@ impl Replayable for Keeper {
             let begins = match request.from {
                 ReplayFrom::Beginning => true,
                 ReplayFrom::Offset(from) => *place >= from,
+                ReplayFrom::After(behind) => *place > behind,
                 other => panic!("{other:?} is not asked of this broker"),
             };
             let ends = match request.until {
@@ -281,10 +277,6 @@ struct NoCursor(Keeper);
 impl Settler for NoCursor {
     fn ack(&self, _: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
         BrokerFuture::ready(Ok(()))
-    }
-
-    fn nack(&self, _: Receipt, _: Duration) -> BrokerFuture<Result<(), BrokerError>> {
-        unreachable!("nobody nacks here")
     }
 
     fn reject(&self, _: Receipt, letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {

@@ -149,7 +149,6 @@ impl Broker for SqliteBroker {
         features.key_order = true;
         features.patterns = true;
         features.start_earliest = true;
-        features.replay = true;
         features.multi_process = true;
         features.max_payload = Some(self.store().settings.max_payload);
         features

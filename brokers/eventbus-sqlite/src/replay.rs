@@ -19,7 +19,6 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 use tokio::runtime::Handle;
 
 /// One replay.
@@ -53,6 +52,7 @@ fn bounds(reader: &mut Reader, request: &ReplayRequest) -> rusqlite::Result<(i64
     };
     let from = match request.from {
         ReplayFrom::Offset(offset) => place(offset) - 1,
+        ReplayFrom::After(offset) => place(offset),
         ReplayFrom::Time(time) => before(time)?.map_or(head, |offset| offset - 1),
         _ => 0,
     };
@@ -215,12 +215,6 @@ struct Rejected {
 
 impl Settler for History {
     fn ack(&self, _receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
-        BrokerFuture::ready(Ok(()))
-    }
-
-    fn nack(&self, mut receipt: Receipt, _delay: Duration) -> BrokerFuture<Result<(), BrokerError>> {
-        receipt.attempt = receipt.attempt.saturating_add(1);
-        self.release(receipt);
         BrokerFuture::ready(Ok(()))
     }
 

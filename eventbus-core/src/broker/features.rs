@@ -12,8 +12,6 @@ pub struct Features {
     pub patterns: bool,
     /// A new group can begin at the oldest event that is kept.
     pub start_earliest: bool,
-    /// Events can be delivered again from an earlier place.
-    pub replay: bool,
     /// Several processes may share a group.
     pub multi_process: bool,
     /// The largest payload, in bytes, where there is a limit.
@@ -36,7 +34,6 @@ impl Features {
             key_order: false,
             patterns: false,
             start_earliest: false,
-            replay: false,
             multi_process: false,
             max_payload: None,
         }

@@ -22,7 +22,8 @@ pub use groups::{GroupState, Groups};
 pub use progress::{Progress, Save, Saved};
 pub use replay::{Replay, ReplayFrom, ReplayRequest, ReplayUntil, Replayable};
 pub use scheme::{OpenedBroker, Scheme};
-pub use settle::{Acker, Begin, Parked, Receipt, Settler};
+pub(crate) use settle::Acker;
+pub use settle::{Begin, Parked, Receipt, Settler};
 pub use start::Start;
 
 use crate::envelope::Envelope;

@@ -35,6 +35,8 @@ pub enum ReplayFrom {
     Beginning,
     /// With the event at this place, or the next one that is kept.
     Offset(Offset),
+    /// With the next event behind this place, such as [`ReplayReport::latest`](crate::ReplayReport::latest).
+    After(Offset),
     /// With the first event that happened at this time or later.
     Time(Timestamp),
 }

@@ -29,9 +29,6 @@ pub trait Settler: Send + Sync + fmt::Debug + 'static {
     /// The delivery is done.
     fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>>;
 
-    /// The delivery failed; deliver it again, not before `delay` has passed.
-    fn nack(&self, receipt: Receipt, delay: Duration) -> BrokerFuture<Result<(), BrokerError>>;
-
     /// The subscription gave the delivery up. `Ok` means that its dead letter is stored, and the delivery done.
     ///
     /// An error means that neither is the case, as on a full disk: whoever asked still holds the delivery, as before.
@@ -102,7 +99,7 @@ impl Parked {
 
 /// Settles one delivery, once; dropping it leaves the delivery to be delivered again.
 #[derive(Debug)]
-pub struct Acker {
+pub(crate) struct Acker {
     settler: Kept<Arc<dyn Settler>>,
     receipt: Option<Receipt>,
 }
@@ -119,15 +116,9 @@ impl Acker {
     }
 
     /// The delivery is done.
-    pub fn ack(mut self) -> BrokerFuture<Result<(), BrokerError>> {
+    pub(crate) fn ack(mut self) -> BrokerFuture<Result<(), BrokerError>> {
         let receipt = self.take();
         self.settler.ack(receipt)
-    }
-
-    /// The delivery failed; deliver it again after `delay`.
-    pub fn nack(mut self, delay: Duration) -> BrokerFuture<Result<(), BrokerError>> {
-        let receipt = self.take();
-        self.settler.nack(receipt, delay)
     }
 
     /// The delivery is given up; `Ok` means that its dead letter is stored. Where it could not be, the delivery is held

@@ -5,7 +5,7 @@ use super::pass::{Journal, OnProgress, Pass, Plan};
 use super::replay::{Overrides, ReplayProgress, ReplayReport, refused};
 use super::shutdown::{close, idle};
 use super::stage::Stage;
-use crate::broker::{Groups, Offset, ReplayFrom, ReplayUntil, SubscribeRequest};
+use crate::broker::{Groups, ReplayFrom, ReplayUntil, SubscribeRequest};
 use crate::counted::{count, counted};
 use crate::error::{BoxError, Error, Result};
 use crate::foreign;
@@ -210,7 +210,7 @@ impl Rebuilding {
             }
             if let Some(latest) = report.latest {
                 sum.latest = Some(latest);
-                plan.from = ReplayFrom::Offset(Offset::new(latest.get() + 1));
+                plan.from = ReplayFrom::After(latest);
             }
             Ok(report.events)
         };

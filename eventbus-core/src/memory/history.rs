@@ -63,6 +63,7 @@ impl Events {
         let begins = |offset: Offset, envelope: &Envelope| match request.from {
             ReplayFrom::Beginning => true,
             ReplayFrom::Offset(from) => offset >= from,
+            ReplayFrom::After(behind) => offset > behind,
             ReplayFrom::Time(from) => envelope.time() >= from,
         };
         let ends = |offset: Offset, envelope: &Envelope| match request.until {

@@ -240,7 +240,6 @@ impl Broker for MemoryBroker {
         features.key_order = true;
         features.patterns = true;
         features.start_earliest = self.0.history.is_some();
-        features.replay = self.0.history.is_some();
         features
     }
 

@@ -14,11 +14,9 @@ use crate::printable::printable;
 use crate::topic::Pattern;
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
-use tokio::runtime::Handle;
 
 /// What waits for delivery to one group.
 pub(super) struct Queue {
@@ -35,8 +33,6 @@ pub(super) struct Queue {
     told: AtomicBool,
     outstanding: Arc<Outstanding>,
     dead_letters: Arc<MemoryDeadLetters>,
-    /// The queue itself, for what comes back to it later.
-    queue: Weak<Self>,
 }
 
 struct Inbox {
@@ -98,7 +94,7 @@ impl Queue {
             open_readers: 0,
             reads: 0,
         };
-        Arc::new_cyclic(|queue| Self {
+        Arc::new(Self {
             group,
             pattern,
             places: Places::new(deliveries.len()),
@@ -108,7 +104,6 @@ impl Queue {
             told: AtomicBool::new(false),
             outstanding,
             dead_letters,
-            queue: Weak::clone(queue),
         })
     }
 
@@ -228,28 +223,6 @@ impl Settler for Queue {
     fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
         drop(receipt);
         self.settle();
-        BrokerFuture::ready(Ok(()))
-    }
-
-    fn nack(&self, receipt: Receipt, delay: Duration) -> BrokerFuture<Result<(), BrokerError>> {
-        if delay.is_zero() {
-            self.release(receipt);
-            return BrokerFuture::ready(Ok(()));
-        }
-        let Ok(runtime) = Handle::try_current() else {
-            self.release(receipt);
-            return BrokerFuture::ready(Err(BrokerError::new(
-                "the delivery comes again at once: to wait takes a tokio runtime, and there is none",
-            )));
-        };
-        let (queue, outstanding) = (Weak::clone(&self.queue), Arc::clone(&self.outstanding));
-        runtime.spawn(async move {
-            tokio::time::sleep(delay).await;
-            match queue.upgrade() {
-                Some(queue) => queue.release(receipt),
-                None => outstanding.remove(1),
-            }
-        });
         BrokerFuture::ready(Ok(()))
     }
 

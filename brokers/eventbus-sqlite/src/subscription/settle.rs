@@ -12,8 +12,7 @@ use crate::offsets::{offset_of, place, size};
 use crate::writes::When;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::{Begin, BrokerFuture, DeadLetter, FailureKind, Parked, Receipt, Settler};
-use jiff::{SignedDuration, Timestamp};
-use std::time::Duration;
+use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 impl Settler for Subscription {
@@ -41,20 +40,6 @@ impl Settler for Subscription {
             None => return BrokerFuture::ready(Err(self.lost())),
         }
         BrokerFuture::ready(Ok(()))
-    }
-
-    fn nack(&self, mut receipt: Receipt, delay: Duration) -> BrokerFuture<Result<(), BrokerError>> {
-        receipt.attempt = receipt.attempt.saturating_add(1);
-        let now = Timestamp::now();
-        let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX);
-        let parked = Parked {
-            first_failed_at: now,
-            last_failed_at: now,
-            due: now.checked_add(delay).unwrap_or(Timestamp::MAX),
-        };
-        let noted = self.park(&receipt, parked);
-        self.release(receipt);
-        noted
     }
 
     fn reject(&self, receipt: Receipt, letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
