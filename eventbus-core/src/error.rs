@@ -183,19 +183,22 @@ pub enum PublishError {
         /// How many events the queue may hold.
         capacity: usize,
     },
-    /// The payload is larger than the broker takes.
+    /// The payload, or what stands around it, is larger than the broker takes.
     #[error(
-        "cannot publish to \"{topic}\": its payload has {}, and {} are allowed; \
+        "cannot publish to \"{topic}\": its {} {}, and {} are allowed; \
          publish a reference to what is stored elsewhere, or raise the broker's `max_payload`",
+        of_part(part),
         counted(size, "byte"),
         count(limit)
     )]
     TooLarge {
         /// The topic that was published to.
         topic: String,
-        /// The payload's size, in bytes.
+        /// What is too large, or has most of what is: the payload, or an attribute or the headers.
+        part: &'static str,
+        /// The size of the payload, or else of all attributes and headers together, in bytes.
         size: usize,
-        /// The largest size that the broker takes, in bytes.
+        /// The largest that the broker takes, in bytes.
         limit: usize,
     },
     /// The event is the end of a long chain of events that caused each other, most likely a loop.
@@ -240,6 +243,14 @@ pub enum PublishError {
         /// What went wrong before the broker could confirm.
         cause: BoxError,
     },
+}
+
+/// How a message begins that tells the size of a part.
+fn of_part(part: &str) -> String {
+    match part {
+        "payload" => "payload has".to_owned(),
+        _ => format!("{part} and the other attributes have"),
+    }
 }
 
 /// Why a payload could not become the event that a subscriber asked for.

@@ -63,6 +63,16 @@ impl EventId {
     }
 }
 
+impl EventId {
+    /// How many bytes its text has.
+    pub(crate) fn size(&self) -> usize {
+        match &self.0 {
+            Repr::Uuid(_) => uuid::fmt::Hyphenated::LENGTH,
+            Repr::Text(text) => text.len(),
+        }
+    }
+}
+
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {

@@ -256,12 +256,11 @@ impl Store {
     /// An envelope as it is written; refused where it is too large.
     fn record(&self, envelope: Arc<Envelope>) -> Result<Record, PublishError> {
         let topic = || envelope.topic().to_string();
-        let limit = self.settings.max_payload;
         match Record::new(Arc::clone(&envelope)) {
-            Ok(record) if record.payload.len() > limit => {
-                Err(PublishError::TooLarge { topic: topic(), size: record.payload.len(), limit })
+            Ok(record) => {
+                record.envelope.check_size(record.payload.len(), self.settings.max_payload)?;
+                Ok(record)
             }
-            Ok(record) => Ok(record),
             Err(DecodeError::Encode { cause, .. }) => Err(PublishError::Encode { topic: topic(), cause }),
             Err(error) => Err(PublishError::Encode { topic: topic(), cause: error.into() }),
         }

@@ -107,6 +107,9 @@ impl SqliteBrokerBuilder {
     }
 
     /// The largest payload that is taken, in bytes. Default: 8 MiB.
+    ///
+    /// Everything else of an event counts as well: its topic, key, subject, id, source, type, content type, the ids of
+    /// its causes, and the headers with their names may together have as many bytes, and 64 KiB in any case.
     pub fn max_payload(mut self, bytes: usize) -> Self {
         self.max_payload = bytes;
         self

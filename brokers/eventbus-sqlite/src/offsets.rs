@@ -23,7 +23,7 @@ pub(crate) fn before(offset: Offset) -> i64 {
     place(offset) - 1
 }
 
-/// The size of a payload that was read.
+/// The size of an event that was read: its payload, and what stands around it.
 pub(crate) fn size(envelope: &Envelope) -> usize {
-    envelope.payload().map_or(0, |payload| payload.len())
+    envelope.payload().map_or(0, |payload| payload.len()) + envelope.attributes_size()
 }

@@ -1,5 +1,6 @@
 //! Rows and envelopes: how an event is written, and read back.
 
+use crate::offsets::size;
 use bytes::Bytes;
 use crc32fast::Hasher;
 use eventbus_core::{DecodeError, Envelope, EventId, Headers, Topic};
@@ -68,12 +69,19 @@ impl Record {
     }
 }
 
+impl Record {
+    /// How many bytes it takes.
+    pub(crate) fn size(&self) -> usize {
+        self.payload.len() + self.envelope.attributes_size()
+    }
+}
+
 /// An event that was read.
 pub(crate) struct Stored {
     pub(crate) offset: i64,
     /// In its final place, since it is handed on several times.
     pub(crate) envelope: Arc<Envelope>,
-    /// The size of its payload.
+    /// Its size: the payload, and what stands around it.
     pub(crate) size: usize,
     /// Whether the row is what was written.
     pub(crate) intact: bool,
@@ -84,16 +92,17 @@ impl Stored {
     pub(crate) fn unreadable(row: &Row<'_>, topic: Option<Topic>) -> rusqlite::Result<Self> {
         let topic = topic.unwrap_or(Topic::from_static("unreadable"));
         let payload = row.get_ref(14).ok().and_then(|payload| payload.as_bytes().ok()).unwrap_or_default();
-        let (size, payload) = (payload.len(), Bytes::copy_from_slice(payload));
+        let payload = Bytes::copy_from_slice(payload);
         let envelope = Envelope::stored(topic, EventId::new(""), Timestamp::UNIX_EPOCH, payload);
+        let size = size(&envelope);
         Ok(Self { offset: row.get(0)?, envelope: Arc::new(envelope), size, intact: false })
     }
 
     /// The event with another payload.
     pub(crate) fn with_payload(self, payload: Vec<u8>) -> Self {
-        let size = payload.len();
         // Nobody else has it yet.
         let envelope = Arc::unwrap_or_clone(self.envelope).with_payload(Bytes::from(payload));
+        let size = size(&envelope);
         Self { envelope: Arc::new(envelope), size, ..self }
     }
 }
@@ -170,7 +179,8 @@ pub(crate) fn read(row: &Row<'_>, topic: Topic, source: &str) -> rusqlite::Resul
     if let Some(headers) = headers {
         *envelope.headers_mut() = read_headers(headers);
     }
-    Ok(Stored { offset, envelope: Arc::new(envelope), size: payload.len(), intact })
+    let size = size(&envelope);
+    Ok(Stored { offset, envelope: Arc::new(envelope), size, intact })
 }
 
 /// The time of an event as it is written: the second since 1970 in which it lies, and the nanosecond of that second.

@@ -344,7 +344,7 @@ impl Writer {
         if listening {
             for (record, stored) in publishes.iter().flat_map(Waiting::records).zip(&written.stored) {
                 if let Ok(Some(offset)) = stored {
-                    evicted.extend(tail.push(*offset, Arc::clone(&record.envelope), record.payload.len()));
+                    evicted.extend(tail.push(*offset, Arc::clone(&record.envelope), record.size()));
                 }
             }
         }

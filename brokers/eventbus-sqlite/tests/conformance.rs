@@ -294,6 +294,15 @@ async fn an_event_above_the_limit_is_refused_and_others_in_its_batch_are_not() {
     assert!(matches!(error, PublishError::TooLarge { size: 101, limit: 100, .. }), "{error}");
     assert!(error.to_string().contains("max_payload"), "{error}");
     bus.publish_to("a.b", &"x".repeat(98)).await.unwrap();
+    let envelope = || Envelope::from_json(Topic::from_static("a.b"), &1).unwrap();
+    let error =
+        bus.publish_envelope(envelope().with_key("k".repeat(64 << 10))).await.unwrap_err().to_string();
+    for part in ["key and the other attributes have", "65,536 are allowed", "max_payload"] {
+        assert!(error.contains(part), "{error}");
+    }
+    let large = |count: usize| envelope().with_header("name", "v".repeat(count));
+    let results = bus.publish_envelopes([large(70_000), large(60_000)]).await;
+    assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 mod attributes;
 mod payload;
 mod read_back;
+mod size;
 
 use crate::codec::{Codec, Json};
 use crate::error::{DecodeError, PublishError};

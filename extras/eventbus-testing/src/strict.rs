@@ -16,15 +16,10 @@ pub(crate) struct Strict(pub(crate) MemoryBroker);
 
 fn check(envelope: &Envelope) -> Result<(), PublishError> {
     envelope.read_back()?;
-    let topic = || envelope.topic().to_string();
-    let size = match envelope.payload() {
-        Ok(payload) => payload.len(),
-        Err(error) => return Err(PublishError::Encode { topic: topic(), cause: error.into() }),
-    };
-    if size > MAX_PAYLOAD {
-        return Err(PublishError::TooLarge { topic: topic(), size, limit: MAX_PAYLOAD });
+    match envelope.payload() {
+        Ok(payload) => envelope.check_size(payload.len(), MAX_PAYLOAD),
+        Err(error) => Err(PublishError::Encode { topic: envelope.topic().to_string(), cause: error.into() }),
     }
-    Ok(())
 }
 
 impl Broker for Strict {

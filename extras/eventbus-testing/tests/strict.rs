@@ -50,6 +50,10 @@ async fn what_a_log_could_not_keep_or_give_back_is_refused() {
     let envelope = eventbus::Envelope::from_bytes(Topic::from_static("a"), "image/png", bytes.into());
     let error = bus.bus().publish_envelope(envelope).await.unwrap_err();
     assert!(matches!(error, PublishError::TooLarge { size: 8_388_609, .. }), "{error}");
+    let envelope =
+        eventbus::Envelope::from_json(Topic::from_static("a"), &1).unwrap().with_key("k".repeat(8 << 20));
+    let error = bus.bus().publish_envelope(envelope).await.unwrap_err();
+    assert!(matches!(error, PublishError::TooLarge { part: "key", .. }), "{error}");
     assert_eq!(bus.published::<PageScanned>().len(), 99);
 }
 
