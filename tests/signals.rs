@@ -45,7 +45,8 @@ fn child() {
 
 async fn main(handler: String, drain: Duration) -> i32 {
     let (bus, _broker) = support::bus_with(Bus::builder().drain(drain)).await;
-    let lingers = handler == "lingers";
+    let handler_ends = handler == "ends";
+    let lingers = handler_ends || handler == "lingers";
     bus.on(move |ping: Arc<Ping>| {
         let handler = handler.clone();
         async move {
@@ -70,6 +71,15 @@ async fn main(handler: String, drain: Duration) -> i32 {
     .unwrap();
     for number in 0..4 {
         bus.publish(&Ping { number }).await.unwrap();
+    }
+    if handler_ends {
+        tokio::spawn({
+            let bus = bus.clone();
+            async move {
+                bus.settled().await.unwrap();
+                bus.shutdown().await
+            }
+        });
     }
     let ended = bus.run().await;
     println!("ended {ended:?}");
@@ -200,6 +210,17 @@ fn one_more_signal_ends_a_program_that_goes_on_after_its_bus_has_ended() {
     let (took, code, errors) = end(program.child, began);
     assert_eq!(code, Some(1), "{errors}");
     assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn a_signal_ends_a_program_whose_bus_has_ended_without_one() {
+    let mut program = Program::start("ends tokio 10000");
+    program.read_until("ended Ok");
+    let signalled = Instant::now();
+    kill(program.child.id(), "-INT");
+    let (took, code, errors) = end(program.child, signalled);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(code, Some(1), "{errors}");
 }
 
 #[test]

@@ -28,8 +28,9 @@ impl Bus {
     ///
     /// When the drain time is over, or on the second signal, the program ends within a second, whatever runs: a handler
     /// that blocks its thread keeps a tokio runtime from ending, so where one does, the process is ended from another
-    /// thread, with the exit code 1 and a line that names it. Once a signal has ended the bus, one more ends the
-    /// process at once.
+    /// thread, with the exit code 1 and a line that names it. Once the bus has ended, by a signal or otherwise, the
+    /// next one ends the process at once, as it would without a bus; a program that goes on and listens for signals
+    /// by itself uses [`run_until`](Self::run_until).
     ///
     /// Where the program has set up no `tracing` subscriber by now, this sets one up, which writes warnings and errors to
     /// standard error: failed attempts, dead letters, and whatever else the program logs of that weight.

@@ -13,7 +13,7 @@ use crate::printable::printable;
 use crate::stderr;
 use crate::worker::Lanes;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
@@ -29,6 +29,8 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// How many buses run in this process.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
+/// A thread waits for a signal after the end of a bus.
+static GOES_ON: AtomicBool = AtomicBool::new(false);
 
 /// The signals of one `Bus::run`; dropped, it has returned.
 pub(super) struct Signals {
@@ -143,7 +145,7 @@ enum Came {
 impl Ear {
     async fn listen(mut self, listener: &mut Listener) {
         if self.wait(listener, None).await == Came::Over {
-            return;
+            return Self::go_on(listener).await;
         }
         // The bus lets go of them when it ends, and this is to know what they do then.
         let lanes = self.lanes();
@@ -166,12 +168,21 @@ impl Ear {
             tokio::time::sleep(LOOK).await;
         }
         drop(lanes);
-        // The program comes to its end by itself. Where it does not, a signal has no effect of its own any more.
+        Self::go_on(listener).await;
+    }
+
+    /// The bus has ended, and the program comes to its end by itself. Where it does not, a signal has to end it: since
+    /// there is a listener, it has no effect of its own any more.
+    async fn go_on(listener: &mut Listener) {
+        // One is enough, however many buses have run.
+        if GOES_ON.swap(true, Ordering::SeqCst) {
+            return;
+        }
         loop {
             listener.next().await;
             if RUNNING.load(Ordering::SeqCst) == 0 {
                 end(say(|| {
-                    log::warn!(target: "eventbus", "one more signal after the end of the bus: the process ends now");
+                    log::warn!(target: "eventbus", "a signal after the end of the bus: the process ends now");
                 }));
             }
         }
