@@ -73,6 +73,7 @@ struct BoxChanged {
 struct FieldForgotten {
     #[serde(skip_deserializing)]
     forgotten: u32,
+    wei: u128,
 }
 
 #[derive(Event, Clone, Debug, Serialize, Deserialize)]
@@ -167,7 +168,10 @@ async fn an_event_that_is_written_in_another_way_than_it_is_read_is_refused() {
     let change = Change::Resized { x: 1, width: Some(2) };
     is_refused(BoxChanged { change }, &["`change`, in it `width` comes back as something else"]).await;
     let _ = Change::Moved { x: 1 };
-    is_refused(FieldForgotten { forgotten: 7 }, &["`forgotten` comes back as something else"]).await;
+    for wei in [1, u128::MAX] {
+        let event = FieldForgotten { forgotten: 7, wei };
+        is_refused(event, &["`forgotten` comes back as something else"]).await;
+    }
     is_refused(GridFilled { cells: BTreeMap::from([((1, 2), 3)]) }, &["`cells`", "list of pairs"]).await;
     is_refused(NumberWritten { number: 7 }, &["expected u32"]).await;
 }
