@@ -13,7 +13,8 @@ use std::sync::Arc;
 /// A record of something that happened; derive it.
 ///
 /// The derive macro connects the type with its topic, so that publishing needs no address and a subscriber's
-/// topic and argument are compared when the program compiles.
+/// topic and argument are compared when the program compiles. An event is `Clone`, and serde's `Serialize` and
+/// `Deserialize`.
 ///
 /// An event has to come back from its codec as what it was: a publish fails with
 /// [`PublishError::Unreadable`](crate::PublishError::Unreadable) where it does not. Debug builds look at every event,
@@ -37,7 +38,7 @@ use std::sync::Arc;
     note = "add `#[derive(Event, Clone, Serialize, Deserialize)]` and `#[event(topic = \"order.placed\")]` to the type",
     note = "a value without an event type can be published with `publish_to(topic, &value)`"
 )]
-pub trait Event: Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
+pub trait Event: Stored + Send + Sync + 'static {
     /// Topic, version and origin of the type.
     const META: &'static EventMeta;
 
@@ -72,6 +73,26 @@ pub trait Event: Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
         decode_current(version, content_type, payload)
     }
 }
+
+/// What a type needs to be written and read back, as one bound, so that a forgotten derive is one error.
+#[doc(hidden)]
+#[diagnostic::on_unimplemented(
+    message = "the event `{Self}` needs `Clone`, `Serialize` and `Deserialize`",
+    label = "one of them is missing here",
+    note = "write `#[derive(Event, Clone, serde::Serialize, serde::Deserialize)]`; serde is a dependency of your own, \
+            with the feature `derive`"
+)]
+pub trait Stored: Clone + Serialize + DeserializeOwned {}
+
+#[diagnostic::do_not_recommend]
+impl<T: Clone + Serialize + DeserializeOwned> Stored for T {}
+
+// Nothing is ever `Never`. Where only one implementation could apply, the compiler tells what that one lacks, in the
+// words of serde and once for each trait; where two could, it tells what this trait says.
+#[diagnostic::do_not_recommend]
+impl<T: Clone + Serialize + DeserializeOwned + Stored> Stored for T where for<'never> (): Never {}
+
+trait Never {}
 
 /// Decodes the current version of `E`, and no other.
 ///
