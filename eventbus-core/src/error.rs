@@ -43,6 +43,15 @@ pub enum Error {
     /// The bus was shut down; build another one.
     #[error("the bus was shut down; build another one")]
     Closed,
+    /// There was no tokio runtime around a call that needs one.
+    #[error(
+        "`{call}` was called outside of a tokio runtime; call it inside of `#[eventbus::main]`, `#[tokio::main]` or \
+         `Runtime::block_on`"
+    )]
+    NoRuntime {
+        /// What was called.
+        call: &'static str,
+    },
     /// A replay was refused.
     #[error("cannot replay `{group}`: {reason}")]
     Replay {

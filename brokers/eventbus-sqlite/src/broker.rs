@@ -91,6 +91,12 @@ impl SqliteBroker {
     }
 
     pub(crate) async fn open_with(mut settings: SqliteBrokerBuilder) -> Result<Self, BrokerError> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(BrokerError::new(
+                "a log was opened outside of a tokio runtime; open it inside of `#[eventbus::main]`, `#[tokio::main]` or \
+                 `Runtime::block_on`",
+            ));
+        }
         let opening = tokio::task::spawn_blocking(move || {
             settings.path = resolve(&settings.path)?;
             let connection = open_writer(&settings.path, settings.create, settings.durability)?;

@@ -1,5 +1,6 @@
 //! Addresses: from a text such as `sqlite:shop.db` to an open broker.
 
+use super::home::needs_runtime;
 use crate::broker::Broker;
 use crate::error::{Error, Result};
 use crate::memory::MemoryBroker;
@@ -35,7 +36,10 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Broker>> {
         return Ok(Arc::new(MemoryBroker::new()));
     }
     match registry::schemes().iter().find(|known| known.name == scheme) {
-        Some(known) => Ok((known.open)(url).await?),
+        Some(known) => {
+            needs_runtime("connect")?;
+            Ok((known.open)(url).await?)
+        }
         None => Err(Error::Url { url: without_password(url), reason: unknown(scheme) }),
     }
 }

@@ -193,8 +193,8 @@ impl BusBuilder {
     /// `sqlite:shop.db` the embedded log (Cargo feature `sqlite`).
     ///
     /// # Errors
-    /// Where no broker of this build has the address's scheme, what the broker reports, and as
-    /// [`broker`](Self::broker).
+    /// Where no broker of this build has the address's scheme, outside of a tokio runtime, what the broker reports, and
+    /// as [`broker`](Self::broker).
     pub async fn connect(self, url: &str) -> Result<Bus> {
         self.open(address::open(url).await?).await
     }

@@ -3,11 +3,14 @@
 //! A runtime that has ended takes tasks and drops them without a word. So a task of ours lives there for as long as
 //! the bus, and says when it is dropped.
 
-use crate::error::{Result, StartupError};
+use crate::error::{Error, Result, StartupError};
 use crate::publisher::Outlet;
 use crate::waiters::Waiters;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 use tokio::runtime::{EnterGuard, Handle};
 use tokio::task::AbortHandle;
 
@@ -64,7 +67,22 @@ impl Home {
     }
 }
 
+/// Finds out before anything is begun whether a call is made where it can wait.
+pub(super) fn needs_runtime(call: &'static str) -> Result<()> {
+    Handle::try_current().map(drop).map_err(|_outside| Error::NoRuntime { call })
+}
+
 impl Home {
+    /// Awaits `future` as if it were awaited on the runtime of this bus, wherever it is.
+    pub(super) async fn inside<T>(&self, future: impl Future<Output = T>) -> Result<T> {
+        let mut future = pin!(future);
+        poll_fn(|context| match self.enter() {
+            Ok(_entered) => future.as_mut().poll(context).map(Ok),
+            Err(error) => Poll::Ready(Err(error)),
+        })
+        .await
+    }
+
     /// Resolves once nothing can be handled here any more, since the runtime has ended.
     pub(super) async fn ended(&self) {
         let State { ended, inhabited, told, .. } = &*self.state;

@@ -269,7 +269,7 @@ impl Bus {
         });
         // Before there is a source that nobody reads.
         let layered = worker::layered(subscription, || worker.layered(&layers))?;
-        let source = source.await?;
+        let source = shared.home.inside(source).await??;
         let watchdog = shared.watchdog.get_or_init(Watchdog::start);
         // Its tasks live where the bus lives, wherever this is called.
         let _entered = shared.home.enter()?;

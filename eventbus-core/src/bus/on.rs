@@ -38,6 +38,40 @@ impl Bus {
     /// # }
     /// ```
     ///
+    /// It is called again before an earlier call has ended, so each call's future owns what it uses: the closure keeps
+    /// a value and gives each future a clone of it. An `async move |order| …` would lend it, which does not compile.
+    ///
+    /// ```
+    /// # use eventbus::{Bus, Event};
+    /// # use serde::{Deserialize, Serialize};
+    /// # use std::sync::Arc;
+    /// # use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    /// # #[derive(Event, Clone, Debug, Serialize, Deserialize)]
+    /// # #[event(topic = "order.placed")]
+    /// # struct OrderPlaced { total: u64 }
+    /// # async fn store(_: &OrderPlaced) {}
+    /// # async fn count(bus: Bus, sum: Arc<AtomicU64>) -> eventbus::Result<()> {
+    /// bus.on(move |order: Arc<OrderPlaced>| {
+    ///     let sum = sum.clone();
+    ///     async move {
+    ///         store(&order).await;
+    ///         sum.fetch_add(order.total, Relaxed);
+    ///     }
+    /// })
+    /// .await?;
+    /// # Ok(())
+    /// # }
+    /// # #[eventbus::main]
+    /// # async fn main() {
+    /// #     let (bus, sum) = (Bus::builder().without_subscriptions().connect("memory:").await.unwrap(), Arc::default());
+    /// #     count(bus.clone(), Arc::clone(&sum)).await.unwrap();
+    /// #     bus.start().unwrap();
+    /// #     bus.publish(OrderPlaced { total: 7 }).await.unwrap();
+    /// #     bus.settled().await.unwrap();
+    /// #     assert_eq!(sum.load(Relaxed), 7);
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// Awaited, as [`Bus::connect`], for this one subscription, and where the broker is durable and no group is named.
     #[track_caller]

@@ -1,6 +1,7 @@
 //! Rebuild: a read model is built anew beside the live one, and takes its place.
 
 use super::Bus;
+use super::home::needs_runtime;
 use super::pass::{Journal, OnProgress, Pass, Plan};
 use super::replay::{Overrides, ReplayProgress, ReplayReport, refused};
 use super::shutdown::{close, idle};
@@ -171,6 +172,7 @@ impl Rebuilding {
     }
 
     async fn run(self) -> Result<ReplayReport> {
+        needs_runtime("rebuild")?;
         let Self { bus, group, states, on_progress, swap } = self;
         let started = Instant::now();
         let live = bus.lanes_of(&group)?;

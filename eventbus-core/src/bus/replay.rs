@@ -1,6 +1,7 @@
 //! Replay: delivers a part of the history again, to one group.
 
 use super::Bus;
+use super::home::needs_runtime;
 use super::pass::{Journal, OnProgress, Pass, Plan};
 use crate::broker::{Offset, ReplayFrom, ReplayUntil, Replayable};
 use crate::census;
@@ -163,6 +164,7 @@ impl Replaying {
     }
 
     async fn run(self) -> Result<ReplayReport> {
+        needs_runtime("replay")?;
         let live = self.bus.lanes_of(&self.group)?;
         let refuse = |reason| Error::Replay { group: self.group.clone(), reason };
         if !self.insist {

@@ -1,5 +1,6 @@
 //! The end of a bus: who may still publish, what is still handled, and what is said of the rest.
 
+use super::home::needs_runtime;
 use super::stage::{Closing, Left};
 use super::{Bus, race, signal};
 use crate::broker::{Broker, SubscribeRequest};
@@ -41,6 +42,7 @@ impl Bus {
     /// # Cancel safety
     /// As `shutdown`.
     pub async fn run(&self) -> Result<()> {
+        needs_runtime("run")?;
         log_to_stderr(Level::WARN);
         // A signal that comes with the first deliveries is a shutdown already.
         let mut signals = signal::Signals::listen(self).await?;
@@ -68,6 +70,7 @@ impl Bus {
     /// # Cancel safety
     /// As `shutdown`.
     pub async fn run_until(&self, stop: impl Future<Output = ()>) -> Result<()> {
+        needs_runtime("run_until")?;
         self.start()?;
         race(stop, self.ended()).await;
         self.shutdown().await
@@ -85,7 +88,7 @@ impl Bus {
     /// # Errors
     /// [`Error::Drain`] where something was accepted and not handled: handlers were cut off, retries were waiting, or
     /// the bus was never started, and the broker keeps nothing. What the broker reports, also where it does not close
-    /// in time.
+    /// in time. [`Error::NoRuntime`] outside of a tokio runtime, and then nothing has ended.
     ///
     /// # Cancel safety
     /// Dropped before it is done, the bus has ended all the same; handlers that run are not waited for.
@@ -109,6 +112,7 @@ impl Bus {
     /// # Cancel safety
     /// As `shutdown`.
     pub async fn shutdown_within(&self, drain: Duration) -> Result<()> {
+        needs_runtime("shutdown")?;
         let shared = &self.shared;
         let began = Instant::now();
         let Some(Closing { lanes, replays, running }) = shared.stage.lock().close(began, drain) else {
