@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smol_str::{SmolStr, ToSmolStr};
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// A record of something that happened; derive it.
@@ -171,6 +172,20 @@ impl<E: Event> IntoEvent for Arc<E> {
 /// use eventbus_core::Key;
 /// assert_eq!(Key::new(1042).as_str(), "1042");
 /// ```
+///
+/// An event makes its key, so [`Event::key`] gives a `Key`, as [`Event::subject`] gives a `String`; an envelope lends
+/// what it has, so [`Envelope::key`](crate::Envelope::key) gives a `&str`. A key is a `str` wherever one is wanted:
+///
+/// ```
+/// # use eventbus::{Envelope, Event};
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Event, Clone, Serialize, Deserialize)]
+/// # #[event(topic = "order.placed", key = id)]
+/// # struct OrderPlaced { id: u64 }
+/// # let order = OrderPlaced { id: 1042 };
+/// # let envelope = Envelope::from_event(&order);
+/// assert_eq!(order.key().as_deref(), envelope.key());
+/// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(SmolStr);
 
@@ -184,6 +199,14 @@ impl Key {
     /// The key as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Deref for Key {
+    type Target = str;
+
+    fn deref(&self) -> &str {
         &self.0
     }
 }

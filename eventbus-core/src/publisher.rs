@@ -54,6 +54,33 @@ impl Publisher {
     /// # }
     /// ```
     ///
+    /// A function for events of any type takes `impl IntoEvent`, and so an event by value, by reference and in an `Arc`:
+    ///
+    /// ```
+    /// # use eventbus::{Bus, Event, EventId, PublishError};
+    /// # use serde::{Deserialize, Serialize};
+    /// # use std::sync::Arc;
+    /// # #[derive(Event, Clone, Debug, Serialize, Deserialize)]
+    /// # #[event(topic = "order.placed")]
+    /// # struct OrderPlaced { id: u64 }
+    /// use eventbus::event::IntoEvent;
+    ///
+    /// async fn announce(bus: &Bus, event: impl IntoEvent) -> Result<EventId, PublishError> {
+    ///     bus.publish(event).header("announced", "yes").await
+    /// }
+    /// # async fn all(bus: &Bus) -> Result<(), PublishError> {
+    /// # let order = OrderPlaced { id: 1 };
+    ///
+    /// announce(bus, &order).await?;
+    /// announce(bus, order.clone()).await?;
+    /// announce(bus, Arc::new(order)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// For a type parameter, the bound is `E: IntoEvent<Event = E>`, which says that `E` is an event; with `E: Event`
+    /// alone, publish `&event` or `Arc::new(event)`.
+    ///
     /// # Errors
     /// [`PublishError`], once awaited. Nothing is stored then, unless it is `Unconfirmed`.
     pub fn publish(&self, event: impl IntoEvent) -> Publish<'_> {
