@@ -2,6 +2,7 @@
 
 use crate::failure::{Failure, Result};
 use crate::json;
+use crate::signals;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::Command;
@@ -51,6 +52,7 @@ fn open(file: &Path) -> Result {
     let Some((program, arguments)) = words.as_deref().and_then(<[String]>::split_first) else {
         return Err(Failure::new(format!("EDITOR is no command: {name}")));
     };
+    signals::leave_interrupts();
     match Command::new(program).args(arguments).arg(file).status() {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(Failure::new(format!("the editor ended with {status}; nothing was delivered"))),

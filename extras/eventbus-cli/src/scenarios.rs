@@ -285,6 +285,7 @@ async fn a_tail_begins_with_the_latest_events_and_follows_what_comes() {
     let from_now = shop("tail", "tail --limit 1 --json");
     let (tail, from_now, ()) = tokio::join!(tail, from_now, more);
     assert_eq!(from_now.lines()[0]["topic"], "other");
+    assert_eq!(shop("tail", "tail --limit 0").await.out, "");
     let seen: Vec<_> =
         tail.lines().iter().map(|event| format!("{} {}", event["topic"], event["data"])).collect();
     assert_eq!(seen, ["\"a.b\" 1", "\"a.b\" 2", "\"a.b\" \"new\"", "\"a.c\" \"new\""]);

@@ -69,6 +69,13 @@ fn listen(tell: &watch::Sender<Option<u8>>, ready: oneshot::Sender<io::Result<()
     std::process::exit(exit_code(signal).into())
 }
 
+/// From now on, Ctrl-C belongs to whoever has the terminal, such as an editor.
+pub(crate) fn leave_interrupts() {
+    // What has registered once stays; where it cannot, Ctrl-C ends the program as it always did.
+    #[cfg(unix)]
+    drop(tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()));
+}
+
 const SIGINT: u8 = 2;
 
 /// Ctrl-C, and SIGTERM where there is one.

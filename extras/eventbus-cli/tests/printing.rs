@@ -1,5 +1,5 @@
-//! Handlers that print, in a program with the whole command line: each verb that calls code of the program comes to its
-//! end, whatever that prints, and whether anybody reads it or not.
+//! Handlers that print, block and take long, in a program with the whole command line: each verb that calls code of the
+//! program comes to its end, whatever that does, and whether anybody reads what is printed or not.
 //!
 //! This test binary is the program too, where a variable says so; therefore it has a `main` of its own.
 
@@ -32,6 +32,8 @@ async fn print(page: PageWanted) -> Result<(), String> {
         "thread" => thread::spawn(|| println!("by thread")).join().unwrap(),
         "panic" => panic!("by panic"),
         "flood" => drop(thread::spawn(|| (0..100_000).for_each(|page| println!("page {page}")))),
+        "sleep" => tokio::time::sleep(PATIENCE).await,
+        "block" => thread::sleep(PATIENCE),
         "fail" => return Err("no paper; ".repeat(800)),
         "mark" => fs::write(env::var("EVENTBUS_TEST_MARK").unwrap(), "marked").unwrap(),
         _ => {}
@@ -64,7 +66,7 @@ async fn main() -> ExitCode {
     if env::var_os(ROLE).is_some() {
         return eventbus_cli::main_with(build).await;
     }
-    let tests: [(&str, fn()); 5] = [
+    let tests: [(&str, fn()); 7] = [
         ("handlers_of_a_run_print_as_they_like", handlers_of_a_run_print_as_they_like),
         ("handlers_of_a_replay_print_as_they_like", handlers_of_a_replay_print_as_they_like),
         (
@@ -73,6 +75,11 @@ async fn main() -> ExitCode {
         ),
         ("a_replay_goes_on_while_nobody_reads_it", a_replay_goes_on_while_nobody_reads_it),
         ("a_run_goes_on_while_nobody_reads_its_log", a_run_goes_on_while_nobody_reads_its_log),
+        ("a_replay_goes_on_when_its_reader_has_left", a_replay_goes_on_when_its_reader_has_left),
+        (
+            "a_signal_ends_a_replay_within_a_second_whatever_its_handlers_do",
+            a_signal_ends_a_replay_within_a_second_whatever_its_handlers_do,
+        ),
     ];
     if cfg!(target_os = "linux") {
         for (name, test) in tests {
@@ -274,6 +281,40 @@ fn a_run_goes_on_while_nobody_reads_its_log() {
     wait_for_end(&mut running.0);
     let err = read(running.0.stderr.take().unwrap());
     wait(|| err.lock().unwrap().contains("no paper"), || "there is no log".to_owned());
+}
+
+fn a_replay_goes_on_when_its_reader_has_left() {
+    let (_folder, log) = log();
+    for way in ["none", "none", "none", "mark"] {
+        publish(&log, way);
+    }
+    let mut replay = program("quiet", &log, &["replay", "printer", "--rate", "4", "--json"]);
+    let mut running = Unread(replay.spawn().unwrap());
+    // What the program prints itself fails once nobody reads, so it is read.
+    running.0.stdout.as_mut().unwrap().read_exact(&mut [0; "by build\n".len()]).unwrap();
+    drop(running.0.stdout.take());
+    assert_eq!(wait_for_end(&mut running.0), Some(0));
+    assert!(log.with_extension("mark").exists(), "every event was handled");
+}
+
+fn a_signal_ends_a_replay_within_a_second_whatever_its_handlers_do() {
+    for way in ["sleep", "block"] {
+        let (_folder, log) = log();
+        for way in ["mark", way, "none"] {
+            publish(&log, way);
+        }
+        let mut running = Running::start(&mut program("quiet", &log, &["replay", "printer"]));
+        let mark = log.with_extension("mark");
+        wait(|| mark.exists(), || "the handlers stand still".to_owned());
+        let began = Instant::now();
+        signal(&running.child);
+        assert_eq!(wait_for_end(&mut running.child), Some(143), "{way}");
+        // The machine may be busy; the handlers take half a minute.
+        assert!(began.elapsed() < PATIENCE / 3, "{way}: {:?}", began.elapsed());
+        if way == "sleep" {
+            running.wait_for(|_, err| err.contains("error: the replay was ended before it was through"));
+        }
+    }
 }
 
 /// A program whose output nobody reads.

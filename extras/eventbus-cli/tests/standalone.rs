@@ -1,7 +1,8 @@
 //! The binary `eventbus` as scripts meet it: exit codes, pipes, completions.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// The binary, on a broker that ends with it.
 fn eventbus(arguments: &[&str]) -> Command {
@@ -167,5 +168,110 @@ fn what_comes_slowly_is_published_as_it_comes() {
         }
         drop(lines);
         assert!(child.wait().unwrap().success());
+    }
+}
+
+/// A program that does not outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Sends a signal, and waits for the end: how it ended, and what it said.
+    #[cfg(unix)]
+    #[track_caller]
+    fn end_by(mut self, signal: &str) -> (ExitStatus, String) {
+        let id = self.0.id().to_string();
+        let began = Instant::now();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        let status = loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                break status;
+            }
+            // A second is promised; the machine may be busy.
+            assert!(began.elapsed() < Duration::from_secs(10), "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let mut remarks = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut remarks).unwrap();
+        (status, remarks)
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_what_waits_for_events_for_lines_or_for_its_reader() {
+    use std::os::unix::process::ExitStatusExt;
+
+    let logs = Logs::new();
+    let line = format!("\"{}\"", "x".repeat(1_000));
+    let lines = vec![line.as_str(); 1_000].join("\n");
+    let mut many = logs.eventbus("a.db", &["publish", "a", "--lines"]);
+    let mut many = many.stdin(Stdio::piped()).spawn().unwrap();
+    many.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(many.wait().unwrap().success());
+    for (name, signal, number) in [("INT", "-INT", 2), ("TERM", "-TERM", 15)] {
+        // Whoever reads has read no more than the beginning.
+        for arguments in [
+            &["tail", "--last", "1", "--json"][..],
+            &["log", "--json", "--limit", "1000"],
+            &["log", "--limit", "1000"],
+        ] {
+            let mut running = Running::start(&mut logs.eventbus("a.db", arguments));
+            running.0.stdout.as_mut().unwrap().read_exact(&mut [0; 10]).unwrap();
+            let (status, remarks) = running.end_by(signal);
+            assert_eq!((status.signal(), remarks.as_str()), (Some(number), ""), "{arguments:?} by {name}");
+        }
+        let mut publish = logs.eventbus("a.db", &["publish", "a", "--lines", "--json"]);
+        let mut running = Running::start(publish.stdin(Stdio::piped()));
+        let mut input = running.0.stdin.take().unwrap();
+        input.write_all(b"1\n").unwrap();
+        running.0.stdout.as_mut().unwrap().read_exact(&mut [0; 10]).unwrap();
+        let (status, remarks) = running.end_by(signal);
+        assert_eq!(status.code(), Some(128 + number), "{remarks}");
+        assert_eq!(remarks, "error: ended by a signal (1 event published)\n");
+        let mut publish = logs.eventbus("a.db", &["publish", "a", "-"]);
+        let mut running = Running::start(publish.stdin(Stdio::piped()));
+        let input = running.0.stdin.take().unwrap();
+        assert_eq!(running.end_by(signal).0.signal(), Some(number));
+        drop(input);
+    }
+}
+
+#[test]
+fn whoever_has_read_enough_ends_every_verb_in_peace() {
+    let logs = Logs::new();
+    let lines = "{\"a\":1}\n".repeat(3_000);
+    let mut many = logs.eventbus("a.db", &["publish", "a", "--lines"]).stdin(Stdio::piped()).spawn().unwrap();
+    many.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(many.wait().unwrap().success());
+    for arguments in [
+        &["log", "--limit", "3000"][..],
+        &["log", "--limit", "3000", "--json"],
+        &["tail", "--last", "3000"],
+        &["tail", "--last", "3000", "--json"],
+        &["topics"],
+        &["groups", "list"],
+        &["log", "show", "1"],
+        &["log", "causes", "1"],
+        &["completions", "zsh"],
+        &["publish", "--help"],
+        &["--version"],
+    ] {
+        let mut running = Running::start(&mut logs.eventbus("a.db", arguments));
+        drop(running.0.stdout.take());
+        let mut remarks = String::new();
+        running.0.stderr.take().unwrap().read_to_string(&mut remarks).unwrap();
+        let none = if arguments[0] == "groups" { "the broker knows no groups\n" } else { "" };
+        assert_eq!((running.0.wait().unwrap().code(), remarks.as_str()), (Some(0), none), "{arguments:?}");
     }
 }

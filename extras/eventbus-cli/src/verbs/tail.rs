@@ -29,6 +29,9 @@ impl Tail {
         let mut printer = Printer { columns: Columns::new(event::COLUMNS), left: self.limit, begun: false };
         let mut query = AuditQuery::default();
         query.pattern = self.pattern;
+        if self.limit == Some(0) {
+            return Ok(bus.shutdown().await?);
+        }
         // What comes after this place is followed, so that no event is missed or shown twice.
         query.after = log.latest().await?;
         if self.last > 0 {
