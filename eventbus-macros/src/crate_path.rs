@@ -1,9 +1,11 @@
 //! Where generated code finds the facade: `::eventbus`, unless `crate = …` says otherwise.
 
+use crate::nearest;
 use proc_macro2::{Span, TokenStream};
 use quote::{quote, quote_spanned};
+use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream, Parser};
-use syn::{Path, Result, Token};
+use syn::{Ident, Path, Result, Token};
 
 /// The path of the module for generated code.
 pub(crate) fn private(facade: Option<&Path>) -> TokenStream {
@@ -43,7 +45,12 @@ impl Parse for Facade {
 pub(crate) fn only(attribute: TokenStream, message: &str) -> Result<Option<Path>> {
     let parse = |input: ParseStream<'_>| match (input.parse::<Facade>()?, input.is_empty()) {
         (Facade(facade), true) => Ok(facade),
-        (_, false) => Err(input.error(message)),
+        (_, false) => match input.fork().call(Ident::parse_any) {
+            Ok(name) if name != "crate" && nearest::is_word_of(&name, &["crate"]) => {
+                Err(nearest::unknown(&name, &["crate"]))
+            }
+            _ => Err(input.error(message)),
+        },
     };
     parse.parse2(attribute)
 }

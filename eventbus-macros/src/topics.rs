@@ -1,7 +1,7 @@
 //! `topics!` declares a catalog of topics, and `publish!` publishes to one of them.
 
 use crate::crate_path::{self, Facade};
-use crate::{fallback::Errors, literal, spans};
+use crate::{fallback::Errors, literal, nearest, spans};
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::parse::{Parse, ParseStream};
@@ -14,6 +14,9 @@ struct Catalog {
     facade: Option<Path>,
     topics: Vec<Declared>,
 }
+
+/// What may stand before the topics.
+const WORDS: &[&str] = &["extends", "crate"];
 
 struct Declared {
     attributes: Vec<Attribute>,
@@ -35,6 +38,11 @@ impl Parse for Catalog {
                     input,
                     Path::parse_mod_style,
                 )?);
+            } else if let Ok(word) = input.fork().parse::<Ident>()
+                && !(input.peek2(Token![=]) && input.peek3(syn::LitStr))
+                && nearest::is_word_of(&word, WORDS)
+            {
+                return Err(nearest::unknown(&word, WORDS));
             } else {
                 break;
             }
@@ -108,6 +116,11 @@ impl Parse for PublishCall {
         let Facade(facade) = input.parse()?;
         if facade.is_some() {
             input.parse::<Token![;]>()?;
+        } else if let Ok(word) = input.fork().parse::<Ident>()
+            && input.peek2(Token![=])
+            && !input.peek2(Token![==])
+        {
+            return Err(nearest::unknown(&word, &["crate"]));
         }
         let bus = input.parse()?;
         input.parse::<Token![,]>()?;

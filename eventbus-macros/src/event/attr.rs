@@ -1,5 +1,6 @@
 //! `#[event(topic = "…", version = 2, upcast_from = …, key = …, subject = …, codec = …, crate = …)]`.
 
+use crate::fallback::Errors;
 use crate::{literal, nearest};
 use proc_macro2::Span;
 use syn::meta::ParseNestedMeta;
@@ -22,17 +23,20 @@ pub(crate) enum Topic {
     Literal(LitStr),
     /// Any other constant `&str`.
     Constant(Expr),
+    /// A mistake was told; whoever uses the event is told nothing more of it.
+    Unknown,
 }
 
 /// All options, for "did you mean".
 const OPTIONS: &[&str] = &["topic", "version", "upcast_from", "key", "subject", "codec", "crate"];
 
 impl EventAttr {
-    pub(crate) fn of(item: &DeriveInput) -> Result<Self> {
+    /// What can be understood; what cannot is noted.
+    pub(crate) fn of(item: &DeriveInput, errors: &mut Errors) -> Self {
         let mut attr = Self::default();
         let mut seen: Vec<Ident> = Vec::new();
         for attribute in item.attrs.iter().filter(|attribute| attribute.path().is_ident("event")) {
-            attribute.parse_nested_meta(|meta| {
+            let parsed = attribute.parse_nested_meta(|meta| {
                 let Some(name) = meta.path.get_ident().cloned() else {
                     return Err(meta.error(format!("the options of an event are: {}", OPTIONS.join(", "))));
                 };
@@ -41,9 +45,12 @@ impl EventAttr {
                 }
                 seen.push(name.clone());
                 attr.set(&name, &meta)
-            })?;
+            });
+            if errors.take(parsed).is_none() {
+                attr.topic.get_or_insert(Topic::Unknown);
+            }
         }
-        Ok(attr)
+        attr
     }
 
     fn set(&mut self, name: &Ident, meta: &ParseNestedMeta<'_>) -> Result<()> {

@@ -12,6 +12,7 @@ pub(crate) fn expand(event: &Event) -> TokenStream {
     let at_name = spans::at(name);
     let (topic, topic_check) = match &event.topic {
         Topic::Literal(topic) => (quote!(#topic), None),
+        Topic::Unknown => (quote!(""), None),
         Topic::Constant(value) => {
             let span = spans::at_end(value);
             let constant = quote_spanned!(span=> const __TOPIC: &str = #value;);

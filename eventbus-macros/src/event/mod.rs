@@ -11,7 +11,7 @@ use syn::DeriveInput;
 pub(crate) fn expand(item: TokenStream) -> TokenStream {
     let mut errors = Errors::default();
     let event = errors.take(syn::parse2::<DeriveInput>(item)).and_then(|item| {
-        let attributes = errors.take(attr::EventAttr::of(&item))?;
+        let attributes = attr::EventAttr::of(&item, &mut errors);
         let event = model::Event::new(&item, attributes, &mut errors);
         errors.take(event)
     });

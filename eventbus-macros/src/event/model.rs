@@ -31,10 +31,11 @@ impl Event {
         if let Data::Union(_) = item.data {
             return Err(Error::new(name.span(), "an event is a struct or an enum"));
         }
-        let Some(topic) = attr.topic else {
+        let topic = attr.topic.unwrap_or_else(|| {
             let message = "an event needs a topic: `#[event(topic = \"order.placed\")]`";
-            return Err(Error::new(name.span(), message));
-        };
+            errors.push(Error::new(name.span(), message));
+            Topic::Unknown
+        });
         let chain = errors.take(chain(&name, attr.version, attr.upcast_from));
         let (version, upcast_from) = chain.unwrap_or((1, None));
         let mut field = |member: Option<Member>| {

@@ -1,0 +1,2 @@
+#[eventbus::main(crat = ::eventbus)]
+async fn main() {}

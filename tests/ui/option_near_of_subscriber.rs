@@ -1,0 +1,6 @@
+struct Shop;
+
+#[eventbus::subscriber(crates = ::eventbus)]
+impl Shop {}
+
+fn main() {}
