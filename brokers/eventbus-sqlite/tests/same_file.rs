@@ -56,14 +56,20 @@ fn locks(log: &Path) -> Vec<PathBuf> {
     files.filter(|file| file.to_str().unwrap().contains("-process-")).collect()
 }
 
-/// Waits until leases were renewed so often: meanwhile everybody has looked for groups to take over.
+/// Waits until the lease was renewed so often: meanwhile everybody has looked for groups to take over, and the group has
+/// stayed where it is.
 async fn until_renewed(connection: &Connection, times: usize) {
+    let holder = owner(connection);
     let lease = || -> i64 {
         connection.query_row("select max(leased_until) from subscription", [], |row| row.get(0)).unwrap()
     };
     for _ in 0..times {
         let before = lease();
-        until("the lease is renewed", async || lease() != before).await;
+        until("the lease is renewed", async || {
+            assert_eq!(owner(connection), holder, "the group stays where it is");
+            lease() != before
+        })
+        .await;
     }
 }
 
@@ -368,6 +374,7 @@ async fn without_file_descriptors_others_are_not_taken_for_ended() {
     setrlimit(Resource::Nofile, limit).unwrap();
     let taken: Vec<_> = std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
     until_renewed(&connection, 3).await;
+    assert!(fs::File::open("/dev/null").is_err(), "all are taken until now");
     assert_eq!(owner(&connection), before);
     drop(taken);
     publish_pings(&one, 0..10).await;
