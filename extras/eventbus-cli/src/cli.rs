@@ -73,7 +73,7 @@ macro_rules! main {
     }};
 }
 
-/// As [`main_with`](fn@main_with), with the words of the package in whose code this stands, as [`main!`](macro@main).
+/// As [`main_with`](fn@main_with), with the words of the package in whose code this stands, as [`main!`](macro@crate::main).
 ///
 /// ```
 /// use eventbus::{BoxError, Bus};

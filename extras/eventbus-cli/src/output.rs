@@ -177,8 +177,10 @@ impl Output {
         self.tell(format_args!("{} {}", paint(BAD.bold(), "error:"), printable_lines(text)));
     }
 
-    /// In one piece, so that nothing of others comes between.
+    /// In one piece, so that nothing of others comes between, and after what was written before it.
     fn tell(&mut self, line: impl Display) {
+        // Whoever ends the verb meets the error.
+        let _ = self.writer.flush();
         let _ = self.remarks.write_all(format!("{line}\n").as_bytes());
     }
 
@@ -256,5 +258,22 @@ impl Write for Captured {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remark_comes_after_what_was_written_before_it() {
+        let terminal = Captured::default();
+        let mut out = Output::captured(false, Some(80), terminal.clone(), terminal.clone());
+        out.line("delivered again").unwrap();
+        out.remark("nobody handles it now");
+        out.line("and more").unwrap();
+        out.end().unwrap();
+        let seen = console::strip_ansi_codes(&terminal.text()).into_owned();
+        assert_eq!(seen, "delivered again\nnobody handles it now\nand more\n");
     }
 }
