@@ -5,7 +5,7 @@
 
 use crate::output::{BOLD, NONE, paint};
 use anstyle::Style;
-use console::{measure_text_width, truncate_str};
+use console::measure_text_width;
 use eventbus_core::printable::printable;
 use std::borrow::Cow;
 
@@ -162,18 +162,19 @@ pub(crate) fn line(columns: &'static [Column], row: &[Cell], limit: Option<usize
     Columns { columns, widths }.line(row, limit)
 }
 
-/// The text where it fits, otherwise the part of it that says most.
+/// The text where it fits, otherwise the part of it that says most. A sign may be wider than the characters that it is
+/// made of, so texts are measured and never characters.
 fn cut(text: &str, width: usize, kind: Kind) -> Cow<'_, str> {
-    let whole = measure_text_width(text);
-    if whole <= width || kind != Kind::Place {
-        return truncate_str(text, width, "…");
+    if measure_text_width(text) <= width {
+        return text.into();
     }
-    let mut left = whole;
-    let end = text.char_indices().find(|(at, _)| {
-        left = measure_text_width(&text[*at..]);
-        left < width
-    });
-    end.map_or_else(|| "…".into(), |(at, _)| format!("…{}", &text[at..]).into())
+    let mut places = text.char_indices().map(|(at, _)| at);
+    if kind == Kind::Place {
+        let end = places.find(|at| measure_text_width(&text[*at..]) < width).unwrap_or(text.len());
+        return format!("…{}", &text[end..]).into();
+    }
+    let fits = places.take_while(|at| measure_text_width(&text[..*at]) < width);
+    format!("{}…", &text[..fits.last().unwrap_or_default()]).into()
 }
 
 /// How wide columns are that together have `limit` columns of a terminal; none: it is not shown.
@@ -320,7 +321,7 @@ mod tests {
             cell("src/deep/in/a/folder/shop.rs:127"),
             cell("2 min ago"),
             cell("timed-out"),
-            cell("商品の在庫がありません、商品の在庫がありません 🦄🦄🦄🦄🦄🦄🦄"),
+            cell("商品の在庫 ❤️☎️✌️❤️☎️✌️🇩🇪🇩🇪 e\u{301}e\u{301} 👍🏽👍🏽 がありません 🦄🦄🦄🦄🦄🦄🦄"),
         ]);
         assert!(drawn(&table, Some(80)).contains("…"), "{}", drawn(&table, Some(80)));
         let narrow = drawn(&table, Some(60));

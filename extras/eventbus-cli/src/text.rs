@@ -58,15 +58,15 @@ pub(crate) fn wrapped(text: &str, width: usize) -> Vec<String> {
             continue;
         }
         for c in word.chars() {
-            if measure_text_width(&line) + measure_text_width(c.encode_utf8(&mut [0; 4])) > width
-                && !line.is_empty()
-            {
+            line.push(c);
+            if measure_text_width(&line) > width && line.len() > c.len_utf8() {
+                line.pop();
                 // A path or an id is broken where one of its parts ends.
                 let parts = line.rfind(['/', '-', ':', ',', ';', '.', '_', '=', '&']).map(|at| at + 1);
                 let rest = line.split_off(parts.filter(|at| *at > line.len() / 2).unwrap_or(line.len()));
                 lines.push(std::mem::replace(&mut line, rest));
+                line.push(c);
             }
-            line.push(c);
         }
     }
     lines.push(line);
@@ -145,9 +145,10 @@ mod tests {
         assert_eq!(wrapped("在庫がありません", 6), ["在庫が", "ありま", "せん"]);
         assert_eq!(wrapped("", 6), [""]);
         for width in 1..40 {
-            for line in
-                wrapped("a-b http://localhost:8080/orders?id=1042 品切れ🦄 aaaaaaaaaaaaaaaaaaa", width)
-            {
+            for line in wrapped(
+                "a-b http://localhost:8080/orders?id=1042 品切れ🦄 ❤️☎️✌️❤️☎️✌️🇩🇪🇩🇪 aaaaaaaaaaaaaaaaaaa",
+                width,
+            ) {
                 assert!(measure_text_width(&line) <= width.max(2), "{width}: {line}");
             }
         }

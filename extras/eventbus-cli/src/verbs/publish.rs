@@ -307,6 +307,7 @@ async fn publish_all(
         }
         out.flush()?;
         bar.set_position(done);
+        bar.set_message(counted(done, "event"));
         if let Some(wrong) = wrong {
             bar.finish_and_clear();
             return Err(Failure::new(format!("{wrong} ({} published)", counted(done, "event"))));
@@ -352,7 +353,7 @@ fn progress() -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{spinner} {human_pos} events  {per_sec}  {elapsed}");
+    let style = ProgressStyle::with_template("{spinner} {msg}  {per_sec}  {elapsed}");
     ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
 }
 

@@ -193,9 +193,7 @@ impl Bar {
 fn progress_bar() -> ProgressBar {
     // The numbers take some sixty columns.
     let width = console::Term::stderr().size().1.saturating_sub(62).clamp(8, 32);
-    let style = ProgressStyle::with_template(&format!(
-        "{{bar:{width}.cyan}} {{percent:>3}}%  {{human_pos}} of {{human_len}} events  {{msg}}"
-    ));
+    let style = ProgressStyle::with_template(&format!("{{bar:{width}.cyan}} {{percent:>3}}%  {{msg}}"));
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr()).with_style(style)
 }
@@ -204,7 +202,12 @@ fn draw_on(bar: &ProgressBar, progress: &ReplayProgress) {
     bar.set_length(progress.events.max(progress.handled));
     bar.set_position(progress.handled);
     let left = progress.remaining().map(|left| format!(", {}s left", left.as_secs())).unwrap_or_default();
-    bar.set_message(format!("{}/s{left}", count(progress.rate() as u64)));
+    bar.set_message(format!(
+        "{} of {}  {}/s{left}",
+        count(progress.handled),
+        counted(progress.events.max(progress.handled), "event"),
+        count(progress.rate() as u64)
+    ));
 }
 
 fn of_progress(progress: &ReplayProgress) -> Object {
