@@ -118,7 +118,7 @@ impl Bus {
         let Some(Closing { lanes, replays, running }) = shared.stage.lock().close(began, drain) else {
             self.ended().await;
             let left = shared.stage.lock().left;
-            return left.map_or(Ok(()), |left| Err(left.into()));
+            return left.map_or(Ok(()), |left| Err(left.error()));
         };
         let ending = Ending(self);
         let deadline = after(began, drain);
@@ -236,7 +236,7 @@ impl Bus {
             stage.left = stage.left.or(left);
             stage.left
         };
-        left.map(Error::from)
+        left.map(Left::error)
     }
 }
 

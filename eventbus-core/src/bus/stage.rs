@@ -39,9 +39,10 @@ pub(super) struct Left {
     pub(super) drain: Duration,
 }
 
-impl From<Left> for Error {
-    fn from(Left { unfinished, lost, after, drain }: Left) -> Self {
-        Self::Drain { unfinished, lost, after, drain }
+impl Left {
+    pub(super) fn error(self) -> Error {
+        let Self { unfinished, lost, after, drain } = self;
+        Error::Drain { unfinished, lost, after, drain }
     }
 }
 
