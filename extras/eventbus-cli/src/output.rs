@@ -216,7 +216,21 @@ impl Output {
 /// How wide the terminal is. Who exports `COLUMNS` wants it so.
 pub(crate) fn columns() -> usize {
     let wanted = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-    wanted.filter(|columns| *columns > 0).unwrap_or_else(|| usize::from(console::Term::stdout().size().1))
+    wanted.filter(|columns| *columns > 0).unwrap_or_else(columns_of_terminal)
+}
+
+/// What the terminal says; one may say how wide it is and not how high.
+#[cfg(unix)]
+fn columns_of_terminal() -> usize {
+    match rustix::termios::tcgetwinsize(io::stdout()).map(|size| size.ws_col) {
+        Ok(columns @ 1..) => columns.into(),
+        _ => usize::from(console::Term::stdout().size().1),
+    }
+}
+
+#[cfg(not(unix))]
+fn columns_of_terminal() -> usize {
+    usize::from(console::Term::stdout().size().1)
 }
 
 #[cfg(not(test))]
