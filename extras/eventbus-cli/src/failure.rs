@@ -21,8 +21,8 @@ pub(crate) enum Failure {
     Told,
     /// Nobody reads the output any more, as behind `| head`.
     Closed,
-    /// A signal ended it, of this number; the text says how far it came.
-    Ended(String, u8),
+    /// A signal of this number ended it, and how far it came is said.
+    Ended(u8),
 }
 
 impl Failure {
@@ -37,10 +37,8 @@ impl Failure {
     /// The sentence for the person at the terminal, where one is left to say.
     pub(crate) fn text(&self) -> Option<&str> {
         match self {
-            Self::Failed(text) | Self::Usage(text) | Self::NotFound(text) | Self::Ended(text, _) => {
-                Some(text)
-            }
-            Self::Told | Self::Closed => None,
+            Self::Failed(text) | Self::Usage(text) | Self::NotFound(text) => Some(text),
+            Self::Told | Self::Closed | Self::Ended(_) => None,
         }
     }
 
@@ -50,7 +48,7 @@ impl Failure {
             Self::Failed(_) | Self::Told => 1,
             Self::Usage(_) => 2,
             Self::NotFound(_) => 3,
-            Self::Ended(_, signal) => signals::exit_code(*signal),
+            Self::Ended(signal) => signals::exit_code(*signal),
         }
     }
 }

@@ -276,7 +276,8 @@ async fn publish_all(
             biased;
             signal = signals.first() => {
                 bar.finish_and_clear();
-                return Err(Failure::Ended(format!("ended by a signal ({} published)", counted(done, "event")), signal));
+                out.error(&format!("ended by a signal ({} published)", counted(done, "event")));
+                return Err(Failure::Ended(signal));
             }
             event = events.recv() => event,
         };

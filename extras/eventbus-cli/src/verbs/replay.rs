@@ -84,9 +84,14 @@ impl Replay {
             Ok(report) => report,
             Err(signal) => {
                 drop(replaying);
+                let live = self.until == ReplayUntil::Live;
+                if !live {
+                    // At once, since there is not much time.
+                    out.error(&how_far(latest));
+                }
                 // What it has not handled is as it was, so handlers that need longer than a moment are left.
                 let _ = tokio::time::timeout(LAST_HANDLERS, bus.shutdown()).await;
-                return if self.until == ReplayUntil::Live { Ok(()) } else { Err(ended(latest, signal)) };
+                return if live { Ok(()) } else { Err(Failure::Ended(signal)) };
             }
         };
         // Handlers that run finish.
@@ -146,12 +151,11 @@ fn show(out: &mut Output, bar: &Bar, progress: &ReplayProgress) -> Result {
 }
 
 /// What is said of a replay that a signal ended.
-fn ended(latest: Option<ReplayProgress>, signal: u8) -> Failure {
+fn how_far(latest: Option<ReplayProgress>) -> String {
     let came = latest.map(|progress| {
         format!("; {} of {} were handled", count(progress.handled), counted(progress.events, "event"))
     });
-    let came = came.unwrap_or_default();
-    Failure::Ended(format!("the replay was ended before it was through{came}"), signal)
+    format!("the replay was ended before it was through{}", came.unwrap_or_default())
 }
 
 /// The progress on a terminal, drawn by a thread of its own: a terminal can be stopped, and handlers go on.
