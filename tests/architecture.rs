@@ -201,7 +201,7 @@ fn quotes_nobody(argument: &str) -> bool {
         "capacity",
         "handled",
         "events",
-        "dead_lettered",
+        "failed",
         "percent",
         "rate",
         "elapsed",

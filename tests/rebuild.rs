@@ -162,7 +162,7 @@ async fn a_backlog_of_the_live_subscription_is_in_the_new_model_and_is_not_handl
 }
 
 #[tokio::test]
-async fn a_dead_letter_ends_the_rebuild_before_the_swap() {
+async fn an_event_that_fails_ends_the_rebuild_before_the_swap_with_the_ways_out() {
     let (keeper, live) = (Keeper::default(), Model::new());
     let bus = bus_on(&keeper, &live).await;
     publish(&bus, 3).await;
@@ -171,9 +171,35 @@ async fn a_dead_letter_ends_the_rebuild_before_the_swap() {
     let swap = async || -> Result<(), BrokerError> { panic!("it must not be called") };
     let error = bus.rebuild("model").state(Model::new()).swap(swap).await.unwrap_err();
     assert!(matches!(error, Error::Rebuild { swapped: false, .. }), "{error}");
-    assert!(error.to_string().contains("1 of 4 events"), "{error}");
-    assert_eq!(keeper.state().dead_letters.len(), 1);
+    for words in [
+        "1 of 4 events failed",
+        "\"ping.sent\" at 3 (failed: the new handler cannot)",
+        ".skip_failures()",
+        "payloads",
+    ] {
+        assert!(error.to_string().contains(words), "{words}: {error}");
+    }
+    assert!(keeper.state().dead_letters.is_empty(), "published again, it would be handled live once more");
     goes_on(&bus, &live, 4).await;
+}
+
+#[tokio::test]
+async fn a_rebuild_that_skips_failures_swaps_and_says_what_the_new_model_lacks() {
+    let (keeper, live) = (Keeper::default(), Model::new());
+    let bus = bus_on(&keeper, &live).await;
+    publish(&bus, 2).await;
+    bus.publish(&Ping { number: BAD }).await.unwrap();
+    publish(&bus, 2).await;
+    until(|| live.now().len() == 5).await;
+    let built = Model::new();
+    let rebuild = bus.rebuild("model").state(built.clone()).skip_failures();
+    let report = rebuild.swap(exchange(&live, &built)).await.unwrap();
+    assert_eq!((report.events, report.acked, report.failed), (5, 4, 1));
+    assert_eq!(report.failures[0].offset.get(), 2);
+    assert!(keeper.state().dead_letters.is_empty());
+    publish(&bus, 1).await;
+    until(|| live.now().len() == 5).await;
+    assert_eq!(live.now().all(), [0, 1, 3, 4, 5]);
 }
 
 #[tokio::test]

@@ -61,7 +61,7 @@ async fn a_replay_delivers_the_part_of_the_history_that_is_asked_for() {
         let report = bus.replay(model::SUBSCRIBER).from(from).until(until).await.unwrap();
         let numbers = seen.all().split_off(before);
         assert_eq!((report.events, report.acked), (numbers.len() as u64, numbers.len() as u64));
-        assert_eq!((report.dead_lettered, report.latest), (0, Some(Offset::new(5))));
+        assert_eq!((report.failed, report.latest), (0, Some(Offset::new(5))));
         assert!(report.is_complete());
         numbers
     };
@@ -145,21 +145,101 @@ async fn a_replay_ends_after_retries_and_in_the_order_of_a_key() {
     assert_eq!(seen.all(), (0..100).collect::<Vec<_>>());
 }
 
+/// Subscribes a group that refuses every other ping and notes the others.
+async fn half(bus: &Bus) -> Seen<u64> {
+    let numbers = Seen::new();
+    let noted = numbers.clone();
+    bus.on(move |ping: Arc<Ping>| {
+        let (noted, odd) = (noted.clone(), !ping.number.is_multiple_of(2));
+        async move {
+            if !odd {
+                return Err(format!("{} is even", ping.number));
+            }
+            noted.push(ping.number);
+            Ok(())
+        }
+    })
+    .group("half")
+    .retries(0)
+    .concurrency(1)
+    .await
+    .unwrap();
+    numbers
+}
+
 #[tokio::test]
-async fn dead_letters_of_a_replay_are_kept_and_counted() {
+async fn what_fails_in_a_replay_is_named_in_its_error_and_is_no_dead_letter() {
+    let (bus, broker, _) = bus_of(&[]).await;
+    let seen = half(&bus).await;
+    bus.start().unwrap();
+    publish(&bus, 0..9).await;
+    broker.settled().await;
+    let before = bus.dead_letters().unwrap().list().await.unwrap();
+    assert_eq!(before.len(), 5, "those of the live subscription");
+    let error = bus.replay("half").await.unwrap_err();
+    assert!(matches!(error, Error::Replay { .. }), "{error}");
+    let error = error.to_string();
+    for words in ["5 of 9 events failed", "\"ping.sent\" at 4 (failed: 4 is even), …", ".skip_failures()"] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    assert!(!error.contains("6 is even"), "only the first ones: {error}");
+    assert_eq!(seen.all(), [1, 3, 5, 7, 1, 3, 5, 7], "the others are handled");
+    let after = bus.dead_letters().unwrap().list().await.unwrap();
+    assert_eq!(
+        after.iter().map(|(id, _)| id).collect::<Vec<_>>(),
+        before.iter().map(|(id, _)| id).collect::<Vec<_>>()
+    );
+}
+
+#[tokio::test]
+async fn what_a_replay_skips_is_counted_and_listed_with_the_reasons() {
     let (bus, _broker, _) = bus_of(&[]).await;
-    bus.on(|ping: Arc<Ping>| async move { if ping.number.is_multiple_of(2) { Err("no") } else { Ok(()) } })
-        .group("half")
-        .retries(0)
-        .await
-        .unwrap();
+    half(&bus).await;
     publish(&bus, 0..5).await;
-    let report = bus.replay("half").await.unwrap();
-    assert_eq!((report.events, report.acked, report.dead_lettered), (5, 2, 3));
+    let told = Seen::new();
+    let tell = told.clone();
+    let replay = bus.replay("half").concurrency(8).on_progress(move |progress| tell.push(progress.failed));
+    let report = replay.skip_failures().await.unwrap();
+    assert_eq!((report.events, report.acked, report.failed), (5, 2, 3));
+    assert_eq!(told.all().last(), Some(&3));
     assert!(!report.is_complete());
-    let letters = bus.dead_letters().unwrap().list().await.unwrap();
-    assert_eq!(letters.len(), 3);
-    assert!(letters.iter().all(|(_, letter)| letter.group == "half"));
+    let listed = report.failures.iter().map(|failure| (failure.offset.get(), failure.reason.as_str()));
+    assert_eq!(listed.collect::<Vec<_>>(), [(0, "0 is even"), (2, "2 is even"), (4, "4 is even")]);
+    assert!(report.failures.iter().all(|failure| failure.group == "half" && failure.attempts == 1));
+    assert_eq!(bus.dead_letters().unwrap().list().await.unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn the_report_of_a_replay_lists_a_hundred_failures_and_counts_all() {
+    let (bus, _broker, _) = bus_of(&[]).await;
+    half(&bus).await;
+    publish(&bus, 0..500).await;
+    let report = bus.replay("half").skip_failures().await.unwrap();
+    assert_eq!((report.failed, report.failures.len()), (250, 100));
+}
+
+#[tokio::test]
+async fn a_replay_delivers_the_payload_that_a_dead_letter_was_mended_with_to_that_group_alone() {
+    let (bus, broker, _) = bus_of(&[]).await;
+    let seen = half(&bus).await;
+    let other = pings(&bus, "other").await;
+    bus.start().unwrap();
+    publish(&bus, 0..4).await;
+    broker.settled().await;
+    let letters = bus.dead_letters().unwrap();
+    // Mended twice: the first time in vain.
+    for payload in ["{\"number\":44}", "{\"number\":45}"] {
+        let (id, _) =
+            letters.list().await.unwrap().into_iter().min_by_key(|(_, letter)| letter.offset).unwrap();
+        assert!(letters.republish(id, Some(payload.into())).await.unwrap());
+        broker.settled().await;
+    }
+    assert_eq!(seen.all(), [1, 3, 45]);
+    let report = bus.replay("half").skip_failures().await.unwrap();
+    assert_eq!(seen.all()[3..], [45, 1, 3], "in the place of the event");
+    assert_eq!((report.failed, report.failures[0].reason.as_str()), (1, "2 is even"));
+    bus.replay("other").await.unwrap();
+    assert_eq!(other.all(), [0, 1, 2, 3, 0, 1, 2, 3]);
 }
 
 #[tokio::test]

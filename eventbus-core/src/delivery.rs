@@ -1,11 +1,12 @@
 //! Deliveries: one attempt to hand an envelope to a subscription, as handlers and middleware see it.
 
 use crate::blocking::Calls;
-use crate::broker::{Offset, Receipt};
+use crate::broker::{DeadLetter, Offset, Receipt};
 use crate::envelope::Envelope;
 use crate::error::DecodeError;
 use crate::event::Event;
 use crate::foreign::Kept;
+use crate::lock::Lock;
 use crate::publisher::{Outlet, Publisher};
 use crate::state::{State, States};
 use crate::subscription::Subscription;
@@ -43,7 +44,12 @@ pub(crate) struct Scope {
     pub(crate) subscription: Subscription,
     pub(crate) states: Arc<States>,
     pub(crate) outlet: Arc<Outlet>,
+    /// What a replay has given up; none for a live subscription, which keeps dead letters instead.
+    pub(crate) failures: Option<Arc<Failures>>,
 }
+
+/// The first events that a replay has given up.
+pub(crate) type Failures = Lock<Vec<Arc<DeadLetter>>>;
 
 impl Delivery {
     pub(crate) fn new(receipt: &Receipt, replayed: bool, scope: Arc<Scope>) -> Self {

@@ -51,7 +51,7 @@ pub enum Attempted {
     },
     /// The delivery was given up, and its dead letter is stored.
     DeadLettered(Arc<DeadLetter>),
-    /// The delivery was given up by a subscription that keeps no dead letters.
+    /// The delivery was given up, by a subscription that keeps no dead letters or by a replay.
     Dropped {
         /// Why it was given up.
         reason: String,

@@ -112,11 +112,10 @@ fn kept(row: &Row<'_>) -> rusqlite::Result<Kept> {
 }
 
 impl Kept {
-    fn joined(self, event: Stored) -> (DeadLetterId, Arc<DeadLetter>) {
-        let event = match self.payload {
-            Some(payload) => event.with_payload(payload),
-            None => event,
-        };
+    fn joined(self, mut event: Stored) -> (DeadLetterId, Arc<DeadLetter>) {
+        if let Some(payload) = self.payload {
+            event.mend(payload, self.intact);
+        }
         let letter = DeadLetter {
             envelope: event.envelope,
             group: self.group,
@@ -192,6 +191,14 @@ fn republish(
             "cannot re-publish dead letter {id}: the group `{group}` has the event at hand already; try again once it \
              is handled"
         ))));
+    }
+    if let Some(payload) = payload {
+        connection
+            .prepare_cached(
+                "insert into mended (\"group\", offset, payload, content) values (?1, ?2, ?3, ?4) \
+                 on conflict do update set payload = ?3, content = ?4",
+            )?
+            .execute((&group, offset, payload, content([], Some(payload))))?;
     }
     // It begins anew.
     connection

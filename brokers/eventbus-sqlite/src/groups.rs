@@ -163,11 +163,18 @@ impl Store {
                 "update subscription set \"group\" = ?2 where \"group\" = ?1 and (?3 is null or pattern = ?3)",
                 (&from, &to, pattern),
             )?;
+            // By its place each is of the events that move along, or of no use.
+            connection.execute(
+                "insert or replace into mended (\"group\", offset, payload, content) \
+                 select ?2, offset, payload, content from mended where \"group\" = ?1",
+                (&from, &to),
+            )?;
             if pattern.is_some() {
                 return Ok(Ok(true));
             }
             connection
                 .execute("update or replace suspect set \"group\" = ?2 where \"group\" = ?1", (&from, &to))?;
+            connection.execute("delete from mended where \"group\" = ?1", [&from])?;
             // Where both gave an event up, one dead letter says it all.
             connection.execute(
                 "update or replace dead_letter set \"group\" = ?2 where \"group\" = ?1",

@@ -32,21 +32,6 @@ pub(crate) fn let_go(event: Arc<Envelope>) {
     here.into_iter().for_each(discard);
 }
 
-/// Lets go of an event when it is dropped.
-pub(crate) struct Held(Option<Arc<Envelope>>);
-
-impl Held {
-    pub(crate) fn new(event: Arc<Envelope>) -> Self {
-        Self(Some(event))
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.take().into_iter().for_each(let_go);
-    }
-}
-
 /// Hands over what this thread has let go of.
 pub(crate) fn hand_over() {
     let events = LET_GO.with_borrow_mut(|let_go| let_go.as_mut().map(take)).unwrap_or_default();

@@ -3,7 +3,7 @@
 use crate::cache::{Cache, Recent};
 use crate::file::LogFile;
 use crate::schema::{explain, open_reader, tidy_up_in_the_end};
-use crate::wire::{COLUMNS, Stored, is_damage, read};
+use crate::wire::{COLUMNS, Stored, content, is_damage, read};
 use crate::writes::WAKER;
 use eventbus_core::{BrokerError, Pattern, Topic, foreign};
 use rusqlite::{Connection, OptionalExtension, Row, Statement};
@@ -183,6 +183,24 @@ impl Reader {
         Ok(batch)
     }
 
+    /// Gives events the payloads that were mended for `group`.
+    pub(crate) fn mend(&self, group: &str, events: &mut [Stored]) -> rusqlite::Result<()> {
+        let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(()) };
+        let mut statement = self.connection.prepare_cached(
+            "select offset, payload, content, intact from mended where \"group\" = ?1 and offset between ?2 and ?3",
+        )?;
+        let mut rows = statement.query((group, first.offset, last.offset))?;
+        while let Some(row) = rows.next()? {
+            let offset = row.get(0)?;
+            let Ok(place) = events.binary_search_by_key(&offset, |event| event.offset) else { continue };
+            let payload: Vec<u8> = row.get(1)?;
+            let sum = content([], Some(&payload));
+            let intact = row.get::<_, i64>(2)? == i64::from(sum) && row.get::<_, bool>(3)?;
+            events[place].mend(payload, intact);
+        }
+        Ok(())
+    }
+
     /// Every event that `statement` finds, whose first columns are [`COLUMNS`]; `extra` reads the others.
     pub(crate) fn select<T>(
         &mut self,
@@ -289,6 +307,13 @@ impl Names {
 /// The place of the latest event; 0 where there is none.
 pub(crate) fn head(connection: &Connection) -> rusqlite::Result<i64> {
     connection.prepare_cached("select coalesce(max(offset), 0) from event")?.query_row([], |row| row.get(0))
+}
+
+/// The place of the latest event whose payload was mended for `group`; 0 where there is none.
+pub(crate) fn last_mended(connection: &Connection, group: &str) -> rusqlite::Result<i64> {
+    connection
+        .prepare_cached("select coalesce(max(offset), 0) from mended where \"group\" = ?1")?
+        .query_row([group], |row| row.get(0))
 }
 
 /// The numbers of the topics that `pattern` covers.

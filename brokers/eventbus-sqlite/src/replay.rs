@@ -1,7 +1,6 @@
 //! Replay: reading the history with a cursor that is thrown away.
 
 use crate::broker::Store;
-use crate::let_go::Held;
 use crate::offsets::{offset_of, place, size};
 use crate::reader::{Batch, EVENTS, Reader};
 use crate::subscription::READ_AHEAD_BYTES;
@@ -24,6 +23,8 @@ use tokio::runtime::Handle;
 /// One replay.
 struct History {
     store: Arc<Store>,
+    /// Whose mended payloads are delivered.
+    group: String,
     pattern: Pattern,
     /// The last place that is delivered; none: it goes on live.
     until: Option<i64>,
@@ -74,11 +75,13 @@ impl Replayable for Store {
     fn replay(&self, request: ReplayRequest) -> BrokerFuture<Result<Replay, BrokerError>> {
         let Some(store) = self.this() else { return BrokerFuture::ready(Err(closed())) };
         BrokerFuture::new(async move {
-            let (pattern, live) = (request.pattern.clone(), request.until == ReplayUntil::Live);
+            let (group, pattern) = (request.group.clone(), request.pattern.clone());
+            let live = request.until == ReplayUntil::Live;
             let (from, until, events, head) =
                 store.readers.read(move |reader| bounds(reader, &request)).await?;
             let history = Arc::new(History {
                 store,
+                group,
                 pattern,
                 until: (!live).then_some(until),
                 runtime: Handle::current(),
@@ -118,12 +121,16 @@ impl History {
     fn fetch(self: &Arc<Self>, position: i64) {
         let history = Arc::clone(self);
         self.runtime.spawn(async move {
-            let (pattern, until) = (history.pattern.clone(), history.until);
+            let (group, pattern, until) = (history.group.clone(), history.pattern.clone(), history.until);
             if until.is_none() {
                 history.store.stored_after(position).await;
             }
-            let read =
-                history.store.readers.read(move |reader| reader.read_after(&pattern, position, until)).await;
+            let read = move |reader: &mut Reader| {
+                let mut batch = reader.read_after(&pattern, position, until)?;
+                reader.mend(&group, &mut batch.events)?;
+                Ok(batch)
+            };
+            let read = history.store.readers.read(read).await;
             for event in read.iter().flat_map(|batch| &batch.events).filter(|event| !event.intact) {
                 log::error!(
                     target: "eventbus", offset = event.offset, topic = %printable(event.envelope.topic()),
@@ -206,24 +213,14 @@ impl Deliveries for HistoryDeliveries {
     }
 }
 
-/// A dead letter on its way to the thread that writes, which drops no event.
-struct Rejected {
-    letter: DeadLetter,
-    /// Dropped after the letter, so that this may be the last of the event.
-    _event: Held,
-}
-
 impl Settler for History {
     fn ack(&self, _receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
         BrokerFuture::ready(Ok(()))
     }
 
-    fn reject(&self, receipt: Receipt, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
-        let offset = place(receipt.offset);
-        let rejected = Rejected { letter: dead_letter, _event: Held::new(receipt.envelope) };
-        self.store
-            .writes
-            .run(move |work| crate::dead_letters::insert(work.connection, offset, &rejected.letter, false))
+    /// Not called by a bus: what fails in a replay is in its report.
+    fn reject(&self, _receipt: Receipt, _dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
+        BrokerFuture::ready(Ok(()))
     }
 
     fn release(&self, receipt: Receipt) {

@@ -15,7 +15,7 @@ const APPLICATION: i32 = 0x4576_4273;
 /// The first version, in SQLite's `user_version`, that is still read. Version 1 was in no release.
 const OLDEST: usize = 2;
 /// What creates a file of the oldest version, and brings one from each version to the next.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("mended.sql")];
 /// The version of the files that this program writes.
 const VERSION: usize = OLDEST + MIGRATIONS.len() - 1;
 /// How long to wait for another process that writes.

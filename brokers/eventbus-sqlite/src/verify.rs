@@ -67,13 +67,19 @@ fn look(reader: &mut Reader) -> rusqlite::Result<Vec<String>> {
          union all select 'the delivery of ' || d.offset || ' to the group `' || s.\"group\" || '` is damaged' \
          from delivery d join subscription s on s.id = d.subscription where d.intact is not 1 \
          union all select 'what is known of crashes beside the event ' || offset || ' in the group `' || \"group\" \
-         || '` is damaged' from suspect where intact is not 1 limit 100",
+         || '` is damaged' from suspect where intact is not 1 \
+         union all select 'the mended payload of ' || offset || ' for the group `' || \"group\" || '` is damaged' \
+         from mended where intact is not 1 limit 100",
     )?);
     let sql = format!("select {COLUMNS} from event e order by e.offset");
     found.extend(damaged_content(
         connection,
         "select 'the delivery of ' || d.offset || ' to the group `' || s.\"group\" || '`', d.content, d.payload \
          from delivery d join subscription s on s.id = d.subscription where d.payload is not null",
+    )?);
+    found.extend(damaged_content(
+        connection,
+        "select 'the mended payload of ' || offset || ' for the group `' || \"group\" || '`', content, payload from mended",
     )?);
     found.extend(damaged_content(
         connection,

@@ -85,6 +85,8 @@ pub(crate) struct Stored {
     pub(crate) size: usize,
     /// Whether the row is what was written.
     pub(crate) intact: bool,
+    /// Whether the payload is another one than the row's.
+    pub(crate) mended: bool,
 }
 
 impl Stored {
@@ -95,15 +97,17 @@ impl Stored {
         let payload = Bytes::copy_from_slice(payload);
         let envelope = Envelope::stored(topic, EventId::new(""), Timestamp::UNIX_EPOCH, payload);
         let size = size(&envelope);
-        Ok(Self { offset: row.get(0)?, envelope: Arc::new(envelope), size, intact: false })
+        Ok(Self { offset: row.get(0)?, envelope: Arc::new(envelope), size, intact: false, mended: false })
     }
 
-    /// The event with another payload.
-    pub(crate) fn with_payload(self, payload: Vec<u8>) -> Self {
+    /// The event with a payload that was mended, as far as that is `intact`.
+    pub(crate) fn mend(&mut self, payload: Vec<u8>, intact: bool) {
         // Nobody else has it yet.
-        let envelope = Arc::unwrap_or_clone(self.envelope).with_payload(Bytes::from(payload));
-        let size = size(&envelope);
-        Self { envelope: Arc::new(envelope), size, ..self }
+        let envelope = Envelope::clone(&self.envelope).with_payload(Bytes::from(payload));
+        self.size = size(&envelope);
+        self.envelope = Arc::new(envelope);
+        self.intact &= intact;
+        self.mended = true;
     }
 }
 
@@ -180,7 +184,7 @@ pub(crate) fn read(row: &Row<'_>, topic: Topic, source: &str) -> rusqlite::Resul
         *envelope.headers_mut() = read_headers(headers);
     }
     let size = size(&envelope);
-    Ok(Stored { offset, envelope: Arc::new(envelope), size, intact })
+    Ok(Stored { offset, envelope: Arc::new(envelope), size, intact, mended: false })
 }
 
 /// The time of an event as it is written: the second since 1970 in which it lies, and the nanosecond of that second.

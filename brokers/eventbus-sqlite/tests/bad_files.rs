@@ -60,7 +60,7 @@ async fn the_database_of_another_program_is_refused_and_left_alone() {
 async fn a_log_of_a_newer_version_is_refused_and_left_alone() {
     let log = written().await;
     Connection::open(log.path()).unwrap().execute_batch("pragma user_version = 99").unwrap();
-    assert_refused(&log.path(), &["version 99", "up to version 2", "newer eventbus"]).await;
+    assert_refused(&log.path(), &["version 99", "up to version 3", "newer eventbus"]).await;
     let version: i64 = Connection::open(log.path())
         .unwrap()
         .pragma_query_value(None, "user_version", |row| row.get(0))

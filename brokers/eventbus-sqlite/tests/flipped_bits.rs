@@ -49,6 +49,13 @@ async fn write(log: &Log) -> BTreeMap<u128, Envelope> {
         seen.len() as u64 == EVENTS / 3 && groups.iter().all(|group| group.backlog == group.parked)
     })
     .await;
+    let letters = bus.dead_letters().unwrap();
+    for (id, letter) in letters.list().await.unwrap().into_iter().take(3) {
+        // In vain, so that it is a dead letter again.
+        let payload = letter.envelope.payload().unwrap();
+        assert!(letters.republish(id, Some(payload.clone())).await.unwrap());
+    }
+    until("they are given up again", async || letters.list().await.unwrap().len() == 5).await;
     let mut all = AuditQuery::default();
     all.limit = usize::MAX;
     let events = bus.audit_log().unwrap().query(all).await.unwrap();
@@ -65,7 +72,7 @@ fn columns(path: &Path) -> Vec<(&'static str, Vec<String>)> {
         let names = statement.query_map([], |row| row.get(0)).unwrap();
         names.collect::<Result<Vec<String>, _>>().unwrap()
     };
-    ["event", "topic", "source", "subscription", "delivery", "dead_letter"]
+    ["event", "topic", "source", "subscription", "delivery", "dead_letter", "mended"]
         .map(|table| (table, names(table)))
         .into()
 }

@@ -266,6 +266,7 @@ impl Bus {
             subscription: subscription.clone(),
             states: Arc::clone(&shared.states),
             outlet: Arc::clone(&shared.outlet),
+            failures: None,
         });
         // Before there is a source that nobody reads.
         let layered = worker::layered(subscription, || worker.layered(&layers))?;

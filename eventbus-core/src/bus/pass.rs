@@ -5,9 +5,10 @@ use super::replay::{ReplayProgress, ReplayReport};
 use super::shutdown::close;
 use super::{Bus, race};
 use crate::broker::{Offset, ReplayFrom, ReplayRequest, ReplayUntil, Replayable};
-use crate::delivery::Scope;
+use crate::delivery::{Failures, Scope};
 use crate::error::{Error, Result};
 use crate::foreign;
+use crate::lock::{Lock, Rank};
 use crate::log;
 use crate::printable::printable;
 use crate::state::States;
@@ -38,6 +39,7 @@ pub(super) struct Pass {
     bus: Bus,
     group: String,
     lanes: Vec<Arc<Lanes>>,
+    failures: Arc<Failures>,
     events: u64,
     latest: Option<Offset>,
 }
@@ -47,7 +49,8 @@ impl Pass {
     pub(super) async fn begin(bus: &Bus, live: &[Arc<Lanes>], plan: &Plan) -> Result<Self> {
         let bucket = plan.rate.map(Bucket::new);
         let group = live.first().map(|lanes| lanes.subscription().group.to_string()).unwrap_or_default();
-        let mut pass = Self { bus: bus.clone(), group, lanes: Vec::new(), events: 0, latest: None };
+        let failures = Arc::new(Lock::new(Rank::LEAF, Vec::new()));
+        let mut pass = Self { bus: bus.clone(), group, lanes: Vec::new(), failures, events: 0, latest: None };
         let mut until = plan.until;
         for lanes in live {
             let subscription = lanes.subscription();
@@ -70,14 +73,12 @@ impl Pass {
                 Some(bucket) => Box::new(Paced::new(opened.deliveries, Arc::clone(bucket))),
                 None => opened.deliveries,
             };
-            let scope = match &plan.states {
-                None => Arc::clone(lanes.scope()),
-                Some(states) => Arc::new(Scope {
-                    subscription: subscription.clone(),
-                    states: Arc::clone(states),
-                    outlet: Arc::clone(&bus.shared.outlet),
-                }),
-            };
+            let scope = Arc::new(Scope {
+                subscription: subscription.clone(),
+                states: Arc::clone(plan.states.as_ref().unwrap_or(&bus.shared.states)),
+                outlet: Arc::clone(&bus.shared.outlet),
+                failures: Some(Arc::clone(&pass.failures)),
+            });
             pass.lanes.push(lanes.again(scope, plan.concurrency, source)?);
         }
         let mut stage = bus.shared.stage.lock();
@@ -118,12 +119,15 @@ impl Pass {
         journal.tell(&self, true);
         let Tally { received, acked, given_up, .. } = self.tally();
         journal.handled += received;
-        journal.dead_lettered += given_up;
+        journal.failed += given_up;
         journal.events += self.events.max(received);
+        let mut failures = std::mem::take(&mut *self.failures.lock());
+        failures.sort_by_key(|failure| failure.offset);
         Ok(ReplayReport {
             events: received,
             acked,
-            dead_lettered: given_up,
+            failed: given_up,
+            failures,
             elapsed: started.elapsed(),
             latest: self.latest,
         })
@@ -160,14 +164,14 @@ pub(super) struct Journal {
     logged: Instant,
     /// In the passes that have ended.
     handled: u64,
-    dead_lettered: u64,
+    failed: u64,
     events: u64,
 }
 
 impl Journal {
     pub(super) fn new(on_progress: Option<OnProgress>) -> Self {
         let now = Instant::now();
-        Self { on_progress, started: now, logged: now, handled: 0, dead_lettered: 0, events: 0 }
+        Self { on_progress, started: now, logged: now, handled: 0, failed: 0, events: 0 }
     }
 
     fn tell(&mut self, pass: &Pass, last: bool) {
@@ -175,14 +179,14 @@ impl Journal {
         let progress = ReplayProgress {
             handled: self.handled + acked + given_up + unsettled,
             events: self.events + pass.events,
-            dead_lettered: self.dead_lettered + given_up,
+            failed: self.failed + given_up,
             elapsed: self.started.elapsed(),
         };
         if last || self.logged.elapsed() >= LOG {
             self.logged = Instant::now();
             log::info!(
                 target: "eventbus", group = %printable(&pass.group), handled = progress.handled, events = progress.events,
-                dead_lettered = progress.dead_lettered, percent = progress.percent() as u64,
+                failed = progress.failed, percent = progress.percent() as u64,
                 rate = progress.rate() as u64, elapsed = ?progress.elapsed, remaining = ?progress.remaining(),
                 "{}", if last { "the replay has ended" } else { "replaying" }
             );

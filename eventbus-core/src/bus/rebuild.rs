@@ -3,7 +3,7 @@
 use super::Bus;
 use super::home::needs_runtime;
 use super::pass::{Journal, OnProgress, Pass, Plan};
-use super::replay::{Overrides, ReplayProgress, ReplayReport, refused};
+use super::replay::{Overrides, ReplayProgress, ReplayReport, failed, refused};
 use super::shutdown::{close, idle};
 use super::stage::Stage;
 use crate::broker::{Groups, ReplayFrom, ReplayUntil, SubscribeRequest};
@@ -70,7 +70,8 @@ impl Bus {
     /// # Errors
     /// [`Error::Rebuild`] says whether the new model is in place. Where it is not, nothing has changed: the live
     /// subscription goes on, with the old model. This is so for all that fails before the end of `swap`: a group
-    /// that cannot be replayed, an event that is given up (the new model lacks it), a group that another process
+    /// that cannot be replayed, an event that fails (the new model would lack it; see
+    /// [`skip_failures`](Rebuilding::skip_failures)), a group that another process
     /// handles as well, and an error of `swap` itself. Where it is, only the cursor could not be moved; then the
     /// live subscription goes on from where it stopped, as after a crash (see below). Beyond that what the broker
     /// reports, also where it keeps no history or no cursors, and [`Error::Closed`] where the bus is shut down
@@ -89,6 +90,7 @@ impl Bus {
             states: Overrides::default(),
             on_progress: None,
             swap: None,
+            skip_failures: false,
         }
     }
 
@@ -134,6 +136,7 @@ pub struct Rebuilding {
     states: Overrides,
     on_progress: Option<OnProgress>,
     swap: Option<Swap>,
+    skip_failures: bool,
 }
 
 type Swap = Box<dyn FnOnce() -> BoxFuture<Result<(), BoxError>> + Send>;
@@ -171,17 +174,25 @@ impl Rebuilding {
         self
     }
 
+    /// Builds the new model without the events that fail; they are counted and listed in the
+    /// [report](ReplayReport). Default: an event that fails ends the rebuild before the swap, with an error that names
+    /// it.
+    pub fn skip_failures(mut self) -> Self {
+        self.skip_failures = true;
+        self
+    }
+
     async fn run(self) -> Result<ReplayReport> {
         needs_runtime("rebuild")?;
-        let Self { bus, group, states, on_progress, swap } = self;
+        let Self { bus, group, states, on_progress, swap, skip_failures } = self;
         let started = Instant::now();
         let live = bus.lanes_of(&group)?;
-        let failed = |reason| Error::Rebuild { group: group.clone(), swapped: false, reason, cause: None };
+        let refuse = |reason| Error::Rebuild { group: group.clone(), swapped: false, reason, cause: None };
         if let Some(refused) = refused(&live) {
-            return Err(failed(refused));
+            return Err(refuse(refused));
         }
         let swap = swap.ok_or_else(|| {
-            failed("say with `.swap(…)` how the new model takes the place of the live one".to_owned())
+            refuse("say with `.swap(…)` how the new model takes the place of the live one".to_owned())
         })?;
         let groups = bus.groups()?;
         let mut plan = Plan {
@@ -190,24 +201,32 @@ impl Rebuilding {
             until: ReplayUntil::Now,
             rate: None,
             concurrency: None,
-            states: states.over(&bus, &live).map_err(failed)?,
+            states: states.over(&bus, &live).map_err(refuse)?,
         };
         let mut journal = Journal::new(on_progress);
-        let mut sum =
-            ReplayReport { events: 0, acked: 0, dead_lettered: 0, elapsed: Duration::ZERO, latest: None };
+        let mut sum = ReplayReport::default();
         let mut pass = async |sum: &mut ReplayReport| {
             let report = Pass::begin(&bus, &live, &plan).await?.end(&mut journal).await?;
             sum.events += report.events;
             sum.acked += report.acked;
-            sum.dead_lettered += report.dead_lettered;
+            sum.failed += report.failed;
             sum.elapsed = started.elapsed();
-            if !report.is_complete() {
-                return Err(failed(format!(
-                    "{} of {} failed ({} by now), so the new model would be incomplete; the live subscription goes on \
-                     with the old one",
-                    count(sum.events - sum.acked),
-                    counted(sum.events, "event"),
-                    counted(sum.dead_lettered, "dead letter")
+            let unsettled = report.events - report.acked - report.failed;
+            sum.failures.extend(report.failures);
+            if sum.failed > 0 && !skip_failures {
+                return Err(refuse(format!(
+                    "{}; the new model would lack them, so the live subscription goes on with the old one. Mend the \
+                     handler; or publish their dead letters again with payloads that it takes, which a rebuild has from \
+                     then on; or leave them out with `.skip_failures()`",
+                    failed(sum)
+                )));
+            }
+            if unsettled > 0 {
+                return Err(refuse(format!(
+                    "the broker did not take the answers to {} of {}, so the live subscription goes on \
+                     with the old model; look at the log, and rebuild again",
+                    count(unsettled),
+                    counted(sum.events, "event")
                 )));
             }
             if let Some(latest) = report.latest {
@@ -228,7 +247,7 @@ impl Rebuilding {
         }
         let pause = Pause::begin(&bus, &live).await;
         let swapped = async {
-            released(&*groups, &group).await?.map_err(failed)?;
+            released(&*groups, &group).await?.map_err(refuse)?;
             pass(&mut sum).await?;
             let swapped = foreign::run("`swap`", swap).await;
             swapped.unwrap_or_else(|panicked| Err(panicked.into())).map_err(|error| Error::Rebuild {

@@ -3,8 +3,9 @@
 use super::Bus;
 use super::home::needs_runtime;
 use super::pass::{Journal, OnProgress, Pass, Plan};
-use crate::broker::{Offset, ReplayFrom, ReplayUntil, Replayable};
+use crate::broker::{DeadLetter, Offset, ReplayFrom, ReplayUntil, Replayable};
 use crate::census;
+use crate::counted::{count, counted};
 use crate::error::{Error, Result};
 use crate::handler::BoxFuture;
 use crate::state::{State, States};
@@ -24,6 +25,11 @@ impl Bus {
     /// [`Delivery::replayed`](crate::Delivery::replayed) is true. What the handler publishes is published again, so
     /// register a handler that must not do so with `replay = false`.
     ///
+    /// Where the payload of an event was mended as its dead letter of this group was published again, the replay has the
+    /// mended one. What fails here becomes no dead letter, since the live subscription would handle it once more when
+    /// that is published again: it is an error line and stands in the error or, after
+    /// [`skip_failures`](Replaying::skip_failures), in the report.
+    ///
     /// ```
     /// # use eventbus::{Bus, Event, State, subscribe};
     /// # use serde::{Deserialize, Serialize};
@@ -41,16 +47,20 @@ impl Bus {
     /// let report = bus
     ///     .replay(orders_by_day::SUBSCRIBER)
     ///     .rate(10_000)
+    ///     .skip_failures()
     ///     .on_progress(|progress| println!("{:.0} %, {:?} left", progress.percent(), progress.remaining()))
     ///     .await?;
-    /// println!("{} events, {} dead letters", report.events, report.dead_lettered);
+    /// println!("{} of {} events failed", report.failed, report.events);
+    /// for failure in &report.failures {
+    ///     println!("{} at {}: {}", failure.envelope.topic(), failure.offset, failure.reason);
+    /// }
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
     /// Awaited: [`Error::Replay`] where this bus has no such group, or a subscription of it is registered with
-    /// `replay = false`; what the broker reports, also where it keeps no history; and [`Error::Closed`] where the
+    /// `replay = false`, and, once everything else is handled, where events failed; what the broker reports, also where it keeps no history; and [`Error::Closed`] where the
     /// bus is shut down before the end.
     ///
     /// # Cancel safety
@@ -64,6 +74,7 @@ impl Bus {
             rate: None,
             concurrency: None,
             insist: false,
+            skip_failures: false,
             states: Overrides::default(),
             on_progress: None,
         }
@@ -107,6 +118,7 @@ pub struct Replaying {
     rate: Option<u32>,
     concurrency: Option<usize>,
     insist: bool,
+    skip_failures: bool,
     states: Overrides,
     on_progress: Option<OnProgress>,
 }
@@ -140,6 +152,13 @@ impl Replaying {
     /// Runs subscriptions that are registered with `replay = false` all the same.
     pub fn insist(mut self) -> Self {
         self.insist = true;
+        self
+    }
+
+    /// Takes events that fail for no error: they are left out, counted and listed in the [report](ReplayReport).
+    /// Default: where some fail, the replay ends with an [`Error::Replay`] that names the first ones.
+    pub fn skip_failures(mut self) -> Self {
+        self.skip_failures = true;
         self
     }
 
@@ -181,7 +200,15 @@ impl Replaying {
             states: self.states.over(&self.bus, &live).map_err(refuse)?,
         };
         let mut journal = Journal::new(self.on_progress);
-        Pass::begin(&self.bus, &live, &plan).await?.end(&mut journal).await
+        let report = Pass::begin(&self.bus, &live, &plan).await?.end(&mut journal).await?;
+        if report.failed > 0 && !self.skip_failures {
+            return Err(refuse(format!(
+                "{}; the others are handled. Mend the handler or the payloads, and replay these again, or leave them \
+                 out with `.skip_failures()`",
+                failed(&report)
+            )));
+        }
+        Ok(report)
     }
 }
 
@@ -212,6 +239,24 @@ pub(super) fn refused(live: &[Arc<Lanes>]) -> Option<String> {
         "`{name}` ({}) is registered with `replay = false`, as a handler with effects outside is",
         refusing.subscription().location()
     ))
+}
+
+/// How many events of a replay failed, and what the first ones were.
+pub(super) fn failed(report: &ReplayReport) -> String {
+    const NAMED: usize = 3;
+    /// How many characters of a reason are told.
+    const TOLD: usize = 200;
+    let named = report.failures.iter().take(NAMED).map(|failure| {
+        let mut reason: String = failure.reason.chars().take(TOLD).collect();
+        if reason.len() < failure.reason.len() {
+            reason.push('…');
+        }
+        format!("\"{}\" at {} ({}: {reason})", failure.envelope.topic(), failure.offset, failure.kind)
+    });
+    let named = named.collect::<Vec<_>>().join(", ");
+    let more = if report.failed > NAMED as u64 { ", …" } else { "" };
+    let events = counted(report.events, "event");
+    format!("{} of {events} failed: {named}{more}", count(report.failed))
 }
 
 /// States that handlers take in place of those of the bus.
@@ -263,8 +308,8 @@ pub struct ReplayProgress {
     pub handled: u64,
     /// How many events there were to handle when the replay began.
     pub events: u64,
-    /// How many events were given up so far.
-    pub dead_lettered: u64,
+    /// How many events have failed so far.
+    pub failed: u64,
     /// How long it has taken.
     pub elapsed: Duration,
 }
@@ -295,15 +340,17 @@ impl ReplayProgress {
 }
 
 /// What became of a replay.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct ReplayReport {
     /// How many events were delivered.
     pub events: u64,
     /// How many were handled with success.
     pub acked: u64,
-    /// How many were given up: kept as dead letters, or dropped where the subscription keeps none.
-    pub dead_lettered: u64,
+    /// How many failed, after as many attempts as the subscription makes, and were left out.
+    pub failed: u64,
+    /// What failed and why, by place: the first 100. They are in no store of dead letters.
+    pub failures: Vec<Arc<DeadLetter>>,
     /// How long it took.
     pub elapsed: Duration,
     /// The place of the latest event in the log, whatever its topic, when the replay began.

@@ -1,6 +1,7 @@
 //! The dead letters of the in-process broker.
 
 use super::Outstanding;
+use super::history::History;
 use super::queue::Waiting;
 use super::routes::Routes;
 use crate::broker::{BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters};
@@ -19,6 +20,7 @@ pub(super) struct MemoryDeadLetters {
     kept: Lock<Kept>,
     routes: Arc<SharedLock<Routes>>,
     outstanding: Arc<Outstanding>,
+    history: Option<Arc<History>>,
 }
 
 #[derive(Default)]
@@ -32,8 +34,9 @@ impl MemoryDeadLetters {
         capacity: usize,
         routes: Arc<SharedLock<Routes>>,
         outstanding: Arc<Outstanding>,
+        history: Option<Arc<History>>,
     ) -> Self {
-        Self { capacity, kept: Lock::new(Rank::BROKER_LAST, Kept::default()), routes, outstanding }
+        Self { capacity, kept: Lock::new(Rank::BROKER_LAST, Kept::default()), routes, outstanding, history }
     }
 
     pub(super) fn keep(&self, dead_letter: DeadLetter) {
@@ -56,15 +59,18 @@ impl MemoryDeadLetters {
     fn republish_now(&self, id: DeadLetterId, payload: Option<Bytes>) -> Result<bool, BrokerError> {
         // It is taken out first, so that two calls at once deliver the event once.
         let Some(letter) = self.take(id) else { return Ok(false) };
+        let payload_is_another = payload.is_some();
         let envelope = match payload {
             Some(payload) => Arc::new(Envelope::clone(&letter.envelope).with_payload(payload)),
             None => Arc::clone(&letter.envelope),
         };
+        let mended = payload_is_another.then(|| Arc::clone(&envelope));
         let queue = self.routes.read().of_group(&letter.group, letter.envelope.topic());
         self.outstanding.add(1);
         let waiting = Waiting { envelope, offset: letter.offset, attempt: 1 };
         // A queue whose last reader has just left takes nothing, as one that is not there.
         if queue.is_some_and(|queue| queue.push_once_more(waiting)) {
+            drop(mended.and_then(|mended| self.mend(&letter, &mended)));
             return Ok(true);
         }
         self.outstanding.remove(1);
@@ -76,6 +82,11 @@ impl MemoryDeadLetters {
         ));
         self.kept.lock().letters.insert(id, letter);
         Err(error)
+    }
+
+    /// What delivers the event to its group again has the mended payload from now on. The answer is what it had before.
+    fn mend(&self, letter: &DeadLetter, mended: &Arc<Envelope>) -> Option<Arc<Envelope>> {
+        self.history.as_ref()?.lock().mend(&letter.group, letter.offset, mended)
     }
 
     fn take(&self, id: DeadLetterId) -> Option<Arc<DeadLetter>> {

@@ -20,7 +20,23 @@ pub(super) struct History {
 /// The events that are kept, oldest first.
 pub(super) struct Events {
     limit: usize,
-    kept: VecDeque<(Offset, Arc<Envelope>)>,
+    kept: VecDeque<Kept>,
+}
+
+/// An event that is kept.
+pub(super) struct Kept {
+    offset: Offset,
+    envelope: Arc<Envelope>,
+    /// The event with another payload, for the groups that got it so as they published its dead letter again.
+    mended: Vec<(String, Arc<Envelope>)>,
+}
+
+impl Kept {
+    /// The event as `group` gets it.
+    fn of(&self, group: &str) -> &Arc<Envelope> {
+        let mended = self.mended.iter().find(|(other, _)| other == group);
+        mended.map_or(&self.envelope, |(_, mended)| mended)
+    }
 }
 
 impl History {
@@ -46,16 +62,33 @@ impl History {
 
 impl Events {
     /// Adds the latest event. The answer is what had to make room for it, to be dropped once no lock is held.
-    pub(super) fn keep(&mut self, offset: Offset, envelope: &Arc<Envelope>) -> Option<Arc<Envelope>> {
+    pub(super) fn keep(&mut self, offset: Offset, envelope: &Arc<Envelope>) -> Option<Kept> {
         let full = self.kept.len() == self.limit;
         let forgotten = if full { self.kept.pop_front() } else { None };
-        self.kept.push_back((offset, Arc::clone(envelope)));
-        forgotten.map(|(_, envelope)| envelope)
+        self.kept.push_back(Kept { offset, envelope: Arc::clone(envelope), mended: Vec::new() });
+        forgotten
     }
 
-    /// What a group that listens on `pattern` begins with.
-    pub(super) fn matching(&self, pattern: &Pattern) -> Vec<Waiting> {
-        self.select(pattern, |_, _| true)
+    /// From now on `group` gets the event at `offset` as it is in `mended`. The answer is what it got before, to be
+    /// dropped once no lock is held.
+    pub(super) fn mend(
+        &mut self,
+        group: &str,
+        offset: Offset,
+        mended: &Arc<Envelope>,
+    ) -> Option<Arc<Envelope>> {
+        let place = self.kept.binary_search_by_key(&offset, |kept| kept.offset).ok()?;
+        let all = &mut self.kept[place].mended;
+        if let Some((_, earlier)) = all.iter_mut().find(|(other, _)| other == group) {
+            return Some(std::mem::replace(earlier, Arc::clone(mended)));
+        }
+        all.push((group.to_owned(), Arc::clone(mended)));
+        None
+    }
+
+    /// What `group` begins with, which listens on `pattern`.
+    pub(super) fn matching(&self, group: &str, pattern: &Pattern) -> Vec<Waiting> {
+        self.select(group, pattern, |_, _| true)
     }
 
     /// What a replay delivers.
@@ -71,12 +104,13 @@ impl Events {
             ReplayUntil::Offset(until) => offset > until,
             ReplayUntil::Time(until) => envelope.time() >= until,
         };
-        self.select(&request.pattern, |offset, envelope| begins(offset, envelope) && !ends(offset, envelope))
+        let wanted = |offset, envelope: &Envelope| begins(offset, envelope) && !ends(offset, envelope);
+        self.select(&request.group, &request.pattern, wanted)
     }
 
     /// What an audit asks for.
     pub(super) fn queried(&self, query: &AuditQuery) -> Vec<Recorded> {
-        let recorded = |(offset, envelope): &(Offset, Arc<Envelope>)| {
+        let recorded = |Kept { offset, envelope, .. }: &Kept| {
             query.matches(envelope).then(|| Recorded { offset: *offset, envelope: Arc::clone(envelope) })
         };
         let behind = |event: &Recorded| match query.after {
@@ -93,15 +127,20 @@ impl Events {
 
     /// The place of the latest event.
     pub(super) fn latest(&self) -> Option<Offset> {
-        self.kept.back().map(|(offset, _)| *offset)
+        self.kept.back().map(|kept| kept.offset)
     }
 
-    fn select(&self, pattern: &Pattern, wanted: impl Fn(Offset, &Envelope) -> bool) -> Vec<Waiting> {
-        let matching = self.kept.iter().filter(|(offset, envelope)| {
-            pattern.matches(envelope.topic().as_str()) && wanted(*offset, envelope)
+    fn select(
+        &self,
+        group: &str,
+        pattern: &Pattern,
+        wanted: impl Fn(Offset, &Envelope) -> bool,
+    ) -> Vec<Waiting> {
+        let matching = self.kept.iter().filter(|kept| {
+            pattern.matches(kept.envelope.topic().as_str()) && wanted(kept.offset, &kept.envelope)
         });
         matching
-            .map(|(offset, envelope)| Waiting { envelope: Arc::clone(envelope), offset: *offset, attempt: 1 })
+            .map(|kept| Waiting { envelope: Arc::clone(kept.of(group)), offset: kept.offset, attempt: 1 })
             .collect()
     }
 }

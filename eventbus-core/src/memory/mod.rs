@@ -138,18 +138,20 @@ impl MemoryBrokerBuilder {
     pub fn build(self) -> MemoryBroker {
         let routes = Arc::new(SharedLock::new(Rank::BROKER_INNER, Routes::default()));
         let outstanding = Arc::new(Outstanding::new());
+        let history = (self.history > 0).then(|| Arc::new(History::new(self.history)));
         MemoryBroker(Arc::new(Shared {
             dead_letters: Arc::new(MemoryDeadLetters::new(
                 self.dead_letter_capacity,
                 Arc::clone(&routes),
                 Arc::clone(&outstanding),
+                history.clone(),
             )),
             routes,
             capacity: self.capacity,
             overflow: self.overflow,
             offsets: AtomicU64::new(0),
             outstanding,
-            history: (self.history > 0).then(|| History::new(self.history)),
+            history,
         }))
     }
 }
@@ -161,7 +163,7 @@ struct Shared {
     offsets: AtomicU64,
     outstanding: Arc<Outstanding>,
     dead_letters: Arc<MemoryDeadLetters>,
-    history: Option<History>,
+    history: Option<Arc<History>>,
 }
 
 impl Shared {
@@ -173,7 +175,7 @@ impl Shared {
         let (queues, forgotten);
         let (mut wakers, mut refused) = (Wakers::default(), 0);
         {
-            let mut history = self.history.as_ref().map(History::lock);
+            let mut history = self.history.as_deref().map(History::lock);
             queues = routes::matching(&self.routes, envelope.topic());
             if queues.is_empty() && history.is_none() {
                 return Ok(());
@@ -276,8 +278,8 @@ impl Broker for MemoryBroker {
 
     fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
         let SubscribeRequest { group, pattern, start } = request;
-        let history = self.0.history.as_ref().filter(|_| start == Start::Earliest).map(History::lock);
-        let earlier = history.as_ref().map(|events| events.matching(&pattern)).unwrap_or_default();
+        let history = self.0.history.as_deref().filter(|_| start == Start::Earliest).map(History::lock);
+        let earlier = history.as_ref().map(|events| events.matching(&group, &pattern)).unwrap_or_default();
         let mut routes = self.0.routes.write();
         let queue = routes.queue(&group, &pattern, || self.0.queue(&group, &pattern, earlier));
         BrokerFuture::ready(Ok(Box::new(MemoryDeliveries::new(

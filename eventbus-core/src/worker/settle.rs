@@ -5,7 +5,7 @@ use super::lanes::{self, Failed, Lanes, Open, Settled};
 use crate::backoff::Backoff;
 use crate::broker::{BrokerFuture, DeadLetter, FailureKind, Parked};
 use crate::counted::counted;
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, Failures};
 use crate::envelope::Envelope;
 use crate::error::{BrokerError, PublishError};
 use crate::event::Key;
@@ -20,6 +20,9 @@ use std::time::Duration;
 
 /// How long it takes until a dead letter is stored that could not be: its events wait for somebody who makes room.
 const KEEP_AGAIN: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+
+/// How many failures of a replay are kept for its report.
+const FAILURES: usize = 100;
 
 /// A failed attempt: why, and whether another one is of use.
 struct Failure {
@@ -219,7 +222,7 @@ async fn give_up(
     let Failure { kind, reason, .. } = failure;
     // The attempts that ended the process are counted, and the one that comes next was not made.
     let attempts = delivery.attempt() - u32::from(kind == FailureKind::Crashed && delivery.attempt() > 1);
-    if !lanes.policy.dead_letter {
+    if lanes.scope.failures.is_none() && !lanes.policy.dead_letter {
         log::error!(
             target: "eventbus", group = %printable(&subscription.group), topic = %printable(envelope.topic()), id = %printable(envelope.id()),
             attempts, kind = %printable(kind), reason = %printable(&reason), "the event is given up and dropped (`dead_letter = false`)"
@@ -241,7 +244,40 @@ async fn give_up(
         last_failed_at: now,
         offset: delivery.offset(),
     };
-    keep(lanes, held, delivery, dead_letter, 0).await
+    match &lanes.scope.failures {
+        Some(failures) => leave_out(lanes, held, delivery, dead_letter, failures).await,
+        None => keep(lanes, held, delivery, dead_letter, 0).await,
+    }
+}
+
+/// Gives up an event of a replay. It becomes no dead letter: the live subscription has handled the event, or has a dead
+/// letter of it already, and one more that is published again would have it handled twice.
+async fn leave_out(
+    lanes: &Lanes,
+    held: &mut Option<Open>,
+    delivery: &Delivery,
+    failure: DeadLetter,
+    failures: &Failures,
+) -> Settled {
+    log::error!(
+        target: "eventbus", group = %printable(&failure.group), topic = %printable(failure.envelope.topic()),
+        id = %printable(failure.envelope.id()), offset = %printable(failure.offset), attempts = failure.attempts,
+        kind = %printable(failure.kind), reason = %printable(&failure.reason),
+        "an event failed in a replay and is left out of it; its report lists it, and no dead letter is kept"
+    );
+    if answer(tell(held)).await.is_err() {
+        return Settled::Unsettled(key(delivery));
+    }
+    let reason = failure.reason.clone();
+    let failure = Arc::new(failure);
+    {
+        let mut kept = failures.lock();
+        if kept.len() < FAILURES {
+            kept.push(Arc::clone(&failure));
+        }
+    }
+    observe(lanes, delivery, || Attempted::Dropped { reason });
+    Settled::GivenUp(key(delivery))
 }
 
 /// Has the dead letter stored of a delivery that was given up before.

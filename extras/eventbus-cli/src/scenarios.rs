@@ -376,14 +376,24 @@ async fn groups_are_moved_sought_and_dropped() {
 }
 
 #[tokio::test]
-async fn a_replay_reports_its_progress_and_fails_with_its_dead_letters() {
+async fn a_replay_reports_its_progress_and_names_what_fails() {
     business("replay").await;
     let replayed = shop("replay", "replay stock --from 0 --until 0 --json").await.lines();
     let report = &replayed.last().unwrap()["report"];
     assert_eq!((&report["events"], &report["acked"]), (&json!(1), &json!(1)));
     assert!(replayed[0]["progress"]["percent"].is_number(), "{replayed:?}");
+    let letters = async || shop("replay", "dead-letters list --json").await.raw;
+    let before = letters().await;
     let failed = shop("replay", "replay stock --until 2").await;
     assert!(failed.code == 1 && failed.error.contains("1 of 2 events failed"), "{failed:?}");
+    assert!(failed.error.contains("--skip-failures"), "{failed:?}");
+    assert!(failed.out.contains("failed order.placed at 1, rejected: "), "{failed:?}");
+    let skipped = shop("replay", "replay stock --until 2 --skip-failures --json").await;
+    assert_eq!(skipped.code, 0, "{skipped:?}");
+    let skipped = skipped.lines();
+    let [.., failure, report] = &skipped[..] else { panic!("{skipped:?}") };
+    assert_eq!((&failure["failure"]["offset"], &report["report"]["failed"]), (&json!("1"), &json!(1)));
+    assert_eq!(letters().await, before, "what fails in a replay becomes no dead letter");
     let refused = shop("replay", "replay mail").await;
     assert!(refused.code == 1 && refused.error.contains("--insist"), "{refused:?}");
     assert_eq!(shop("replay", "replay mail --insist").await.code, 0);

@@ -205,10 +205,10 @@ fn operators_and_the_program_meet_on_one_file() {
     operator(&["dead-letters", "edit", "1"], 3);
     wait(|| group()["backlog"] == 0);
     assert!(lines(&["dead-letters", "list", "--json"]).is_empty());
-    // A replay runs beside the live subscription; the event in the log is as it was published.
-    let replayed = ended(&mut shop(&["replay", "mail", "--json", "--url", &url]), 1);
+    // A replay runs beside the live subscription, and has what was mended.
+    let replayed = ended(&mut shop(&["replay", "mail", "--json", "--url", &url]), 0);
     let report: Value = serde_json::from_str(text(&replayed.stdout).lines().last().unwrap()).unwrap();
-    assert_eq!((&report["report"]["acked"], &report["report"]["dead_lettered"]), (&1.into(), &1.into()));
+    assert_eq!((&report["report"]["acked"], &report["report"]["failed"]), (&2.into(), &0.into()));
     program.stop();
     assert_eq!(lines(&["topics", "--json"])[0]["events"], 2);
     operator(&["groups", "move", "mail", "post"], 2);

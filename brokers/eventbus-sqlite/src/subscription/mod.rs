@@ -73,6 +73,8 @@ struct State {
     waker: Option<Waker>,
     error: Option<BrokerError>,
     reading: Reading,
+    /// Up to here events of the group may have payloads that were mended before it was taken over.
+    mended: i64,
     /// How far earlier rows had come on parts of the pattern: events that they settled are not ours.
     parts: Parts,
     at_hand: AtHand,
@@ -231,6 +233,7 @@ impl State {
             waker: None,
             error: None,
             reading: Reading::new(0),
+            mended: 0,
             parts: Parts::default(),
             at_hand: AtHand::default(),
             progress: Progress::resume(beginning()),

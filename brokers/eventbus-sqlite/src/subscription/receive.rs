@@ -89,7 +89,7 @@ impl SqliteDeliveries {
         while into.len() - before < limit {
             let Some(waiting) = state.at_hand.pop() else { break };
             let offset = offset_of(waiting.offset);
-            if waiting.origin == Origin::Read && !state.progress.open(offset, Noted::FIRST) {
+            if waiting.origin == Origin::Read && !state.progress.open(offset, waiting.noted) {
                 state.after.dropped.push(waiting.envelope);
                 continue;
             }
@@ -167,7 +167,10 @@ impl Subscription {
         if !state.reading.wants_more() || enough {
             return None;
         }
-        let caught = self.store.tail().after(state.reading.position(), &self.pattern, FROM_TAIL);
+        // The tail has events as they were published.
+        let mended = state.reading.position() < state.mended;
+        let tail = || self.store.tail().after(state.reading.position(), &self.pattern, FROM_TAIL);
+        let caught = if mended { None } else { tail() };
         let Some(caught) = caught else { return Some(state.reading.begin_fetch()) };
         match state.at_hand.is_empty() {
             true => state.catch_up(caught),
@@ -180,8 +183,12 @@ impl Subscription {
     fn fetch(self: &Arc<Self>, ticket: Ticket) {
         let subscription = Arc::clone(self);
         self.runtime.spawn(async move {
-            let pattern = subscription.pattern.clone();
-            let read = move |reader: &mut reader::Reader| reader.read_after(&pattern, ticket.position, None);
+            let (group, pattern) = (subscription.group.clone(), subscription.pattern.clone());
+            let read = move |reader: &mut reader::Reader| {
+                let mut batch = reader.read_after(&pattern, ticket.position, None)?;
+                reader.mend(&group, &mut batch.events)?;
+                Ok(batch)
+            };
             let batch = subscription.store.readers.read(read).await;
             subscription.fetched(ticket, batch);
         });
@@ -202,7 +209,7 @@ impl Subscription {
                     if !state.is_ours(event.offset, event.envelope.topic()) {
                         continue;
                     }
-                    state.put_at_hand(Waiting::of(event, Noted::FIRST, Origin::Read));
+                    state.put_at_hand(Waiting::read(event));
                 }
                 state.after.ring = true;
             }
@@ -212,8 +219,14 @@ impl Subscription {
 }
 
 impl Waiting {
+    /// An event that was read, and is delivered for the first time.
+    fn read(event: Stored) -> Self {
+        let noted = Noted { mended: event.mended, ..Noted::FIRST };
+        Self::of(event, noted, Origin::Read)
+    }
+
     pub(super) fn of(event: Stored, noted: Noted, origin: Origin) -> Self {
-        let Stored { offset, envelope, size, intact } = event;
+        let Stored { offset, envelope, size, intact, mended: _ } = event;
         Self { offset, envelope, size, noted, origin, intact }
     }
 }

@@ -58,9 +58,11 @@ impl Unfinished {
         };
         let condition = at.map_or("", |_| "and d.offset = ?3");
         let sql = format!(
-            "select {COLUMNS}, d.attempt, d.first_failed, d.last_failed, d.due, d.republished, d.payload, d.intact, \
-             d.content \
-             from delivery d join event e on e.offset = d.offset \
+            "select {COLUMNS}, d.attempt, d.first_failed, d.last_failed, d.due, d.republished, \
+             coalesce(d.payload, m.payload), d.intact and (d.payload is not null or m.intact is not 0), \
+             coalesce(d.content, m.content) \
+             from delivery d join event e on e.offset = d.offset join subscription s on s.id = d.subscription \
+             left join mended m on m.\"group\" = s.\"group\" and m.offset = d.offset \
              where d.subscription = ?1 and d.republished {republished} {condition} order by d.offset limit ?2"
         );
         let mut statement = connection.prepare_cached(&sql)?;
@@ -75,13 +77,12 @@ impl Unfinished {
             let mut event = names.read(connection, row)?;
             let column = |index| COLUMN_COUNT + index;
             let payload: Option<Vec<u8>> = row.get(column(5))?;
-            let mended = payload.is_some();
-            event.intact &= row.get::<_, bool>(column(6))?
-                && (!mended || row.get::<_, u32>(column(7))? == content([], payload.as_deref()));
+            event.intact &= row.get::<_, bool>(column(6))?;
             if let Some(payload) = payload {
-                event = event.with_payload(payload);
+                let intact = row.get::<_, u32>(column(7))? == content([], Some(&payload));
+                event.mend(payload, intact);
             }
-            let noted = Noted { attempt: row.get(column(0))?, parked: parked(row)?, mended };
+            let noted = Noted { attempt: row.get(column(0))?, parked: parked(row)?, mended: event.mended };
             unfinished.push(Self { event, noted, republished: row.get(column(4))? });
         }
         Ok(unfinished)

@@ -28,6 +28,8 @@ struct Found {
 /// A group that was taken over, as the file has it.
 struct Taken {
     place: inherit::Row,
+    /// The last event whose payload was mended for the group.
+    mended: i64,
     unfinished: Vec<Unfinished>,
     /// None: they are known already.
     suspects: Option<suspects::Found>,
@@ -119,7 +121,8 @@ impl Subscription {
         let unfinished = Unfinished::read(connection, work.names, row, Which::Own)?;
         let suspects =
             if again { None } else { Some(suspects::find(connection, &self.group, &place, crashed)?) };
-        Ok(Found { row, taken: Some(Taken { place, unfinished, suspects, until }) })
+        let mended = reader::last_mended(connection, &self.group)?;
+        Ok(Found { row, taken: Some(Taken { place, mended, unfinished, suspects, until }) })
     }
 
     /// Whether a process that handled the group on this pattern has ended and not left it, or has not answered for
@@ -139,13 +142,14 @@ impl Subscription {
         let Found { row, taken } = found;
         let taken = self.change(|state| {
             state.row = Some(row);
-            let Some(Taken { place, unfinished, suspects, until }) = taken else { return false };
+            let Some(Taken { place, mended, unfinished, suspects, until }) = taken else { return false };
             let known = std::mem::take(&mut state.suspects);
             state.forget();
             self.held.begin(until);
             state.active = true;
             let inherit::Row { cursor, reached, parts, .. } = place;
             state.reading.resume(reached);
+            state.mended = mended;
             state.parts = parts;
             state.progress = Progress::resume(rows::resumed(cursor, reached, &unfinished));
             state.letters.set_more(true);

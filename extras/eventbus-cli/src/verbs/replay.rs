@@ -2,12 +2,12 @@
 
 use crate::failure::{Failure, Result};
 use crate::json::Object;
-use crate::output::{GOOD, Output, paint};
+use crate::output::{BAD, GOOD, Output, paint};
 use crate::session::Session;
 use crate::signals::Signals;
 use crate::text::{count, counted};
 use crate::when;
-use eventbus_core::broker::{ReplayFrom, ReplayUntil};
+use eventbus_core::broker::{DeadLetter, ReplayFrom, ReplayUntil};
 use eventbus_core::printable::printable;
 use eventbus_core::{ReplayProgress, ReplayReport, census};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -38,6 +38,9 @@ pub(crate) struct Replay {
     /// Also where a handler is registered with `replay = false`, as one with effects outside is
     #[arg(long)]
     insist: bool,
+    /// Take events that fail for no error
+    #[arg(long)]
+    skip_failures: bool,
 }
 
 impl Replay {
@@ -52,10 +55,12 @@ impl Replay {
         let bar = Bar::begin(!out.json);
         let (tell, mut told) = unbounded_channel();
         let mut replaying =
-            bus.replay(&self.group).from(self.from).until(self.until).on_progress(move |progress| {
-                // Nobody listens any more once the replay has been ended.
-                let _ = tell.send(*progress);
-            });
+            bus.replay(&self.group).from(self.from).until(self.until).skip_failures().on_progress(
+                move |progress| {
+                    // Nobody listens any more once the replay has been ended.
+                    let _ = tell.send(*progress);
+                },
+            );
         if let Some(rate) = self.rate {
             replaying = replaying.rate(rate);
         }
@@ -96,6 +101,9 @@ impl Replay {
         };
         // Handlers that run finish.
         bus.shutdown().await?;
+        for failure in &report.failures {
+            show_failure(out, failure)?;
+        }
         if out.json {
             out.object(Object::new().object("report", of_report(&report)))?;
         } else {
@@ -103,14 +111,14 @@ impl Replay {
             let done = paint(GOOD, "replayed");
             out.line(format_args!("{done} {events} to {group} in {:.1?}", report.elapsed))?;
         }
-        if report.is_complete() {
+        if report.is_complete() || self.skip_failures && report.acked + report.failed == report.events {
             return Ok(());
         }
         let failed = count(report.events - report.acked);
         let events = counted(report.events, "event");
         Err(Failure::new(format!(
-            "{failed} of {events} failed; see `dead-letters list --group {}`",
-            printable(&self.group)
+            "{failed} of {events} failed and became no dead letters: mend the handler, or what they hold \
+             (`dead-letters edit`), and replay again, or take that for no error (--skip-failures)"
         )))
     }
 
@@ -148,6 +156,16 @@ fn show(out: &mut Output, bar: &Bar, progress: &ReplayProgress) -> Result {
         out.flush()?;
     }
     Ok(())
+}
+
+/// Writes what failed, and why.
+fn show_failure(out: &mut Output, failure: &DeadLetter) -> Result {
+    if out.json {
+        return out.object(Object::new().object("failure", of_failure(failure)));
+    }
+    let (topic, offset) = (printable(failure.envelope.topic()), printable(failure.offset));
+    let (kind, reason) = (printable(failure.kind), printable(&failure.reason));
+    out.line(format_args!("{} {topic} at {offset}, {kind}: {reason}", paint(BAD, "failed")))
 }
 
 /// What is said of a replay that a signal ended.
@@ -220,18 +238,28 @@ fn of_progress(progress: &ReplayProgress) -> Object {
     Object::new()
         .number("handled", progress.handled)
         .number("events", progress.events)
-        .number("dead_lettered", progress.dead_lettered)
+        .number("failed", progress.failed)
         .raw("percent", &format!("{:.1}", progress.percent()))
         .raw("rate", &format!("{:.1}", progress.rate()))
         .raw("elapsed", &format!("{:.3}", progress.elapsed.as_secs_f64()))
         .raw("remaining", &remaining)
 }
 
+fn of_failure(failure: &DeadLetter) -> Object {
+    Object::new()
+        .text("offset", failure.offset.to_string())
+        .text("topic", failure.envelope.topic().as_str())
+        .text("id", failure.envelope.id().to_string())
+        .text("kind", failure.kind.as_str())
+        .text("reason", &failure.reason)
+        .number("attempts", failure.attempts)
+}
+
 fn of_report(report: &ReplayReport) -> Object {
     Object::new()
         .number("events", report.events)
         .number("acked", report.acked)
-        .number("dead_lettered", report.dead_lettered)
+        .number("failed", report.failed)
         .raw("elapsed", &format!("{:.3}", report.elapsed.as_secs_f64()))
         .optional("latest", report.latest.map(|offset| offset.to_string()))
 }
