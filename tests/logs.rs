@@ -208,7 +208,7 @@ async fn a_group_that_the_broker_keeps_and_nobody_has_is_a_warning_and_an_error_
     let [line] = lines.as_slice() else { panic!("a group that is only not run here is none: {text}") };
     for words in [
         "WARN",
-        "`eventbus.return` on \"pong.sent\" with a backlog of 1 events",
+        "`eventbus.return` on \"pong.sent\" with a backlog of 1 event",
         "was it renamed to `eventbus.play_back`",
         "`eventbus groups move eventbus.return eventbus.play_back`",
         "`eventbus groups drop eventbus.return`",
@@ -298,4 +298,24 @@ async fn what_the_log_quotes_begins_no_line_and_orders_the_terminal_nothing() {
         assert!(!line.starts_with("2026-01-01") && line.contains(" eventbus"), "{line:?} in {text}");
         assert!(!line.chars().any(|c| c.is_control() || "\u{202e}\u{2066}\u{2028}".contains(c)), "{line:?}");
     }
+}
+
+#[tokio::test]
+async fn a_group_that_begins_behind_a_history_says_how_many_events_it_skips() {
+    let (log, _guard) = Log::capture();
+    let broker = MemoryBroker::builder().history(10).build();
+    let bus = Bus::builder().without_subscriptions().broker(broker).await.unwrap();
+    let begin = async |group: &str, start| {
+        bus.on(async |_: Arc<Ping>| ()).group(group).start(start).await.unwrap();
+        log.text().matches("skips").count()
+    };
+    assert_eq!(begin("quiet", eventbus::Start::Latest).await, 0, "there is nothing to skip");
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    bus.publish_to("pong.sent", &Pong { number: 1 }).await.unwrap();
+    assert_eq!(begin("early", eventbus::Start::Earliest).await, 0);
+    assert_eq!(begin("late", eventbus::Start::Latest).await, 1);
+    let text = log.text();
+    assert!(text.contains("the group `late` is new") && text.contains("skips 1 earlier event"), "{text}");
+    bus.start().unwrap();
+    assert_eq!(log.text().matches("skips").count(), 1, "it is told once");
 }

@@ -3,7 +3,8 @@
 
 mod support;
 
-use eventbus::Backoff;
+use eventbus::memory::MemoryBroker;
+use eventbus::{Backoff, Bus};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -20,7 +21,11 @@ fn child() {
         tracing_subscriber::fmt().with_writer(std::io::stdout).init();
     }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let (bus, _broker) = support::bus().await;
+        let broker = MemoryBroker::builder().history(10).build();
+        let bus = Bus::builder().without_subscriptions().broker(broker).await.unwrap();
+        if role == "begins late" {
+            bus.publish(&Ping { number: 6 }).await.unwrap();
+        }
         bus.on(async |ping: Arc<Ping>| Err::<(), _>(format!("no table\nfor {}", ping.number)))
             .group("player")
             .retries(1)
@@ -63,6 +68,15 @@ fn a_program_without_a_log_says_on_standard_error_what_failed() {
     assert_eq!(err.lines().count(), 2, "an attempt that is tried again, and a dead letter: {err}");
     assert!(err.lines().all(|line| line.contains("player") && line.contains(r"no table\nfor 7")), "{err}");
     assert!(!err.contains('\u{1b}'), "no colours where it is no terminal: {err:?}");
+}
+
+#[test]
+fn a_program_without_a_log_says_on_standard_error_what_its_start_up_warned_of() {
+    let (_, err) = lines_of("begins late", true);
+    let first = err.lines().next().unwrap();
+    assert!(first.contains("WARN") && first.contains("`player`"), "{err}");
+    assert!(first.contains("skips 1 earlier event on"), "{err}");
+    assert_eq!(err.lines().count(), 3, "{err}");
 }
 
 #[test]

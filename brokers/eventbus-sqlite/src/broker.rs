@@ -3,9 +3,9 @@
 use crate::config::SqliteBrokerBuilder;
 use crate::file::{LogFile, resolve};
 use crate::lease::{self, Lease, Process, Sign, Watched};
-use crate::reader::Readers;
+use crate::reader::{Reader, Readers};
 use crate::schema::{explain, open_writer};
-use crate::subscription::{self, SqliteDeliveries, Subscription};
+use crate::subscription::{self, Begun, SqliteDeliveries, Subscription};
 use crate::tail::Tail;
 use crate::turn::Turn;
 use crate::wire::Record;
@@ -13,7 +13,7 @@ use crate::writer::Writer;
 use crate::writes::{Waiting, Writes, closed};
 use eventbus_core::broker::{
     AuditLog, Broker, BrokerFuture, DeadLetters, Deliveries, Features, Groups, OpenedBroker, Replayable,
-    SubscribeRequest,
+    SKIPPED, Start, SubscribeRequest, skipped,
 };
 use eventbus_core::lock::{Lock, Locked, Rank};
 use eventbus_core::waiters::Waiters;
@@ -202,11 +202,11 @@ impl Broker for SqliteBroker {
     fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
         let store = Arc::clone(self.store());
         BrokerFuture::new(async move {
-            let subscription = Subscription::new(store, request);
+            let subscription = Subscription::new(Arc::clone(&store), request.clone());
             let begun = subscription.begin();
             // From here on the group is left when the deliveries are dropped.
-            let deliveries = Box::new(SqliteDeliveries::new(subscription));
-            begun.await?;
+            let mut deliveries = Box::new(SqliteDeliveries::new(subscription));
+            deliveries.warnings = store.warnings_of(request, begun.await?).await;
             Ok(deliveries as Box<dyn Deliveries>)
         })
     }
@@ -270,6 +270,28 @@ impl Store {
             Err(DecodeError::Encode { cause, .. }) => Err(PublishError::Encode { topic: topic(), cause }),
             Err(error) => Err(PublishError::Encode { topic: topic(), cause: error.into() }),
         }
+    }
+
+    /// What is to be told of how a group has begun.
+    async fn warnings_of(self: &Arc<Self>, request: SubscribeRequest, begun: Begun) -> Vec<String> {
+        let SubscribeRequest { group, pattern, start } = request;
+        let mut warnings = Vec::new();
+        if let Some(owner) = begun.owner {
+            let who = lease::describe(&self.settings.path, &owner);
+            warnings.push(format!(
+                "{who} handles the group `{group}` on \"{pattern}\" of the log `{}`, so this one stands by, and takes over \
+                 once that one ends or leaves it",
+                self.settings.path.display()
+            ));
+        }
+        if let Some(behind) = begun.behind.filter(|behind| start == Start::Latest && *behind > 0) {
+            let matching = pattern.clone();
+            let count = move |reader: &mut Reader| reader.count(&matching, behind, SKIPPED + 1);
+            // Whoever reads next meets the error.
+            let skips = self.readers.read(count).await.unwrap_or(0);
+            warnings.extend(skipped(&group, &pattern, skips));
+        }
+        warnings
     }
 
     pub(crate) fn tail(&self) -> Locked<'_, Tail> {

@@ -182,18 +182,19 @@ fn overlapping(connection: &Connection, group: &str, pattern: &Pattern) -> Read<
 }
 
 /// The row of `group` on `pattern`; where there is none, a new one that begins at `start`, or where earlier rows are.
+/// `true`: it has begun at `start`.
 pub(crate) fn find_or_begin(
     connection: &Connection,
     group: &str,
     pattern: &Pattern,
     start: i64,
-) -> Read<i64> {
+) -> Read<(i64, bool)> {
     let known = connection
         .prepare_cached("select id from subscription where \"group\" = ?1 and pattern = ?2")?
         .query_row((group, pattern.as_str()), |row| row.get(0))
         .optional()?;
     if let Some(known) = known {
-        return Ok(Ok(known));
+        return Ok(Ok((known, false)));
     }
     let rows = match overlapping(connection, group, pattern)? {
         Ok(rows) => rows,
@@ -210,7 +211,7 @@ pub(crate) fn find_or_begin(
             "insert into subscription (\"group\", pattern, cursor, reached, parts) values (?1, ?2, ?3, ?4, ?5)",
         )?
         .execute((group, pattern.as_str(), cursor, reached, parts.text()))?;
-    Ok(Ok(connection.last_insert_rowid()))
+    Ok(Ok((connection.last_insert_rowid(), rows.is_empty())))
 }
 
 /// The rows that have to be free before `pattern` of `group` is handled.

@@ -10,7 +10,7 @@ use eventbus_core::lock::{Lock, Rank};
 use rusqlite::Connection;
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -81,8 +81,21 @@ fn lock(path: &Path) -> io::Result<File> {
         file.lock()?;
         // Whoever came between the two took it for that of a process that has ended.
         if is_at(path, &file)? {
+            // For people only, so that it may fail.
+            let _ = file.set_len(0).and_then(|()| write!(&file, "{}", std::process::id()));
             return Ok(file);
         }
+    }
+}
+
+/// The process behind `owner`, for people.
+pub(crate) fn describe(log: &Path, owner: &str) -> String {
+    let process = owner.split('/').next().unwrap_or_default();
+    let number = fs::read_to_string(lock_file(log, process)).ok().and_then(|text| text.parse::<u32>().ok());
+    match number {
+        Some(number) if number == std::process::id() => "another bus of this process".to_owned(),
+        Some(number) => format!("process {number}"),
+        None => "another process".to_owned(),
     }
 }
 

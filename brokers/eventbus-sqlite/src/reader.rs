@@ -183,6 +183,23 @@ impl Reader {
         Ok(batch)
     }
 
+    /// How many events there are on `pattern` up to `until`; no more than `limit` are counted.
+    pub(crate) fn count(&self, pattern: &Pattern, until: i64, limit: usize) -> rusqlite::Result<usize> {
+        let mut count = 0;
+        for topic in self.topics(pattern)? {
+            if count >= limit {
+                break;
+            }
+            count += self
+                .connection
+                .prepare_cached(
+                    "select count(*) from (select 1 from event where topic = ?1 and offset <= ?2 limit ?3)",
+                )?
+                .query_row((topic, until, limit - count), |row| row.get::<_, usize>(0))?;
+        }
+        Ok(count)
+    }
+
     /// Gives events the payloads that were mended for `group`.
     pub(crate) fn mend(&self, group: &str, events: &mut [Stored]) -> rusqlite::Result<()> {
         let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(()) };

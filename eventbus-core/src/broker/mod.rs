@@ -25,6 +25,8 @@ pub use scheme::{OpenedBroker, Scheme};
 pub(crate) use settle::Acker;
 pub use settle::{Begin, Parked, Receipt, Settler};
 pub use start::Start;
+#[doc(hidden)]
+pub use start::{SKIPPED, skipped};
 
 use crate::envelope::Envelope;
 use crate::error::{BrokerError, PublishError};
@@ -133,6 +135,12 @@ pub trait Deliveries: Send {
         into: &mut Vec<Received>,
         limit: usize,
     ) -> Poll<Result<(), BrokerError>>;
+
+    /// What whoever starts the program is to know of this opening: that a new group skips events, or that another
+    /// process has the group. Asked once, right after the subscription was opened; a bus logs each as a warning.
+    fn warnings(&mut self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Leaves: nobody reads here any more, as when this is dropped. Says how many deliveries are lost by that: accepted
     /// and not settled, kept in memory only, and without another reader. A broker that is durable loses none.

@@ -1,5 +1,8 @@
 //! Where a group begins.
 
+use crate::counted::{count, counted};
+use crate::topic::Pattern;
+
 /// Where a new group begins; a group that the broker knows goes on where it was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -25,5 +28,40 @@ impl Start {
                 " is not a start; write \"latest\" (events published from now on) or \"earliest\" (all that are kept)",
             ).as_str()),
         }
+    }
+}
+
+/// How many events are counted that a new group skips.
+#[doc(hidden)]
+pub const SKIPPED: usize = 100_000;
+
+/// What is said of a new group that begins at [`Start::Latest`] behind so many events on its pattern; nothing, where there
+/// are none. No more than [`SKIPPED`] and one need be counted.
+#[doc(hidden)]
+#[must_use]
+pub fn skipped(group: &str, pattern: &Pattern, events: usize) -> Option<String> {
+    let events = match events {
+        0 => return None,
+        many if many > SKIPPED => format!("more than {} earlier events", count(SKIPPED)),
+        some => counted(some, "earlier event"),
+    };
+    Some(format!(
+        "the group `{group}` is new and begins with what is published from now on: it skips {events} on \"{pattern}\". \
+         `bus.replay(\"{group}\")` or `replay {group}` on the command line delivers them; a new group with \
+         `start = \"earliest\"` begins with them"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_that_skips_events_says_how_many_up_to_a_bound() {
+        let said = |events| skipped("mail", &Pattern::new("order.>").unwrap(), events);
+        assert_eq!(said(0), None);
+        assert!(said(1).unwrap().contains("skips 1 earlier event on \"order.>\""));
+        assert!(said(SKIPPED).unwrap().contains("skips 100,000 earlier events"));
+        assert!(said(SKIPPED + 1).unwrap().contains("skips more than 100,000 earlier events"));
     }
 }

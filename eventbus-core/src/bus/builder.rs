@@ -242,8 +242,8 @@ impl BusBuilder {
         let subscribers = self.chosen();
         let subscriptions: Vec<_> = subscribers.iter().map(|subscriber| &subscriber.subscription).collect();
         let Findings { mistakes, warnings } = self.findings(&subscriptions, &*broker).await?;
-        warnings.iter().for_each(|warning| log::warn!(target: "eventbus", "{}", printable(warning)));
         if !mistakes.is_empty() {
+            warnings.iter().for_each(|warning| log::warn!(target: "eventbus", "{}", printable(warning)));
             return Err(StartupError::new(mistakes).into());
         }
         announce(&subscriptions);
@@ -271,6 +271,7 @@ impl BusBuilder {
                 ended: Waiters::new(),
             }),
         };
+        bus.shared.warn(warnings);
         for subscriber in subscribers {
             let lanes = bus.open(subscriber).await?;
             bus.shared.stage.lock().lanes.push(lanes);

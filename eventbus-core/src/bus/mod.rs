@@ -22,6 +22,7 @@ use crate::broker::{AuditLog, Broker, DeadLetters, Groups, SubscribeRequest};
 use crate::census;
 use crate::delivery::Scope;
 use crate::error::{BrokerError, Error, Result, StartupError};
+use crate::foreign;
 use crate::lock::Lock;
 use crate::log;
 use crate::middleware::HandlerLayer;
@@ -127,6 +128,7 @@ impl Bus {
         let first = !std::mem::replace(&mut stage.running, true);
         let lanes = if first { stage.lanes.clone() } else { Vec::new() };
         drop(stage);
+        self.shared.warn(Vec::new());
         lanes.iter().for_each(|lanes| lanes.start());
         if first {
             self.tell_left_over(&lanes);
@@ -270,7 +272,8 @@ impl Bus {
         });
         // Before there is a source that nobody reads.
         let layered = worker::layered(subscription, || worker.layered(&layers))?;
-        let source = shared.home.inside(source).await??;
+        let mut source = shared.home.inside(source).await??;
+        shared.warn(foreign::call("a broker", || source.warnings()).unwrap_or_default());
         let watchdog = shared.watchdog.get_or_init(Watchdog::start);
         // Its tasks live where the bus lives, wherever this is called.
         let _entered = shared.home.enter()?;

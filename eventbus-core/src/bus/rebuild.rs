@@ -110,7 +110,8 @@ impl Bus {
             pattern: Pattern::new(&subscription.pattern)?,
             start: stopped.policy().start,
         });
-        let source = source.await?;
+        let mut source = source.await?;
+        shared.warn(foreign::call("a broker", || source.warnings()).unwrap_or_default());
         let _entered = shared.home.enter()?;
         let lanes = stopped.again(Arc::clone(stopped.scope()), None, source)?;
         let mut stage = shared.stage.lock();

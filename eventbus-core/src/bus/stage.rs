@@ -26,6 +26,8 @@ pub(super) struct Stage {
     pub(super) lanes: Vec<Arc<Lanes>>,
     /// The lanes of replays that are under way.
     pub(super) replays: Vec<Arc<Lanes>>,
+    /// Warnings of the start-up that nobody could read yet: the program had no log.
+    untold: Vec<String>,
     /// What is being opened at the broker.
     opening: Vec<Arc<Subscription>>,
 }
@@ -72,6 +74,20 @@ impl Stage {
     }
 }
 
+impl Shared {
+    /// Logs warnings of the start-up: now, or where the program has no log yet, once the bus starts, since
+    /// [`Bus::run`](super::Bus::run) sets one up.
+    pub(super) fn warn(&self, warnings: Vec<String>) {
+        let untold = {
+            let mut stage = self.stage.lock();
+            stage.untold.extend(warnings);
+            let heard = stage.running || tracing::dispatcher::has_been_set();
+            if heard { std::mem::take(&mut stage.untold) } else { Vec::new() }
+        };
+        untold.iter().for_each(|warning| log::warn!(target: "eventbus", "{}", printable(warning)));
+    }
+}
+
 /// A subscription that is being opened at the broker: its group is taken until this is dropped, so that of two that are
 /// made at once with one group the second is refused.
 pub(super) struct Opening<'a> {
@@ -97,7 +113,7 @@ impl<'a> Opening<'a> {
             stage.opening.push(subscription);
         }
         drop(stage);
-        warnings.iter().for_each(|warning| log::warn!(target: "eventbus", "{}", printable(warning)));
+        shared.warn(warnings);
         opening.ok_or_else(|| StartupError::of_subscription(mistakes).into())
     }
 

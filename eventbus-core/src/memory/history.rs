@@ -1,7 +1,7 @@
 //! The history of the in-process broker: the latest events, for groups that begin early, and for replays.
 
 use super::queue::Waiting;
-use crate::broker::{AuditQuery, Offset, Recorded, ReplayFrom, ReplayRequest, ReplayUntil};
+use crate::broker::{AuditQuery, Offset, Recorded, ReplayFrom, ReplayRequest, ReplayUntil, SKIPPED};
 use crate::envelope::Envelope;
 use crate::lock::{Lock, Locked, Rank};
 use crate::topic::Pattern;
@@ -84,6 +84,12 @@ impl Events {
         }
         all.push((group.to_owned(), Arc::clone(mended)));
         None
+    }
+
+    /// How many events a group skips that begins now and listens on `pattern`.
+    pub(super) fn skipped(&self, pattern: &Pattern) -> usize {
+        let matching = self.kept.iter().filter(|kept| pattern.matches(kept.envelope.topic().as_str()));
+        matching.take(SKIPPED + 1).count()
     }
 
     /// What `group` begins with, which listens on `pattern`.

@@ -9,8 +9,8 @@ mod queue;
 mod routes;
 
 use crate::broker::{
-    AuditLog, AuditQuery, Broker, BrokerFuture, DeadLetters, Deliveries, Features, Offset, Receipt, Recorded,
-    Replay, ReplayRequest, ReplayUntil, Replayable, Start, SubscribeRequest,
+    self, AuditLog, AuditQuery, Broker, BrokerFuture, DeadLetters, Deliveries, Features, Offset, Receipt,
+    Recorded, Replay, ReplayRequest, ReplayUntil, Replayable, Start, SubscribeRequest,
 };
 use crate::envelope::Envelope;
 use crate::error::{BrokerError, PublishError};
@@ -278,15 +278,22 @@ impl Broker for MemoryBroker {
 
     fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
         let SubscribeRequest { group, pattern, start } = request;
-        let history = self.0.history.as_deref().filter(|_| start == Start::Earliest).map(History::lock);
-        let earlier = history.as_ref().map(|events| events.matching(&group, &pattern)).unwrap_or_default();
-        let mut routes = self.0.routes.write();
-        let queue = routes.queue(&group, &pattern, || self.0.queue(&group, &pattern, earlier));
-        BrokerFuture::ready(Ok(Box::new(MemoryDeliveries::new(
-            queue,
-            Arc::clone(&self.0.routes),
-            Kind::Live,
-        ))))
+        let mut skips = 0;
+        let queue = {
+            let history = self.0.history.as_deref().map(History::lock);
+            let mut routes = self.0.routes.write();
+            routes.queue(&group, &pattern, || {
+                let (mut earlier, events) = (Vec::new(), history.as_ref());
+                match start {
+                    Start::Earliest => earlier
+                        .extend(events.into_iter().flat_map(|events| events.matching(&group, &pattern))),
+                    Start::Latest => skips = events.map_or(0, |events| events.skipped(&pattern)),
+                }
+                self.0.queue(&group, &pattern, earlier)
+            })
+        };
+        let deliveries = MemoryDeliveries::new(queue, Arc::clone(&self.0.routes), Kind::Live);
+        BrokerFuture::ready(Ok(Box::new(deliveries.warn(broker::skipped(&group, &pattern, skips)))))
     }
 
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {

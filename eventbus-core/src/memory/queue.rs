@@ -267,6 +267,7 @@ pub(super) struct MemoryDeliveries {
     reader: Option<usize>,
     kind: Kind,
     left: bool,
+    warning: Option<String>,
     /// Swapped with the queue's own list, so that neither allocates in the long run.
     taken: VecDeque<Waiting>,
 }
@@ -275,7 +276,22 @@ impl MemoryDeliveries {
     /// A reader of a queue that has counted it.
     pub(super) fn new(queue: Arc<Queue>, routes: Arc<SharedLock<Routes>>, kind: Kind) -> Self {
         let settler = Arc::clone(&queue) as Arc<dyn Settler>;
-        Self { queue, settler, routes, reader: None, kind, left: false, taken: VecDeque::new() }
+        Self {
+            queue,
+            settler,
+            routes,
+            reader: None,
+            kind,
+            left: false,
+            warning: None,
+            taken: VecDeque::new(),
+        }
+    }
+
+    /// The same, with something to tell.
+    pub(super) fn warn(mut self, warning: Option<String>) -> Self {
+        self.warning = warning;
+        self
     }
 
     /// Lets the reader sleep. The answer is its former waker, to be dropped once the lock is released.
@@ -330,6 +346,10 @@ impl Deliveries for MemoryDeliveries {
             settler: Arc::clone(&self.settler),
         }));
         Poll::Ready(Ok(()))
+    }
+
+    fn warnings(&mut self) -> Vec<String> {
+        self.warning.take().into_iter().collect()
     }
 
     fn close(mut self: Box<Self>) -> usize {

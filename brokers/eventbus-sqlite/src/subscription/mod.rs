@@ -19,6 +19,7 @@ mod takeover;
 pub(crate) use receive::{READ_AHEAD_BYTES, SqliteDeliveries};
 pub(crate) use rows::{republished, shut_down};
 pub(crate) use saving::Saving;
+pub(crate) use takeover::Begun;
 
 use crate::broker::Store;
 use crate::calls::Listener;
@@ -68,6 +69,8 @@ struct State {
     row: Option<i64>,
     /// Whether the lease is ours.
     active: bool,
+    /// Whether it has waited for whoever has the group.
+    stands_by: bool,
     /// Whether nobody reads any more.
     ended: bool,
     waker: Option<Waker>,
@@ -229,6 +232,7 @@ impl State {
         Self {
             row: None,
             active: false,
+            stands_by: false,
             ended: false,
             waker: None,
             error: None,

@@ -29,12 +29,13 @@ pub(super) const UNSAVED: usize = 1_024;
 pub(crate) struct SqliteDeliveries {
     subscription: Arc<Subscription>,
     settler: Arc<dyn Settler>,
+    pub(crate) warnings: Vec<String>,
 }
 
 impl SqliteDeliveries {
     pub(crate) fn new(subscription: Arc<Subscription>) -> Self {
         let settler = Arc::clone(&subscription) as Arc<dyn Settler>;
-        Self { subscription, settler }
+        Self { subscription, settler, warnings: Vec::new() }
     }
 
     /// Receives what is at hand. None: there is nothing, and `waker` is told when there is.
@@ -129,6 +130,10 @@ impl Deliveries for SqliteDeliveries {
         // A waker is code of others, and is not to be cloned under the lock.
         let waker = context.waker().clone();
         self.receive(into, limit, Some(waker)).map_or(Poll::Pending, Poll::Ready)
+    }
+
+    fn warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
     }
 }
 

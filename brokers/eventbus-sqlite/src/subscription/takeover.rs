@@ -22,7 +22,17 @@ use std::sync::atomic::Ordering;
 /// What a job found: the row of a group, and all that is needed to go on from it if the group was free.
 struct Found {
     row: i64,
+    told: Begun,
     taken: Option<Taken>,
+}
+
+/// What is to be told of how a group has begun.
+#[derive(Default)]
+pub(crate) struct Begun {
+    /// It is new, and everything up to here was published before.
+    pub(crate) behind: Option<i64>,
+    /// Who has it, where it has to wait for another one.
+    pub(crate) owner: Option<String>,
 }
 
 /// A group that was taken over, as the file has it.
@@ -39,13 +49,15 @@ struct Taken {
 
 impl Subscription {
     /// Makes sure that the group has its row, and takes it over if it is free.
-    pub(crate) fn begin(self: &Arc<Self>) -> BrokerFuture<Result<(), BrokerError>> {
+    pub(crate) fn begin(self: &Arc<Self>) -> BrokerFuture<Result<Begun, BrokerError>> {
         let (beginning, begun) = (Arc::clone(self), Arc::clone(self));
         self.store.writes.run_then(
             move |work| beginning.find(work),
-            move |found| {
+            move |mut found| {
                 begun.store.add(&begun);
+                let told = std::mem::take(&mut found.told);
                 begun.apply(found);
+                told
             },
         )
     }
@@ -93,6 +105,7 @@ impl Subscription {
     /// Finds the row of this group, or makes one, and takes the group over if it is free.
     fn find(&self, work: &mut Work<'_>) -> rusqlite::Result<Found> {
         let connection = work.connection;
+        let mut told = Begun::default();
         let row = match self.row() {
             Some(row) if rows::exists(connection, row, &self.group, &self.pattern)? => row,
             _ => {
@@ -100,12 +113,17 @@ impl Subscription {
                     Start::Earliest => 0,
                     _ => reader::head(connection)?,
                 };
-                inherit::find_or_begin(connection, &self.group, &self.pattern, start)?
-                    .map_err(|_| self.damaged())?
+                let (row, new) = inherit::find_or_begin(connection, &self.group, &self.pattern, start)?
+                    .map_err(|_| self.damaged())?;
+                told.behind = Some(start).filter(|_| new);
+                row
             }
         };
-        let free = self.is_free(connection, |owner, lease| work.is_free(&self.store, owner, lease))?;
-        if free { self.take(work, row, false) } else { Ok(Found { row, taken: None }) }
+        told.owner = self.held_by(connection, |owner, lease| work.is_free(&self.store, owner, lease))?;
+        match told.owner {
+            Some(_) => Ok(Found { row, told, taken: None }),
+            None => Ok(Found { told, ..self.take(work, row, false)? }),
+        }
     }
 
     /// Takes the group over, or what it has not finished `again`.
@@ -122,7 +140,11 @@ impl Subscription {
         let suspects =
             if again { None } else { Some(suspects::find(connection, &self.group, &place, crashed)?) };
         let mended = reader::last_mended(connection, &self.group)?;
-        Ok(Found { row, taken: Some(Taken { place, mended, unfinished, suspects, until }) })
+        Ok(Found {
+            row,
+            told: Begun::default(),
+            taken: Some(Taken { place, mended, unfinished, suspects, until }),
+        })
     }
 
     /// Whether a process that handled the group on this pattern has ended and not left it, or has not answered for
@@ -139,10 +161,13 @@ impl Subscription {
 
     /// What was found is committed.
     fn apply(self: &Arc<Self>, found: Found) {
-        let Found { row, taken } = found;
+        let Found { row, taken, .. } = found;
         let taken = self.change(|state| {
             state.row = Some(row);
-            let Some(Taken { place, mended, unfinished, suspects, until }) = taken else { return false };
+            let Some(Taken { place, mended, unfinished, suspects, until }) = taken else {
+                state.stands_by = true;
+                return None;
+            };
             let known = std::mem::take(&mut state.suspects);
             state.forget();
             self.held.begin(until);
@@ -158,9 +183,15 @@ impl Subscription {
             self.store.turn().forget(self.number);
             state.take_in(unfinished);
             state.call();
-            true
+            Some(std::mem::replace(&mut state.stands_by, false))
         });
-        if taken {
+        if taken == Some(true) {
+            log::info!(
+                target: "eventbus", group = %printable(&self.group), pattern = %printable(&self.pattern),
+                "the group is free, and handled here from now on"
+            );
+        }
+        if taken.is_some() {
             self.find_republished();
         }
     }
@@ -177,19 +208,25 @@ impl Subscription {
         rusqlite::Error::SqliteFailure(code, Some(message))
     }
 
-    /// Whether nobody handles the group, on this pattern or on one that overlaps with it; `free` tells of an owner.
-    fn is_free(&self, connection: &Connection, free: impl Fn(&str, Lease) -> bool) -> rusqlite::Result<bool> {
+    /// Who handles the group, on this pattern or on one that overlaps with it; `free` tells of an owner.
+    fn held_by(
+        &self,
+        connection: &Connection,
+        free: impl Fn(&str, Lease) -> bool,
+    ) -> rusqlite::Result<Option<String>> {
         for row in inherit::ids(connection, &self.group, &self.pattern)? {
-            if rows::owner(connection, row)?.is_some_and(|(owner, lease)| !free(&owner, lease)) {
-                return Ok(false);
+            if let Some((owner, lease)) = rows::owner(connection, row)?
+                && !free(&owner, lease)
+            {
+                return Ok(Some(owner));
             }
         }
-        Ok(true)
+        Ok(None)
     }
 
     /// Whether the group may be taken over.
     pub(crate) fn may_take_over(&self, connection: &Connection) -> rusqlite::Result<bool> {
-        self.is_free(connection, |owner, lease| self.store.is_free(owner, lease))
+        Ok(self.held_by(connection, |owner, lease| self.store.is_free(owner, lease))?.is_none())
     }
 
     /// Whether some delivery was not handled because the lease was over.
