@@ -561,7 +561,10 @@ mod tests {
         let (store, writes) = (Arc::clone(broker.store()), &broker.store().writes);
         // Another program begins to write right after the event was stored.
         let ((held, holds), (go, goes)) = (channel(), channel());
-        let gate = writes.run(move |_| Ok(goes.recv().expect("it goes on")));
+        let gate = writes.run(move |_| {
+            goes.recv().expect("it goes on");
+            Ok(())
+        });
         let hold = move |()| {
             let other = Connection::open(&path).unwrap();
             other.execute_batch("begin immediate").unwrap();
