@@ -17,6 +17,39 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What a bus reports to the program that runs it.
+///
+/// Returned from `main` it reads as it is meant to. A program that tells its ends apart matches on it:
+///
+/// ```
+/// use eventbus::{Bus, Error};
+/// use std::process::ExitCode;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> ExitCode { exit_code(Bus::connect("nowhere:").await.map(drop)) }
+/// # fn _never() { let _ = run(); }
+/// async fn run() -> eventbus::Result<()> {
+///     Bus::connect("memory:").await?.run().await
+/// }
+///
+/// fn exit_code(result: eventbus::Result<()>) -> ExitCode {
+///     match result {
+///         Ok(()) => ExitCode::SUCCESS,
+///         Err(Error::Drain { unfinished, .. }) => {
+///             eprintln!("{unfinished} deliveries were cut off");
+///             ExitCode::from(2)
+///         }
+///         Err(Error::Startup(error)) => {
+///             error.mistakes().iter().for_each(|mistake| eprintln!("- {mistake}"));
+///             ExitCode::from(3)
+///         }
+///         Err(error) => {
+///             eprintln!("{error}");
+///             # return ExitCode::SUCCESS;
+///             ExitCode::FAILURE
+///         }
+///     }
+/// }
+/// ```
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -327,7 +360,7 @@ pub enum DecodeError {
 /// What a broker reports.
 ///
 /// ```
-/// use eventbus::broker::BrokerError;
+/// use eventbus::error::BrokerError;
 /// # use std::io;
 ///
 /// let full = io::Error::from(io::ErrorKind::StorageFull);

@@ -96,6 +96,9 @@ impl Publisher {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
     pub fn publish_to<T: Serialize + ?Sized>(&self, topic: impl AsRef<str>, value: &T) -> Publish<'_> {
         self.start(match Topic::new(topic) {
             Ok(topic) => Envelope::from_json(topic, value).map(Arc::new),
@@ -104,6 +107,9 @@ impl Publisher {
     }
 
     /// Publishes an envelope as it is, with the source and the cause filled in where they are not set.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
     pub fn publish_envelope(&self, envelope: Envelope) -> Publish<'_> {
         self.start(Ok(Arc::new(envelope)))
     }
@@ -125,6 +131,9 @@ impl Publisher {
     ///
     /// # Errors
     /// Each event has its own; the others are published all the same.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, each event may or may not have been published.
     pub async fn publish_all<I>(&self, events: I) -> Vec<Result<EventId, PublishError>>
     where
         I: IntoIterator<Item: IntoEvent>,
@@ -152,6 +161,9 @@ impl Publisher {
     ///
     /// # Errors
     /// As [`publish_all`](Self::publish_all).
+    ///
+    /// # Cancel safety
+    /// As `publish_all`.
     pub async fn publish_envelopes(
         &self,
         envelopes: impl IntoIterator<Item = Envelope>,

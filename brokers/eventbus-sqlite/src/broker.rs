@@ -81,6 +81,9 @@ impl SqliteBroker {
     ///
     /// # Errors
     /// As [`SqliteBrokerBuilder::open`].
+    ///
+    /// # Cancel safety
+    /// As [`SqliteBrokerBuilder::open`].
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, BrokerError> {
         Self::builder(path).open().await
     }

@@ -143,6 +143,9 @@ impl SqliteBrokerBuilder {
     /// # Errors
     /// Where the file cannot be opened, is damaged, belongs to another program, has several names (hard links) that
     /// are not all in its folder, or was written by a newer version of this crate.
+    ///
+    /// # Cancel safety
+    /// Dropped, the log is closed again. It may have been created.
     pub async fn open(self) -> Result<SqliteBroker, BrokerError> {
         SqliteBroker::open_with(self).await
     }

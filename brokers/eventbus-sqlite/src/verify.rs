@@ -26,6 +26,9 @@ impl SqliteBroker {
     ///
     /// # Errors
     /// Where the file cannot be read at all.
+    ///
+    /// # Cancel safety
+    /// Dropped, nothing has changed; what has begun to read goes on to its end.
     pub async fn verify(&self) -> Result<Vec<String>, BrokerError> {
         self.readers().read(verify).await
     }

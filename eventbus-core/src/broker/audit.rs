@@ -10,15 +10,29 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// A broker that can be asked what was published on it.
+///
+/// All methods may be called from any thread, at once.
+///
+/// # Cancel safety
+/// A future that is dropped changes nothing.
 pub trait AuditLog: Send + Sync + 'static {
-    /// The events that `query` describes.
+    /// The events that `query` describes, as they are at one moment.
+    ///
+    /// # Errors
+    /// Where the log cannot be read.
     fn query(&self, query: AuditQuery) -> BrokerFuture<Result<Vec<Recorded>, BrokerError>>;
 
     /// Resolves once there is an event behind `offset`; none stands for the place before the first one. Together
     /// with [`AuditQuery::after`] this follows the log live.
+    ///
+    /// # Errors
+    /// Where the log is closed, or cannot be read.
     fn wait(&self, offset: Option<Offset>) -> BrokerFuture<Result<(), BrokerError>>;
 
     /// The place of the latest event.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query).
     fn latest(&self) -> BrokerFuture<Result<Option<Offset>, BrokerError>>;
 }
 

@@ -138,6 +138,18 @@ impl fmt::Display for DeadLetterId {
 pub type DeadLetterList = Vec<(DeadLetterId, Arc<DeadLetter>)>;
 
 /// Which dead letters are asked for: those that meet every condition that is set.
+///
+/// ```
+/// use eventbus_core::Pattern;
+/// use eventbus_core::broker::{DeadLetterQuery, FailureKind};
+///
+/// let mut query = DeadLetterQuery::default();
+/// query.group = Some("billing.charge".to_owned());
+/// query.pattern = Some(Pattern::new("order.>")?);
+/// query.kind = Some(FailureKind::TimedOut);
+/// query.limit = 20;
+/// # Ok::<(), eventbus_core::TopicError>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DeadLetterQuery {
@@ -174,20 +186,59 @@ impl DeadLetterQuery {
 }
 
 /// A store of dead letters. Each operation is idempotent: done twice, it does what it does once.
+///
+/// A bus gives its own as [`Bus::dead_letters`](crate::Bus::dead_letters).
+///
+/// ```
+/// use eventbus::Bus;
+/// use eventbus::broker::DeadLetterQuery;
+///
+/// # async fn mend(bus: Bus) -> eventbus::Result<()> {
+/// let letters = bus.dead_letters()?;
+/// let mut query = DeadLetterQuery::default();
+/// query.group = Some("billing.charge".to_owned());
+/// for (id, letter) in letters.find(query).await? {
+///     println!("{id} {} at {}: {}", letter.envelope.topic(), letter.offset, letter.reason);
+///     letters.republish(id, None).await?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// All methods may be called from any thread, at once: of two calls for one dead letter, one answers `true`.
+///
+/// # Cancel safety
+/// A future that is dropped may have taken effect, wholly or not at all; asked again, the operation tells.
 pub trait DeadLetters: Send + Sync + 'static {
-    /// The dead letters that `query` describes, oldest first.
+    /// The dead letters that `query` describes, oldest first, as they are at one moment.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
     fn find(&self, query: DeadLetterQuery) -> BrokerFuture<Result<DeadLetterList, BrokerError>>;
 
     /// All dead letters, oldest first.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
     fn list(&self) -> BrokerFuture<Result<DeadLetterList, BrokerError>> {
         self.find(DeadLetterQuery::default())
     }
 
     /// Delivers a dead letter again, to the group that gave it up and to no other, and removes it. With
     /// `payload` the envelope carries those bytes instead of its own. `Ok(false)` means that there is none
-    /// under `id` (any more).
+    /// under `id` (any more); `Ok(true)` that the group gets it, kept as well as what is published, and that its attempts begin anew. Another dead letter comes
+    /// of it if it fails again. Where the broker keeps a history, the payload stays with the event for this
+    /// group, in replays and rebuilds too.
+    ///
+    /// # Errors
+    /// The dead letter stays: where the group listens on its topic no more, or has the event at hand already, where the
+    /// dead letter is damaged, and where the store cannot be written.
     fn republish(&self, id: DeadLetterId, payload: Option<Bytes>) -> BrokerFuture<Result<bool, BrokerError>>;
 
-    /// Removes a dead letter. `Ok(false)` means that there is none under `id` (any more).
+    /// Removes a dead letter: its group does not get the event again, but for a replay. `Ok(false)` means that there is
+    /// none under `id` (any more).
+    ///
+    /// # Errors
+    /// Where the store cannot be written.
     fn purge(&self, id: DeadLetterId) -> BrokerFuture<Result<bool, BrokerError>>;
 }

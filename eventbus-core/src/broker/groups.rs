@@ -25,8 +25,29 @@ pub struct GroupState {
 /// A broker that keeps the cursors of groups.
 ///
 /// A group whose subscription was renamed or removed leaves its cursor behind; here it is moved or dropped.
+///
+/// ```
+/// # async fn look(bus: eventbus::Bus) -> eventbus::Result<()> {
+/// let groups = bus.groups()?;
+/// for state in groups.list().await? {
+///     println!("{} on {}: {} to handle", state.group, state.pattern, state.backlog);
+/// }
+/// // The function was renamed: its group goes on under the new name.
+/// groups.rename("shop.charge", "shop.charge_card").await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// All methods may be called from any thread, at once, also where other processes have the groups. `Ok(true)` means that
+/// the change is stored, as a whole.
+///
+/// # Errors
+/// A group that some process handles is not changed; nor is anything where the broker cannot write, or the name is none.
+///
+/// # Cancel safety
+/// A future that is dropped may have taken effect, wholly or not at all.
 pub trait Groups: Send + Sync + 'static {
-    /// All groups, by name.
+    /// All groups, by name, as they are at one moment.
     fn list(&self) -> BrokerFuture<Result<Vec<GroupState>, BrokerError>>;
 
     /// Moves the cursor of a group to behind `offset` on all of its patterns, or with none before the first

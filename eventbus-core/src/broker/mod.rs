@@ -37,8 +37,12 @@ use std::task::{Context, Poll};
 
 /// What stores and forwards: in-process queues, a log, Kafka, …
 ///
-/// All methods may be called from any thread, at once. Futures that are dropped before they are done may or may
-/// not have taken effect.
+/// All methods may be called from any thread, at once, also while futures of earlier calls are under way. No lock of a bus
+/// is held meanwhile.
+///
+/// # Cancel safety
+/// Futures that are dropped before they are done may or may not have taken effect. A subscription whose future is dropped
+/// is not open, though the broker may know its group from then on.
 pub trait Broker: Send + Sync + 'static {
     /// The name for messages, such as "in-process" or "Kafka".
     fn name(&self) -> &str;
@@ -48,12 +52,18 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Stores one envelope. Callers do not wait in line: several publishes may be under way at once.
     ///
-    /// `Ok` means that the broker confirmed: the envelope reaches every group that subscribed before.
+    /// `Ok` means that the broker confirmed: the envelope reaches every group that subscribed before, and where the broker
+    /// is [durable](Features::durable), also after a crash. Events of one key whose publishes do not overlap reach a group
+    /// in the order of these calls, where the broker has [`key_order`](Features::key_order).
+    ///
+    /// # Errors
+    /// Nothing was stored, unless it is [`PublishError::Unconfirmed`].
     fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>>;
 
     /// Stores several envelopes and answers for each, in their order.
     ///
-    /// By default one after the other; a broker with native batches does better.
+    /// Each may be stored or refused by itself; those that are stored keep their order. By default one after the other; a
+    /// broker with native batches does better.
     fn publish_all(&self, envelopes: Vec<Arc<Envelope>>) -> BrokerFuture<Vec<Result<(), PublishError>>> {
         let published: Vec<_> = envelopes.into_iter().map(|envelope| self.publish(envelope)).collect();
         BrokerFuture::new(async move {
@@ -65,7 +75,11 @@ pub trait Broker: Send + Sync + 'static {
         })
     }
 
-    /// Opens a subscription: from the moment this resolves, the group misses nothing.
+    /// Opens a subscription: from the moment this resolves, the group misses nothing. That holds also where another process
+    /// has the group: then nothing is delivered here until that one ends or leaves.
+    ///
+    /// # Errors
+    /// Where the broker cannot open it. It is not tried again by itself.
     fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>>;
 
     /// The store of dead letters, where the broker keeps them.
@@ -126,6 +140,10 @@ pub trait Deliveries: Send {
     /// `Ready(Ok(()))` with nothing moved means that there is no more, as at the end of a replay; after `Pending` it is
     /// not asked again before the waker of the latest call was woken. After an error the subscription is asked again
     /// within a second or so: the broker reconnects by itself.
+    ///
+    /// What was released comes before what waits, in the order of its offsets. Where the broker has
+    /// [`key_order`](Features::key_order), deliveries of one key come in the order of their publishes, and after a lease
+    /// was lost and taken again from the first one that is not settled. What was handed over is the reader's.
     ///
     /// It is called by one thread at a time with no lock of the bus held, so it may take locks and wake the waker
     /// while it is asked. But it must not block: a worker waits for its answer.

@@ -7,16 +7,47 @@ use jiff::Timestamp;
 use std::fmt;
 
 /// A broker that keeps events after they were handled.
+///
+/// Several replays may run at once, of one group too, beside the live subscription.
 pub trait Replayable: Send + Sync + 'static {
     /// Opens deliveries over the history, with a cursor that is thrown away: live groups do not move, and other
-    /// groups see nothing. Each delivery says that it is replayed.
+    /// groups see nothing. Each delivery says that it is replayed. They come in the order of the log.
+    ///
+    /// An event whose dead letter of this group was published again with another payload has that payload. `Ok` means that
+    /// everything up to [`Replay::latest`] is in the deliveries, as far as it is asked for and still kept.
+    ///
+    /// # Errors
+    /// Where the history cannot be read.
+    ///
+    /// # Cancel safety
+    /// Nothing is kept for a replay that is dropped, before it is open or after.
     fn replay(&self, request: ReplayRequest) -> BrokerFuture<Result<Replay, BrokerError>>;
 }
 
 /// Which part of the history is delivered again, and to whom.
+///
+/// ```
+/// use eventbus_core::Pattern;
+/// use eventbus_core::broker::{Broker, ReplayFrom, ReplayRequest, ReplayUntil};
+/// use eventbus_core::memory::MemoryBroker;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let broker = MemoryBroker::builder().history(1_000).build();
+/// let request = ReplayRequest {
+///     group: "shop.orders_by_day".to_owned(),
+///     pattern: Pattern::new("order.>")?,
+///     from: ReplayFrom::Beginning,
+///     until: ReplayUntil::Now,
+/// };
+/// let replay = broker.replayable().expect("it has a history").replay(request).await?;
+/// assert_eq!((replay.events, replay.latest), (0, None));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct ReplayRequest {
-    /// The group that handles the events, for their dead letters.
+    /// The group that handles the events: it gets the payloads that were mended for it.
     pub group: String,
     /// The topics that it listens on.
     pub pattern: Pattern,

@@ -25,19 +25,45 @@ pub struct Receipt {
 }
 
 /// The broker's side of settlement, one for each open subscription.
+///
+/// A delivery that was handed over is held until `ack` or `reject` has answered `Ok`, or until `release` was called; a
+/// parked one is held as well. A bus asks for each delivery from one place at a time, for different deliveries from any
+/// thread, at once and in any order; of those with one key the next is handled after the one before is settled. It holds
+/// no lock meanwhile.
+///
+/// After a lease is lost, [`holds`](Self::holds) says no, and what no handler has yet is dropped without another call. What
+/// a handler has may still be settled: then `ack`, `reject` and `park` are errors that change nothing, and `release` does
+/// nothing, since somebody else has the delivery.
+///
+/// # Cancel safety
+/// Once a method was called its effect may come, whether its future is awaited or dropped. Dropped, what became of the
+/// delivery is not known: it may come again.
 pub trait Settler: Send + Sync + fmt::Debug + 'static {
-    /// The delivery is done.
+    /// The delivery is done. `Ok` means that this group does not get it again, but for a crash before the broker has saved
+    /// that: a log may save acks a moment later, many at once.
+    ///
+    /// # Errors
+    /// Where the broker could not take it, or the delivery is somebody else's by now: it is delivered again. A bus logs
+    /// that, and goes on with what is next in the lane.
     fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>>;
 
     /// The subscription gave the delivery up. `Ok` means that its dead letter is stored, and the delivery done.
     ///
-    /// An error means that neither is the case, as on a full disk: whoever asked still holds the delivery, as before.
-    /// A bus asks again later, with the same receipt, and keeps what follows in the delivery's lane back until the dead
-    /// letter is stored. Where the answer is not waited for, the broker has to deliver again what it could not store.
+    /// A delivery of a replay is never given up so: a bus acks it, and keeps the failure for the report.
+    ///
+    /// # Errors
+    /// Neither is the case, as on a full disk: whoever asked still holds the delivery, as before. A bus asks again later,
+    /// with the same receipt, and keeps what follows in the delivery's lane back until the dead letter is stored. Where
+    /// the answer is not waited for, the broker has to deliver again what it could not store.
     fn reject(&self, receipt: Receipt, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>>;
 
     /// The subscription will try again itself when it is due, and holds the delivery until then. A durable broker
-    /// writes this down, so that after a crash attempts go on counting and the delivery comes back when due.
+    /// writes this down, so that after a crash attempts go on counting and the delivery comes back when due. `Ok` means
+    /// that this survives a crash, as far as anything of the broker does.
+    ///
+    /// # Errors
+    /// It is not written down. The delivery is held and tried again all the same; after a crash its attempts are counted
+    /// from an earlier one.
     fn park(&self, receipt: &Receipt, parked: Parked) -> BrokerFuture<Result<(), BrokerError>> {
         let _ = (receipt, parked);
         BrokerFuture::ready(Ok(()))
@@ -58,7 +84,8 @@ pub trait Settler: Send + Sync + fmt::Debug + 'static {
         None
     }
 
-    /// The delivery was dropped unsettled: deliver it again. Called from destructors, so it must not block.
+    /// The delivery was dropped unsettled: deliver it again, before what waits behind it. Called from destructors, on any
+    /// thread, so it must not block; what it gives back may be asked for before it returns.
     fn release(&self, receipt: Receipt);
 }
 

@@ -4,6 +4,25 @@ use crate::counted::{count, counted};
 use crate::topic::Pattern;
 
 /// Where a new group begins; a group that the broker knows goes on where it was.
+///
+/// ```
+/// use eventbus::{Bus, Start, subscribe};
+/// # use eventbus::Event;
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Event, Clone, Debug, Serialize, Deserialize)]
+/// # #[event(topic = "order.placed", key = id)]
+/// # struct OrderPlaced { id: u64 }
+///
+/// // A read model wants all there was.
+/// #[subscribe(start = "earliest")]
+/// async fn orders_by_day(_order: OrderPlaced) {}
+///
+/// # async fn begin() -> eventbus::Result<()> {
+/// // The same, for all subscriptions that do not say otherwise.
+/// let bus = Bus::builder().start(Start::Earliest).connect("sqlite:shop.db").await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Start {

@@ -195,6 +195,9 @@ impl BusBuilder {
     /// # Errors
     /// Where no broker of this build has the address's scheme, outside of a tokio runtime, what the broker reports, and
     /// as [`broker`](Self::broker).
+    ///
+    /// # Cancel safety
+    /// As [`broker`](Self::broker).
     pub async fn connect(self, url: &str) -> Result<Bus> {
         self.open(address::open(url).await?).await
     }
@@ -204,6 +207,9 @@ impl BusBuilder {
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    /// As [`broker`](Self::broker).
     pub async fn connect_from_env(self) -> Result<Bus> {
         self.open(address::open(&address::from_env()?).await?).await
     }
@@ -212,6 +218,9 @@ impl BusBuilder {
     ///
     /// # Errors
     /// [`Error::Startup`](crate::Error::Startup) with everything that the checks found, and what the broker reports.
+    ///
+    /// # Cancel safety
+    /// Dropped, there is no bus, and what was opened is let go of. The broker may know new groups from then on.
     pub async fn broker(self, broker: impl Broker) -> Result<Bus> {
         self.open(Arc::new(broker)).await
     }
@@ -229,6 +238,9 @@ impl BusBuilder {
     ///
     /// # Errors
     /// Where the broker cannot be opened. What the checks find is no error.
+    ///
+    /// # Cancel safety
+    /// Dropped, nothing has changed.
     pub async fn check(&self, url: &str) -> Result<Findings> {
         let broker = address::open(url).await?;
         let subscribers = self.chosen();

@@ -28,6 +28,9 @@ impl Bus {
     ///
     /// # Errors
     /// Where the broker keeps no log that can be asked, and what it reports.
+    ///
+    /// # Cancel safety
+    /// Dropped, nothing has changed.
     pub async fn causes(&self, event: &EventId) -> Result<Vec<CauseTree>> {
         let log = self.audit_log()?;
         let one = AuditQuery { id: Some(event.clone()), limit: 1, ..AuditQuery::default() };

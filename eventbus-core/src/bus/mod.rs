@@ -96,6 +96,9 @@ impl Bus {
     ///
     /// # Errors
     /// Where the address cannot be used, or the start-up checks find mistakes.
+    ///
+    /// # Cancel safety
+    /// As [`BusBuilder::broker`].
     pub async fn connect(url: &str) -> Result<Self> {
         Self::builder().connect(url).await
     }
@@ -105,6 +108,9 @@ impl Bus {
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    /// As [`BusBuilder::broker`].
     pub async fn from_env() -> Result<Self> {
         Self::builder().connect_from_env().await
     }
@@ -168,6 +174,9 @@ impl Bus {
     ///
     /// # Errors
     /// Where the broker cannot tell.
+    ///
+    /// # Cancel safety
+    /// Dropped, nothing has changed.
     pub async fn settled(&self) -> Result<()> {
         let settled = self.shared.broker.settled();
         settled.ok_or_else(|| self.lacks("cannot tell whether everything is settled"))?.await;

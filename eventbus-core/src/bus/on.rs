@@ -111,6 +111,9 @@ impl Bus {
 }
 
 /// A subscription that is about to begin: set its options, then `.await` it.
+///
+/// # Cancel safety
+/// Dropped before it is done, there is no subscription, and its group is free again.
 #[must_use = "nothing is subscribed until you `.await` this"]
 pub struct On {
     bus: Bus,

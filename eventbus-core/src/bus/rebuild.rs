@@ -129,7 +129,28 @@ impl Bus {
 }
 
 /// A rebuild that is about to begin: say where the handlers write meanwhile and how the result is put in place, then
-/// `.await` it.
+/// `.await` it. [`Bus::rebuild`] makes it.
+///
+/// ```
+/// use eventbus::{Bus, Error};
+/// # use std::io;
+/// # struct Table(&'static str);
+/// # async fn rename_tables() -> Result<(), io::Error> { Ok(()) }
+///
+/// # async fn anew(bus: Bus) -> eventbus::Result<()> {
+/// let rebuild = bus
+///     .rebuild("shop.orders_by_day")
+///     .state(Table("days_new"))
+///     .on_progress(|progress| println!("{:.0} %", progress.percent()))
+///     .swap(|| rename_tables());
+/// match rebuild.await {
+///     Ok(report) => println!("{} events in the new table", report.acked),
+///     Err(Error::Rebuild { swapped: false, reason, .. }) => println!("the old table stays: {reason}"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "nothing is rebuilt until you `.await` this"]
 pub struct Rebuilding {
     bus: Bus,

@@ -108,7 +108,27 @@ impl Bus {
     }
 }
 
-/// A replay that is about to begin: set what it is to do, then `.await` it.
+/// A replay that is about to begin: set what it is to do, then `.await` it. [`Bus::replay`] makes it.
+///
+/// ```
+/// use eventbus::Bus;
+/// use eventbus::broker::{ReplayFrom, ReplayUntil};
+/// # use eventbus::jiff::Timestamp;
+///
+/// # async fn again(bus: Bus, morning: Timestamp, noon: Timestamp) -> eventbus::Result<()> {
+/// let report = bus
+///     .replay("shop.orders_by_day")
+///     .from(ReplayFrom::Time(morning))
+///     .until(ReplayUntil::Time(noon))
+///     .concurrency(8)
+///     .skip_failures()
+///     .await?;
+/// for failure in &report.failures {
+///     println!("{}: {}", failure.offset, failure.reason);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "nothing is replayed until you `.await` this"]
 pub struct Replaying {
     bus: Bus,

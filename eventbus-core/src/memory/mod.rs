@@ -80,6 +80,9 @@ impl MemoryBroker {
     }
 
     /// Resolves once nothing is queued, being handled, or parked for a retry. Tests await this instead of time.
+    ///
+    /// # Cancel safety
+    /// Dropped, nothing has changed.
     pub async fn settled(&self) {
         self.0.outstanding.settled().await;
     }

@@ -40,6 +40,10 @@ pub struct Next(HandlerService);
 
 impl Next {
     /// Goes on with `delivery`.
+    ///
+    /// # Cancel safety
+    /// Dropped, the handler is dropped where it waits, as by a timeout, and what becomes of the delivery is the layer's
+    /// to say. One that blocks on a thread of its own goes on.
     pub async fn run(self, delivery: Delivery) -> Outcome {
         self.0.deliver(delivery).await
     }
