@@ -99,7 +99,7 @@ impl Faults {
         let faults = self.clone();
         let refused = move |_: &mut rusqlite::functions::Context<'_>| Ok(faults.strikes(Fault::Row));
         connection.create_scalar_function("refused", 0, FunctionFlags::SQLITE_UTF8, refused)?;
-        for table in ["event", "subscription", "delivery", "dead_letter", "suspect"] {
+        for table in ["event", "subscription", "delivery", "dead_letter", "suspect", "mended"] {
             for change in ["insert", "update", "delete"] {
                 connection.execute_batch(&format!(
                     "create temp trigger {change}_{table} before {change} on main.{table} when refused() \
