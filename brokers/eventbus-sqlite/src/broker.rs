@@ -1,11 +1,11 @@
 //! The broker: what its subscriptions, publishers and readers share, and the contract that it keeps.
 
+use crate::claim::{self, Begun, Claim, SqliteDeliveries};
 use crate::config::SqliteBrokerBuilder;
 use crate::file::{LogFile, resolve};
 use crate::lease::{self, Lease, Process, Sign, Watched};
 use crate::reader::{Reader, Readers};
 use crate::schema::{explain, open_writer};
-use crate::subscription::{self, Begun, SqliteDeliveries, Subscription};
 use crate::tail::Tail;
 use crate::turn::Turn;
 use crate::wire::Record;
@@ -55,8 +55,8 @@ pub(crate) struct Store {
     pub(crate) readers: Arc<Readers>,
     pub(crate) writes: Writes,
     tail: Lock<Tail>,
-    subscriptions: Lock<Arc<Vec<Arc<Subscription>>>>,
-    /// Counts the changes of `subscriptions`.
+    claims: Lock<Arc<Vec<Arc<Claim>>>>,
+    /// Counts the changes of `claims`.
     generation: AtomicU64,
     last_number: AtomicU64,
     /// The leases of others, as they were seen from here.
@@ -114,7 +114,7 @@ impl SqliteBroker {
                 settings,
                 writes: Writes::default(),
                 tail: Lock::new(Rank::BROKER_INNER, Tail::default()),
-                subscriptions: Lock::new(Rank::LEAF, Arc::default()),
+                claims: Lock::new(Rank::LEAF, Arc::default()),
                 generation: AtomicU64::new(0),
                 last_number: AtomicU64::new(0),
                 watched: Lock::new(Rank::LEAF, Watched::default()),
@@ -205,10 +205,10 @@ impl Broker for SqliteBroker {
     fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
         let store = Arc::clone(self.store());
         BrokerFuture::new(async move {
-            let subscription = Subscription::new(Arc::clone(&store), request.clone());
-            let begun = subscription.begin();
+            let claim = Claim::new(Arc::clone(&store), request.clone());
+            let begun = claim.begin();
             // From here on the group is left when the deliveries are dropped.
-            let mut deliveries = Box::new(SqliteDeliveries::new(subscription));
+            let mut deliveries = Box::new(SqliteDeliveries::new(claim));
             deliveries.warnings = store.warnings_of(request, begun.await?).await;
             Ok(deliveries as Box<dyn Deliveries>)
         })
@@ -238,11 +238,11 @@ impl Broker for SqliteBroker {
     fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
         let ended: HashSet<_> =
             subscriptions.iter().map(|one| (one.group.as_str(), one.pattern.as_str())).collect();
-        let here = self.store().subscriptions();
+        let here = self.store().claims();
         let ended = here.iter().filter(|one| ended.contains(&(one.group.as_str(), one.pattern.as_str())));
         let owners: Vec<_> = ended.map(|one| one.owner()).collect();
         // Nothing waits for that: who ends the process before it is written counts it as a crash.
-        drop(self.store().writes.run(move |work| subscription::shut_down(work.connection, &owners)));
+        drop(self.store().writes.run(move |work| claim::shut_down(work.connection, &owners)));
         BrokerFuture::ready(())
     }
 
@@ -305,25 +305,25 @@ impl Store {
         self.last_number.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    pub(crate) fn subscriptions(&self) -> Arc<Vec<Arc<Subscription>>> {
-        Arc::clone(&self.subscriptions.lock())
+    pub(crate) fn claims(&self) -> Arc<Vec<Arc<Claim>>> {
+        Arc::clone(&self.claims.lock())
     }
 
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    pub(crate) fn add(&self, subscription: &Arc<Subscription>) {
-        Arc::make_mut(&mut self.subscriptions.lock()).push(Arc::clone(subscription));
+    pub(crate) fn add(&self, claim: &Arc<Claim>) {
+        Arc::make_mut(&mut self.claims.lock()).push(Arc::clone(claim));
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn remove(&self, number: u64) {
-        let mut subscriptions = self.subscriptions.lock();
-        let others = subscriptions.iter().filter(|subscription| subscription.number != number);
+        let mut claims = self.claims.lock();
+        let others = claims.iter().filter(|claim| claim.number != number);
         let others = Arc::new(others.cloned().collect());
-        let earlier = std::mem::replace(&mut *subscriptions, others);
-        drop(subscriptions);
+        let earlier = std::mem::replace(&mut *claims, others);
+        drop(claims);
         self.generation.fetch_add(1, Ordering::AcqRel);
         // What the one that was removed still holds is dropped without the lock.
         drop(earlier);
@@ -333,8 +333,8 @@ impl Store {
     pub(crate) fn is_free(&self, owner: &str, lease: Lease) -> bool {
         match self.process.number(owner) {
             Some(number) => {
-                let subscriptions = self.subscriptions();
-                !subscriptions.iter().any(|one| one.number == number && one.is_active())
+                let claims = self.claims();
+                !claims.iter().any(|one| one.number == number && one.is_active())
             }
             None => match lease::sign(&self.settings.path, owner) {
                 Sign::Ended => true,
@@ -355,7 +355,7 @@ impl Store {
 
     /// Whether somebody here wants to know what other processes store.
     pub(crate) fn is_watched(&self) -> bool {
-        self.followers.load(Ordering::Acquire) > 0 || !self.subscriptions.lock().is_empty()
+        self.followers.load(Ordering::Acquire) > 0 || !self.claims.lock().is_empty()
     }
 
     pub(crate) fn set_calling(&self, calling: bool) {
@@ -388,20 +388,20 @@ impl Store {
     }
 
     /// The subscriptions whose groups other processes have, once those of this one have settled everything.
-    fn settled_here(&self) -> Option<Vec<Arc<Subscription>>> {
-        let subscriptions = self.subscriptions();
-        let (here, elsewhere): (Vec<_>, Vec<_>) = subscriptions.iter().partition(|one| one.is_active());
-        let settled = !self.is_calling() && here.iter().all(|subscription| subscription.is_settled());
+    fn settled_here(&self) -> Option<Vec<Arc<Claim>>> {
+        let claims = self.claims();
+        let (here, elsewhere): (Vec<_>, Vec<_>) = claims.iter().partition(|one| one.is_active());
+        let settled = !self.is_calling() && here.iter().all(|claim| claim.is_settled());
         settled.then(|| elsewhere.into_iter().cloned().collect())
     }
 
     /// Whether another process has yet to handle events of these subscriptions.
-    async fn is_backlogged(&self, subscriptions: &[Arc<Subscription>]) -> bool {
-        if subscriptions.is_empty() {
+    async fn is_backlogged(&self, claims: &[Arc<Claim>]) -> bool {
+        if claims.is_empty() {
             return false;
         }
         let groups = Groups::list(self).await.unwrap_or_default();
-        subscriptions.iter().any(|one| {
+        claims.iter().any(|one| {
             groups.iter().any(|state| {
                 (state.group == one.group && state.pattern == one.pattern.as_str()) && state.backlog > 0
             })

@@ -268,8 +268,8 @@ impl DeadLetters for Store {
             move |republished| {
                 let delivery = republished?;
                 if let Some((row, offset)) = delivery {
-                    for subscription in store.subscriptions().iter() {
-                        subscription.expect_republished(row, offset);
+                    for claim in store.claims().iter() {
+                        claim.expect_republished(row, offset);
                     }
                 }
                 Ok(delivery.is_some())

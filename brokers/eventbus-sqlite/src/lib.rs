@@ -35,6 +35,7 @@ mod audit;
 mod broker;
 mod cache;
 mod calls;
+mod claim;
 mod config;
 mod dead_letters;
 #[cfg(test)]
@@ -50,7 +51,6 @@ mod reader;
 mod replay;
 mod retention;
 mod schema;
-mod subscription;
 mod tail;
 mod turn;
 mod verify;

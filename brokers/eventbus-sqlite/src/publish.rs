@@ -15,12 +15,12 @@ const TOPIC_OF: &str =
 
 /// The numbers of the names that were written so far.
 #[derive(Default)]
-pub(crate) struct Names {
+pub(crate) struct NumbersByName {
     topics: Recent<String, i64>,
     sources: Recent<String, i64>,
 }
 
-impl Names {
+impl NumbersByName {
     fn topic(&mut self, connection: &Connection, name: &str) -> rusqlite::Result<i64> {
         self.topics.get_or(name, || number(connection, "topic", name))
     }
@@ -48,14 +48,14 @@ fn number(connection: &Connection, table: &str, name: &str) -> rusqlite::Result<
 pub(crate) struct Insert<'a> {
     connection: &'a Connection,
     statement: CachedStatement<'a>,
-    names: &'a mut Names,
+    names: &'a mut NumbersByName,
     stored: i64,
 }
 
 impl<'a> Insert<'a> {
     pub(crate) fn new(
         connection: &'a Connection,
-        names: &'a mut Names,
+        names: &'a mut NumbersByName,
         stored: Timestamp,
     ) -> rusqlite::Result<Self> {
         Ok(Self {

@@ -96,18 +96,18 @@ impl Readers {
 /// A connection that reads, and the names behind the numbers that it has met.
 pub(crate) struct Reader {
     pub(crate) connection: Connection,
-    names: Names,
+    names: NamesByNumber,
 }
 
 /// The names behind the numbers of topics and sources.
 #[derive(Default)]
-pub(crate) struct Names {
+pub(crate) struct NamesByNumber {
     topics: Recent<i64, Topic>,
     sources: Recent<i64, Arc<str>>,
 }
 
 /// Events that were read in one go.
-pub(crate) struct Batch {
+pub(crate) struct Page {
     pub(crate) events: Vec<Stored>,
     /// Everything up to here was looked at.
     pub(crate) position: i64,
@@ -117,7 +117,7 @@ pub(crate) struct Batch {
 
 impl Reader {
     fn open(path: &Path) -> rusqlite::Result<Self> {
-        Ok(Self { connection: open_reader(path)?, names: Names::default() })
+        Ok(Self { connection: open_reader(path)?, names: NamesByNumber::default() })
     }
 
     /// The place of the latest event; 0 where there is none.
@@ -131,27 +131,27 @@ impl Reader {
         pattern: &Pattern,
         position: i64,
         until: Option<i64>,
-    ) -> rusqlite::Result<Batch> {
+    ) -> rusqlite::Result<Page> {
         // An event that is stored from now on has a higher offset, so nothing below this one is missed.
         let head = self.head()?;
         let end = until.map_or(head, |until| until.min(head));
         let Self { connection, names } = self;
-        let mut batch = Batch { events: Vec::new(), position: end, complete: true };
+        let mut page = Page { events: Vec::new(), position: end, complete: true };
         let mut bytes = 0;
         if pattern.is_exact() {
-            let Some(topic) = topic_number(connection, pattern.as_str())? else { return Ok(batch) };
+            let Some(topic) = topic_number(connection, pattern.as_str())? else { return Ok(page) };
             let sql = format!(
                 "select {COLUMNS} from event e where e.topic = ?1 and e.offset > ?2 and e.offset <= ?3 order by e.offset"
             );
             let mut statement = connection.prepare_cached(&sql)?;
             let mut rows = statement.query((topic, position, end))?;
             while let Some(row) = rows.next()? {
-                if batch.is_full(bytes) {
+                if page.is_full(bytes) {
                     break;
                 }
-                batch.add(names.read(connection, row)?, &mut bytes);
+                page.add(names.read(connection, row)?, &mut bytes);
             }
-            return Ok(batch);
+            return Ok(page);
         }
         let mut wanted: Cache<i64, bool> = Cache::default();
         let sql =
@@ -159,7 +159,7 @@ impl Reader {
         let mut statement = connection.prepare_cached(&sql)?;
         let mut rows = statement.query((position, end))?;
         while let Some(row) = rows.next()? {
-            if batch.is_full(bytes) {
+            if page.is_full(bytes) {
                 break;
             }
             let topic = row.get(1)?;
@@ -177,10 +177,10 @@ impl Reader {
                 }
             };
             if matches {
-                batch.add(names.read(connection, row)?, &mut bytes);
+                page.add(names.read(connection, row)?, &mut bytes);
             }
         }
-        Ok(batch)
+        Ok(page)
     }
 
     /// How many events there are on `pattern` up to `until`; no more than `limit` are counted.
@@ -256,7 +256,7 @@ impl Reader {
     }
 }
 
-impl Batch {
+impl Page {
     fn add(&mut self, stored: Stored, bytes: &mut usize) {
         *bytes += stored.size;
         self.events.push(stored);
@@ -272,7 +272,7 @@ impl Batch {
     }
 }
 
-impl Names {
+impl NamesByNumber {
     /// Reads a row of [`COLUMNS`].
     pub(crate) fn read(&mut self, connection: &Connection, row: &Row<'_>) -> rusqlite::Result<Stored> {
         match self.read_whole(connection, row) {

@@ -1,9 +1,9 @@
 //! Replay: reading the history with a cursor that is thrown away.
 
 use crate::broker::Store;
+use crate::claim::READ_AHEAD_BYTES;
 use crate::offsets::{offset_of, place, size};
-use crate::reader::{Batch, EVENTS, Reader};
-use crate::subscription::READ_AHEAD_BYTES;
+use crate::reader::{EVENTS, Page, Reader};
 use crate::wire::seconds;
 use crate::writes::{WAKER, closed};
 use eventbus_core::broker::{
@@ -29,10 +29,10 @@ struct History {
     /// The last place that is delivered; none: it goes on live.
     until: Option<i64>,
     runtime: Handle,
-    state: Lock<State>,
+    state: Lock<HistoryState>,
 }
 
-struct State {
+struct HistoryState {
     position: i64,
     complete: bool,
     fetching: bool,
@@ -87,7 +87,7 @@ impl Replayable for Store {
                 runtime: Handle::current(),
                 state: Lock::new(
                     Rank::BROKER,
-                    State {
+                    HistoryState {
                         position: from,
                         complete: false,
                         fetching: false,
@@ -107,7 +107,7 @@ impl Replayable for Store {
 
 impl History {
     /// Changes the state and wakes the reader, without the lock.
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut HistoryState)) {
         let mut state = self.state.lock();
         change(&mut state);
         let waker = state.waker.take();
@@ -126,12 +126,12 @@ impl History {
                 history.store.stored_after(position).await;
             }
             let read = move |reader: &mut Reader| {
-                let mut batch = reader.read_after(&pattern, position, until)?;
-                reader.mend(&group, &mut batch.events)?;
-                Ok(batch)
+                let mut page = reader.read_after(&pattern, position, until)?;
+                reader.mend(&group, &mut page.events)?;
+                Ok(page)
             };
             let read = history.store.readers.read(read).await;
-            for event in read.iter().flat_map(|batch| &batch.events).filter(|event| !event.intact) {
+            for event in read.iter().flat_map(|page| &page.events).filter(|event| !event.intact) {
                 log::error!(
                     target: "eventbus", offset = event.offset, topic = %printable(event.envelope.topic()),
                     "an event in the log is damaged: its checksum is wrong; the replay leaves it out"
@@ -140,24 +140,24 @@ impl History {
             history.change(|state| {
                 state.fetching = false;
                 match read {
-                    Ok(batch) => history.take_in(state, batch),
+                    Ok(page) => history.take_in(state, page),
                     Err(error) => state.error = Some(error),
                 }
             });
         });
     }
 
-    fn take_in(&self, state: &mut State, batch: Batch) {
-        state.position = batch.position;
-        state.complete = batch.complete && self.until.is_some();
-        for event in batch.events.into_iter().filter(|event| event.intact) {
+    fn take_in(&self, state: &mut HistoryState, page: Page) {
+        state.position = page.position;
+        state.complete = page.complete && self.until.is_some();
+        for event in page.events.into_iter().filter(|event| event.intact) {
             state.at_hand_bytes += event.size;
             state.at_hand.push_back((event.offset, event.envelope, 1));
         }
     }
 }
 
-impl State {
+impl HistoryState {
     /// Where to read ahead from, if that is called for; then it is being done.
     fn begin_fetch(&mut self) -> Option<i64> {
         let enough = self.at_hand.len() >= EVENTS || self.at_hand_bytes >= READ_AHEAD_BYTES;

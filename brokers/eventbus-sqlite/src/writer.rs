@@ -8,12 +8,12 @@ mod patience;
 
 use crate::broker::Store;
 use crate::calls::Calls;
+use crate::claim::{Claim, Saving};
 use crate::let_go::{self, let_go};
 use crate::publish::{self, Insert};
-use crate::reader::{Names, head};
+use crate::reader::{NamesByNumber, head};
 use crate::retention;
 use crate::schema::{explain, save_wal, tidy_up_in_the_end};
-use crate::subscription::{Saving, Subscription};
 use crate::wire::Record;
 use crate::writes::{Answer, Job, Queue, WAKER, Waiting, When, Work, in_savepoint, tell};
 use chores::Chores;
@@ -39,9 +39,9 @@ const ASKED: i64 = 1_024;
 pub(crate) struct Writer {
     store: Arc<Store>,
     connection: Connection,
-    names: Names,
-    numbers: publish::Names,
-    calls: Calls<Subscription>,
+    names: NamesByNumber,
+    numbers: publish::NumbersByName,
+    calls: Calls<Claim>,
     /// The place of the latest event.
     head: i64,
     data_version: i64,
@@ -54,10 +54,10 @@ pub(crate) struct Writer {
 
 /// What is to be written in one transaction.
 #[derive(Default)]
-struct Batch {
+struct Transaction {
     publishes: Vec<Waiting>,
     jobs: Vec<Job>,
-    unsaved: Vec<Arc<Subscription>>,
+    unsaved: Vec<Arc<Claim>>,
 }
 
 /// What a transaction has written.
@@ -92,8 +92,8 @@ impl Writer {
             data_version: 0,
             store,
             connection,
-            names: Names::default(),
-            numbers: publish::Names::default(),
+            names: NamesByNumber::default(),
+            numbers: publish::NumbersByName::default(),
             calls: Calls::default(),
             synced: None,
             saved_gone: false,
@@ -123,7 +123,7 @@ impl Writer {
             if !closing {
                 self.put_off_saves(&mut unsaved, publishes.is_empty());
             }
-            let written = self.transact(Batch { publishes, jobs, unsaved });
+            let written = self.transact(Transaction { publishes, jobs, unsaved });
             if closing {
                 self.wake(usize::MAX);
                 let closed = written.and(self.finish()).map_err(|error| {
@@ -143,11 +143,11 @@ impl Writer {
 
     /// Leaves what is more than enough for one transaction to the next ones: whoever publishes meanwhile does not wait
     /// until a thousand subscriptions are saved.
-    fn put_off_saves(&self, unsaved: &mut Vec<Arc<Subscription>>, nobody_waits: bool) {
+    fn put_off_saves(&self, unsaved: &mut Vec<Arc<Claim>>, nobody_waits: bool) {
         let enough = if nobody_waits { SAVES } else { SAVES_BESIDE_PUBLISHES };
         if unsaved.len() > enough {
             let mut once = HashSet::new();
-            unsaved.retain(|subscription| once.insert(subscription.number));
+            unsaved.retain(|claim| once.insert(claim.number));
             let later = unsaved.split_off(enough.min(unsaved.len()));
             self.store.writes.put_off(later);
         }
@@ -162,17 +162,17 @@ impl Writer {
 
     /// Writes what waits in one transaction, and answers. What a part of it takes down with it is written without that
     /// part; the error tells that not all was written.
-    fn transact(&mut self, mut batch: Batch) -> Result<(), BrokerError> {
+    fn transact(&mut self, mut transaction: Transaction) -> Result<(), BrokerError> {
         // A save is the difference to the one before, so there is one of each.
-        batch.unsaved.sort_unstable_by_key(|subscription| subscription.number);
-        batch.unsaved.dedup_by_key(|subscription| subscription.number);
+        transaction.unsaved.sort_unstable_by_key(|claim| claim.number);
+        transaction.unsaved.dedup_by_key(|claim| claim.number);
         let mut result = Ok(());
-        while !batch.is_empty() {
+        while !transaction.is_empty() {
             let mut written = Written::default();
             let here = self.store.file.check();
-            let (culprit, error) = match here.map(|()| self.write(&mut batch, &mut written)) {
+            let (culprit, error) = match here.map(|()| self.write(&mut transaction, &mut written)) {
                 Ok(Ok(())) => {
-                    self.committed(batch.publishes, written);
+                    self.committed(transaction.publishes, written);
                     return result;
                 }
                 Ok(Err((culprit, error))) => {
@@ -189,15 +189,17 @@ impl Writer {
             if culprit == Culprit::Save
                 && let Some((saving, _)) = written.saves.last()
             {
-                let number = saving.subscription().number;
-                batch.unsaved.retain(|subscription| subscription.number != number);
+                let number = saving.claim().number;
+                transaction.unsaved.retain(|claim| claim.number != number);
             }
             written.answers.into_iter().for_each(|answer| answer(Err(&error)));
             written.saves.into_iter().for_each(|(saving, _)| saving.finish(Err(&error)));
             let failed = match culprit {
-                Culprit::Publishes => Batch { publishes: take(&mut batch.publishes), ..Batch::default() },
-                Culprit::Job | Culprit::Save => Batch::default(),
-                Culprit::Transaction => take(&mut batch),
+                Culprit::Publishes => {
+                    Transaction { publishes: take(&mut transaction.publishes), ..Transaction::default() }
+                }
+                Culprit::Job | Culprit::Save => Transaction::default(),
+                Culprit::Transaction => take(&mut transaction),
             };
             self.give_up(failed, &error);
             result = Err(error);
@@ -206,47 +208,51 @@ impl Writer {
     }
 
     /// None of it is written.
-    fn give_up(&self, batch: Batch, error: &BrokerError) {
-        for job in batch.jobs {
+    fn give_up(&self, transaction: Transaction, error: &BrokerError) {
+        for job in transaction.jobs {
             job(None)(Err(error));
         }
-        for subscription in batch.unsaved {
-            self.store.writes.save(subscription, When::AfterFailure);
+        for claim in transaction.unsaved {
+            self.store.writes.save(claim, When::AfterFailure);
         }
-        answer(batch.publishes, Vec::new(), Some(error));
+        answer(transaction.publishes, Vec::new(), Some(error));
         self.store.saved.tell();
     }
 
-    fn write(&mut self, batch: &mut Batch, written: &mut Written) -> Result<(), (Culprit, rusqlite::Error)> {
-        let transaction = |error| (Culprit::Transaction, error);
-        self.sync_at_commit(!batch.publishes.is_empty()).map_err(transaction)?;
+    fn write(
+        &mut self,
+        transaction: &mut Transaction,
+        written: &mut Written,
+    ) -> Result<(), (Culprit, rusqlite::Error)> {
+        let of_all = |error| (Culprit::Transaction, error);
+        self.sync_at_commit(!transaction.publishes.is_empty()).map_err(of_all)?;
         #[cfg(test)]
         if let Some(faults) = &self.store.settings.faults {
-            faults.before_transaction(&self.connection).map_err(transaction)?;
+            faults.before_transaction(&self.connection).map_err(of_all)?;
         }
-        self.begin().map_err(transaction)?;
-        let found = head(&self.connection).map_err(transaction)?;
+        self.begin().map_err(of_all)?;
+        let found = head(&self.connection).map_err(of_all)?;
         (written.first, written.last) = (found, found);
-        self.insert(&batch.publishes, written).map_err(|error| (Culprit::Publishes, error))?;
+        self.insert(&transaction.publishes, written).map_err(|error| (Culprit::Publishes, error))?;
         let mut work =
             Work { connection: &self.connection, names: &mut self.names, taken: Vec::new(), broken: None };
-        let mut jobs = take(&mut batch.jobs).into_iter();
+        let mut jobs = take(&mut transaction.jobs).into_iter();
         while let Some(job) = jobs.next() {
             written.answers.push(job(Some(&mut work)));
             if let Some(error) = work.broken.take() {
-                batch.jobs = jobs.collect();
+                transaction.jobs = jobs.collect();
                 return Err((Culprit::Job, error));
             }
         }
-        for subscription in &batch.unsaved {
-            let Some(saving) = Saving::of(subscription) else { continue };
+        for claim in &transaction.unsaved {
+            let Some(saving) = Saving::of(claim) else { continue };
             let saved = in_savepoint(&mut work, |work| saving.write(work.connection));
             written.saves.push((saving, saved));
             if let Some(error) = work.broken.take() {
                 return Err((Culprit::Save, error));
             }
         }
-        self.connection.execute_batch("commit").map_err(transaction)
+        self.connection.execute_batch("commit").map_err(of_all)
     }
 
     /// Begins a transaction. Where another program holds the file, that may take long, so all readers are woken first.
@@ -305,20 +311,20 @@ impl Writer {
         // In the order in which it was written.
         answers.into_iter().for_each(|answer| answer(Ok(())));
         for (saving, saved) in saves {
-            let subscription = Arc::clone(saving.subscription());
+            let claim = Arc::clone(saving.claim());
             match saved {
                 Ok(ours) => saving.finish(Ok(ours)),
                 Err(error) => {
                     let error = explain(&self.store.settings.path, error);
                     log::error!(
-                        target: "eventbus", group = %printable(&subscription.group), error = %printable(&error),
+                        target: "eventbus", group = %printable(&claim.group), error = %printable(&error),
                         "a group was not saved"
                     );
                     saving.finish(Err(&error));
                 }
             }
-            if subscription.wants_republished() {
-                subscription.find_republished();
+            if claim.wants_republished() {
+                claim.find_republished();
             }
         }
         self.store.saved.tell();
@@ -338,7 +344,7 @@ impl Writer {
     /// Keeps what was stored for the subscriptions of this process. The tail ends with the latest event of the log, or
     /// is empty: whoever finds nothing behind its place there has read everything.
     fn remember(&self, overtaken: bool, publishes: &[Waiting], written: &Written) {
-        let listening = !self.store.subscriptions().is_empty();
+        let listening = !self.store.claims().is_empty();
         let mut tail = self.store.tail();
         let mut evicted = if overtaken || !listening { tail.clear() } else { Vec::new() };
         if listening {
@@ -355,31 +361,31 @@ impl Writer {
     /// Calls the subscriptions of this process that listen on `topics`, or on what other processes have stored between
     /// two places. Until that is done, nobody may skip anything.
     fn call(&mut self, (behind, until): (i64, i64), mut topics: Vec<Topic>) {
-        let subscriptions = self.store.subscriptions();
-        if subscriptions.is_empty() {
+        let claims = self.store.claims();
+        if claims.is_empty() {
             return;
         }
         let generation = self.store.generation();
         if behind != until {
             let found = match until - behind {
                 1..=ASKED => self.names.topics_between(&self.connection, behind, until),
-                _ => return self.calls.call_all(&subscriptions),
+                _ => return self.calls.call_all(&claims),
             };
             match found {
                 Ok(found) => topics.extend(found),
-                Err(_) => return self.calls.call_all(&subscriptions),
+                Err(_) => return self.calls.call_all(&claims),
             }
         }
-        self.calls.call(generation, &subscriptions, &topics);
+        self.calls.call(generation, &claims, &topics);
     }
 
     /// Leaves every group, and the file as if nobody had been here.
     fn finish(&mut self) -> Result<(), BrokerError> {
-        let subscriptions = self.store.subscriptions();
-        for subscription in subscriptions.iter() {
-            subscription.skip_to(self.head);
+        let claims = self.store.claims();
+        for claim in claims.iter() {
+            claim.skip_to(self.head);
         }
-        let saved = self.transact(Batch { unsaved: subscriptions.to_vec(), ..Batch::default() });
+        let saved = self.transact(Transaction { unsaved: claims.to_vec(), ..Transaction::default() });
         let owners = self.store.process.owners();
         let left = match self.store.file.check() {
             Ok(()) => {
@@ -388,8 +394,8 @@ impl Writer {
             Err(_) => self.save_what_is_gone().map(|()| 0),
         };
         // Nothing is handled any more here, since others may do that now.
-        for subscription in subscriptions.iter() {
-            subscription.hold_until(0);
+        for claim in claims.iter() {
+            claim.hold_until(0);
         }
         self.store.file.close();
         self.store.readers.close();
@@ -429,7 +435,7 @@ impl Drop for Writer {
     /// Nobody writes any more, not even where this is a panic: whoever waits is told.
     fn drop(&mut self) {
         self.store.writes.abandon();
-        let subscriptions = self.store.subscriptions();
+        let claims = self.store.claims();
         if std::thread::panicking() {
             let panicked = || {
                 BrokerError::new(
@@ -437,19 +443,19 @@ impl Drop for Writer {
                 )
             };
             self.store.writes.end(Err(panicked()));
-            for subscription in subscriptions.iter() {
-                subscription.fail(panicked());
+            for claim in claims.iter() {
+                claim.fail(panicked());
             }
         }
         // Those that end later see for themselves that nobody writes.
-        for subscription in subscriptions.iter().filter(|subscription| subscription.has_ended()) {
-            self.store.remove(subscription.number);
+        for claim in claims.iter().filter(|claim| claim.has_ended()) {
+            self.store.remove(claim.number);
         }
         let_go::hand_over();
     }
 }
 
-impl Batch {
+impl Transaction {
     fn is_empty(&self) -> bool {
         self.publishes.is_empty() && self.jobs.is_empty() && self.unsaved.is_empty()
     }

@@ -1,10 +1,10 @@
 //! What waits for the writer: events, jobs and saves, from whoever has something to write.
 
 use crate::broker::Store;
+use crate::claim::Claim;
 use crate::lease::Lease;
 use crate::let_go::let_go;
-use crate::reader::Names;
-use crate::subscription::Subscription;
+use crate::reader::NamesByNumber;
 use crate::wire::Record;
 use eventbus_core::broker::BrokerFuture;
 use eventbus_core::lock::{Lock, Locked, Rank};
@@ -36,7 +36,7 @@ pub(crate) struct Queue {
     pub(crate) publishes: Vec<Waiting>,
     pub(crate) jobs: Vec<Job>,
     /// Subscriptions that have something to save; some may be here twice.
-    pub(crate) unsaved: Vec<Arc<Subscription>>,
+    pub(crate) unsaved: Vec<Arc<Claim>>,
     /// When to save at the latest.
     save_at: Option<Instant>,
     /// The writer is to end.
@@ -69,7 +69,7 @@ pub(crate) enum When {
 /// What a job works with.
 pub(crate) struct Work<'a> {
     pub(crate) connection: &'a Connection,
-    pub(crate) names: &'a mut Names,
+    pub(crate) names: &'a mut NamesByNumber,
     /// The subscriptions of this process that have taken a group over in this transaction. They do not know yet.
     pub(crate) taken: Vec<u64>,
     /// What has rolled the whole transaction back.
@@ -150,12 +150,12 @@ impl Writes {
     }
 
     /// Saves how far a subscription has come.
-    pub(crate) fn save(&self, subscription: Arc<Subscription>, when: When) {
+    pub(crate) fn save(&self, claim: Arc<Claim>, when: When) {
         let mut queue = self.queue.lock();
         if queue.closed {
             return drop(queue);
         }
-        queue.unsaved.push(subscription);
+        queue.unsaved.push(claim);
         let wait = match when {
             When::Now => Duration::ZERO,
             When::Soon => SOON,
@@ -169,7 +169,7 @@ impl Writes {
     }
 
     /// Gives back what is to be saved before anything that comes later.
-    pub(crate) fn put_off(&self, unsaved: Vec<Arc<Subscription>>) {
+    pub(crate) fn put_off(&self, unsaved: Vec<Arc<Claim>>) {
         let mut queue = self.queue.lock();
         queue.unsaved.splice(..0, unsaved);
         queue.save_at = Some(Instant::now());

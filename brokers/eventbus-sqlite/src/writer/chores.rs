@@ -2,12 +2,12 @@
 //! the others alone; it comes again.
 
 use super::Writer;
+use crate::claim::{self, Claim};
 use crate::lease::Lease;
 use crate::let_go::let_go;
 use crate::reader::head;
 use crate::retention;
 use crate::schema::{explain, tidy_up_in_the_end};
-use crate::subscription::{self, Subscription};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
 use std::collections::{HashSet, VecDeque};
@@ -26,7 +26,7 @@ pub(super) struct Chores {
     renew: Instant,
     housekeeping: Instant,
     /// Who is still to be looked after since it was due.
-    to_keep: VecDeque<Arc<Subscription>>,
+    to_keep: VecDeque<Arc<Claim>>,
     retention: Instant,
 }
 
@@ -69,19 +69,19 @@ impl Writer {
         if std::mem::take(&mut self.saved_gone) {
             self.report(tidy_up_in_the_end(&self.connection, true));
         }
-        let subscriptions = self.store.subscriptions();
-        let followed = self.follow(&subscriptions);
+        let claims = self.store.claims();
+        let followed = self.follow(&claims);
         self.report(followed);
         let lease = self.store.settings.lease;
-        if !subscriptions.is_empty() && is_due(&mut self.chores.renew, now, lease / 3) {
+        if !claims.is_empty() && is_due(&mut self.chores.renew, now, lease / 3) {
             self.renew();
         }
         if self.chores.to_keep.is_empty() && is_due(&mut self.chores.housekeeping, now, HOUSEKEEPING) {
-            self.chores.to_keep.extend(subscriptions.iter().cloned());
+            self.chores.to_keep.extend(claims.iter().cloned());
         }
         for _ in 0..KEPT_AT_ONCE {
-            let Some(subscription) = self.chores.to_keep.pop_front() else { break };
-            self.report(self.keep(&subscription));
+            let Some(claim) = self.chores.to_keep.pop_front() else { break };
+            self.report(self.keep(&claim));
         }
         let forever = retention::is_forever(&self.store.settings.retention);
         let interval = self.store.settings.retention_interval;
@@ -104,13 +104,13 @@ impl Writer {
     }
 
     /// Follows other processes: what have they stored, and what published again?
-    fn follow(&mut self, subscriptions: &[Arc<Subscription>]) -> rusqlite::Result<()> {
+    fn follow(&mut self, claims: &[Arc<Claim>]) -> rusqlite::Result<()> {
         let version = self.read_data_version()?;
         if version == self.data_version {
             return Ok(());
         }
         let head = head(&self.connection)?;
-        let republished: HashSet<i64> = subscription::republished(&self.connection)?.into_iter().collect();
+        let republished: HashSet<i64> = claim::republished(&self.connection)?.into_iter().collect();
         if head != self.head {
             let forgotten = self.store.tail().clear();
             forgotten.into_iter().for_each(let_go);
@@ -121,8 +121,8 @@ impl Writer {
         }
         self.data_version = version;
         if !republished.is_empty() {
-            for subscription in subscriptions {
-                subscription.look_for_republished(&republished);
+            for claim in claims {
+                claim.look_for_republished(&republished);
             }
         }
         Ok(())
@@ -149,20 +149,20 @@ impl Writer {
                     work.connection.prepare_cached("select owner from subscription where owner glob ?1")?;
                 let owned = owned.query_map([&owners], |row| row.get(0))?;
                 let owned: HashSet<String> = owned.collect::<rusqlite::Result<_>>()?;
-                let subscriptions = store.subscriptions();
-                let active = subscriptions.iter().filter(|subscription| subscription.is_active());
+                let claims = store.claims();
+                let active = claims.iter().filter(|claim| claim.is_active());
                 let active = active.map(|one| (Arc::clone(one), one.epoch(), owned.contains(&one.owner())));
                 Ok(active.collect::<Vec<_>>())
             },
             move |active| {
-                for (subscription, epoch, ours) in active {
+                for (claim, epoch, ours) in active {
                     if !ours {
-                        subscription.lose(epoch);
+                        claim.lose(epoch);
                         continue;
                     }
-                    subscription.hold_until(until);
-                    if subscription.has_refused() {
-                        subscription.begin_again();
+                    claim.hold_until(until);
+                    if claim.has_refused() {
+                        claim.begin_again();
                     }
                 }
             },
@@ -171,19 +171,19 @@ impl Writer {
 
     /// Moves a subscription on that is idle, begins again where deliveries were dropped, takes over what others left, and
     /// leaves what nobody reads.
-    fn keep(&self, subscription: &Arc<Subscription>) -> rusqlite::Result<()> {
-        if subscription.has_ended() {
-            subscription.leave();
-        } else if subscription.is_active() {
-            if subscription.has_refused() {
-                subscription.begin_again();
+    fn keep(&self, claim: &Arc<Claim>) -> rusqlite::Result<()> {
+        if claim.has_ended() {
+            claim.leave();
+        } else if claim.is_active() {
+            if claim.has_refused() {
+                claim.begin_again();
             }
-            subscription.skip_to(self.head);
-            if subscription.wants_republished() {
-                subscription.find_republished();
+            claim.skip_to(self.head);
+            if claim.wants_republished() {
+                claim.find_republished();
             }
-        } else if subscription.may_take_over(&self.connection)? {
-            subscription.take_over();
+        } else if claim.may_take_over(&self.connection)? {
+            claim.take_over();
         }
         Ok(())
     }

@@ -10,7 +10,7 @@
 //!
 //! A note goes once the attempt has ended, with the save that says so.
 
-use super::Subscription;
+use super::Claim;
 use super::receive::UNSAVED;
 use crate::inherit;
 use crate::offsets::place;
@@ -67,7 +67,7 @@ pub(super) struct Found {
     crashed: bool,
 }
 
-/// What a subscription knows of its suspects.
+/// What a claim knows of its suspects.
 #[derive(Debug)]
 pub(super) struct Suspects {
     /// When the group was taken over.
@@ -155,7 +155,7 @@ impl Suspects {
     }
 }
 
-impl Subscription {
+impl Claim {
     /// A handler is about to be called: notes that, if anything is to be noted.
     pub(super) fn note_attempt(&self, receipt: &Receipt) -> Option<BrokerFuture<Begin>> {
         if !self.careful.load(Ordering::Acquire) {

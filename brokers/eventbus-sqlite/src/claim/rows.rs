@@ -4,7 +4,7 @@
 
 use crate::lease::Lease;
 use crate::offsets::{before, behind, offset_of, place};
-use crate::reader::Names;
+use crate::reader::NamesByNumber;
 use crate::wire::{COLUMN_COUNT, COLUMNS, Stored, StoredTime, content};
 use eventbus_core::Pattern;
 use eventbus_core::broker::{Offset, Parked, Save, Saved};
@@ -47,7 +47,7 @@ impl Unfinished {
     /// Reads rows of a subscription.
     pub(super) fn read(
         connection: &Connection,
-        names: &mut Names,
+        names: &mut NamesByNumber,
         subscription: i64,
         which: Which,
     ) -> rusqlite::Result<Vec<Self>> {

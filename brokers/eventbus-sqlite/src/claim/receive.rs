@@ -3,9 +3,9 @@
 use super::at_hand::{Origin, Waiting};
 use super::reading::Ticket;
 use super::rows::{Noted, Unfinished};
-use super::{State, Subscription};
+use super::{Claim, ClaimState};
 use crate::offsets::{behind, offset_of, size};
-use crate::reader::{self, Batch};
+use crate::reader::{self, Page};
 use crate::tail::Caught;
 use crate::wire::Stored;
 use crate::writes::When;
@@ -27,15 +27,15 @@ pub(super) const UNSAVED: usize = 1_024;
 
 /// The reader of a subscription.
 pub(crate) struct SqliteDeliveries {
-    subscription: Arc<Subscription>,
+    claim: Arc<Claim>,
     settler: Arc<dyn Settler>,
     pub(crate) warnings: Vec<String>,
 }
 
 impl SqliteDeliveries {
-    pub(crate) fn new(subscription: Arc<Subscription>) -> Self {
-        let settler = Arc::clone(&subscription) as Arc<dyn Settler>;
-        Self { subscription, settler, warnings: Vec::new() }
+    pub(crate) fn new(claim: Arc<Claim>) -> Self {
+        let settler = Arc::clone(&claim) as Arc<dyn Settler>;
+        Self { claim, settler, warnings: Vec::new() }
     }
 
     /// Receives what is at hand. None: there is nothing, and `waker` is told when there is.
@@ -45,17 +45,17 @@ impl SqliteDeliveries {
         limit: usize,
         waker: Option<Waker>,
     ) -> Option<Result<(), BrokerError>> {
-        let subscription = &self.subscription;
+        let claim = &self.claim;
         let mut damaged = Vec::new();
-        let (received, fetch, earlier) = subscription.change(|state| {
+        let (received, fetch, earlier) = claim.change(|state| {
             if let Some(error) = state.error.take() {
                 return (Some(Err(error)), None, None);
             }
             let mut fetch = None;
             if state.active && state.unsaved() < UNSAVED {
-                fetch = subscription.refill(state);
+                fetch = claim.refill(state);
                 if self.hand_out(state, into, limit, &mut damaged) > 0 {
-                    fetch = fetch.or_else(|| subscription.refill(state));
+                    fetch = fetch.or_else(|| claim.refill(state));
                     return (Some(Ok(())), fetch, None);
                 }
             }
@@ -64,13 +64,13 @@ impl SqliteDeliveries {
         });
         // Code of others, too.
         drop(earlier);
-        fetch.into_iter().for_each(|ticket| subscription.fetch(ticket));
+        fetch.into_iter().for_each(|ticket| claim.fetch(ticket));
         if !damaged.is_empty() {
-            subscription.save(Some(When::Now));
+            claim.save(Some(When::Now));
         }
         for offset in damaged {
             log::error!(
-                target: "eventbus", group = %printable(&subscription.group), offset,
+                target: "eventbus", group = %printable(&claim.group), offset,
                 "an event in the log is damaged: its checksum is wrong; it becomes a dead letter"
             );
         }
@@ -80,12 +80,12 @@ impl SqliteDeliveries {
     /// Hands out at most `limit` deliveries; tells how many, and the places of those that are given up instead.
     fn hand_out(
         &self,
-        state: &mut State,
+        state: &mut ClaimState,
         into: &mut Vec<Received>,
         limit: usize,
         damaged: &mut Vec<i64>,
     ) -> usize {
-        let epoch = self.subscription.held.epoch();
+        let epoch = self.claim.held.epoch();
         let before = into.len();
         while into.len() - before < limit {
             let Some(waiting) = state.at_hand.pop() else { break };
@@ -96,7 +96,7 @@ impl SqliteDeliveries {
             }
             if !waiting.intact {
                 damaged.push(waiting.offset);
-                self.subscription.give_up_damaged(state, waiting);
+                self.claim.give_up_damaged(state, waiting);
                 continue;
             }
             state.at_hand.hand_out(waiting.size);
@@ -140,8 +140,8 @@ impl Deliveries for SqliteDeliveries {
 impl Drop for SqliteDeliveries {
     /// Leaves the group to whoever comes next.
     fn drop(&mut self) {
-        self.subscription.change(|state| state.ended = true);
-        self.subscription.leave();
+        self.claim.change(|state| state.ended = true);
+        self.claim.leave();
     }
 }
 
@@ -164,10 +164,10 @@ impl From<Token> for u64 {
     }
 }
 
-impl Subscription {
+impl Claim {
     /// Makes sure that something is at hand, if there is anything: from the tail, or with a ticket for what is to be
     /// fetched out of the file.
-    fn refill(&self, state: &mut State) -> Option<Ticket> {
+    fn refill(&self, state: &mut ClaimState) -> Option<Ticket> {
         let enough = state.at_hand.len() >= READ_AHEAD || state.at_hand.bytes() >= READ_AHEAD_BYTES;
         if !state.reading.wants_more() || enough {
             return None;
@@ -186,24 +186,24 @@ impl Subscription {
 
     /// Fetches events out of the file.
     fn fetch(self: &Arc<Self>, ticket: Ticket) {
-        let subscription = Arc::clone(self);
+        let claim = Arc::clone(self);
         self.runtime.spawn(async move {
-            let (group, pattern) = (subscription.group.clone(), subscription.pattern.clone());
+            let (group, pattern) = (claim.group.clone(), claim.pattern.clone());
             let read = move |reader: &mut reader::Reader| {
-                let mut batch = reader.read_after(&pattern, ticket.position, None)?;
-                reader.mend(&group, &mut batch.events)?;
-                Ok(batch)
+                let mut page = reader.read_after(&pattern, ticket.position, None)?;
+                reader.mend(&group, &mut page.events)?;
+                Ok(page)
             };
-            let batch = subscription.store.readers.read(read).await;
-            subscription.fetched(ticket, batch);
+            let page = claim.store.readers.read(read).await;
+            claim.fetched(ticket, page);
         });
     }
 
-    fn fetched(&self, ticket: Ticket, batch: Result<Batch, BrokerError>) {
+    fn fetched(&self, ticket: Ticket, page: Result<Page, BrokerError>) {
         self.change(|state| {
-            let read = batch.as_ref().ok().map(|batch| (batch.position, batch.complete));
-            let events = match batch {
-                Ok(batch) => batch.events,
+            let read = page.as_ref().ok().map(|page| (page.position, page.complete));
+            let events = match page {
+                Ok(page) => page.events,
                 Err(error) => {
                     state.error = Some(error);
                     Vec::new()
@@ -236,7 +236,7 @@ impl Waiting {
     }
 }
 
-impl State {
+impl ClaimState {
     /// Takes what was just published.
     fn catch_up(&mut self, caught: Caught) {
         self.reading.advance(caught.position, caught.complete);

@@ -5,7 +5,7 @@
 use super::receive::READ_AHEAD;
 use super::rows::{self, Unfinished, Which};
 use super::suspects::{self, Suspects};
-use super::{Saving, Subscription};
+use super::{Claim, Saving};
 use crate::inherit;
 use crate::lease::Lease;
 use crate::reader;
@@ -47,7 +47,7 @@ struct Taken {
     until: u64,
 }
 
-impl Subscription {
+impl Claim {
     /// Makes sure that the group has its row, and takes it over if it is free.
     pub(crate) fn begin(self: &Arc<Self>) -> BrokerFuture<Result<Begun, BrokerError>> {
         let (beginning, begun) = (Arc::clone(self), Arc::clone(self));
@@ -378,7 +378,7 @@ impl Subscription {
 }
 
 /// A search is under way, until this is dropped.
-struct Searching(Arc<Subscription>);
+struct Searching(Arc<Claim>);
 
 impl Drop for Searching {
     fn drop(&mut self) {

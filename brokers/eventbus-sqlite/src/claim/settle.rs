@@ -7,7 +7,7 @@ use super::at_hand::{Origin, Waiting};
 use super::receive::Token;
 use super::rows::Noted;
 use super::saving::{Leaving, NotSaved};
-use super::{SAVE_NOW, State, Subscription};
+use super::{Claim, ClaimState, SAVE_NOW};
 use crate::offsets::{offset_of, place, size};
 use crate::writes::When;
 use eventbus_core::BrokerError;
@@ -15,7 +15,7 @@ use eventbus_core::broker::{Begin, BrokerFuture, DeadLetter, FailureKind, Parked
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
-impl Settler for Subscription {
+impl Settler for Claim {
     fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
         if self.store.file.is_gone()
             && let Err(gone) = self.store.file.check()
@@ -109,7 +109,7 @@ impl Settler for Subscription {
     }
 }
 
-impl Subscription {
+impl Claim {
     /// Saves now, and answers what became of that.
     fn saved(
         &self,
@@ -123,7 +123,7 @@ impl Subscription {
     }
 
     /// An attempt at the event at `at` has ended, and with it the process has not. `true`: that is to be saved at once.
-    fn end_attempt(&self, state: &mut State, at: i64) -> bool {
+    fn end_attempt(&self, state: &mut ClaimState, at: i64) -> bool {
         let suspect = state.suspects.clear(at);
         if suspect {
             self.store.turn().end(self.which(at));
@@ -138,7 +138,7 @@ impl Subscription {
     }
 
     /// The row of an event is not what was written: the group gets a dead letter instead of the event.
-    pub(super) fn give_up_damaged(&self, state: &mut State, waiting: Waiting) {
+    pub(super) fn give_up_damaged(&self, state: &mut ClaimState, waiting: Waiting) {
         let Waiting { offset, envelope, noted: Noted { attempt, mended, .. }, origin, .. } = waiting;
         let now = Timestamp::now();
         let letter = DeadLetter {
@@ -169,7 +169,7 @@ impl Waiting {
     }
 }
 
-impl State {
+impl ClaimState {
     /// Settles a delivery that was handed out. `false`: it is not open here.
     fn settle(&mut self, receipt: &Receipt, token: Token) -> bool {
         let settled = match token.republished {

@@ -4,7 +4,7 @@
 
 use super::letters::LettersSave;
 use super::rows::{self, Noted};
-use super::{Subscription, Waits, suspects};
+use super::{Claim, Waits, suspects};
 use crate::dead_letters;
 use crate::offsets::place;
 use crate::writes::When;
@@ -51,22 +51,22 @@ impl From<BrokerError> for NotSaved {
 
 /// A delivery that could not be given up. If whoever asked for that does not wait any more, it is delivered again.
 struct Unsettled {
-    subscription: Arc<Subscription>,
+    claim: Arc<Claim>,
     receipt: Option<Receipt>,
 }
 
 impl Drop for Unsettled {
     fn drop(&mut self) {
         if let Some(receipt) = self.receipt.take() {
-            self.subscription.release(receipt);
+            self.claim.release(receipt);
         }
     }
 }
 
-/// One save of a subscription: the difference between what is and what was saved last. Dropping it means that it was
+/// One save of a claim: the difference between what is and what was saved last. Dropping it means that it was
 /// not committed: then nothing of it counts as saved, and it is tried again.
 pub(crate) struct Saving {
-    subscription: Arc<Subscription>,
+    claim: Arc<Claim>,
     row: i64,
     epoch: u64,
     // None once it is over.
@@ -84,8 +84,8 @@ struct Parts {
 
 impl Saving {
     /// What there is to save; none if nothing has changed, or another save is under way.
-    pub(crate) fn of(subscription: &Arc<Subscription>) -> Option<Self> {
-        subscription.change(|state| {
+    pub(crate) fn of(claim: &Arc<Claim>) -> Option<Self> {
+        claim.change(|state| {
             state.listed = false;
             let row = state.row.filter(|_| state.active && !state.saving)?;
             let leaving = std::mem::take(&mut state.leaving);
@@ -104,9 +104,9 @@ impl Saving {
                 return None;
             }
             state.saving = true;
-            let (subscription, epoch) = (Arc::clone(subscription), subscription.held.epoch());
+            let (claim, epoch) = (Arc::clone(claim), claim.held.epoch());
             Some(Self {
-                subscription,
+                claim,
                 row,
                 epoch,
                 parts: Some(Parts { progress, letters, leaving, waiting, ended }),
@@ -114,15 +114,15 @@ impl Saving {
         })
     }
 
-    pub(crate) fn subscription(&self) -> &Arc<Subscription> {
-        &self.subscription
+    pub(crate) fn claim(&self) -> &Arc<Claim> {
+        &self.claim
     }
 
     /// Writes it. `false`: the group is somebody else's by now, and nothing was written.
     pub(crate) fn write(&self, connection: &Connection) -> rusqlite::Result<bool> {
         let Some(parts) = &self.parts else { return Ok(true) };
         let Parts { progress, letters, leaving, ended, .. } = parts;
-        if !rows::write(connection, self.row, &self.subscription.owner(), progress.as_ref())? {
+        if !rows::write(connection, self.row, &self.claim.owner(), progress.as_ref())? {
             return Ok(false);
         }
         rows::delete(connection, self.row, true, letters.gone.iter().copied())?;
@@ -142,15 +142,15 @@ impl Saving {
 
     fn end(&mut self, committed: Result<bool, &BrokerError>) {
         let Some(Parts { progress, letters, leaving, waiting, ended }) = self.parts.take() else { return };
-        let subscription = &self.subscription;
+        let claim = &self.claim;
         let saved = matches!(committed, Ok(true));
         let answer = || match committed {
             Ok(true) => Ok(()),
-            Ok(false) => Err(subscription.lost()),
+            Ok(false) => Err(claim.lost()),
             Err(error) => Err(BrokerError::new(error.to_string())),
         };
-        let save = subscription.change(|state| {
-            let ours = self.epoch == subscription.held.epoch();
+        let save = claim.change(|state| {
+            let ours = self.epoch == claim.held.epoch();
             if ours {
                 state.saving = false;
                 if let Some(progress) = progress {
@@ -168,8 +168,8 @@ impl Saving {
                 match leaving.receipt.take() {
                     // It stays open, in the hands of whoever asked.
                     Some(receipt) if ours && !saved => {
-                        let subscription = Arc::clone(subscription);
-                        unsettled = Some(Unsettled { subscription, receipt: Some(receipt) });
+                        let claim = Arc::clone(claim);
+                        unsettled = Some(Unsettled { claim, receipt: Some(receipt) });
                     }
                     Some(receipt) => {
                         if ours {
@@ -200,9 +200,9 @@ impl Saving {
                 }
             }
         });
-        subscription.save(save);
+        claim.save(save);
         if matches!(committed, Ok(false)) {
-            subscription.lose(self.epoch);
+            claim.lose(self.epoch);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::mem::take;
 
-/// How far the events of a subscription were read, and what is being fetched.
+/// How far the events of a claim were read, and what is being fetched.
 pub(super) struct Reading {
     /// Everything up to here was read: it is at hand, open, or not ours.
     position: i64,

@@ -1,4 +1,4 @@
-//! A subscription: a group on a pattern, as this process sees it.
+//! A claim: what this process has of a group on a pattern, or waits for. Each subscription opens one.
 //!
 //! What changes while it is open stands behind one lock, and each part of it keeps its own rules: what was read
 //! ([`reading`]), what is at hand ([`at_hand`]), how far the group has come ([`Progress`]), what was published again
@@ -47,24 +47,24 @@ use tokio::sync::oneshot;
 /// With so many settled deliveries unsaved, saving does not wait any longer.
 const SAVE_NOW: usize = 512;
 
-/// A group on a pattern, as this process sees it.
-pub(crate) struct Subscription {
+/// What this process has of a group on a pattern, or waits for.
+pub(crate) struct Claim {
     this: Weak<Self>,
     pub(crate) store: Arc<Store>,
     pub(crate) group: String,
     pub(crate) pattern: Pattern,
     start: Start,
-    /// Its place among the subscriptions of this process.
+    /// Its place among the claims of this process.
     pub(crate) number: u64,
     runtime: Handle,
     held: Held,
     /// Attempts may have to be noted.
     careful: AtomicBool,
-    state: Lock<State>,
+    state: Lock<ClaimState>,
 }
 
-/// What changes while a subscription is open.
-struct State {
+/// What changes while a claim is open.
+struct ClaimState {
     /// Its row, once it has one.
     row: Option<i64>,
     /// Whether the lease is ours.
@@ -113,7 +113,7 @@ struct After {
     dropped: Vec<Arc<Envelope>>,
 }
 
-impl Subscription {
+impl Claim {
     pub(crate) fn new(store: Arc<Store>, request: SubscribeRequest) -> Arc<Self> {
         let SubscribeRequest { group, pattern, start } = request;
         let number = store.next_number();
@@ -127,12 +127,12 @@ impl Subscription {
             runtime: Handle::current(),
             held: Held::default(),
             careful: AtomicBool::new(false),
-            state: Lock::new(Rank::BROKER, State::new()),
+            state: Lock::new(Rank::BROKER, ClaimState::new()),
         })
     }
 
     /// Changes the state; then, without its lock, does what the change calls for.
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut ClaimState) -> T) -> T {
         let mut state = self.state.lock();
         let result = change(&mut state);
         let mut after = std::mem::take(&mut state.after);
@@ -153,7 +153,7 @@ impl Subscription {
         self.store.process.owner(self.number)
     }
 
-    /// Moves a subscription that has read everything on behind events of others, up to `head`, and saves that.
+    /// Moves a claim that has read everything on behind events of others, up to `head`, and saves that.
     pub(crate) fn skip_to(&self, head: i64) {
         let moved = self.change(|state| {
             let idle = state.active && state.reading.is_complete() && state.at_hand.is_empty();
@@ -211,7 +211,7 @@ impl Subscription {
     }
 }
 
-impl Listener for Subscription {
+impl Listener for Claim {
     fn number(&self) -> u64 {
         self.number
     }
@@ -227,7 +227,7 @@ impl Listener for Subscription {
     }
 }
 
-impl State {
+impl ClaimState {
     fn new() -> Self {
         Self {
             row: None,
@@ -323,8 +323,8 @@ impl State {
     }
 }
 
-impl Drop for State {
-    /// Whoever has the last of a subscription may be the thread that writes.
+impl Drop for ClaimState {
+    /// Whoever has the last of a claim may be the thread that writes.
     fn drop(&mut self) {
         self.forget();
         std::mem::take(&mut self.after).happen();
@@ -355,7 +355,7 @@ impl After {
     }
 }
 
-impl fmt::Debug for Subscription {
+impl fmt::Debug for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscription")
             .field("group", &self.group)
