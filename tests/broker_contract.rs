@@ -282,6 +282,8 @@ async fn the_audit_log_of_the_in_process_broker_finds_what_is_kept_in_either_ord
     assert_eq!(places(&|query| query.limit = 2).await, [2, 3]);
     assert_eq!(places(&|query| query.after = Some(Offset::new(4))).await, [5, 6]);
     assert_eq!(places(&|query| query.key = Some("ada".into())).await, [6]);
+    assert_eq!(places(&|query| query.offset = Some(Offset::new(4))).await, [4]);
+    assert_eq!(places(&|query| query.offset = Some(Offset::new(1))).await, []);
     let latest_two = |query: &mut AuditQuery| {
         (query.newest_first, query.limit, query.after) = (true, 2, Some(Offset::new(5)));
     };

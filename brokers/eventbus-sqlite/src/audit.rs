@@ -56,6 +56,9 @@ fn query(reader: &mut Reader, query: &AuditQuery) -> rusqlite::Result<Vec<Record
             asked.and(&format!("(e.time, e.nanosecond) {comparison} ({seconds}, ?)"), nanosecond);
         }
     }
+    if let Some(offset) = query.offset {
+        asked.and("e.offset = ?", place(offset));
+    }
     if let Some(after) = query.after {
         asked.and(if query.newest_first { "e.offset < ?" } else { "e.offset > ?" }, place(after));
     }

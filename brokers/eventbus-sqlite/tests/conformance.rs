@@ -605,6 +605,10 @@ async fn the_audit_log_answers_by_topic_time_key_type_and_chain() {
     assert_eq!(find(&|query| query.correlation_id = Some(id.clone())).await, ["order.placed", "order.paid"]);
     assert_eq!(find(&|query| query.before = Some(between)).await[0], "order.placed");
     assert!(find(&|query| query.since = Some(between)).await.len() < 4);
+    let second = audit.query(AuditQuery::default()).await.unwrap()[1].offset;
+    assert_eq!(find(&|query| query.offset = Some(second)).await.len(), 1);
+    let behind = |query: &mut AuditQuery| (query.offset, query.after) = (Some(second), Some(second));
+    assert_eq!(find(&behind).await.len(), 0);
     let newest = |query: &mut AuditQuery| (query.newest_first, query.limit) = (true, 1);
     assert_eq!(find(&newest).await.len(), 1);
     let trees = bus.causes(&id).await.unwrap();

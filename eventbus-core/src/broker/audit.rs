@@ -65,6 +65,8 @@ pub struct AuditQuery {
     pub pattern: Option<Pattern>,
     /// With this id.
     pub id: Option<EventId>,
+    /// At this place.
+    pub offset: Option<Offset>,
     /// With this key.
     pub key: Option<String>,
     /// Of this type.
@@ -88,6 +90,7 @@ impl Default for AuditQuery {
         Self {
             pattern: None,
             id: None,
+            offset: None,
             key: None,
             event_type: None,
             correlation_id: None,
@@ -101,7 +104,7 @@ impl Default for AuditQuery {
 }
 
 impl AuditQuery {
-    /// Whether an event meets every condition about the event itself; `after` and `limit` are about its place.
+    /// Whether an event meets every condition about the event itself; `offset`, `after` and `limit` are about its place.
     #[must_use]
     pub fn matches(&self, envelope: &Envelope) -> bool {
         self.pattern.as_ref().is_none_or(|pattern| pattern.matches(envelope.topic().as_str()))

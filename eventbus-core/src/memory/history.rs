@@ -119,10 +119,12 @@ impl Events {
         let recorded = |Kept { offset, envelope, .. }: &Kept| {
             query.matches(envelope).then(|| Recorded { offset: *offset, envelope: Arc::clone(envelope) })
         };
-        let behind = |event: &Recorded| match query.after {
-            Some(after) if query.newest_first => event.offset < after,
-            Some(after) => event.offset > after,
-            None => true,
+        let behind = |event: &Recorded| {
+            let after = query.after.is_none_or(|after| match query.newest_first {
+                true => event.offset < after,
+                false => event.offset > after,
+            });
+            after && query.offset.is_none_or(|place| event.offset == place)
         };
         if query.newest_first {
             self.kept.iter().rev().filter_map(recorded).filter(behind).take(query.limit).collect()

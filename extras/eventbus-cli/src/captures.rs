@@ -139,8 +139,10 @@ impl Broker for Still {
 
 impl AuditLog for Still {
     fn query(&self, query: AuditQuery) -> BrokerFuture<Result<Vec<Recorded>, BrokerError>> {
-        let after = |event: &Recorded| query.after.is_none_or(|after| event.offset > after);
-        let found = events().into_iter().filter(|event| query.matches(&event.envelope) && after(event));
+        let behind = |event: &Recorded| query.after.is_none_or(|after| event.offset > after);
+        let there = |event: &Recorded| query.offset.is_none_or(|place| event.offset == place);
+        let found = events().into_iter().filter(|event| query.matches(&event.envelope));
+        let found = found.filter(|event| behind(event) && there(event));
         let mut found: Vec<_> = found.collect();
         if query.newest_first {
             found.reverse();

@@ -148,8 +148,8 @@ async fn find(log: &dyn AuditLog, event: &str) -> Result<Recorded> {
     }
     if let Ok(offset) = when::offset(event) {
         let mut at = AuditQuery::default();
-        (at.after, at.limit) = (offset.get().checked_sub(1).map(Offset::new), 1);
-        if let Some(found) = log.query(at).await?.pop().filter(|found| found.offset == offset) {
+        at.offset = Some(offset);
+        if let Some(found) = log.query(at).await?.pop() {
             return Ok(found);
         }
     }
