@@ -263,7 +263,7 @@ async fn leave_out(
         target: "eventbus", group = %printable(&failure.group), topic = %printable(failure.envelope.topic()),
         id = %printable(failure.envelope.id()), offset = %printable(failure.offset), attempts = failure.attempts,
         kind = %printable(failure.kind), reason = %printable(&failure.reason),
-        "an event failed in a replay and is left out of it; its report lists it, and no dead letter is kept"
+        "an event failed in a replay, which leaves it out and keeps no dead letter of it"
     );
     if answer(tell(held)).await.is_err() {
         return Settled::Unsettled(key(delivery));
