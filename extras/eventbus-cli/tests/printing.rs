@@ -219,7 +219,7 @@ fn handlers_of_a_replay_print_as_they_like() {
             let (code, printed) = if group == "printer" { (1, "by println") } else { (0, "by blocking") };
             assert_eq!(replay.status.code(), Some(code), "{out}{err}");
             assert!(out.contains(printed), "{out}");
-            let report = out.lines().find(|line| line.contains("report") || line.starts_with("replayed"));
+            let report = out.lines().find(|line| line.contains("\"report\"") || line.starts_with("replayed"));
             let report = report.unwrap_or_else(|| panic!("{out}"));
             // What a handler has printed without a line feed breaks no line of ours.
             if json {
