@@ -81,6 +81,12 @@ async fn a_new_group_behind_events_says_once_how_many_it_skips_and_how_to_get_th
     assert_eq!(lines.with("skips").len(), 1, "{:?}", lines.with("skips"));
     begin(&log, "all", ">", Start::Latest).await;
     assert_eq!(lines.with("skips 4 earlier events on \">\"").len(), 1);
+    // A group that is known, on a topic that it has not listened on.
+    begin(&log, "late", "noise.made", Start::Latest).await;
+    assert_eq!(
+        lines.with("`late` begins with what is published from now on: it skips 1 earlier event on").len(),
+        1
+    );
 }
 
 #[tokio::test]

@@ -54,8 +54,8 @@ impl Start {
 #[doc(hidden)]
 pub const SKIPPED: usize = 100_000;
 
-/// What is said of a new group that begins at [`Start::Latest`] behind so many events on its pattern; nothing, where there
-/// are none. No more than [`SKIPPED`] and one need be counted.
+/// What is said of a group that is new on a pattern and begins at [`Start::Latest`] behind so many events on it; nothing,
+/// where there are none. No more than [`SKIPPED`] and one need be counted.
 #[doc(hidden)]
 #[must_use]
 pub fn skipped(group: &str, pattern: &Pattern, events: usize) -> Option<String> {
@@ -65,8 +65,8 @@ pub fn skipped(group: &str, pattern: &Pattern, events: usize) -> Option<String> 
         some => counted(some, "earlier event"),
     };
     Some(format!(
-        "the group `{group}` is new and begins with what is published from now on: it skips {events} on \"{pattern}\". \
-         `bus.replay(\"{group}\")` or `replay {group}` on the command line delivers them; a new group with \
+        "the group `{group}` begins with what is published from now on: it skips {events} on \"{pattern}\", where it is \
+         new. `bus.replay(\"{group}\")` or `replay {group}` on the command line delivers them; a new group with \
          `start = \"earliest\"` begins with them"
     ))
 }
