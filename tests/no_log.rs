@@ -20,6 +20,9 @@ fn child() {
     if role == "logs to stdout" {
         tracing_subscriber::fmt().with_writer(std::io::stdout).init();
     }
+    if role == "is silent" {
+        tracing::subscriber::set_global_default(tracing::subscriber::NoSubscriber::new()).unwrap();
+    }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let broker = MemoryBroker::builder().history(10).build();
         let bus = Bus::builder().without_subscriptions().broker(broker).await.unwrap();
@@ -32,21 +35,44 @@ fn child() {
             .backoff(Backoff::new(Duration::from_millis(1), Duration::from_millis(1)))
             .await
             .unwrap();
-        bus.publish(&Ping { number: 7 }).await.unwrap();
-        bus.run().await.unwrap();
+        match role.as_str() {
+            "starts" | "sets up its log later" | "is silent" => {
+                bus.start().unwrap();
+                bus.publish(&Ping { number: 7 }).await.unwrap();
+                bus.settled().await.unwrap();
+                if role == "sets up its log later" {
+                    tracing_subscriber::fmt().with_writer(std::io::stdout).init();
+                    bus.publish(&Ping { number: 8 }).await.unwrap();
+                }
+                bus.shutdown().await.unwrap();
+            }
+            _ => {
+                bus.publish(&Ping { number: 7 }).await.unwrap();
+                bus.run().await.unwrap();
+            }
+        }
     });
+}
+
+fn child_in(role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "child", "--nocapture"]).env(ROLE, role);
+    command
+}
+
+/// What a child that ends by itself has written to standard output and to standard error.
+fn all_lines_of(role: &str) -> (String, String) {
+    let output = child_in(role).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let (out, err) = (text(output.stdout), text(output.stderr));
+    assert!(output.status.success(), "{out}{err}");
+    (out, err)
 }
 
 /// What the child has written to standard output and to standard error, once one of the lines has told that it gave
 /// the event up.
 fn lines_of(role: &str, told_on_stderr: bool) -> (String, String) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--nocapture"])
-        .env(ROLE, role)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = child_in(role).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut out, mut err) =
         (BufReader::new(child.stdout.take().unwrap()), BufReader::new(child.stderr.take().unwrap()));
     let (mut out_text, mut err_text) = (String::new(), String::new());
@@ -83,5 +109,26 @@ fn a_program_without_a_log_says_on_standard_error_what_its_start_up_warned_of() 
 fn a_program_with_a_log_has_all_lines_there_and_none_beside_it() {
     let (out, err) = lines_of("logs to stdout", false);
     assert!(out.contains("no table"), "{out}");
+    assert_eq!(err, "");
+}
+
+#[test]
+fn a_program_that_starts_its_bus_and_ends_says_on_standard_error_what_failed() {
+    let (_, err) = all_lines_of("starts");
+    assert_eq!(err.lines().count(), 2, "an attempt that is tried again, and a dead letter: {err}");
+    assert!(err.lines().all(|line| line.contains("player") && line.contains(r"no table\nfor 7")), "{err}");
+    assert!(err.contains(GIVEN_UP), "{err}");
+}
+
+#[test]
+fn a_program_sets_up_its_log_after_its_bus_has_started_and_has_the_lines_there_from_then_on() {
+    let (out, err) = all_lines_of("sets up its log later");
+    assert!(err.contains("for 7") && !err.contains("for 8"), "{err}");
+    assert!(out.contains("for 8") && !out.contains("for 7"), "{out}");
+}
+
+#[test]
+fn a_program_that_has_chosen_silence_has_it() {
+    let (_, err) = all_lines_of("is silent");
     assert_eq!(err, "");
 }

@@ -12,13 +12,17 @@ const LOG: &str = "the log";
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __error {
-    ($($line:tt)*) => { $crate::foreign::log(|| ::tracing::error!($($line)*)) };
+    ($($line:tt)*) => {
+        $crate::foreign::log(|| $crate::stderr::or_to_stderr(|| ::tracing::error!($($line)*)))
+    };
 }
 
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __warn {
-    ($($line:tt)*) => { $crate::foreign::log(|| ::tracing::warn!($($line)*)) };
+    ($($line:tt)*) => {
+        $crate::foreign::log(|| $crate::stderr::or_to_stderr(|| ::tracing::warn!($($line)*)))
+    };
 }
 
 #[doc(hidden)]

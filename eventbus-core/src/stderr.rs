@@ -6,42 +6,109 @@ use crate::printable::printable;
 use std::error::Error;
 use std::fmt;
 use std::io::{self, IsTerminal};
-use std::sync::atomic::{AtomicBool, Ordering};
-use tracing::Level;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::time::Duration;
 use tracing::field::{Field, Visit};
+use tracing::subscriber::NoSubscriber;
+use tracing::{Dispatch, Level, Subscriber};
 use tracing_subscriber::field::{RecordFields, VisitOutput};
 use tracing_subscriber::fmt::format::{DefaultVisitor, Writer};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::fmt::{FormatFields, MakeWriter};
 
 /// Whether the program's log is the one that is set up here.
 static SET_UP: AtomicBool = AtomicBool::new(false);
+/// Whether a bus of this program has started.
+static SPEAKS: AtomicBool = AtomicBool::new(false);
+/// Where lines of a bus go that nobody else listens to.
+static OURS: OnceLock<Ours> = OnceLock::new();
+
+/// How long the end of a bus waits for its lines to be written.
+const LAST_LINES: Duration = Duration::from_millis(100);
+
+struct Ours {
+    dispatch: Dispatch,
+    aside: Option<Aside>,
+}
 
 /// Writes what the program logs from this level up to standard error, unless it has a `tracing` subscriber already.
 pub fn log_to_stderr(level: Level) {
-    if tracing::dispatcher::has_been_set() {
+    if is_heard() {
         return;
     }
-    let colour = io::stderr().is_terminal();
-    // Without a thread, whoever logs waits for whoever reads.
-    match Aside::new(unlocked(io::stderr()), true) {
-        Ok(aside) => log_to(move || aside.clone(), colour, level),
-        Err(_) => log_to(io::stderr, colour, level),
-    }
+    let (stream, _) = stream();
+    log_to(stream, io::stderr().is_terminal(), level);
 }
 
 /// Writes what the program logs from this level up to a stream of standard error, unless it has a `tracing` subscriber
 /// already.
 pub fn log_to(stream: impl for<'a> MakeWriter<'a> + Send + Sync + 'static, colour: bool, level: Level) {
-    let subscriber = tracing_subscriber::fmt()
+    // Another thread may have set one up meanwhile.
+    if tracing::subscriber::set_global_default(subscriber(stream, colour, level)).is_ok() {
+        SET_UP.store(true, Ordering::Relaxed);
+    }
+}
+
+/// From now on, the warnings and errors of buses go to standard error where nobody listens to them.
+///
+/// No subscriber is set for that: a program may set up its log after its bus has started, and a second one is refused.
+pub(crate) fn speak_up() {
+    SPEAKS.store(true, Ordering::Relaxed);
+}
+
+/// Whether somebody listens to the log here.
+pub(crate) fn is_heard() -> bool {
+    if !tracing::dispatcher::has_been_set() {
+        return false;
+    }
+    // Whoever sees that a dispatcher was set sees as well that it was ours.
+    fence(Ordering::Acquire);
+    OURS.get().is_none() || !tracing::dispatcher::get_default(|dispatch| dispatch.is::<NoSubscriber>())
+}
+
+/// Writes a line to whoever listens, or else to standard error, where a bus has started. For the macros of `log.rs`.
+pub fn or_to_stderr(write: impl FnOnce()) {
+    if !SPEAKS.load(Ordering::Relaxed) || is_heard() {
+        return write();
+    }
+    let ours = OURS.get_or_init(|| {
+        let (stream, aside) = stream();
+        let subscriber = subscriber(stream, io::stderr().is_terminal(), Level::WARN);
+        Ours { dispatch: Dispatch::new(subscriber), aside }
+    });
+    tracing::dispatcher::with_default(&ours.dispatch, write);
+}
+
+/// Waits for the lines of a bus that ends, since its program may end with it; not for long, as nobody may read them.
+pub(crate) fn wait() {
+    if let Some(Ours { aside: Some(aside), .. }) = OURS.get() {
+        aside.wait(Some(LAST_LINES));
+    }
+}
+
+/// Standard error, written to by a thread of its own. Without a thread, whoever logs waits for whoever reads.
+fn stream() -> (BoxMakeWriter, Option<Aside>) {
+    match Aside::new(unlocked(io::stderr()), true) {
+        Ok(aside) => {
+            let kept = aside.clone();
+            (BoxMakeWriter::new(move || aside.clone()), Some(kept))
+        }
+        Err(_) => (BoxMakeWriter::new(io::stderr), None),
+    }
+}
+
+fn subscriber(
+    stream: impl for<'a> MakeWriter<'a> + Send + Sync + 'static,
+    colour: bool,
+    level: Level,
+) -> impl Subscriber + Send + Sync {
+    tracing_subscriber::fmt()
         .fmt_fields(PrintableFields)
         .with_writer(stream)
         .with_ansi(colour)
         .with_max_level(level)
-        .finish();
-    // Another thread may have set one up meanwhile.
-    if tracing::subscriber::set_global_default(subscriber).is_ok() {
-        SET_UP.store(true, Ordering::Relaxed);
-    }
+        .finish()
 }
 
 /// Whether an error line of the log is seen on standard error already.

@@ -30,6 +30,7 @@ use crate::printable::printable;
 use crate::publisher::{Outlet, Publisher};
 use crate::registry::Subscriber;
 use crate::state::States;
+use crate::stderr;
 use crate::subscription::{Policy, Subscription};
 use crate::topic::Pattern;
 use crate::waiters::Waiters;
@@ -119,9 +120,23 @@ impl Bus {
     ///
     /// The handlers run on the tokio runtime on which the bus was connected, wherever this is called.
     ///
+    /// From now on, and as long as the program has set up no `tracing` subscriber, the warnings and errors of the bus go
+    /// to standard error: failed attempts, dead letters, and what start-up has found. A program may still set up its
+    /// log after this; one that wants silence sets up `tracing::subscriber::NoSubscriber` before.
+    ///
     /// # Errors
     /// Where there is no subscription, where the bus was shut down before, and where that runtime has ended.
     pub fn start(&self) -> Result<()> {
+        stderr::speak_up();
+        self.start_quietly()
+    }
+
+    /// As [`start`](Self::start), without a word on standard error: for tests, which look at what failed.
+    ///
+    /// # Errors
+    /// As `start`.
+    #[doc(hidden)]
+    pub fn start_quietly(&self) -> Result<()> {
         let mut stage = self.shared.stage.lock();
         if stage.closed {
             return Err(Error::Closed);

@@ -8,7 +8,7 @@ use crate::error::{BrokerError, Error, Result};
 use crate::foreign;
 use crate::log;
 use crate::printable::printable;
-use crate::stderr::log_to_stderr;
+use crate::stderr;
 use crate::topic::Pattern;
 use crate::worker::Lanes;
 use std::future::Future;
@@ -34,7 +34,7 @@ impl Bus {
     /// by itself uses [`run_until`](Self::run_until).
     ///
     /// Where the program has set up no `tracing` subscriber by now, this sets one up, which writes warnings and errors to
-    /// standard error: failed attempts, dead letters, and whatever else the program logs of that weight.
+    /// standard error: what [`start`](Self::start) would write there, and whatever else the program logs of that weight.
     ///
     /// # Errors
     /// Where there is no subscription, where the bus was shut down before, and as `shutdown`.
@@ -43,7 +43,7 @@ impl Bus {
     /// As `shutdown`.
     pub async fn run(&self) -> Result<()> {
         needs_runtime("run")?;
-        log_to_stderr(Level::WARN);
+        stderr::log_to_stderr(Level::WARN);
         // A signal that comes with the first deliveries is a shutdown already.
         let mut signals = signal::Signals::listen(self).await?;
         self.start()?;
@@ -165,6 +165,7 @@ impl Bus {
     /// The shutdown is over.
     fn end(&self) {
         self.let_go();
+        stderr::wait();
         self.shared.stage.lock().ended = true;
         self.shared.ended.tell();
     }

@@ -7,6 +7,7 @@ use crate::census::{self, Findings};
 use crate::error::{Error, Result, StartupError};
 use crate::log;
 use crate::printable::printable;
+use crate::stderr;
 use crate::subscription::Subscription;
 use crate::worker::Lanes;
 use std::sync::Arc;
@@ -76,12 +77,12 @@ impl Stage {
 
 impl Shared {
     /// Logs warnings of the start-up: now, or where the program has no log yet, once the bus starts, since
-    /// [`Bus::run`](super::Bus::run) sets one up.
+    /// lines go to standard error from then on.
     pub(super) fn warn(&self, warnings: Vec<String>) {
         let untold = {
             let mut stage = self.stage.lock();
             stage.untold.extend(warnings);
-            let heard = stage.running || tracing::dispatcher::has_been_set();
+            let heard = stage.running || stderr::is_heard();
             if heard { std::mem::take(&mut stage.untold) } else { Vec::new() }
         };
         untold.iter().for_each(|warning| log::warn!(target: "eventbus", "{}", printable(warning)));

@@ -52,7 +52,7 @@ impl TestBus {
             };
             // Without subscriptions there is nothing to start; the test may still look at what was published.
             if !bus.subscriptions().is_empty() {
-                bus.start().expect("a bus that was just connected starts");
+                bus.start_quietly().expect("a bus that was just connected starts");
             }
             Self { bus, broker, record }
         }
