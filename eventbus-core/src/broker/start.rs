@@ -66,7 +66,8 @@ pub fn skipped(group: &str, pattern: &Pattern, events: usize) -> Option<String> 
     };
     Some(format!(
         "the group `{group}` begins with what is published from now on: it skips {events} on \"{pattern}\", where it is \
-         new. `bus.replay(\"{group}\")` or `replay {group}` on the command line delivers them; a new group with \
+         new. `bus.replay(\"{group}\")` or `replay {group}` on the command line delivers them, and the effects of \
+         its handler happen for each; a new group with \
          `start = \"earliest\"` begins with them"
     ))
 }

@@ -3,13 +3,14 @@
 use super::Bus;
 use super::home::needs_runtime;
 use super::pass::{Journal, OnProgress, Pass, Plan};
-use crate::broker::{DeadLetter, Offset, ReplayFrom, ReplayUntil, Replayable};
+use crate::broker::{DeadLetter, Offset, ReplayFrom, ReplayRequest, ReplayUntil, Replayable};
 use crate::census;
 use crate::counted::{count, counted};
 use crate::error::{Error, Result};
 use crate::handler::BoxFuture;
 use crate::state::{State, States};
 use crate::subscription::{StateType, Subscription};
+use crate::topic::Pattern;
 use crate::worker::Lanes;
 use std::fmt;
 use std::future::IntoFuture;
@@ -200,6 +201,24 @@ impl Replaying {
     pub fn on_progress(mut self, tell: impl FnMut(&ReplayProgress) + Send + 'static) -> Self {
         self.on_progress = Some(Box::new(tell));
         self
+    }
+
+    /// How many events it would deliver now, without those that are published later.
+    #[doc(hidden)]
+    pub async fn events(&self) -> Result<u64> {
+        let broker = self.bus.replayable()?;
+        let mut events = 0;
+        for lanes in self.bus.lanes_of(&self.group)? {
+            let subscription = lanes.subscription();
+            let request = ReplayRequest {
+                group: subscription.group.to_string(),
+                pattern: Pattern::new(&subscription.pattern)?,
+                from: self.from,
+                until: self.until,
+            };
+            events += broker.replay(request).await?.events;
+        }
+        Ok(events)
     }
 
     async fn run(self) -> Result<ReplayReport> {

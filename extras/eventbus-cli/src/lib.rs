@@ -34,7 +34,7 @@
 //! | `subscriptions` | who listens on what, where its handler stands, and how far its group has come |
 //! | `topics` | the event types and declared topics of the program |
 //! | `check` | the start-up checks, without starting |
-//! | `replay` | delivers events of the past again, to one group |
+//! | `replay` | delivers events of the past again, to one group; asks before, since a handler's effects happen again |
 //! | `publish` | publishes JSON or bytes, one event or one for each line |
 //! | `tail` | follows what is published |
 //! | `log` | asks the audit log; `log show` one event, `log causes` the tree of what caused what |
@@ -95,7 +95,7 @@
 //! |---|---|
 //! | 0 | done; also where a list is empty, and where the reader of the output has closed it |
 //! | 1 | failed, or `check` found mistakes; standard error says why |
-//! | 2 | wrong usage; also where `dead-letters purge` or `groups seek`, `move` and `drop` would have to ask and nobody can answer, since it is no terminal: `--yes` does it then |
+//! | 2 | wrong usage; also where `replay`, `dead-letters purge` or `groups seek`, `move` and `drop` would have to ask and nobody can answer, since it is no terminal: `--yes` does it then |
 //! | 3 | the event, dead letter or group that was named is not there |
 //! | 130, 143 | ended by Ctrl-C, by SIGTERM; `run` and `replay --until live` end so with 0 |
 

@@ -378,17 +378,17 @@ async fn groups_are_moved_sought_and_dropped() {
 #[tokio::test]
 async fn a_replay_reports_its_progress_and_names_what_fails() {
     business("replay").await;
-    let replayed = shop("replay", "replay stock --from 0 --until 0 --json").await.lines();
+    let replayed = shop("replay", "replay stock --from 0 --until 0 --json --yes").await.lines();
     let report = &replayed.last().unwrap()["report"];
     assert_eq!((&report["events"], &report["acked"]), (&json!(1), &json!(1)));
     assert!(replayed[0]["progress"]["percent"].is_number(), "{replayed:?}");
     let letters = async || shop("replay", "dead-letters list --json").await.raw;
     let before = letters().await;
-    let failed = shop("replay", "replay stock --until 2").await;
+    let failed = shop("replay", "replay stock --until 2 --yes").await;
     assert!(failed.code == 1 && failed.error.contains("1 of 2 events failed"), "{failed:?}");
     assert!(failed.error.contains("--skip-failures"), "{failed:?}");
     assert!(failed.out.contains("failed order.placed at 1, rejected: "), "{failed:?}");
-    let skipped = shop("replay", "replay stock --until 2 --skip-failures --json").await;
+    let skipped = shop("replay", "replay stock --until 2 --skip-failures --json --yes").await;
     assert_eq!(skipped.code, 0, "{skipped:?}");
     let skipped = skipped.lines();
     let [.., failure, report] = &skipped[..] else { panic!("{skipped:?}") };
@@ -396,7 +396,7 @@ async fn a_replay_reports_its_progress_and_names_what_fails() {
     assert_eq!(letters().await, before, "what fails in a replay becomes no dead letter");
     let refused = shop("replay", "replay mail").await;
     assert!(refused.code == 1 && refused.error.contains("--insist"), "{refused:?}");
-    assert_eq!(shop("replay", "replay mail --insist").await.code, 0);
+    assert_eq!(shop("replay", "replay mail --insist --yes").await.code, 0);
     assert_eq!(shop("replay", "replay nobody").await.code, 3);
 }
 
@@ -439,3 +439,22 @@ async fn topics_name_their_events_and_listeners() {
     assert_eq!((&placed["events"][0]["name"], &placed["groups"]), (&json!("OrderPlaced"), &json!(["stock"])));
     assert!(shop("topics", "topics").await.out.contains("ItemReserved"));
 }
+#[tokio::test]
+async fn a_replay_asks_before_effects_happen_again() {
+    business("replay asked").await;
+    let before = shop("replay asked", "log --json").await.raw;
+    let asked = shop("replay asked", "replay stock").await;
+    assert_eq!(asked.code, 2, "{asked:?}");
+    for words in ["replay 2 events to `reserve` (", "shop.rs:", "its effects happen again? ", "--yes does it"]
+    {
+        assert!(asked.error.contains(words), "{words}: {asked:?}");
+    }
+    let insisted = shop("replay asked", "replay mail --insist --until live").await;
+    assert_eq!(insisted.code, 2, "{insisted:?}");
+    assert!(
+        insisted.error.contains("replay 1 event and what is published from now on to `confirm`"),
+        "{insisted:?}"
+    );
+    assert_eq!(shop("replay asked", "log --json").await.raw, before, "nothing was replayed");
+}
+

@@ -206,7 +206,7 @@ fn operators_and_the_program_meet_on_one_file() {
     wait(|| group()["backlog"] == 0);
     assert!(lines(&["dead-letters", "list", "--json"]).is_empty());
     // A replay runs beside the live subscription, and has what was mended.
-    let replayed = ended(&mut shop(&["replay", "mail", "--json", "--url", &url]), 0);
+    let replayed = ended(&mut shop(&["replay", "mail", "--yes", "--json", "--url", &url]), 0);
     let report: Value = serde_json::from_str(text(&replayed.stdout).lines().last().unwrap()).unwrap();
     assert_eq!((&report["report"]["acked"], &report["report"]["failed"]), (&2.into(), &0.into()));
     program.stop();

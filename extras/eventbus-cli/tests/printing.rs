@@ -209,7 +209,7 @@ fn handlers_of_a_replay_print_as_they_like() {
     publish_all(&log);
     for group in ["printer", "typewriter"] {
         for json in [false, true] {
-            let mut replay = program("printing", &log, &["replay", group]);
+            let mut replay = program("printing", &log, &["replay", group, "--yes"]);
             if json {
                 replay.arg("--json");
             }
@@ -251,7 +251,7 @@ fn a_replay_goes_on_while_nobody_reads_it() {
         publish(&log, way);
     }
     // At this rate it lasts for several reports, which find the pipe full and a thread of the program at its lock.
-    let mut replay = program("quiet", &log, &["replay", "printer", "--rate", "2", "--json"]);
+    let mut replay = program("quiet", &log, &["replay", "printer", "--yes", "--rate", "2", "--json"]);
     let mut running = Unread(replay.spawn().unwrap());
     let mark = log.with_extension("mark");
     wait(|| mark.exists(), || "the handlers stand still".to_owned());
@@ -288,7 +288,7 @@ fn a_replay_goes_on_when_its_reader_has_left() {
     for way in ["none", "none", "none", "mark"] {
         publish(&log, way);
     }
-    let mut replay = program("quiet", &log, &["replay", "printer", "--rate", "4", "--json"]);
+    let mut replay = program("quiet", &log, &["replay", "printer", "--yes", "--rate", "4", "--json"]);
     let mut running = Unread(replay.spawn().unwrap());
     // What the program prints itself fails once nobody reads, so it is read.
     running.0.stdout.as_mut().unwrap().read_exact(&mut [0; "by build\n".len()]).unwrap();
@@ -303,7 +303,7 @@ fn a_signal_ends_a_replay_within_a_second_whatever_its_handlers_do() {
         for way in ["mark", way, "none"] {
             publish(&log, way);
         }
-        let mut running = Running::start(&mut program("quiet", &log, &["replay", "printer"]));
+        let mut running = Running::start(&mut program("quiet", &log, &["replay", "printer", "--yes"]));
         let mark = log.with_extension("mark");
         wait(|| mark.exists(), || "the handlers stand still".to_owned());
         let began = Instant::now();

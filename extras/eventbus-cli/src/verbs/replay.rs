@@ -41,6 +41,9 @@ pub(crate) struct Replay {
     /// Take events that fail for no error
     #[arg(long)]
     skip_failures: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
 }
 
 impl Replay {
@@ -51,16 +54,18 @@ impl Replay {
         let builder = std::mem::take(&mut session.builder).without_subscriptions();
         let bus = builder.only([&self.group]).connect(&session.url).await?;
         let out = &mut session.out;
+        let replaying = || bus.replay(&self.group).from(self.from).until(self.until);
+        let question = self.question(replaying().events().await?);
+        if !out.confirm_loss(&question, self.yes)? {
+            return Ok(bus.shutdown().await?);
+        }
         out.beside_handlers()?;
         let bar = Bar::begin(!out.json);
         let (tell, mut told) = unbounded_channel();
-        let mut replaying =
-            bus.replay(&self.group).from(self.from).until(self.until).skip_failures().on_progress(
-                move |progress| {
-                    // Nobody listens any more once the replay has been ended.
-                    let _ = tell.send(*progress);
-                },
-            );
+        let mut replaying = replaying().skip_failures().on_progress(move |progress| {
+            // Nobody listens any more once the replay has been ended.
+            let _ = tell.send(*progress);
+        });
         if let Some(rate) = self.rate {
             replaying = replaying.rate(rate);
         }
@@ -120,6 +125,19 @@ impl Replay {
             "{failed} of {events} failed and became no dead letters: mend the handler, or what they hold \
              (`dead-letters edit`), and replay again, or take that for no error (--skip-failures)"
         )))
+    }
+
+    /// What is asked before: a handler does again what it did, to the world outside as well.
+    fn question(&self, events: u64) -> String {
+        let subscriptions = census::subscribers().iter().map(|subscriber| &subscriber.subscription);
+        let handlers = subscriptions
+            .filter(|subscription| subscription.group == self.group)
+            .map(|subscription| format!("`{}` ({})", subscription.name, subscription.location()));
+        let handlers: Vec<_> = handlers.collect();
+        let whose = if handlers.len() == 1 { "its" } else { "their" };
+        let live = if self.until == ReplayUntil::Live { " and what is published from now on" } else { "" };
+        let (events, handlers) = (counted(events, "event"), handlers.join(", "));
+        format!("replay {events}{live} to {handlers}, where {whose} effects happen again?")
     }
 
     /// Says what is wrong in the words of the command line.
