@@ -210,8 +210,8 @@ async fn a_group_that_the_broker_keeps_and_nobody_has_is_a_warning_and_an_error_
         "WARN",
         "`eventbus.return` on \"pong.sent\" with a backlog of 1 event",
         "was it renamed to `eventbus.play_back`",
-        "`eventbus groups move eventbus.return eventbus.play_back`",
-        "`eventbus groups drop eventbus.return`",
+        "`groups move eventbus.return eventbus.play_back`",
+        "`groups drop eventbus.return`",
         "`bus.groups()`",
     ] {
         assert!(line.contains(words), "{words}: {line}");

@@ -166,8 +166,8 @@ pub(crate) fn orphans(kept: &[GroupState], subscriptions: &[&Subscription]) -> V
             let group = printable(group);
             format!(
                 "the broker keeps the group `{group}` on {} with a backlog of {}, and no subscriber of this \
-                 program has it{renamed} move it with `eventbus groups move {group} {to}`, or drop it with \
-                 `eventbus groups drop {group}` (in code: `bus.groups()`)",
+                 program has it{renamed} move it with `groups move {group} {to}` on the command line, or drop it \
+                 with `groups drop {group}` (in code: `bus.groups()`)",
                 patterns.into_iter().collect::<Vec<_>>().join(", "),
                 counted(backlog, "event")
             )
@@ -199,7 +199,7 @@ pub(crate) fn left_over(kept: &[GroupState], subscriptions: &[&Subscription], ov
         format!(
             "the group `{group}` has a backlog of {}{parked} left over from when it listened on \"{pattern}\", and now it \
              listens on {}: nobody takes {them}. Was the topic renamed? Listen on \"{pattern}\" as well until the backlog \
-             is handled, or drop {them} with `eventbus groups drop {group} --pattern '{pattern}'` (in code: `bus.groups()`)",
+             is handled, or drop {them} with `groups drop {group} --pattern '{pattern}'` on the command line (in code: `bus.groups()`)",
             counted(backlog, "event"),
             ours.join(", ")
         )
@@ -462,8 +462,8 @@ mod tests {
         for words in [
             "the group `shop.mail` on \"a\" with a backlog of 7 events",
             "was it renamed to `shop.mails` (:0)?",
-            "`eventbus groups move shop.mail shop.mails`",
-            "`eventbus groups drop shop.mail`",
+            "`groups move shop.mail shop.mails`",
+            "`groups drop shop.mail`",
         ] {
             assert!(found[0].contains(words), "{words}: {found:?}");
         }
@@ -493,9 +493,9 @@ mod tests {
                 "the group `mail` has a backlog of 1 event, of which 1 waits for a retry, left over",
             ),
             (&renamed[0], "listened on \"shop.b\", and now it listens on \"shop.a\""),
-            (&renamed[0], "`eventbus groups drop mail --pattern 'shop.b'`"),
+            (&renamed[0], "`groups drop mail --pattern 'shop.b'`"),
             (&changed[0], "7 events left over from when it listened on \"shop.*\""),
-            (&changed[0], "`eventbus groups drop mail --pattern 'shop.*'`"),
+            (&changed[0], "`groups drop mail --pattern 'shop.*'`"),
         ] {
             assert!(found.contains(words), "{words}: {found}");
         }

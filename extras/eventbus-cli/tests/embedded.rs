@@ -248,7 +248,7 @@ fn a_topic_that_was_renamed_is_told_of_and_dropped_without_what_is_live() {
     for words in [
         "the group `mail` has a backlog of 2 events left over from when it listened on \"order.made\"",
         "now it listens on \"order.placed\"",
-        "`eventbus groups drop mail --pattern 'order.made'`",
+        "`groups drop mail --pattern 'order.made'`",
     ] {
         assert!(told.contains(words), "{words}: {told}");
     }
