@@ -8,7 +8,10 @@
 
 use crate::broker::{Features, GroupState, Start};
 use crate::counted::{count, counted};
-use crate::event::EventMeta;
+use crate::envelope::Envelope;
+use crate::error::DecodeError;
+use crate::event::{Attributes, EventMeta};
+use crate::foreign::{Panicked, call};
 use crate::printable::printable;
 use crate::registry::{self, Catalog, Subscriber};
 use crate::state::States;
@@ -36,6 +39,24 @@ pub fn subscribers() -> &'static [&'static Subscriber] {
 #[must_use]
 pub fn events() -> Vec<&'static EventMeta> {
     registry::events()
+}
+
+/// Reads an envelope with the event type that the program has for it: the type, and what its event has as key and as
+/// subject. `None` where the program has no such type, or none that reads this version.
+#[doc(hidden)]
+#[must_use]
+pub fn read(envelope: &Envelope) -> Option<(&'static EventMeta, Result<Attributes, DecodeError>)> {
+    let mut readers = registry::readers();
+    readers.retain(|(event, _)| event.topic == envelope.event_type());
+    let version = envelope.version();
+    let of_version = readers.iter().find(|(event, _)| event.version == version);
+    let &(event, reader) = of_version.or(readers.last())?;
+    let read = || reader(version, envelope.content_type(), envelope.payload()?);
+    let panicked = |panicked: Panicked| DecodeError::Malformed { event, cause: panicked.into_text().into() };
+    match call("the codec of an event", read).unwrap_or_else(|text| Err(panicked(text))) {
+        Err(DecodeError::UnknownVersion { .. }) => None,
+        read => Some((event, read)),
+    }
 }
 
 /// Every `topics!` of the program, by package.

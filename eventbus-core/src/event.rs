@@ -113,6 +113,21 @@ pub fn decode_current<E: Event>(version: u32, content_type: &str, payload: &[u8]
     E::Codec::decode(payload).map_err(|cause| DecodeError::Malformed { event: E::META, cause })
 }
 
+/// What an event has as its key and as its subject.
+pub type Attributes = (Option<Key>, Option<String>);
+
+/// Reads the payload of a version and a media type.
+pub type Reader = fn(u32, &str, &[u8]) -> Result<Attributes, DecodeError>;
+
+/// The [`Reader`] of `E`.
+///
+/// # Errors
+/// As [`Event::decode`].
+pub fn read<E: Event>(version: u32, content_type: &str, payload: &[u8]) -> Result<Attributes, DecodeError> {
+    let event = E::decode(version, content_type, payload)?;
+    Ok((event.key(), event.subject()))
+}
+
 /// What is known of an event type at compile time.
 #[derive(Debug)]
 pub struct EventMeta {

@@ -10,7 +10,7 @@ pub use crate::codec::Json;
 pub use crate::delivery::Delivery;
 pub use crate::envelope::ReadBacks;
 pub use crate::error::DecodeError;
-pub use crate::event::{Event, EventMeta, IntoEvent, Key, Stored, decode_current};
+pub use crate::event::{Attributes, Event, EventMeta, IntoEvent, Key, Reader, Stored, decode_current, read};
 pub use crate::extract::{FromBatch, FromDelivery};
 pub use crate::handler::{StaticBatchHandler, StaticHandler};
 pub use crate::outcome::{IntoOutcome, IntoOutcomes, Outcome};

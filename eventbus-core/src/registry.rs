@@ -5,7 +5,7 @@
 //! plugins, have sections of their own, which linkme cannot see together.
 
 use crate::broker::Scheme;
-use crate::event::EventMeta;
+use crate::event::{EventMeta, Reader};
 use crate::subscription::Subscription;
 use crate::worker::Worker;
 use std::sync::OnceLock;
@@ -54,8 +54,8 @@ pub struct Catalog {
 pub enum Entry {
     /// A subscriber.
     Subscriber(&'static Subscriber),
-    /// An event type.
-    Event(&'static EventMeta),
+    /// An event type, and what reads its payloads.
+    Event(&'static EventMeta, Reader),
     /// A catalog of topics.
     Catalog(&'static Catalog),
     /// The scheme of a broker's addresses.
@@ -183,11 +183,18 @@ pub fn subscribers() -> &'static [&'static Subscriber] {
 
 /// Every event type of the program, by topic and version.
 pub(crate) fn events() -> Vec<&'static EventMeta> {
-    let mut events: Vec<_> = entries()
-        .filter_map(|entry| if let Entry::Event(event) = entry { Some(event) } else { None })
+    readers().into_iter().map(|(event, _)| event).collect()
+}
+
+/// Every event type of the program with what reads its payloads, by topic and version.
+pub(crate) fn readers() -> Vec<(&'static EventMeta, Reader)> {
+    let mut readers: Vec<_> = entries()
+        .filter_map(
+            |entry| if let Entry::Event(event, reader) = entry { Some((event, reader)) } else { None },
+        )
         .collect();
-    events.sort_by_key(|event| (event.topic, event.version, event.file, event.line));
-    events
+    readers.sort_by_key(|(event, _)| (event.topic, event.version, event.file, event.line));
+    readers
 }
 
 /// Every catalog of the program, by package.

@@ -100,7 +100,7 @@ pub(crate) fn expand(event: &Event) -> TokenStream {
                 }
             }
 
-            const _: () = { __p::submit! { __p::Entry::Event(&__EVENTBUS_META) } };
+            const _: () = { __p::submit! { __p::Entry::Event(&__EVENTBUS_META, __p::read::<#name>) } };
         };
     }
 }

@@ -53,16 +53,24 @@ fn not_json(error: &serde_json::Error) -> String {
     format!("this is no JSON: {error}")
 }
 
-/// The envelope of an event. It goes to `topic`, where one is given, otherwise to the member `topic` or, in events of
+/// An event as it was read.
+pub(crate) struct Incoming {
+    pub(crate) envelope: Envelope,
+    /// It was written by `log --json`, most likely, so that what it has not is not there.
+    pub(crate) ours: bool,
+}
+
+/// Reads an event. It goes to `topic`, where one is given, otherwise to the member `topic` or, in events of
 /// others, to the topic that its type names.
-pub(crate) fn envelope(event: &RawValue, topic: Option<&Topic>) -> Result<Envelope, String> {
+pub(crate) fn read(event: &RawValue, topic: Option<&Topic>) -> Result<Incoming, String> {
     let Members(members) =
         serde_json::from_str(event.get()).map_err(|error| format!("this is no CloudEvent: {error}"))?;
     let mut event = Event { ours: members.iter().any(|(name, _)| name == "topic"), ..Event::default() };
     for (name, value) in &members {
         event.read(name, value)?;
     }
-    event.envelope(topic)
+    let ours = event.ours;
+    Ok(Incoming { envelope: event.envelope(topic)?, ours })
 }
 
 /// What was read of an event so far.
@@ -229,7 +237,7 @@ mod tests {
     use eventbus_core::EventId;
 
     fn read(text: &str) -> Result<Vec<Envelope>, String> {
-        events(text.as_bytes()).map(|event| envelope(&event?, None)).collect()
+        events(text.as_bytes()).map(|event| Ok(super::read(&event?, None)?.envelope)).collect()
     }
 
     fn again(sent: &Envelope) -> Envelope {

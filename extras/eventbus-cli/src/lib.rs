@@ -51,6 +51,11 @@
 //! is one that the program links (this crate's feature `sqlite`, which is on by default, links the embedded log); a broker that is made in code gets an address with
 //! [`register_scheme!`](eventbus_core::register_scheme).
 //!
+//! # Publishing
+//! What `publish` of a program takes is read once with the event type that the program has for it: a payload that its
+//! handlers could not read is refused, with its place, and key and subject are those of the event where they are not
+//! given. `--unchecked` publishes it all the same. The binary `eventbus` knows no types: there, name the key with `--key`.
+//!
 //! # Output
 //! Tables for people, in colour on a terminal (`--color`; `NO_COLOR` is respected). Characters that a terminal obeys
 //! are written out, whatever an event holds; the log that `run` writes is no exception. With `--json` each verb writes JSON Lines instead: one object in each

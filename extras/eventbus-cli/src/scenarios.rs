@@ -168,15 +168,18 @@ async fn business(address: &str) {
 
 #[tokio::test]
 async fn what_was_published_is_found_in_the_log() {
-    let published =
-        shop("log", "publish order.placed '{ \"id\": 7 }' --key 7 --header tenant=acme --json").await;
+    let published = shop(
+        "log",
+        "publish order.placed '{ \"id\": 7, \"item\": \"pen\" }' --key 7 --header tenant=acme --json",
+    )
+    .await;
     let id = published.lines()[0]["id"].as_str().unwrap().to_owned();
     shop("log", "publish user.created '\"Ada\"'").await;
     let found = shop("log", "log 'order.>' --key 7 --since 1h --json").await.lines();
     assert_eq!(found.len(), 1);
     assert_eq!(
         (&found[0]["id"], &found[0]["tenant"], &found[0]["data"]),
-        (&json!(id), &json!("acme"), &json!({ "id": 7 }))
+        (&json!(id), &json!("acme"), &json!({ "id": 7, "item": "pen" }))
     );
     let table = shop("log", "log --newest --limit 1").await;
     assert!(table.out.contains("user.created") && !table.out.contains("order.placed"), "{table:?}");
@@ -185,7 +188,9 @@ async fn what_was_published_is_found_in_the_log() {
     for event in [id.as_str(), "0"] {
         let shown = shop("log", &format!("log show {event}")).await.out;
         assert!(
-            shown.contains(&id) && shown.contains("tenant: acme") && shown.contains("{\n  \"id\": 7\n}"),
+            shown.contains(&id)
+                && shown.contains("tenant: acme")
+                && shown.contains("{\n  \"id\": 7,\n  \"item\": \"pen\"\n}"),
             "{shown}"
         );
     }
@@ -206,8 +211,54 @@ async fn what_is_no_json_is_not_published_unless_it_says_so() {
 async fn a_slip_in_a_topic_is_noticed() {
     let warned = shop("slip", "publish order.plcaed 1").await;
     assert!(warned.code == 0 && warned.error.contains("did you mean \"order.placed\"?"), "{warned:?}");
-    assert_eq!(shop("slip", "publish order.placed 1").await.error, "");
+    assert_eq!(shop("slip", "publish item.reserved '{\"order\":1}'").await.error, "");
     assert_eq!(shop("slip", "publish door.opened 1").await.error, "");
+}
+
+#[tokio::test]
+async fn what_the_program_cannot_read_is_not_published_unless_it_is_told_so() {
+    let publish = async |line: &str| shop("unread", &format!("publish {line}")).await;
+    let event = r#"{"specversion":"1.0","id":"1","source":"s","type":"order.placed","data":{"id":10}}"#;
+    for (line, place) in [
+        (r#"order.placed '{"id":10}'"#.to_owned(), ""),
+        (r#"order.placed '{"id":10}' --content-type text/json"#.to_owned(), ""),
+        (format!("order.placed --lines '{}\n\n{}'", r#"{"id":1,"item":"a"}"#, r#"{"id":10}"#), "line 3: "),
+        (format!("--cloudevents '{event}'"), "event 1: "),
+        (format!("elsewhere --cloudevents '{event}'"), "event 1: "),
+    ] {
+        let refused = publish(&line).await;
+        assert_eq!(refused.code, 1, "{line}: {refused:?}");
+        let said = format!("{place}cannot decode `OrderPlaced` v1: missing field `item` at line 1 column 9");
+        for words in [said.as_str(), "shop.rs:", "--unchecked"] {
+            assert!(refused.error.contains(words), "{words}: {refused:?}");
+        }
+    }
+    let stated = publish(r#"order.placed '{"id":1,"item":"a"}' --content-type text/plain"#).await;
+    assert!(stated.code == 1 && stated.error.contains("`text/plain`"), "{stated:?}");
+    assert_eq!(shop("unread", "log --json").await.lines().len(), 1, "the line before the wrong one");
+    for line in [r#"order.placed '{"id":10}'"#.to_owned(), format!("--cloudevents '{event}'")] {
+        let all_the_same = publish(&format!("{line} --unchecked")).await;
+        assert_eq!(all_the_same.code, 0, "{all_the_same:?}");
+    }
+    assert_eq!(shop("unread", "log --json").await.lines().len(), 3);
+}
+
+#[tokio::test]
+async fn what_is_published_has_the_key_of_its_event_unless_it_is_given() {
+    let order = r#"{"id":10,"item":"pen"}"#;
+    let event =
+        format!(r#"{{"specversion":"1.0","id":"1","source":"s","type":"order.placed","data":{order}}}"#);
+    for (line, key) in [
+        (format!("order.placed '{order}'"), json!("10")),
+        (format!("order.placed --lines '{order}'"), json!("10")),
+        (format!("order.placed '{order}' --key mine"), json!("mine")),
+        (format!("--cloudevents '{event}'"), json!("10")),
+        (format!("door.opened '{order}'"), Value::Null),
+    ] {
+        let address = format!("keyed {line}");
+        assert_eq!(shop(&address, &format!("publish {line}")).await.code, 0, "{line}");
+        assert_eq!(shop(&address, "log --json").await.lines()[0]["partitionkey"], key, "{line}");
+    }
 }
 
 #[tokio::test]
@@ -218,7 +269,7 @@ async fn a_version_that_the_program_does_not_know_is_noticed() {
     let events = shop("version", "log --json").await.raw;
     let again = shop("version again", &format!("publish --cloudevents '{events}'")).await;
     assert!(again.code == 0 && again.error.contains("not in version 3"), "{again:?}");
-    for known in ["publish order.placed '{}'", "publish door.opened '{}' --event-version 3"] {
+    for known in ["publish item.reserved '{\"order\":1}'", "publish door.opened '{}' --event-version 3"] {
         assert_eq!(shop("version", known).await.error, "", "{known}");
     }
 }
@@ -401,6 +452,25 @@ async fn a_replay_reports_its_progress_and_names_what_fails() {
 }
 
 #[tokio::test]
+async fn a_replay_asks_before_effects_happen_again() {
+    business("replay asked").await;
+    let before = shop("replay asked", "log --json").await.raw;
+    let asked = shop("replay asked", "replay stock").await;
+    assert_eq!(asked.code, 2, "{asked:?}");
+    for words in ["replay 2 events to `reserve` (", "shop.rs:", "its effects happen again? ", "--yes does it"]
+    {
+        assert!(asked.error.contains(words), "{words}: {asked:?}");
+    }
+    let insisted = shop("replay asked", "replay mail --insist --until live").await;
+    assert_eq!(insisted.code, 2, "{insisted:?}");
+    assert!(
+        insisted.error.contains("replay 1 event and what is published from now on to `confirm`"),
+        "{insisted:?}"
+    );
+    assert_eq!(shop("replay asked", "log --json").await.raw, before, "nothing was replayed");
+}
+
+#[tokio::test]
 async fn what_an_event_holds_stays_text() {
     let hostile = "\u{1b}[2J\u{9b}2J\u{202e}\r";
     let bus = Bus::builder().connect("kept:hostile").await.unwrap();
@@ -439,22 +509,3 @@ async fn topics_name_their_events_and_listeners() {
     assert_eq!((&placed["events"][0]["name"], &placed["groups"]), (&json!("OrderPlaced"), &json!(["stock"])));
     assert!(shop("topics", "topics").await.out.contains("ItemReserved"));
 }
-#[tokio::test]
-async fn a_replay_asks_before_effects_happen_again() {
-    business("replay asked").await;
-    let before = shop("replay asked", "log --json").await.raw;
-    let asked = shop("replay asked", "replay stock").await;
-    assert_eq!(asked.code, 2, "{asked:?}");
-    for words in ["replay 2 events to `reserve` (", "shop.rs:", "its effects happen again? ", "--yes does it"]
-    {
-        assert!(asked.error.contains(words), "{words}: {asked:?}");
-    }
-    let insisted = shop("replay asked", "replay mail --insist --until live").await;
-    assert_eq!(insisted.code, 2, "{insisted:?}");
-    assert!(
-        insisted.error.contains("replay 1 event and what is published from now on to `confirm`"),
-        "{insisted:?}"
-    );
-    assert_eq!(shop("replay asked", "log --json").await.raw, before, "nothing was replayed");
-}
-

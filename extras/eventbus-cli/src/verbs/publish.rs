@@ -60,6 +60,9 @@ pub(crate) struct Publish {
     /// The media type of the payload; one that is no JSON is published as it is
     #[arg(long, value_name = "TYPE", default_value = "application/json")]
     content_type: String,
+    /// Publish also what the event type of this program cannot read: its handlers give up such an event
+    #[arg(long)]
+    unchecked: bool,
 }
 
 /// What stands first: a topic, or events where they name theirs.
@@ -144,6 +147,30 @@ impl Publish {
         for (name, value) in &self.headers {
             envelope.headers_mut().append(name, value);
         }
+        self.read(envelope, true)
+    }
+
+    /// The event, once the type that the program has for it has read it. With `complete`, what is not given is the
+    /// event's: without its key its order would be lost.
+    fn read(&self, mut envelope: Envelope, complete: bool) -> Result<Envelope, String> {
+        let Some((event, read)) = census::read(&envelope) else { return Ok(envelope) };
+        let (key, subject) = match read {
+            Ok(attributes) => attributes,
+            Err(_) if self.unchecked => return Ok(envelope),
+            Err(error) => {
+                return Err(format!(
+                    "{error} ({}:{}); mend the payload, or publish it all the same with --unchecked: handlers give up \
+                     such an event",
+                    event.file, event.line
+                ));
+            }
+        };
+        if let Some(key) = key.filter(|_| complete && envelope.key().is_none()) {
+            envelope = envelope.with_key(key);
+        }
+        if let Some(subject) = subject.filter(|_| complete && envelope.subject().is_none()) {
+            envelope = envelope.with_subject(subject);
+        }
         Ok(envelope)
     }
 
@@ -156,7 +183,11 @@ impl Publish {
             // Nobody listens once the publishing has ended.
             if self.cloudevents {
                 for (number, event) in cloudevents::events(source.open()).enumerate() {
-                    let event = event.and_then(|event| cloudevents::envelope(&event, source.topic.as_ref()));
+                    let event = event.and_then(|event| {
+                        let event = cloudevents::read(&event, source.topic.as_ref())?;
+                        // What `log --json` wrote without a key was published without.
+                        self.read(event.envelope, !event.ours)
+                    });
                     let event = event.map_err(|error| format!("event {}: {error}", number + 1));
                     if read.blocking_send(event).is_err() {
                         return;
