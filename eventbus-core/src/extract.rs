@@ -33,11 +33,13 @@ use std::sync::Arc;
 /// ```
 #[diagnostic::on_unimplemented(
     message = "a subscriber cannot take an argument of type `{Self}`",
-    label = "not an event, and not something a delivery carries",
+    label = "not an event, not something a delivery carries, and not a state that handlers can share",
     note = "arguments may be: an event as `T`, `&T` or `Arc<T>`; `&Envelope`, `Json<V>`, `Bytes`; `Headers`, \
-            `State<S>` of a `Send + Sync` type, `Attempt`, `Publisher`, `&Delivery`; with the option `batch`: `Vec<T>` or `Batch<T>`",
-    note = "to make `{Self}` an event: `#[derive(Event)] #[event(topic = \"…\")]`; \
-            to share one between handlers, take `State<{Self}>` and give it to the bus with `.state(…)`"
+            `State<S>`, `Attempt`, `Publisher`, `&Delivery`; with the option `batch`: `Vec<T>` or `Batch<T>`",
+    note = "a struct or enum of yours becomes an event with `#[derive(Event)] #[event(topic = \"…\")]`; \
+            what handlers share is a `State<S>` that the bus gets by `.state(…)`, of a type that is `Send` and `Sync`, \
+            as a `Mutex` is, and `Rc`, `Cell` and `RefCell` are not",
+    note = "to publish, take `Publisher`; the `Bus` is no argument"
 )]
 pub trait FromDelivery<'a>: Sized {
     /// The event that this argument is, if it is one.

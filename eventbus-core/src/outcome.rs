@@ -190,7 +190,9 @@ impl Error for Permanent {
     message = "`{Self}` cannot be the error of a subscriber",
     label = "neither an error nor a text",
     note = "implement `std::error::Error` for it (`thiserror` derives it), or return `String`, `&str`, \
-            `anyhow::Error` or `eventbus::BoxError`"
+            `anyhow::Error` or `eventbus::BoxError`",
+    note = "`Permanent::new(…)` is the error that rejects at once; an `Outcome` is no error but an answer: return \
+            `Outcome`, or `Ok(outcome)` in a `Result<Outcome, E>`"
 )]
 pub trait SubscriberError {
     /// The error in the form that a dead letter's reason is made from.
