@@ -86,7 +86,7 @@ async fn gathers(_orders: Vec<OrderPlaced>, _stock: State<Stock>) {
     std::future::ready(()).await;
 }
 
-#[subscribe("order.*", batch = 7)]
+#[subscribe("order.shipped", batch = 7)]
 async fn gathers_with_envelopes(_orders: Batch<OrderShipped>) -> Result<(), String> {
     std::future::ready(Ok(())).await
 }

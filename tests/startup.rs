@@ -2,7 +2,7 @@
 
 mod support;
 
-use eventbus::{Bus, Error, Start, State, subscribe};
+use eventbus::{Bus, Envelope, Error, Start, State, subscribe};
 use std::sync::Arc;
 use support::{OrderPlaced, Ping, bus, bus_with};
 
@@ -12,7 +12,7 @@ struct Mailer;
 async fn first(_order: OrderPlaced) {}
 
 #[subscribe("order.*", group = "shared")]
-async fn second(_order: OrderPlaced) {}
+async fn second(_order: &Envelope) {}
 
 #[subscribe(start = "earliest")]
 async fn from_the_start(_ping: Ping) {}

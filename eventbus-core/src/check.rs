@@ -62,6 +62,29 @@ pub const fn literal(pattern: &str, event: Option<&'static EventMeta>) {
     }
 }
 
+/// Checks that a subscription whose argument is an event listens on the topic of that event and on no other: of all
+/// others, every event would become a dead letter.
+#[track_caller]
+pub const fn exact(pattern: &str, event: Option<&'static EventMeta>, batch: bool) {
+    if let Some(event) = event
+        && covers(pattern, event.topic)
+        && !event.topic.is_empty()
+        && !same(pattern, event.topic)
+    {
+        let text = Text::new()
+            .push("`")
+            .push(event.name)
+            .push("` is published on ")
+            .push_quoted(event.topic)
+            .push(" only, and ")
+            .push_quoted(pattern)
+            .push(" matches other topics too; subscribe to ")
+            .push_quoted(event.topic);
+        // A batch is made of events of one type.
+        fail(if batch { text } else { text.push(", or take `&Envelope`") });
+    }
+}
+
 /// Checks a pattern that comes from a constant.
 #[track_caller]
 pub const fn constant(pattern: &str) {

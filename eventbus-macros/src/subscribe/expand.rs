@@ -113,7 +113,7 @@ fn event_of(Argument { ty, .. }: &Argument, source: &TokenStream) -> TokenStream
 
 /// Compares topic and arguments when the user's crate is compiled; each culprit is named by a call at its place.
 fn checks(args: &Args, pattern: &Pattern, handler: &Handler, number: usize) -> TokenStream {
-    let source = source(args);
+    let (source, batch) = (source(args), args.batch.is_some());
     let literal = matches!(args.topic, Some(Topic::Literal(_)));
     let value = &pattern.value;
     let pattern = value.as_ref().map_or_else(|| quote!(__p::None), |value| quote!(__p::Some(#value)));
@@ -129,12 +129,16 @@ fn checks(args: &Args, pattern: &Pattern, handler: &Handler, number: usize) -> T
             let (span, catalog) = (spans::at(topic), crate_path::catalog());
             quote_spanned! {span=>
                 __p::check::literal(#topic, __event);
+                __p::check::exact(#topic, __event, #batch);
                 __p::check::catalog(#catalog, #topic, __event);
             }
         }
         Some(Topic::Constant(named)) => {
             let span = spans::at_end(named);
-            quote_spanned!(span=> __p::check::constant(#value);)
+            quote_spanned! {span=>
+                __p::check::constant(#value);
+                __p::check::exact(#value, __event, #batch);
+            }
         }
         None => {
             let span = spans::at(&handler.name);

@@ -27,7 +27,7 @@ impl Shop {
     }
 
     #[subscribe]
-    #[subscribe("order.*", group = "all")]
+    #[subscribe("order.shipped", group = "all")]
     fn on_shipped(&self, shipped: &OrderShipped, limit: State<u64>) {
         println!("{} {}", self.name, shipped.id + *limit);
     }

@@ -13,6 +13,7 @@ mod topics {
 
     impl Names {
         pub const ALL: &'static str = "order.>";
+        pub const PLACED: &'static str = "order.placed";
     }
 }
 
@@ -38,7 +39,7 @@ struct OrderPlaced;
 )]
 async fn on_order(_order: OrderPlaced) {}
 
-#[subscribe(crate::topics::Names::ALL, batch = FEW, linger = Duration::from_millis(7))]
+#[subscribe(crate::topics::Names::PLACED, batch = FEW, linger = Duration::from_millis(7))]
 async fn on_orders(_orders: Vec<OrderPlaced>) {}
 
 #[subscribe(crate::topics::ORDER_PLACED, timeout = "1500ms")]

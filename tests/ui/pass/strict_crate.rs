@@ -39,7 +39,7 @@ impl From<OrderPlaced> for OrderPlacedV2 {
 /// # Errors
 /// Never.
 #[subscribe("order.placed", retries = 8, backoff = "200ms..1m", timeout = "10s", concurrency = 2)]
-#[subscribe("order.>", group = "again", start = "earliest", dead_letter = false, replay = false)]
+#[subscribe("order.placed", group = "again", start = "earliest", dead_letter = false, replay = false)]
 pub async fn ship(order: OrderPlacedV2) -> Result<OrderPlaced, String> {
     std::future::ready(Ok(OrderPlaced { id: order.0 })).await
 }
