@@ -6,7 +6,15 @@ use std::time::{Duration, Instant};
 
 /// The binary, on a broker that ends with it.
 fn eventbus(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_eventbus"));
+    let binary = env!("CARGO_BIN_EXE_eventbus");
+    // What a shell begins in the background ignores Ctrl-C, and so would all that it begins.
+    let mut command = if cfg!(target_os = "linux") {
+        let mut command = Command::new("env");
+        command.args(["--default-signal=INT", binary]);
+        command
+    } else {
+        Command::new(binary)
+    };
     command.args(arguments).env("EVENTBUS_URL", "memory:").stdin(Stdio::null());
     command
 }
