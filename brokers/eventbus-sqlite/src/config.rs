@@ -154,8 +154,18 @@ impl SqliteBrokerBuilder {
     /// and stands as it is written, without percent-encoding.
     pub(crate) fn parse(url: &str) -> Result<Self, BrokerError> {
         let rest = url.strip_prefix("sqlite:").unwrap_or(url);
-        let rest = rest.strip_prefix("//").unwrap_or(rest);
         let (path, options) = rest.split_once('?').unwrap_or((rest, ""));
+        let path = match path.strip_prefix("//") {
+            // In an address it would be a host, and the log is a file.
+            Some(host) if !host.is_empty() && !host.starts_with('/') => {
+                return Err(BrokerError::new(format!(
+                    "`{url}` names a host; write `sqlite:{host}` for a path from here, or `sqlite:///{host}` for one \
+                     from the root"
+                )));
+            }
+            Some(path) => path,
+            None => path,
+        };
         if path.is_empty() || path == ":memory:" {
             return Err(BrokerError::new(format!(
                 "`{url}` names no file; write `sqlite:shop.db`, or use `memory:` for a bus that keeps nothing"
@@ -254,6 +264,8 @@ mod tests {
         for (url, named) in [
             ("sqlite:", "names no file"),
             ("sqlite::memory:", "memory:"),
+            ("sqlite://a.db", "names a host; write `sqlite:a.db` for a path from here, or `sqlite:///a.db`"),
+            ("sqlite://data/a.db?create=false", "`sqlite:data/a.db`"),
             ("sqlite:a.db?durability=total", "full, normal and off"),
             ("sqlite:a.db?lease=10", "\"10\" is not a duration"),
             ("sqlite:a.db?retention_count=many", "whole number"),
