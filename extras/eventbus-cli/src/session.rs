@@ -4,6 +4,7 @@ use crate::failure::Result;
 use crate::options::Options;
 use crate::output::Output;
 use eventbus_core::{Bus, BusBuilder};
+use std::path::{Path, PathBuf};
 
 pub(crate) struct Session {
     pub(crate) url: String,
@@ -31,6 +32,17 @@ impl Session {
     pub(crate) async fn look(&mut self) -> Result<Bus> {
         self.expect_log();
         self.publisher().await
+    }
+
+    /// The file of the embedded log where a start would create it.
+    pub(crate) fn new_log(&self) -> Option<PathBuf> {
+        let rest = self.url.strip_prefix("sqlite:")?;
+        let (path, options) = rest.split_once('?').unwrap_or((rest, ""));
+        let path = Path::new(path.strip_prefix("//").unwrap_or(path));
+        let folder = path.parent().filter(|folder| *folder != Path::new(""));
+        let creates = !options.contains("create=") && folder.is_none_or(Path::is_dir);
+        let is_new = creates && path.file_name().is_some() && !path.exists();
+        is_new.then(|| path.to_owned())
     }
 
     /// A mistyped path is an error from now on, and no new log.

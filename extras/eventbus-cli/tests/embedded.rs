@@ -42,7 +42,11 @@ async fn main() -> ExitCode {
     if env::var_os(ROLE).is_some() {
         return eventbus_cli::main_with(build).await;
     }
-    let tests: [(&str, fn()); 7] = [
+    let tests: [(&str, fn()); 8] = [
+        (
+            "a_check_creates_no_log_and_says_that_there_is_none",
+            a_check_creates_no_log_and_says_that_there_is_none,
+        ),
         ("a_check_fails_where_a_start_would", a_check_fails_where_a_start_would),
         (
             "states_are_built_for_the_verbs_that_need_them_only",
@@ -99,6 +103,25 @@ fn a_check_fails_where_a_start_would() {
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(json["mistakes"][0].as_str().unwrap().contains("Mailer"), "{json}");
     ended(&mut in_role("shop without a mailer", &["run"]), 1);
+}
+
+fn a_check_creates_no_log_and_says_that_there_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |role, url: &str, code| {
+        let output =
+            ended(in_role(role, &["check"]).current_dir(folder.path()).env("EVENTBUS_URL", url), code);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{url}: {output:?}");
+        output
+    };
+    for url in ["sqlite:eventbus.db", "sqlite:./mistyped.db?durability=normal"] {
+        let output = check("shop", url, 0);
+        assert!(text(&output.stdout).starts_with('✓'), "{output:?}");
+        assert!(text(&output.stderr).contains("there is no log `"), "{output:?}");
+        assert!(text(&check("shop without a mailer", url, 1).stdout).contains("Mailer"));
+    }
+    for refused in ["sqlite:none/a.db", "sqlite:a.db?create=false", "sqlite:a.db?durability=total"] {
+        assert!(text(&check("shop", refused, 1).stderr).starts_with("error: "), "{refused}");
+    }
 }
 
 fn states_are_built_for_the_verbs_that_need_them_only() {

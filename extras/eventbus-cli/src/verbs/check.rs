@@ -5,10 +5,22 @@ use crate::json::{self, Object};
 use crate::output::{BAD, CARE, GOOD, paint};
 use crate::session::Session;
 use crate::text::{counted, printable_lines, wrapped};
-use eventbus_core::census;
+use eventbus_core::census::{self, Findings};
 
 pub(super) async fn execute(session: &mut Session) -> Result {
-    let findings = session.builder.check(&session.url).await?;
+    let new = session.new_log();
+    let findings = match &new {
+        Some(_) => without_log(session).await?,
+        None => {
+            session.expect_log();
+            session.builder.check(&session.url).await?
+        }
+    };
+    if let Some(log) = new {
+        session
+            .out
+            .remark(&format!("there is no log `{}` yet; `run` and `publish` create it", log.display()));
+    }
     let out = &mut session.out;
     if out.json {
         let list = |texts: &[String]| texts.iter().map(|text| json::string(text)).collect::<Vec<_>>();
@@ -44,4 +56,19 @@ pub(super) async fn execute(session: &mut Session) -> Result {
         out.line(format_args!("{} {subscriptions} and {events} checked", paint(GOOD, "✓")))?;
     }
     Ok(())
+}
+
+/// The checks beside an empty log, which is gone afterwards: whoever checks creates none.
+async fn without_log(session: &Session) -> Result<Findings> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let folder =
+        std::env::temp_dir().join(format!("eventbus-check-{}-{}", std::process::id(), now.as_nanos()));
+    std::fs::create_dir(&folder)
+        .map_err(|error| Failure::new(format_args!("cannot create `{}`: {error}", folder.display())))?;
+    let options = session.url.split_once('?').map(|(_, options)| format!("?{options}")).unwrap_or_default();
+    let url = format!("sqlite:{}{options}", folder.join("empty.db").display());
+    let findings = session.builder.check(&url).await;
+    // What is left of it lies where it is cleared away.
+    let _ = std::fs::remove_dir_all(&folder);
+    Ok(findings?)
 }
