@@ -45,6 +45,8 @@ enum Kind {
     Whole,
     Id,
     Name,
+    /// A name that is copied, so columns go before it is cut.
+    Copied,
     /// A name whose end says more than its beginning.
     Place,
     Text,
@@ -56,7 +58,7 @@ impl Kind {
         match self {
             Self::Number | Self::Whole => usize::MAX,
             Self::Id => 6,
-            Self::Name => 10,
+            Self::Name | Self::Copied => 10,
             Self::Place => 14,
             Self::Text => 16,
         }
@@ -82,6 +84,10 @@ impl Column {
 
     pub(crate) const fn name(name: &'static str) -> Self {
         Self::new(name, Kind::Name)
+    }
+
+    pub(crate) const fn copied(name: &'static str) -> Self {
+        Self::new(name, Kind::Copied)
     }
 
     pub(crate) const fn place(name: &'static str) -> Self {
@@ -186,6 +192,7 @@ fn narrowed(columns: &[Column], natural: &[usize], limit: usize) -> Vec<Option<u
         let can_go = shown.iter().any(|(_, (column, _))| column.goes > 0);
         let least = |column: &Column, natural: usize| match column.kind {
             Kind::Text if can_go => natural.min(text),
+            Kind::Copied if can_go => natural,
             _ => column.least(natural),
         };
         let room = limit.saturating_sub(gaps);
@@ -197,7 +204,7 @@ fn narrowed(columns: &[Column], natural: &[usize], limit: usize) -> Vec<Option<u
                 },
             )
             .collect();
-        for kinds in [&[Kind::Id][..], &[Kind::Name, Kind::Place], &[Kind::Text]] {
+        for kinds in [&[Kind::Id][..], &[Kind::Name, Kind::Place], &[Kind::Copied], &[Kind::Text]] {
             // The widest of them gives, one column after the other.
             while widths.iter().sum::<usize>() > room {
                 let gives = shown.iter().zip(&mut widths).filter(|((_, (column, natural)), width)| {
@@ -281,6 +288,21 @@ mod tests {
         let expected =
             "TOPIC         BACKLOG  GROUP\n日本                7  a\norder.placed    1,234  shop.b";
         assert_eq!(drawn(&table, None), expected);
+    }
+
+    #[test]
+    fn what_is_copied_is_whole_as_long_as_columns_can_go() {
+        let columns = const {
+            &[Column::copied("GROUP"), Column::number("PARKED").goes(2), Column::place("HANDLER").goes(1)]
+        };
+        let mut table = Table::new(columns);
+        table.push(vec![cell("g".repeat(30)), cell("0"), cell("h".repeat(30))]);
+        for (limit, columns) in [(80, 3), (60, 3), (52, 2), (46, 2), (40, 1), (30, 1)] {
+            let row = drawn(&table, Some(limit)).lines().nth(1).unwrap().to_owned();
+            assert!(row.starts_with(&"g".repeat(30)), "{limit}: {row}");
+            assert_eq!(row.split_whitespace().count(), columns, "{limit}: {row}");
+        }
+        assert!(drawn(&table, Some(20)).contains(&format!("{}…", "g".repeat(19))));
     }
 
     #[test]

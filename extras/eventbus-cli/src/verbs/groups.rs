@@ -13,11 +13,11 @@ use eventbus_core::printable::printable;
 use eventbus_core::{Bus, census};
 
 const COLUMNS: &[Column] = &[
-    Column::name("GROUP"),
+    Column::copied("GROUP"),
     Column::name("PATTERN"),
     Column::number("CURSOR").goes(2),
     Column::number("BACKLOG"),
-    Column::number("PARKED").goes(1),
+    Column::number("PARKED").goes(4),
     Column::number("DEAD"),
     Column::whole("ACTIVE"),
 ];

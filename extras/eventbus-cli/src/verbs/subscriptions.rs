@@ -10,11 +10,11 @@ use eventbus_core::broker::GroupState;
 use eventbus_core::{Subscription, census};
 
 const COLUMNS: &[Column] = &[
-    Column::name("GROUP"),
+    Column::copied("GROUP"),
     Column::name("PATTERN"),
     Column::number("CURSOR").goes(3),
     Column::number("BACKLOG"),
-    Column::number("PARKED").goes(1),
+    Column::number("PARKED").goes(4),
     Column::number("DEAD"),
     Column::whole("ACTIVE"),
     Column::place("HANDLER").goes(2),
