@@ -92,7 +92,9 @@
 //! values of extension attributes become texts.
 //!
 //! What handlers print stands between what a verb writes, on streams that the program shares with it: no lock of theirs
-//! is held, and where nobody reads, handlers go on and lines of the log are left out. So `replay --json` of a handler that
+//! is held, and where a reader is slow, verbs go on and lines of the log are left out. Once the reader of standard
+//! output has left, as in `run | head -1`, a `println!` of a handler panics, as everywhere in Rust: that attempt fails,
+//! and its event becomes a dead letter in the end. Let handlers log. And `replay --json` of a handler that
 //! prints is no JSON Lines; let it log, or print to standard error.
 //!
 //! # Exit codes

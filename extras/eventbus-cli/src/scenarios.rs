@@ -181,7 +181,7 @@ async fn what_was_published_is_found_in_the_log() {
         (&found[0]["id"], &found[0]["tenant"], &found[0]["data"]),
         (&json!(id), &json!("acme"), &json!({ "id": 7, "item": "pen" }))
     );
-    let table = shop("log", "log --newest --limit 1").await;
+    let table = shop("log", "log --newest -n 1").await;
     assert!(table.out.contains("user.created") && !table.out.contains("order.placed"), "{table:?}");
     assert!(table.error.contains("there are more: --after 1"), "{table:?}");
     assert!(shop("log", "log --until 1h").await.error.contains("no event"));

@@ -149,7 +149,12 @@ fn a_log_that_is_piped_into_another_one_is_the_same() {
         printing.wait().unwrap();
         published
     };
-    assert_eq!(text(&pipe().stdout), "published 5 events to 2 topics\n");
+    let published = pipe();
+    assert_eq!(text(&published.stdout), "published 5 events to 2 topics\n");
+    assert!(
+        text(&published.stderr).contains("has already, by source and id, is not stored again"),
+        "{published:?}"
+    );
     assert_eq!(text(&log("b.db")), text(&log("a.db")));
     // The embedded log stores an event once.
     pipe();

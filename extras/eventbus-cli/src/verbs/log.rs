@@ -22,7 +22,7 @@ pub(crate) struct Log {
     #[arg(long, value_name = "OFFSET", value_parser = when::offset)]
     after: Option<Offset>,
     /// At most so many events
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
     limit: usize,
     /// The latest events first
     #[arg(long)]

@@ -101,7 +101,13 @@ impl Publish {
         let bus = session.publisher().await?;
         if self.cloudevents || self.lines {
             let signals = Signals::listen().await?;
+            let again = self.cloudevents;
             publish_all(&bus, &mut session.out, self.read_all(source), signals).await?;
+            if again && !session.out.json {
+                session.out.remark(
+                    "an event that the embedded log has already, by source and id, is not stored again",
+                );
+            }
         } else {
             self.publish_one(&bus, &mut session.out, source).await?;
         }
