@@ -4,11 +4,15 @@
 //! names of one kind, and `use handlers::ship` brings both along. So the twin comes in by a glob import, which gives
 //! way to a module of its name beside it, and where its name is that of the module that it stands in, it stays
 //! in there: `pub use ship::ship` beside `mod ship` is a common layout.
+//!
+//! The module that the glob import names is called after the place of the function too: a glob import of the user's,
+//! such as `use super::*`, may bring along that of another function of the same name.
 
 use super::{Args, Handler};
 use crate::link;
 use proc_macro2::{Delimiter, Ident, TokenStream, TokenTree};
 use quote::{format_ident, quote};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use syn::ext::IdentExt;
 
@@ -36,7 +40,7 @@ impl Twin {
         }
         let (conditions, visibility, name) = (&handler.conditions, &handler.visibility, &handler.name);
         let docs = format!("The subscription of the function `{name}`.");
-        let room = format_ident!("__eventbus_{}", name.unraw());
+        let room = format_ident!("__eventbus_{}_{:x}", name.unraw(), place(name));
         let (declaration, owner) = match all.iter().find_map(|args| args.twin.as_ref()) {
             Some(named) => (
                 quote! {
@@ -71,6 +75,15 @@ impl Twin {
         };
         Self { declaration, owner, one: format_ident!("SUBSCRIBER"), many: format_ident!("SUBSCRIBERS") }
     }
+}
+
+/// A number for the place of a name. Of what one macro writes several times, all has one line and column; the text of a
+/// span tells that apart.
+fn place(name: &Ident) -> u64 {
+    let span = name.span().unwrap();
+    let mut hasher = DefaultHasher::new();
+    (format!("{span:?}"), span.line(), span.column()).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Whether every module has something of this name, which a twin would hide: a crate, or a primitive type.
