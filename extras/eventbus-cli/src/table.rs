@@ -111,19 +111,34 @@ impl Column {
 /// The widths of columns, which grow with what is written into them.
 #[derive(Debug)]
 pub(crate) struct Columns {
-    columns: &'static [Column],
+    columns: Vec<Column>,
     widths: Vec<usize>,
+    /// Whether anything was written into a column but zeros and dashes.
+    says: Vec<bool>,
 }
 
 impl Columns {
     pub(crate) fn new(columns: &'static [Column]) -> Self {
-        Self { columns, widths: columns.iter().map(|column| column.name.len()).collect() }
+        let widths = columns.iter().map(|column| column.name.len()).collect();
+        Self { columns: columns.to_vec(), widths, says: vec![false; columns.len()] }
     }
 
     pub(crate) fn fit(&mut self, row: &[Cell]) {
         for (width, Cell(_, text)) in self.widths.iter_mut().zip(row) {
             *width = measure_text_width(text).max(*width);
         }
+        for (says, Cell(_, text)) in self.says.iter_mut().zip(row) {
+            *says |= !matches!(text.as_str(), "0" | "-");
+        }
+    }
+
+    /// The columns, where a number that is nowhere more than zero goes first.
+    fn by_what_they_say(&self) -> Vec<Column> {
+        let columns = self.columns.iter().zip(&self.says).map(|(column, says)| match column.kind {
+            Kind::Number if column.goes > 0 && !says => column.goes(u8::MAX),
+            _ => *column,
+        });
+        columns.collect()
     }
 
     pub(crate) fn header(&self, limit: Option<usize>) -> String {
@@ -134,7 +149,7 @@ impl Columns {
     /// A row in one line.
     pub(crate) fn line(&self, row: &[Cell], limit: Option<usize>) -> String {
         let widths = match limit {
-            Some(limit) => narrowed(self.columns, &self.widths, limit),
+            Some(limit) => narrowed(&self.by_what_they_say(), &self.widths, limit),
             None => self.widths.iter().copied().map(Some).collect(),
         };
         let shown = self.columns.iter().zip(row).zip(widths);
@@ -165,7 +180,7 @@ impl Columns {
 /// A row without a header, as wide as what is in it.
 pub(crate) fn line(columns: &'static [Column], row: &[Cell], limit: Option<usize>) -> String {
     let widths = row.iter().map(|Cell(_, text)| measure_text_width(text)).collect();
-    Columns { columns, widths }.line(row, limit)
+    Columns { columns: columns.to_vec(), widths, says: vec![true; columns.len()] }.line(row, limit)
 }
 
 /// The text where it fits, otherwise the part of it that says most. A sign may be wider than the characters that it is
@@ -293,7 +308,7 @@ mod tests {
     #[test]
     fn what_is_copied_is_whole_as_long_as_columns_can_go() {
         let columns = const {
-            &[Column::copied("GROUP"), Column::number("PARKED").goes(2), Column::place("HANDLER").goes(1)]
+            &[Column::copied("GROUP"), Column::number("PARKED").goes(1), Column::place("HANDLER").goes(2)]
         };
         let mut table = Table::new(columns);
         table.push(vec![cell("g".repeat(30)), cell("0"), cell("h".repeat(30))]);
@@ -331,7 +346,7 @@ mod tests {
             const {
                 &[
                     Column::number("ID"),
-                    Column::place("HANDLER").goes(1),
+                    Column::place("HANDLER").goes(2),
                     Column::whole("FAILED"),
                     Column::whole("KIND").goes(2),
                     Column::text("REASON"),

@@ -17,7 +17,7 @@ const COLUMNS: &[Column] = &[
     Column::name("PATTERN"),
     Column::number("CURSOR").goes(2),
     Column::number("BACKLOG"),
-    Column::number("PARKED").goes(4),
+    Column::number("PARKED").goes(1),
     Column::number("DEAD"),
     Column::whole("ACTIVE"),
 ];

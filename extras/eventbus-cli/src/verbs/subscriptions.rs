@@ -14,7 +14,7 @@ const COLUMNS: &[Column] = &[
     Column::name("PATTERN"),
     Column::number("CURSOR").goes(3),
     Column::number("BACKLOG"),
-    Column::number("PARKED").goes(4),
+    Column::number("PARKED").goes(1),
     Column::number("DEAD"),
     Column::whole("ACTIVE"),
     Column::place("HANDLER").goes(2),
