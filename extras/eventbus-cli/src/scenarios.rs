@@ -216,6 +216,23 @@ async fn a_slip_in_a_topic_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_slip_in_a_pattern_is_noticed() {
+    for (line, meant) in [
+        ("log placed", "order.placed"),
+        ("log order.plcaed --json", "order.placed"),
+        ("tail order.plcaed --limit 0", "order.placed"),
+        ("tail reserved --limit 0", "item.reserved"),
+    ] {
+        let warned = shop("slips", line).await;
+        assert!(warned.error.contains(&format!("did you mean \"{meant}\"?")), "{line}: {warned:?}");
+    }
+    for line in ["log order.placed", "log 'order.>'", "log door", "tail 'item.*' --limit 0", "tail --limit 0"]
+    {
+        assert!(!shop("slips", line).await.error.contains("did you mean"), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn what_the_program_cannot_read_is_not_published_unless_it_is_told_so() {
     let publish = async |line: &str| shop("unread", &format!("publish {line}")).await;
     let event = r#"{"specversion":"1.0","id":"1","source":"s","type":"order.placed","data":{"id":10}}"#;

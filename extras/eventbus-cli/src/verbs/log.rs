@@ -1,5 +1,6 @@
 //! `log`: asks what was published, and what caused what.
 
+use super::publish;
 use crate::event;
 use crate::failure::{Failure, Result};
 use crate::json::Object;
@@ -110,7 +111,7 @@ impl Log {
     async fn list(self, session: &mut Session, log: &dyn AuditLog) -> Result {
         let mut query = AuditQuery::default();
         let Filter { pattern, key, event_type, correlation, since, until } = self.filter;
-        (query.pattern, query.key, query.event_type) = (pattern, key, event_type);
+        (query.pattern, query.key, query.event_type) = (pattern.clone(), key, event_type);
         query.correlation_id = correlation.map(EventId::new);
         (query.since, query.before, query.after) = (since, until, self.after);
         query.newest_first = self.newest;
@@ -130,6 +131,9 @@ impl Log {
                 table.push(event::row(event, out.time(event.envelope.time()))?);
             }
             out.table(&table, "no event meets all of that")?;
+        }
+        if let Some(pattern) = pattern.filter(|_| events.is_empty()) {
+            publish::doubt(out, &pattern);
         }
         if let Some(last) = events.last().filter(|_| more) {
             out.flush()?;

@@ -9,7 +9,7 @@ use crate::signals::Signals;
 use crate::text::counted;
 use bytes::Bytes;
 use eventbus_core::printable::printable;
-use eventbus_core::{Bus, Envelope, EventId, PublishError, Topic, census};
+use eventbus_core::{Bus, Envelope, EventId, Pattern, PublishError, Topic, census};
 use eventbus_grammar::{distance, is_near};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeSet;
@@ -265,7 +265,7 @@ impl Doubts {
             return;
         }
         self.0.insert((topic.clone(), version));
-        if let Some(known) = slip(topic) {
+        if let Some(known) = slip(topic.as_str()) {
             out.warn(&format!(
                 "no event of this program has the topic \"{topic}\"; did you mean \"{known}\"?"
             ));
@@ -291,11 +291,27 @@ impl Doubts {
 }
 
 /// The topic that was meant, most likely, where the program has it and not this one.
-fn slip(topic: &Topic) -> Option<&'static str> {
+pub(super) fn slip(topic: &str) -> Option<&'static str> {
     let events = census::events().into_iter().map(|event| event.topic);
     let known = events.chain(census::catalogs().into_iter().flat_map(|catalog| catalog.topics).copied());
-    let nearest = known.min_by_key(|known| distance(topic.as_str(), known))?;
-    (nearest != topic.as_str() && is_near(topic.as_str(), nearest)).then_some(nearest)
+    let nearest = known.min_by_key(|known| distance(topic, known))?;
+    (nearest != topic && is_near(topic, nearest)).then_some(nearest)
+}
+
+/// Says which topic of the program was meant, most likely, where a pattern is none of them.
+pub(super) fn doubt(out: &mut Output, pattern: &Pattern) {
+    let events = census::events().into_iter().map(|event| event.topic);
+    let known: Vec<_> =
+        events.chain(census::catalogs().into_iter().flat_map(|catalog| catalog.topics).copied()).collect();
+    if known.iter().any(|known| pattern.matches(known)) {
+        return;
+    }
+    let pattern = pattern.as_str();
+    // Only a part of it was written.
+    let part = known.into_iter().find(|known| known.split('.').any(|token| token == pattern));
+    if let Some(meant) = part.or_else(|| slip(pattern)) {
+        out.warn(&format!("no event of this program has the topic \"{pattern}\"; did you mean \"{meant}\"?"));
+    }
 }
 
 /// Publishes what comes, in its order, and stops at the first that cannot be.

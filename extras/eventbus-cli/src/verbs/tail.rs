@@ -1,5 +1,6 @@
 //! `tail`: follows what is published.
 
+use super::publish;
 use crate::event;
 use crate::failure::Result;
 use crate::session::Session;
@@ -26,6 +27,9 @@ impl Tail {
     pub(super) async fn execute(self, session: &mut Session) -> Result {
         let bus = session.look().await?;
         let log = bus.audit_log()?;
+        if let Some(pattern) = &self.pattern {
+            publish::doubt(&mut session.out, pattern);
+        }
         let mut printer = Printer { columns: Columns::new(event::COLUMNS), left: self.limit, begun: false };
         let mut query = AuditQuery::default();
         query.pattern = self.pattern;
