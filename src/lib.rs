@@ -93,6 +93,11 @@ pub use eventbus_macros::topics;
 #[macro_export]
 macro_rules! link {
     ($($name:ident),+ $(,)?) => { $(#[allow(unused_imports)] use ::$name as _;)+ };
+    ($($other:tt)*) => {
+        ::core::compile_error! {
+            "`link!` takes the names of crates as `use` does, with `_` in place of `-`: `link!(shop_email, shop_stock)`"
+        }
+    };
 }
 
 #[doc = include_str!("docs/check.md")]

@@ -1,10 +1,11 @@
 //! What generated code checks in a `const`. Each function is called at the place of its culprit, and panics there:
 //! the compiler shows the message with its caret on that place.
 
-use crate::event::EventMeta;
+use crate::event::{EventMeta, Key};
 use crate::outcome::Outcome;
 use crate::registry::Catalog;
 use eventbus_grammar::{Text, check_pattern, check_topic, distance, is_group, is_near, matches, overlap};
+use std::fmt::Display;
 use std::time::Duration;
 
 /// Compares one argument with the topic; returns the event that the subscriber takes so far.
@@ -101,13 +102,17 @@ pub const fn topic(topic: &str) {
     }
 }
 
-/// Checks that a topic can be inferred.
+/// Checks that a topic can be inferred; `json` is the name of what an argument takes out of JSON.
 #[track_caller]
-pub const fn inferred(event: Option<&'static EventMeta>) {
+pub const fn inferred(event: Option<&'static EventMeta>, json: Option<&str>) {
     if event.is_none() {
-        fail(Text::new().push(
-            "no topic: name one, as in `#[subscribe(\"order.placed\")]`, or take an event as an argument",
-        ));
+        let text = Text::new().push("no topic: name one, as in `#[subscribe(\"order.placed\")]`, or take ");
+        fail(match json {
+            Some(json) => {
+                text.push("the event itself: `").push(json).push("` in place of `Json<").push(json).push(">`")
+            }
+            None => text.push("an event as an argument"),
+        });
     }
 }
 
@@ -208,6 +213,32 @@ pub trait Upcast<Old> {
 impl<Old, New: From<Old>> Upcast<Old> for New {
     fn upcast(old: Old) -> Self {
         old.into()
+    }
+}
+
+/// `Display`, as the field of a key or a subject needs it.
+#[diagnostic::on_unimplemented(
+    message = "a field of type `{Self}` cannot be the key or the subject of an event",
+    label = "has no `Display`",
+    note = "a key and a subject are texts: name a field such as a `String` or a number; where they may be absent or are \
+            made of several fields, implement `Event` by hand, with `key` and `subject`"
+)]
+pub trait Shown {
+    /// The field as a key.
+    fn key(&self) -> Key;
+
+    /// The field as a subject.
+    fn subject(&self) -> String;
+}
+
+#[diagnostic::do_not_recommend]
+impl<T: Display> Shown for T {
+    fn key(&self) -> Key {
+        Key::new(self)
+    }
+
+    fn subject(&self) -> String {
+        self.to_string()
     }
 }
 

@@ -51,6 +51,20 @@ pub(crate) fn inside(place: &Type) -> &Type {
     }
 }
 
+/// The name of the type that `Json<…>` holds, unless it is any JSON at all.
+pub(crate) fn inside_json(place: &Type) -> Option<String> {
+    let Type::Path(path) = place else { return None };
+    let PathSegment { ident, arguments: PathArguments::AngleBracketed(inner) } = path.path.segments.last()?
+    else {
+        return None;
+    };
+    let (true, Some(GenericArgument::Type(Type::Path(inner)))) = (ident == "Json", inner.args.first()) else {
+        return None;
+    };
+    let name = &inner.path.segments.last().filter(|last| last.arguments.is_none())?.ident;
+    (name != "Value").then(|| name.to_string())
+}
+
 /// The line of an identifier in its file.
 pub(crate) fn line(place: &Ident) -> u32 {
     u32::try_from(place.span().unwrap().line()).unwrap_or(0)

@@ -124,6 +124,11 @@ impl Parse for PublishCall {
         }
         let bus = input.parse()?;
         input.parse::<Token![,]>()?;
+        if !input.peek(LitStr) {
+            return Err(
+                input.error("expected a topic literal; an event is published with `bus.publish(event)`")
+            );
+        }
         let topic = input.parse()?;
         input.parse::<Token![,]>()?;
         Ok(Self { facade, bus, topic, value: input.parse()? })

@@ -2,9 +2,11 @@
 
 use crate::fallback::Errors;
 use crate::{literal, nearest};
-use proc_macro2::Span;
+use proc_macro2::{Span, TokenStream};
 use syn::meta::ParseNestedMeta;
-use syn::{DeriveInput, Error, Expr, Ident, LitInt, LitStr, Member, Path, Result, Type};
+use syn::parse::{Parse, ParseStream};
+use syn::punctuated::Punctuated;
+use syn::{DeriveInput, Error, Expr, Ident, LitInt, LitStr, Member, Path, Result, Token, Type};
 
 /// What the attribute says.
 #[derive(Default)]
@@ -12,10 +14,24 @@ pub(crate) struct EventAttr {
     pub(crate) topic: Option<Topic>,
     pub(crate) version: Option<(u32, Span)>,
     pub(crate) upcast_from: Option<Type>,
-    pub(crate) key: Option<Member>,
-    pub(crate) subject: Option<Member>,
+    pub(crate) key: Option<Field>,
+    pub(crate) subject: Option<Field>,
     pub(crate) codec: Option<Type>,
     pub(crate) facade: Option<Path>,
+}
+
+/// A field of the event, or a field of a field: `id`, `0`, `address.id`.
+pub(crate) struct Field(pub(crate) Punctuated<Member, Token![.]>);
+
+impl Parse for Field {
+    fn parse(input: ParseStream<'_>) -> Result<Self> {
+        if let Ok(quoted) = input.fork().parse::<LitStr>() {
+            let message = format!("a field is named without quotes: `{}`", quoted.value());
+            input.parse::<LitStr>()?;
+            return Err(Error::new(quoted.span(), message));
+        }
+        Punctuated::parse_separated_nonempty(input).map(Self)
+    }
 }
 
 /// The topic of an event.
@@ -36,6 +52,12 @@ impl EventAttr {
         let mut attr = Self::default();
         let mut seen: Vec<Ident> = Vec::new();
         for attribute in item.attrs.iter().filter(|attribute| attribute.path().is_ident("event")) {
+            if let Ok(topic) = attribute.parse_args_with(leading_text) {
+                let message = format!("the topic has a name here: `#[event(topic = {})]`", topic.token());
+                errors.push(Error::new(topic.span(), message));
+                attr.topic.get_or_insert(Topic::Unknown);
+                continue;
+            }
             let parsed = attribute.parse_nested_meta(|meta| {
                 let Some(name) = meta.path.get_ident().cloned() else {
                     return Err(meta.error(format!("the options of an event are: {}", OPTIONS.join(", "))));
@@ -66,6 +88,13 @@ impl EventAttr {
         }
         Ok(())
     }
+}
+
+/// The text that stands first, whatever comes after it.
+fn leading_text(input: ParseStream<'_>) -> Result<LitStr> {
+    let text = input.parse()?;
+    input.parse::<TokenStream>()?;
+    Ok(text)
 }
 
 fn topic(value: Expr) -> Result<Topic> {

@@ -1,6 +1,6 @@
 //! What `#[derive(Event)]` writes.
 
-use super::attr::Topic;
+use super::attr::{Field, Topic};
 use super::model::Event;
 use crate::{crate_path, spans};
 use proc_macro2::TokenStream;
@@ -21,14 +21,14 @@ pub(crate) fn expand(event: &Event) -> TokenStream {
         }
     };
     let codec = event.codec.as_ref().map_or_else(|| quote!(__p::Json), |codec| quote!(#codec));
-    let key = event.key.as_ref().map(|field| {
+    let key = event.key.as_ref().map(|Field(field)| {
         let span = spans::at(field);
-        let key = quote_spanned!(span=> __p::Key::new(&self.#field));
+        let key = quote_spanned!(span=> __p::check::Shown::key(&self.#field));
         quote!(fn key(&self) -> __p::Option<__p::Key> { __p::Some(#key) })
     });
-    let subject = event.subject.as_ref().map(|field| {
+    let subject = event.subject.as_ref().map(|Field(field)| {
         let span = spans::at(field);
-        let subject = quote_spanned!(span=> __p::ToString::to_string(&self.#field));
+        let subject = quote_spanned!(span=> __p::check::Shown::subject(&self.#field));
         quote!(fn subject(&self) -> __p::Option<__p::String> { __p::Some(#subject) })
     });
     let (text, line) = (name.to_string(), spans::line(name));

@@ -1,6 +1,6 @@
 //! An event as the macro sees it.
 
-use super::attr::{EventAttr, Topic};
+use super::attr::{EventAttr, Field, Topic};
 use crate::fallback::Errors;
 use quote::ToTokens;
 use syn::{Data, DeriveInput, Error, Fields, Ident, Member, Path, Result, Type};
@@ -11,8 +11,8 @@ pub(crate) struct Event {
     pub(crate) topic: Topic,
     pub(crate) version: u32,
     pub(crate) upcast_from: Option<Type>,
-    pub(crate) key: Option<Member>,
-    pub(crate) subject: Option<Member>,
+    pub(crate) key: Option<Field>,
+    pub(crate) subject: Option<Field>,
     pub(crate) codec: Option<Type>,
     pub(crate) facade: Option<Path>,
     /// A hash of the shape, equal for equal shapes.
@@ -38,8 +38,9 @@ impl Event {
         });
         let chain = errors.take(chain(&name, attr.version, attr.upcast_from));
         let (version, upcast_from) = chain.unwrap_or((1, None));
-        let mut field = |member: Option<Member>| {
-            member.filter(|member| errors.take(check_member(item, member)).is_some())
+        // What the fields of a field are, the compiler knows.
+        let mut field = |field: Option<Field>| {
+            field.filter(|field| errors.take(check_member(item, &field.0[0])).is_some())
         };
         let (key, subject) = (field(attr.key), field(attr.subject));
         Ok(Self {

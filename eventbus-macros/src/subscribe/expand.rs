@@ -142,7 +142,9 @@ fn checks(args: &Args, pattern: &Pattern, handler: &Handler, number: usize) -> T
         }
         None => {
             let span = spans::at(&handler.name);
-            quote_spanned!(span=> __p::check::inferred(__event);)
+            let json = handler.arguments.iter().find_map(|argument| spans::inside_json(&argument.ty));
+            let json = json.map_or_else(|| quote!(__p::None), |name| quote!(__p::Some(#name)));
+            quote_spanned!(span=> __p::check::inferred(__event, #json);)
         }
     };
     let group = args.group.as_ref().map(|group| {

@@ -1,0 +1,3 @@
+eventbus::link!(many-crates);
+
+fn main() {}
