@@ -185,20 +185,15 @@ impl Output {
     }
 
     /// Asks for a yes to what cannot be undone. Where nobody can answer, it has to be given before.
-    pub(crate) fn confirm_loss(&mut self, question: &str, yes: bool) -> Result<bool> {
-        if !yes && !self.interactive {
+    pub(crate) fn confirm(&mut self, question: &str, yes: bool) -> Result<bool> {
+        if yes {
+            return Ok(true);
+        }
+        if !self.interactive {
             return Err(Failure::Usage(format!(
                 "{} Nobody can answer here, since this is no terminal: --yes does it",
                 printable(question)
             )));
-        }
-        self.confirm(question, yes)
-    }
-
-    /// Asks for a yes where somebody can answer; where nobody can, it is taken as given.
-    pub(crate) fn confirm(&mut self, question: &str, yes: bool) -> Result<bool> {
-        if yes || !self.interactive {
-            return Ok(true);
         }
         self.flush()?;
         let _ = self.remarks.write_all(format!("{} [y/N] ", printable(question)).as_bytes());

@@ -396,6 +396,8 @@ async fn dead_letters_are_listed_mended_and_purged() {
     bus.shutdown().await.unwrap();
     assert!(shop("dead", "log causes second").await.out.contains("└─ item.reserved"));
     business("dead").await;
+    let asked = shop("dead", "dead-letters republish --all").await;
+    assert!(asked.code == 2 && asked.error.contains("--yes does it"), "{asked:?}");
     let asked = shop("dead", "dead-letters purge --all").await;
     assert!(asked.code == 2 && asked.error.contains("remove 1 dead letter for good?"), "{asked:?}");
     assert_eq!(shop("dead", "dead-letters list --json").await.lines().len(), 1);

@@ -57,7 +57,8 @@ pub(crate) enum DeadLetters {
         #[arg(long, value_name = "FILE")]
         payload: Option<PathBuf>,
     },
-    /// Deliver dead letters again, each to the group that gave it up
+    /// Deliver dead letters again, each to the group that gave it up; asks first unless one is named, and needs --yes
+    /// where nobody can answer
     Republish(Many),
     /// Remove dead letters for good; asks first, and needs --yes where nobody can answer
     Purge(Many),
@@ -266,6 +267,7 @@ struct Change {
 async fn change(session: &mut Session, bus: &Bus, many: Many, change: Change) -> Result {
     let store = bus.dead_letters()?;
     let mut letters = DeadLetterList::new();
+    let one_is_named = many.ids.len() == 1;
     if many.ids.is_empty() {
         letters = store.find(many.filter.query()).await?;
     } else {
@@ -285,12 +287,8 @@ async fn change(session: &mut Session, bus: &Bus, many: Many, change: Change) ->
         return Ok(());
     }
     let question = change.question.replace("{}", &counted(letters.len() as u64, "dead letter"));
-    let sure = if change.republish {
-        letters.len() == 1 || session.out.confirm(&question, many.yes)?
-    } else {
-        session.out.confirm_loss(&question, many.yes)?
-    };
-    if !sure {
+    let asks = !(change.republish && one_is_named);
+    if asks && !session.out.confirm(&question, many.yes)? {
         return Ok(());
     }
     let mut groups = BTreeSet::new();

@@ -117,7 +117,7 @@ impl Group {
             Cursor::End => "at the end".to_owned(),
         };
         let question = format!("let `{}` go on {place}, where now it has {}?", self.name, holdings(&rows));
-        if !session.out.confirm_loss(&question, self.yes)? {
+        if !session.out.confirm(&question, self.yes)? {
             return Ok(());
         }
         let offset = match cursor {
@@ -137,7 +137,7 @@ impl Group {
         let rows = self.rows(bus).await?;
         let question =
             format!("give what `{}` has ({}) to `{new}`, in place of its own?", self.name, holdings(&rows));
-        if !session.out.confirm_loss(&question, self.yes)? {
+        if !session.out.confirm(&question, self.yes)? {
             return Ok(());
         }
         let groups = bus.groups()?;
@@ -161,7 +161,7 @@ impl Group {
             self.refuse_live(row, live)?;
         }
         let question = format!("forget what `{}` has: {}?", self.name, holdings(&rows));
-        if !session.out.confirm_loss(&question, self.yes)? {
+        if !session.out.confirm(&question, self.yes)? {
             return Ok(());
         }
         let groups = bus.groups()?;

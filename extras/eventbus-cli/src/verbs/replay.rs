@@ -56,7 +56,7 @@ impl Replay {
         let out = &mut session.out;
         let replaying = || bus.replay(&self.group).from(self.from).until(self.until);
         let question = self.question(replaying().events().await?);
-        if !out.confirm_loss(&question, self.yes)? {
+        if !out.confirm(&question, self.yes)? {
             return Ok(bus.shutdown().await?);
         }
         out.beside_handlers()?;
