@@ -1,6 +1,6 @@
 //! What can be said of a handler from its tokens alone, one sentence each.
 
-use super::{Args, Handler, at_name};
+use super::{Args, Handler, at_name, home};
 use proc_macro2::TokenStream;
 use syn::ext::IdentExt;
 use syn::{
@@ -55,6 +55,11 @@ pub(crate) fn signature(signature: &Signature, is_method: bool) -> Result<()> {
         return Err(Error::new_spanned(parameter, message));
     }
     match signature.receiver() {
+        None if !is_method && home::is_in_impl(&signature.ident) => Err(at_name(
+            &signature.ident,
+            "`#[subscribe]` in an `impl` block goes on methods with `&self`, and the block is marked with `#[subscriber]`; \
+             without `&self`, write a free function",
+        )),
         Some(receiver) if !is_method => Err(Error::new_spanned(
             receiver,
             "`#[subscribe]` on a method needs `#[subscriber]` on its `impl` block; or take the receiver as \

@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod expand;
+mod home;
 mod model;
 mod twin;
 
