@@ -204,7 +204,8 @@ impl Ear {
             self.over().await;
             Came::Over
         };
-        race(race(signal, time), over).await
+        // A signal that comes with the end of the bus is left for whoever listens after it.
+        race(over, race(signal, time)).await
     }
 
     /// Wakes `Bus::run`, which alone waits for this, in whatever runtime or executor.
