@@ -50,11 +50,18 @@ impl TestBus {
                 Ok(bus) => bus,
                 Err(error) => panic!("the bus of the test at {caller} does not start: {error}"),
             };
-            // Without subscriptions there is nothing to start; the test may still look at what was published.
-            if !bus.subscriptions().is_empty() {
-                bus.start_quietly().expect("a bus that was just connected starts");
-            }
-            Self { bus, broker, record }
+            let bus = Self { bus, broker, record };
+            bus.run();
+            bus
+        }
+    }
+
+    /// Runs what there is to run. Without subscriptions that is nothing; the test may subscribe later, or only look at
+    /// what was published.
+    fn run(&self) {
+        if !self.bus.subscriptions().is_empty() {
+            // A test may have shut it down.
+            let _ = self.bus.start_quietly();
         }
     }
 
@@ -101,6 +108,7 @@ impl TestBus {
 
     /// Resolves when everything is over that was published so far, also past this test bus.
     pub async fn settled(&self) {
+        self.run();
         self.broker.settled().await;
     }
 
