@@ -71,6 +71,27 @@ fn a_connected_bus_starts_publishes_and_subscribes_anywhere_and_waits_on_a_runti
 }
 
 #[test]
+fn a_runtime_without_timers_is_refused_before_anything_is_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    let names_the_remedy = |call: &str, answer: Result<(), Error>| {
+        let Err(error) = answer else { panic!("{call} answers without timers") };
+        assert!(matches!(error, Error::NoTimers { .. }), "{call}: {error}");
+        assert!(error.to_string().contains("`.enable_all()`"), "{call}: {error}");
+    };
+    let without = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let whole = tokio::runtime::Runtime::new().unwrap();
+    for url in addresses(&folder) {
+        names_the_remedy("connect", without.block_on(Bus::connect(&url)).map(drop));
+        let bus = whole.block_on(Bus::connect(&url)).unwrap();
+        names_the_remedy("run_until", without.block_on(bus.run_until(async {})));
+        names_the_remedy("shutdown", without.block_on(bus.shutdown()));
+        whole.block_on(bus.shutdown()).unwrap();
+    }
+    let broker = eventbus::memory::MemoryBroker::new();
+    names_the_remedy("broker", without.block_on(Bus::builder().broker(broker)).map(drop));
+}
+
+#[test]
 fn a_bus_whose_runtime_has_ended_says_so() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let bus = runtime.block_on(Bus::connect("memory:")).unwrap();

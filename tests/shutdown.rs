@@ -11,7 +11,7 @@ use eventbus::{Bus, Envelope, Error, Outcome, PublishError};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use support::{Ping, Seen, bus, bus_with};
+use support::{Ping, Seen, bus, bus_with, pings};
 use tokio::time::{Instant, sleep};
 
 #[tokio::test(start_paused = true)]
@@ -167,6 +167,26 @@ async fn a_bus_that_was_shut_down_says_so() {
     assert!(matches!(bus.on(|_: Arc<Ping>| async {}).group("late").await, Err(Error::Closed)));
     let all = bus.publish_all([&Ping { number: 1 }, &Ping { number: 2 }]).await;
     assert!(all.iter().all(|result| matches!(result, Err(PublishError::Closed { .. }))), "{all:?}");
+}
+
+#[tokio::test]
+async fn who_waits_for_a_bus_that_was_not_started_is_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    for url in ["memory:".to_owned(), format!("sqlite:{}", folder.path().join("log.db").display())] {
+        let bus = Bus::builder().without_subscriptions().connect(&url).await.unwrap();
+        bus.publish(&Ping { number: 1 }).await.unwrap();
+        bus.settled().await.expect("nobody is to handle it");
+        let seen = pings(&bus, "late").await;
+        bus.settled().await.expect("nothing waits for the subscription");
+        bus.publish(&Ping { number: 2 }).await.unwrap();
+        let error = bus.settled().await.unwrap_err();
+        assert!(matches!(error, Error::NotStarted), "{url}: {error}");
+        assert!(error.to_string().contains("`bus.start()`"), "{url}: {error}");
+        bus.start().unwrap();
+        bus.settled().await.unwrap();
+        assert_eq!(seen.all(), [2]);
+        bus.shutdown().await.unwrap();
+    }
 }
 
 #[tokio::test]

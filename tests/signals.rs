@@ -234,7 +234,8 @@ fn a_shutdown_that_is_cut_short_says_what_is_left() {
     let lines = program.read_until("ended");
     let said = lines.last().unwrap();
     assert!(said.contains("4 deliveries were not finished") && said.contains("lost"), "{said}");
-    assert!(said.contains("`drain` is 600s"), "{said}");
+    assert!(said.contains("`drain` is 600s") && said.contains("a second signal ended the bus"), "{said}");
+    assert!(!said.contains("set a longer `drain`"), "{said}");
 }
 
 /// Sends a signal to a child that was not waited for yet, so that its number is still its own.

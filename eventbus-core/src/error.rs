@@ -85,6 +85,20 @@ pub enum Error {
         /// What was called.
         call: &'static str,
     },
+    /// The tokio runtime around a call has no timers, which retries, timeouts and the end of a bus need.
+    #[error(
+        "`{call}` was called on a tokio runtime without timers; build the runtime with `.enable_all()`, as \
+         `#[eventbus::main]` and `#[tokio::main]` do"
+    )]
+    NoTimers {
+        /// What was called.
+        call: &'static str,
+    },
+    /// Events wait for the subscriptions of a bus that was not started, so waiting for them would never end.
+    #[error(
+        "events wait to be handled, and the bus was not started; call `bus.start()` before `bus.settled()`"
+    )]
+    NotStarted,
     /// A replay was refused.
     #[error("cannot replay `{group}`: {reason}")]
     Replay {
@@ -107,10 +121,11 @@ pub enum Error {
     },
     /// The bus has ended before everything was handled that it had accepted.
     #[error(
-        "{} not finished when the bus ended, {after:.1?} after its shutdown began (`drain` is {}): {}",
+        "{} not finished when {}, {after:.1?} after its shutdown began (`drain` is {}): {}",
         deliveries(*unfinished),
+        if *cut_short { "a second signal ended the bus" } else { "the bus ended" },
         limit(*drain),
-        what_became(*unfinished, *lost)
+        what_became(*unfinished, *lost, *cut_short)
     )]
     Drain {
         /// How many deliveries were accepted and are not settled, as far as they were at hand: those that were being
@@ -119,6 +134,8 @@ pub enum Error {
         /// How many of these are lost, since the broker keeps them in memory only. A durable broker delivers the others
         /// again.
         lost: usize,
+        /// Whether a second signal cut the shutdown short.
+        cut_short: bool,
         /// How long the bus has waited for them. Shorter than `drain` where a second signal cut it short, or where the
         /// bus was never started.
         after: Duration,
@@ -136,18 +153,19 @@ fn limit(drain: Duration) -> String {
     if drain == Duration::MAX { "without limit".to_owned() } else { format!("{drain:?}") }
 }
 
-fn what_became(unfinished: usize, lost: usize) -> String {
+fn what_became(unfinished: usize, lost: usize, cut_short: bool) -> String {
+    let remedy = match (lost, cut_short) {
+        (0, true) => "let a shutdown come to its end after the first signal",
+        (0, false) => "set a longer `drain`, or a shorter `timeout` for the handlers",
+        (_, true) => "let a shutdown come to its end after the first signal, or use a durable broker",
+        (_, false) => "start the bus before it is shut down, set a longer `drain`, or use a durable broker",
+    };
     let lost = match lost {
-        0 => return "delivered again by a broker that keeps them (set a longer `drain`, or a shorter `timeout` for the \
-                     handlers)"
-            .to_owned(),
+        0 => return format!("delivered again by a broker that keeps them ({remedy})"),
         all if all == unfinished => "lost".to_owned(),
         some => format!("{} of them lost", count(some)),
     };
-    format!(
-        "{lost}, since the broker keeps them in memory only (start the bus before it is shut down, set a longer `drain`, \
-         or use a durable broker)"
-    )
+    format!("{lost}, since the broker keeps them in memory only ({remedy})")
 }
 
 /// What is said of a cause, behind what is said of the error.
@@ -432,7 +450,7 @@ mod tests {
     fn the_end_of_a_bus_says_how_many_deliveries_are_left_and_what_becomes_of_them() {
         let text = |unfinished, lost| {
             let (after, drain) = (Duration::from_millis(1_234), Duration::from_secs(30));
-            Error::Drain { unfinished, lost, after, drain }.to_string()
+            Error::Drain { unfinished, lost, cut_short: false, after, drain }.to_string()
         };
         let one = text(1, 0);
         assert!(one.starts_with("1 delivery was not finished when the bus ended, 1.2s after"), "{one}");
@@ -440,7 +458,8 @@ mod tests {
         let all = text(50, 50);
         assert!(all.starts_with("50 deliveries were not finished") && all.contains(": lost, since"), "{all}");
         assert!(text(3, 2).contains("2 of them lost"), "{}", text(3, 2));
-        let endless = Error::Drain { unfinished: 1, lost: 1, after: Duration::ZERO, drain: Duration::MAX };
+        let (after, drain) = (Duration::ZERO, Duration::MAX);
+        let endless = Error::Drain { unfinished: 1, lost: 1, cut_short: false, after, drain };
         assert!(endless.to_string().contains("`drain` is without limit"), "{endless}");
     }
 

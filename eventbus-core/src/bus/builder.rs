@@ -1,6 +1,6 @@
 //! The builder: everything that is settled before a bus opens its broker.
 
-use super::home::Home;
+use super::home::{Home, needs_timers};
 use super::shutdown::{CLOSE, close_broker};
 use super::{Bus, Shared, Stage, address};
 use crate::broker::Broker;
@@ -217,7 +217,8 @@ impl BusBuilder {
     /// Connects to a broker that was made from its own settings, after the start-up checks.
     ///
     /// # Errors
-    /// [`Error::Startup`](crate::Error::Startup) with everything that the checks found, and what the broker reports.
+    /// [`Error::Startup`](crate::Error::Startup) with everything that the checks found,
+    /// [`Error::NoTimers`](crate::Error::NoTimers) on a tokio runtime without timers, and what the broker reports.
     ///
     /// # Cancel safety
     /// Dropped, there is no bus, and what was opened is let go of. The broker may know new groups from then on.
@@ -251,6 +252,7 @@ impl BusBuilder {
     }
 
     async fn open(self, broker: Arc<dyn Broker>) -> Result<Bus> {
+        needs_timers("connect")?;
         let subscribers = self.chosen();
         let subscriptions: Vec<_> = subscribers.iter().map(|subscriber| &subscriber.subscription).collect();
         let Findings { mistakes, warnings } = self.findings(&subscriptions, &*broker).await?;

@@ -4,6 +4,7 @@
 //! the bus, and says when it is dropped.
 
 use crate::error::{Error, Result, StartupError};
+use crate::foreign;
 use crate::publisher::Outlet;
 use crate::waiters::Waiters;
 use std::future::poll_fn;
@@ -11,6 +12,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
+use std::time::Duration;
 use tokio::runtime::{EnterGuard, Handle};
 use tokio::task::AbortHandle;
 
@@ -69,7 +71,17 @@ impl Home {
 
 /// Finds out before anything is begun whether a call is made where it can wait.
 pub(super) fn needs_runtime(call: &'static str) -> Result<()> {
-    Handle::try_current().map(drop).map_err(|_outside| Error::NoRuntime { call })
+    Handle::try_current().map_err(|_outside| Error::NoRuntime { call })?;
+    needs_timers(call)
+}
+
+/// Finds out whether the runtime around a call, where there is one, has timers. It says so by a panic only.
+pub(super) fn needs_timers(call: &'static str) -> Result<()> {
+    if Handle::try_current().is_err() {
+        return Ok(());
+    }
+    let timer = || drop(tokio::time::sleep(Duration::ZERO));
+    foreign::call("tokio", timer).map_err(|_panicked| Error::NoTimers { call })
 }
 
 impl Home {

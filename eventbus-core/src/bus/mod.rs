@@ -38,9 +38,11 @@ use crate::worker::{self, Lanes, Watchdog};
 use home::Home;
 use stage::Stage;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::ops::Deref;
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::runtime::Handle;
 
@@ -188,14 +190,45 @@ impl Bus {
     /// A handler that awaits this waits for itself, since its own event is not settled.
     ///
     /// # Errors
-    /// Where the broker cannot tell.
+    /// [`Error::NotStarted`] where events wait for subscriptions of a bus that was not started, so that this would never
+    /// resolve. Where the broker cannot tell.
     ///
     /// # Cancel safety
     /// Dropped, nothing has changed.
     pub async fn settled(&self) -> Result<()> {
         let settled = self.shared.broker.settled();
-        settled.ok_or_else(|| self.lacks("cannot tell whether everything is settled"))?.await;
+        let settled = settled.ok_or_else(|| self.lacks("cannot tell whether everything is settled"))?;
+        let mut settled = pin!(settled);
+        let is_settled = poll_fn(|context| Poll::Ready(settled.as_mut().poll(context).is_ready())).await;
+        if is_settled {
+            return Ok(());
+        }
+        match self.waits_for_start().await {
+            Some(true) => return Err(Error::NotStarted),
+            Some(false) => {}
+            None => settled.await,
+        }
         Ok(())
+    }
+
+    /// Whether events wait for the start of this bus, as long as it has yet to start.
+    async fn waits_for_start(&self) -> Option<bool> {
+        let begins = || {
+            let stage = self.shared.stage.lock();
+            !stage.running && !stage.closed && !stage.lanes.is_empty()
+        };
+        if !begins() {
+            return None;
+        }
+        // A broker that does not know how far groups are has told that something is not settled.
+        let Some(groups) = self.shared.broker.groups() else { return Some(true) };
+        let kept = groups.list().await.unwrap_or_default();
+        let subscriptions = self.subscriptions();
+        let waits = subscriptions.iter().any(|own| {
+            kept.iter()
+                .any(|state| (state.group == own.group && state.pattern == own.pattern) && state.backlog > 0)
+        });
+        begins().then_some(waits)
     }
 
     /// The subscriptions of this bus: those of the registry by their places in the source, then those that were
@@ -334,9 +367,9 @@ impl Drop for Shared {
 
 /// The answer of whichever future is done first; the other is dropped.
 async fn race<T>(first: impl Future<Output = T>, second: impl Future<Output = T>) -> T {
-    let (mut first, mut second) = (std::pin::pin!(first), std::pin::pin!(second));
-    std::future::poll_fn(|context| match first.as_mut().poll(context) {
-        std::task::Poll::Pending => second.as_mut().poll(context),
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    poll_fn(|context| match first.as_mut().poll(context) {
+        Poll::Pending => second.as_mut().poll(context),
         done => done,
     })
     .await

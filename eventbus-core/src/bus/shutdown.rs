@@ -88,7 +88,8 @@ impl Bus {
     /// # Errors
     /// [`Error::Drain`] where something was accepted and not handled: handlers were cut off, retries were waiting, or
     /// the bus was never started, and the broker keeps nothing. What the broker reports, also where it does not close
-    /// in time. [`Error::NoRuntime`] outside of a tokio runtime, and then nothing has ended.
+    /// in time. [`Error::NoRuntime`] outside of a tokio runtime, [`Error::NoTimers`] on one without timers, and then nothing has
+    /// ended.
     ///
     /// # Cancel safety
     /// Dropped before it is done, the bus has ended all the same; handlers that run are not waited for.
@@ -145,7 +146,7 @@ impl Bus {
         };
         let _ = timeout_at(deadline, race(finished, shared.home.ended())).await;
         let last = deadline.max(Instant::now() + CLOSE);
-        let left = self.cut_off((began, drain), last).await;
+        let left = self.cut_off((began, drain), last, false).await;
         self.let_go();
         drop((lanes, replays));
         let closed = close_broker(&*shared.broker, last, "within the drain time").await;
@@ -185,7 +186,7 @@ impl Bus {
     async fn cut_short(&self) -> Error {
         let now = Instant::now();
         let closing = self.shared.stage.lock().closing.unwrap_or((now, self.shared.drain));
-        let left = self.cut_off(closing, now + COME_BACK).await;
+        let left = self.cut_off(closing, now + COME_BACK, true).await;
         left.unwrap_or_else(|| did_not_close(&*self.shared.broker, "before a second signal came"))
     }
 
@@ -193,7 +194,12 @@ impl Bus {
     /// any more. What to say of it, where there was something. Replays do not count: they can be made again.
     ///
     /// What a broker has lost is not known while it is asked, so that is waited for until `last`.
-    async fn cut_off(&self, (began, drain): (Instant, Duration), last: Instant) -> Option<Error> {
+    async fn cut_off(
+        &self,
+        (began, drain): (Instant, Duration),
+        last: Instant,
+        cut_short: bool,
+    ) -> Option<Error> {
         // Who waits for room is told before it is counted what the queues hold.
         self.shared.outlet.close();
         let (live, replays) = {
@@ -230,7 +236,8 @@ impl Bus {
             unfinished += handled.max(lost_here);
             lost += lost_here;
         }
-        let left = (unfinished > 0).then(|| Left { unfinished, lost, after: began.elapsed(), drain });
+        let left =
+            (unfinished > 0).then(|| Left { unfinished, lost, cut_short, after: began.elapsed(), drain });
         let left = {
             let mut stage = self.shared.stage.lock();
             // Whoever began this may be among those that were cut off, so others tell of it as well.

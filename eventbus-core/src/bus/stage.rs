@@ -38,14 +38,15 @@ pub(super) struct Stage {
 pub(super) struct Left {
     pub(super) unfinished: usize,
     pub(super) lost: usize,
+    pub(super) cut_short: bool,
     pub(super) after: Duration,
     pub(super) drain: Duration,
 }
 
 impl Left {
     pub(super) fn error(self) -> Error {
-        let Self { unfinished, lost, after, drain } = self;
-        Error::Drain { unfinished, lost, after, drain }
+        let Self { unfinished, lost, cut_short, after, drain } = self;
+        Error::Drain { unfinished, lost, cut_short, after, drain }
     }
 }
 
