@@ -10,7 +10,7 @@ use eventbus::{BoxError, Bus, Envelope, Error, Event, EventId, Topic, subscribe}
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
-use support::{Log, Ping, bus, bus_with};
+use support::{Log, Ping, bus, bus_with, pings};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -104,6 +104,20 @@ async fn the_store_is_bounded_and_says_what_it_drops() {
     assert!(
         text.lines().any(|line| line.contains("oldest dead letter") && line.contains(&ids[0].to_string()))
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_bus_that_was_not_started_is_told_so() {
+    let (log, _guard) = Log::capture();
+    let (bus, _broker) = bus().await;
+    let seen = pings(&bus, "late").await;
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    let waiting = tokio::time::timeout(Duration::from_secs(2), bus.settled()).await;
+    waiting.expect_err("nothing is handled");
+    assert!(log.text().contains("call `bus.start()`"), "{}", log.text());
+    bus.start().unwrap();
+    bus.settled().await.unwrap();
+    assert_eq!(seen.all(), [1]);
 }
 
 /// Its handler ignores the error of its publish.

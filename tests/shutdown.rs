@@ -170,26 +170,6 @@ async fn a_bus_that_was_shut_down_says_so() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_bus_that_was_not_started_is_told_so() {
-    let folder = tempfile::tempdir().unwrap();
-    for url in ["memory:".to_owned(), format!("sqlite:{}", folder.path().join("log.db").display())] {
-        let bus = Bus::builder().without_subscriptions().connect(&url).await.unwrap();
-        bus.publish(&Ping { number: 1 }).await.unwrap();
-        bus.settled().await.expect("nobody is to handle it");
-        let seen = pings(&bus, "late").await;
-        bus.settled().await.expect("nothing waits for the subscription");
-        bus.publish(&Ping { number: 2 }).await.unwrap();
-        let error = bus.settled().await.unwrap_err();
-        assert!(matches!(error, Error::NotStarted), "{url}: {error}");
-        assert!(error.to_string().contains("`bus.start()`"), "{url}: {error}");
-        bus.start().unwrap();
-        bus.settled().await.unwrap();
-        assert_eq!(seen.all(), [2]);
-        bus.shutdown().await.unwrap();
-    }
-}
-
-#[tokio::test]
 async fn a_bus_without_subscriptions_publishes_and_refuses_to_run() {
     let (bus, _broker) = bus().await;
     bus.publish(&Ping { number: 1 }).await.expect("a publisher knows nobody");

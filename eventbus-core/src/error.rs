@@ -94,11 +94,6 @@ pub enum Error {
         /// What was called.
         call: &'static str,
     },
-    /// Events wait for the subscriptions of a bus that was not started, so waiting for them would never end.
-    #[error(
-        "events wait to be handled, and the bus was not started; call `bus.start()` before `bus.settled()`"
-    )]
-    NotStarted,
     /// A replay was refused.
     #[error("cannot replay `{group}`: {reason}")]
     Replay {

@@ -187,48 +187,29 @@ impl Bus {
     /// # }
     /// ```
     ///
-    /// A handler that awaits this waits for itself, since its own event is not settled.
+    /// A handler that awaits this waits for itself, since its own event is not settled. Where the bus was not started, so
+    /// that nothing is handled, a warning says so after a second.
     ///
     /// # Errors
-    /// [`Error::NotStarted`] where events wait for subscriptions of a bus that was not started, so that this would never
-    /// resolve. Where the broker cannot tell.
+    /// Where the broker cannot tell.
     ///
     /// # Cancel safety
     /// Dropped, nothing has changed.
     pub async fn settled(&self) -> Result<()> {
         let settled = self.shared.broker.settled();
         let settled = settled.ok_or_else(|| self.lacks("cannot tell whether everything is settled"))?;
-        let mut settled = pin!(settled);
-        let is_settled = poll_fn(|context| Poll::Ready(settled.as_mut().poll(context).is_ready())).await;
-        if is_settled {
-            return Ok(());
-        }
-        match self.waits_for_start().await {
-            Some(true) => return Err(Error::NotStarted),
-            Some(false) => {}
-            None => settled.await,
-        }
-        Ok(())
-    }
-
-    /// Whether events wait for the start of this bus, as long as it has yet to start.
-    async fn waits_for_start(&self) -> Option<bool> {
-        let begins = || {
-            let stage = self.shared.stage.lock();
-            !stage.running && !stage.closed && !stage.lanes.is_empty()
+        let warn = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if self.shared.stage.lock().waits_for_start() {
+                log::warn!(
+                    target: "eventbus",
+                    "`settled` waits for a bus that was not started, so that nothing is handled; call `bus.start()`"
+                );
+            }
+            std::future::pending().await
         };
-        if !begins() {
-            return None;
-        }
-        // A broker that does not know how far groups are has told that something is not settled.
-        let Some(groups) = self.shared.broker.groups() else { return Some(true) };
-        let kept = groups.list().await.unwrap_or_default();
-        let subscriptions = self.subscriptions();
-        let waits = subscriptions.iter().any(|own| {
-            kept.iter()
-                .any(|state| (state.group == own.group && state.pattern == own.pattern) && state.backlog > 0)
-        });
-        begins().then_some(waits)
+        race(settled, warn).await;
+        Ok(())
     }
 
     /// The subscriptions of this bus: those of the registry by their places in the source, then those that were

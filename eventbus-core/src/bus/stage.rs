@@ -69,6 +69,11 @@ impl Stage {
         })
     }
 
+    /// Whether there are subscriptions that nobody has started.
+    pub(super) fn waits_for_start(&self) -> bool {
+        !self.running && !self.closed && !self.lanes.is_empty()
+    }
+
     /// The subscriptions of the bus, those included that are being opened.
     pub(super) fn subscriptions(&self) -> impl Iterator<Item = &Subscription> {
         let opened = self.lanes.iter().map(|lanes| lanes.subscription());
