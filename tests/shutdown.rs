@@ -11,7 +11,7 @@ use eventbus::{Bus, Envelope, Error, Outcome, PublishError};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use support::{Ping, Seen, bus, bus_with, pings};
+use support::{Ping, Seen, bus, bus_with};
 use tokio::time::{Instant, sleep};
 
 #[tokio::test(start_paused = true)]
