@@ -126,15 +126,17 @@ impl TestBus {
     #[track_caller]
     pub fn published<E: Event>(&self) -> Vec<Arc<E>> {
         let published = self.published_envelopes();
-        let of_topic = published.iter().filter(|envelope| envelope.topic().as_str() == E::META.topic);
-        of_topic
-            .map(|envelope| match envelope.event() {
-                Ok(event) => event,
+        let mut events = Vec::new();
+        // In a closure, the panic would be at a line of ours.
+        for envelope in published.iter().filter(|envelope| envelope.topic().as_str() == E::META.topic) {
+            match envelope.event() {
+                Ok(event) => events.push(event),
                 Err(error) => {
                     panic!("an event on \"{}\" is not a `{}`: {error}", E::META.topic, E::META.name)
                 }
-            })
-            .collect()
+            }
+        }
+        events
     }
 
     /// The envelopes of everything that was published so far, in their order.
@@ -159,16 +161,33 @@ impl TestBus {
     }
 
     /// How many attempts the handler of a group made: `attempts(send_confirmation::SUBSCRIBER)`, or by name.
+    ///
+    /// # Panics
+    /// Where there is no such group; the message lists those that there are.
     #[must_use]
+    #[track_caller]
     pub fn attempts(&self, group: impl AsRef<str>) -> usize {
         self.handled(group).len()
     }
 
     /// Every attempt of the handler of a group, in their order.
+    ///
+    /// # Panics
+    /// Where there is no such group; the message lists those that there are.
     #[must_use]
+    #[track_caller]
     pub fn handled(&self, group: impl AsRef<str>) -> Vec<HandledAttempt> {
         let group = group.as_ref();
-        self.record.happened().attempts.iter().filter(|attempt| attempt.group == group).cloned().collect()
+        let happened = self.record.happened();
+        let handled: Vec<_> =
+            happened.attempts.iter().filter(|attempt| attempt.group == group).cloned().collect();
+        drop(happened);
+        let groups: Vec<_> =
+            self.bus.subscriptions().into_iter().map(|subscription| subscription.group).collect();
+        // One that was stopped meanwhile is known by what it has handled.
+        let known = !handled.is_empty() || groups.iter().any(|known| known == group);
+        assert!(known, "there is no group `{group}` on the bus of this test, but: {}", groups.join(", "));
+        handled
     }
 
     /// The dead letters so far, in their order.

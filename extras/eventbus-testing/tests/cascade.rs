@@ -121,11 +121,20 @@ async fn a_group_that_begins_at_the_earliest_event_can_be_tested() {
 
 #[test]
 fn an_event_that_is_refused_names_the_line_of_the_test() {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let bus = runtime.block_on(TestBus::start(Bus::builder().without_subscriptions()));
     let line = line!() + 1;
     let publish = bus.publish_to("not a topic", &1);
     let panic = catch_unwind(AssertUnwindSafe(|| runtime.block_on(publish))).unwrap_err();
     let text = panic.downcast_ref::<String>().unwrap();
     assert!(text.contains(&format!("{}:{line}", file!())) && text.contains("not a topic"), "{text}");
+}
+
+#[tokio::test]
+async fn a_group_that_is_not_there_is_no_group_without_attempts() {
+    let bus = TestBus::start(Bus::builder().only([pack::SUBSCRIBER])).await;
+    assert_eq!(bus.attempts(pack::SUBSCRIBER), 0);
+    let panic = catch_unwind(AssertUnwindSafe(|| bus.attempts("eventbus-testing.pakc"))).unwrap_err();
+    let text = panic.downcast_ref::<String>().unwrap();
+    assert!(text.contains("`eventbus-testing.pakc`") && text.contains("eventbus-testing.pack"), "{text}");
 }
