@@ -196,7 +196,15 @@ impl Drop for Running {
 
 impl Running {
     fn start(command: &mut Command) -> Self {
-        Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Until it is the binary, signals may still be ignored.
+        let program = std::path::PathBuf::from(format!("/proc/{}/exe", child.id()));
+        while cfg!(target_os = "linux")
+            && !program.read_link().is_ok_and(|program| program.ends_with("eventbus"))
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Self(child)
     }
 
     /// Sends a signal, and waits for the end: how it ended, and what it said.
