@@ -19,6 +19,7 @@ const FLOORS: [&[&str]; 7] = [
         "log",
         "finite",
         "printable",
+        "signals",
         "counted",
         "media_type",
         "aside",

@@ -55,6 +55,8 @@ mod outcome;
 pub mod printable;
 mod publisher;
 mod registry;
+#[doc(hidden)]
+pub mod signals;
 mod state;
 #[doc(hidden)]
 pub mod stderr;

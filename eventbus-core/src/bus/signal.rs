@@ -10,6 +10,7 @@ use crate::error::{BrokerError, Error, Result};
 use crate::foreign;
 use crate::log;
 use crate::printable::printable;
+use crate::signals::Listener;
 use crate::stderr;
 use crate::worker::Lanes;
 use std::io;
@@ -273,42 +274,4 @@ fn end(writes: mpsc::Receiver<()>) -> ! {
     };
     let _ = std::thread::Builder::new().name("eventbus-exit".to_owned()).spawn(kill);
     std::process::exit(1)
-}
-
-/// Ctrl-C, and SIGTERM where there is one.
-struct Listener {
-    #[cfg(unix)]
-    interrupt: tokio::signal::unix::Signal,
-    #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl Listener {
-    /// Listens from now on.
-    #[cfg(unix)]
-    fn new() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    /// The next signal.
-    #[cfg(unix)]
-    async fn next(&mut self) {
-        race(self.interrupt.recv(), self.terminate.recv()).await;
-    }
-
-    /// Listens from now on.
-    #[cfg(not(unix))]
-    fn new() -> io::Result<Self> {
-        Ok(Self {})
-    }
-
-    /// The next signal.
-    #[cfg(not(unix))]
-    async fn next(&mut self) {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
 }

@@ -3,6 +3,7 @@
 //! A verb that only looks ends as the system ends a program. `run` has the signals of its bus.
 
 use crate::failure::{Failure, Result};
+use eventbus_core::signals::Listener;
 use std::io;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -74,45 +75,4 @@ pub(crate) fn leave_interrupts() {
     // What has registered once stays; where it cannot, Ctrl-C ends the program as it always did.
     #[cfg(unix)]
     drop(tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()));
-}
-
-const SIGINT: u8 = 2;
-
-/// Ctrl-C, and SIGTERM where there is one.
-struct Listener {
-    #[cfg(unix)]
-    interrupt: tokio::signal::unix::Signal,
-    #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Listener {
-    fn new() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn next(&mut self) -> u8 {
-        const SIGTERM: u8 = 15;
-        tokio::select! {
-            _ = self.interrupt.recv() => SIGINT,
-            _ = self.terminate.recv() => SIGTERM,
-        }
-    }
-}
-
-#[cfg(not(unix))]
-impl Listener {
-    fn new() -> io::Result<Self> {
-        Ok(Self {})
-    }
-
-    async fn next(&mut self) -> u8 {
-        match tokio::signal::ctrl_c().await {
-            Ok(()) => SIGINT,
-            Err(_) => std::future::pending().await,
-        }
-    }
 }
