@@ -46,11 +46,10 @@ pub fn events() -> Vec<&'static EventMeta> {
 #[doc(hidden)]
 #[must_use]
 pub fn read(envelope: &Envelope) -> Option<(&'static EventMeta, Result<Attributes, DecodeError>)> {
-    let mut readers = registry::readers();
-    readers.retain(|(event, _)| event.topic == envelope.event_type());
     let version = envelope.version();
-    let of_version = readers.iter().find(|(event, _)| event.version == version);
-    let &(event, reader) = of_version.or(readers.last())?;
+    let mut readers = registry::readers().iter().filter(|(event, _)| event.topic == envelope.event_type());
+    let of_version = readers.clone().find(|(event, _)| event.version == version);
+    let &(event, reader) = of_version.or_else(|| readers.next_back())?;
     let read = || reader(version, envelope.content_type(), envelope.payload()?);
     let panicked = |panicked: Panicked| DecodeError::Malformed { event, cause: panicked.into_text().into() };
     match call("the codec of an event", read).unwrap_or_else(|text| Err(panicked(text))) {

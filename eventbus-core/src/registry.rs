@@ -183,18 +183,21 @@ pub fn subscribers() -> &'static [&'static Subscriber] {
 
 /// Every event type of the program, by topic and version.
 pub(crate) fn events() -> Vec<&'static EventMeta> {
-    readers().into_iter().map(|(event, _)| event).collect()
+    readers().iter().map(|(event, _)| *event).collect()
 }
 
 /// Every event type of the program with what reads its payloads, by topic and version.
-pub(crate) fn readers() -> Vec<(&'static EventMeta, Reader)> {
-    let mut readers: Vec<_> = entries()
-        .filter_map(
-            |entry| if let Entry::Event(event, reader) = entry { Some((event, reader)) } else { None },
-        )
-        .collect();
-    readers.sort_by_key(|(event, _)| (event.topic, event.version, event.file, event.line));
-    readers
+pub(crate) fn readers() -> &'static [(&'static EventMeta, Reader)] {
+    static SORTED: OnceLock<Vec<(&'static EventMeta, Reader)>> = OnceLock::new();
+    SORTED.get_or_init(|| {
+        let mut readers: Vec<_> = entries()
+            .filter_map(
+                |entry| if let Entry::Event(event, reader) = entry { Some((event, reader)) } else { None },
+            )
+            .collect();
+        readers.sort_by_key(|(event, _)| (event.topic, event.version, event.file, event.line));
+        readers
+    })
 }
 
 /// Every catalog of the program, by package.
