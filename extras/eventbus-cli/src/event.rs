@@ -50,7 +50,7 @@ fn content_type(envelope: &Envelope) -> &str {
 ///
 /// Attributes and extensions stand under their CloudEvents names. A header whose name CloudEvents allows is an
 /// extension, too; the others, and those that are named as an attribute is, are members of `headers`. So
-/// [`cloudevents::envelope`] reads back the same event.
+/// [`cloudevents::read`] reads back the same event.
 pub(crate) fn object(offset: Option<Offset>, envelope: &Envelope) -> Result<Object> {
     let mut object = Object::new();
     if let Some(offset) = offset {

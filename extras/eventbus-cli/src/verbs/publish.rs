@@ -12,6 +12,7 @@ use eventbus_core::printable::printable;
 use eventbus_core::{Bus, Envelope, EventId, Pattern, PublishError, Topic, census};
 use eventbus_grammar::{distance, is_near};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::value::RawValue;
 use std::collections::BTreeSet;
 use std::future::IntoFuture;
 use std::io::{self, BufRead, IsTerminal, Read};
@@ -186,30 +187,26 @@ impl Publish {
         let (read, events) = mpsc::channel(BATCH);
         let unread = read.clone();
         let thread = move || {
+            let of_event = |(number, event): (usize, Result<Box<RawValue>, String>)| {
+                let event = event.and_then(|event| {
+                    let event = cloudevents::read(&event, source.topic.as_ref())?;
+                    // What `log --json` wrote without a key was published without.
+                    self.read(event.envelope, !event.ours)
+                });
+                event.map_err(|error| format!("event {}: {error}", number + 1))
+            };
+            let of_line = |line: Result<(usize, Bytes), String>| {
+                let (number, line) = line?;
+                let topic = source.topic.clone().ok_or("there is no topic")?;
+                self.envelope(topic, line).map_err(|error| format!("line {number}: {error}"))
+            };
+            let text = source.open();
+            let mut events: Box<dyn Iterator<Item = _>> = match self.cloudevents {
+                true => Box::new(cloudevents::events(text).enumerate().map(of_event)),
+                false => Box::new(lines(text).map(of_line)),
+            };
             // Nobody listens once the publishing has ended.
-            if self.cloudevents {
-                for (number, event) in cloudevents::events(source.open()).enumerate() {
-                    let event = event.and_then(|event| {
-                        let event = cloudevents::read(&event, source.topic.as_ref())?;
-                        // What `log --json` wrote without a key was published without.
-                        self.read(event.envelope, !event.ours)
-                    });
-                    let event = event.map_err(|error| format!("event {}: {error}", number + 1));
-                    if read.blocking_send(event).is_err() {
-                        return;
-                    }
-                }
-            } else {
-                for line in lines(source.open()) {
-                    let event = line.and_then(|(number, line)| {
-                        let topic = source.topic.clone().ok_or("there is no topic")?;
-                        self.envelope(topic, line).map_err(|error| format!("line {number}: {error}"))
-                    });
-                    if read.blocking_send(event).is_err() {
-                        return;
-                    }
-                }
-            }
+            let _ = events.try_for_each(|event| read.blocking_send(event));
         };
         if let Err(error) = std::thread::Builder::new().name("eventbus-input".to_owned()).spawn(thread) {
             let _ = unread.try_send(Err(cannot_read(&error)));
@@ -261,14 +258,11 @@ struct Doubts(BTreeSet<(Topic, u32)>);
 impl Doubts {
     fn say(&mut self, out: &mut Output, envelope: &Envelope) {
         let (topic, version) = (envelope.topic(), envelope.version());
-        if self.0.contains(&(topic.clone(), version)) {
+        if !self.0.insert((topic.clone(), version)) {
             return;
         }
-        self.0.insert((topic.clone(), version));
-        if let Some(known) = slip(topic.as_str()) {
-            out.warn(&format!(
-                "no event of this program has the topic \"{topic}\"; did you mean \"{known}\"?"
-            ));
+        if let Some(meant) = slip(topic.as_str()) {
+            warn_of_slip(out, topic.as_str(), meant);
         }
         let events = census::events();
         let known: BTreeSet<_> = events
@@ -290,27 +284,32 @@ impl Doubts {
     }
 }
 
-/// The topic that was meant, most likely, where the program has it and not this one.
-pub(super) fn slip(topic: &str) -> Option<&'static str> {
+/// The topics of the program's event types and catalogs.
+fn known_topics() -> impl Iterator<Item = &'static str> {
     let events = census::events().into_iter().map(|event| event.topic);
-    let known = events.chain(census::catalogs().into_iter().flat_map(|catalog| catalog.topics).copied());
-    let nearest = known.min_by_key(|known| distance(topic, known))?;
+    events.chain(census::catalogs().into_iter().flat_map(|catalog| catalog.topics).copied())
+}
+
+/// The topic that was meant, most likely, where the program has it and not this one.
+fn slip(topic: &str) -> Option<&'static str> {
+    let nearest = known_topics().min_by_key(|known| distance(topic, known))?;
     (nearest != topic && is_near(topic, nearest)).then_some(nearest)
+}
+
+fn warn_of_slip(out: &mut Output, topic: &str, meant: &str) {
+    out.warn(&format!("no event of this program has the topic \"{topic}\"; did you mean \"{meant}\"?"));
 }
 
 /// Says which topic of the program was meant, most likely, where a pattern is none of them.
 pub(super) fn doubt(out: &mut Output, pattern: &Pattern) {
-    let events = census::events().into_iter().map(|event| event.topic);
-    let known: Vec<_> =
-        events.chain(census::catalogs().into_iter().flat_map(|catalog| catalog.topics).copied()).collect();
-    if known.iter().any(|known| pattern.matches(known)) {
+    if known_topics().any(|known| pattern.matches(known)) {
         return;
     }
     let pattern = pattern.as_str();
     // Only a part of it was written.
-    let part = known.into_iter().find(|known| known.split('.').any(|token| token == pattern));
+    let part = known_topics().find(|known| known.split('.').any(|token| token == pattern));
     if let Some(meant) = part.or_else(|| slip(pattern)) {
-        out.warn(&format!("no event of this program has the topic \"{pattern}\"; did you mean \"{meant}\"?"));
+        warn_of_slip(out, pattern, meant);
     }
 }
 
