@@ -2,8 +2,9 @@
 //!
 //! serde_json writes NaN and the infinities as `null`, so they would be handled live and come back as something else,
 //! or not at all. What is nested deeper than serde_json reads again would be a dead letter in every replay, and end the
-//! process where it is too deep for the stack. [`check`] walks through a value as a serializer that keeps nothing: for most types the compiler leaves
-//! nothing of it, so that it can stand before every publish, also of events that are never encoded.
+//! process where it is too deep for the stack. [`check`] walks through a value as a serializer that keeps
+//! nothing: for most types the compiler leaves nothing of it, so that it can stand before every publish, also of
+//! events that are never encoded.
 
 use serde::Serialize;
 use serde::ser::{self, Serializer};

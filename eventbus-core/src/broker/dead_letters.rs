@@ -226,9 +226,9 @@ pub trait DeadLetters: Send + Sync + 'static {
 
     /// Delivers a dead letter again, to the group that gave it up and to no other, and removes it. With
     /// `payload` the envelope carries those bytes instead of its own. `Ok(false)` means that there is none
-    /// under `id` (any more); `Ok(true)` that the group gets it, kept as well as what is published, and that its attempts begin anew. Another dead letter comes
-    /// of it if it fails again. Where the broker keeps a history, the payload stays with the event for this
-    /// group, in replays and rebuilds too.
+    /// under `id` (any more); `Ok(true)` that the group gets it, kept as well as what is published, and that
+    /// its attempts begin anew. Another dead letter comes of it if it fails again. Where the broker keeps a
+    /// history, the payload stays with the event for this group, in replays and rebuilds too.
     ///
     /// # Errors
     /// The dead letter stays: where the group listens on its topic no more, or has the event at hand already, where the

@@ -61,8 +61,8 @@ impl Bus {
     ///
     /// # Errors
     /// Awaited: [`Error::Replay`] where this bus has no such group, or a subscription of it is registered with
-    /// `replay = false`, and, once everything else is handled, where events failed; what the broker reports, also where it keeps no history; and [`Error::Closed`] where the
-    /// bus is shut down before the end.
+    /// `replay = false`, and, once everything else is handled, where events failed; what the broker reports,
+    /// also where it keeps no history; and [`Error::Closed`] where the bus is shut down before the end.
     ///
     /// # Cancel safety
     /// Dropped, the replay stops; handlers that run finish.

@@ -81,9 +81,9 @@ impl Bus {
     /// A publish that has begun before this is waited for; one that begins later is an error, unless a handler that
     /// still runs makes it. A broker that is not durable handles its backlog first. All of it may take as long as the
     /// bus's `drain` allows, as far as there is a runtime to handle it on, and the broker half a second more to close;
-    /// deliveries that are not done by then stay unsettled and are never acked. To shut down twice is to shut down once: the second call waits for the first,
-    /// and says what it has left. A handler of this bus that awaits this waits for itself, and is cut off: let it
-    /// tell whoever ends the program instead.
+    /// deliveries that are not done by then stay unsettled and are never acked. To shut down twice is to shut
+    /// down once: the second call waits for the first, and says what it has left. A handler of this bus that
+    /// awaits this waits for itself, and is cut off: let it tell whoever ends the program instead.
     ///
     /// # Errors
     /// [`Error::Drain`] where something was accepted and not handled: handlers were cut off, retries were waiting, or
