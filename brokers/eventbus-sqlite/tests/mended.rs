@@ -37,13 +37,19 @@ async fn model(bus: &Bus) -> (SubscriptionHandle, Seen<(u64, bool)>) {
     (handle, seen)
 }
 
-/// A log of four pings, of which one was refused and published again with another payload.
-async fn mended(log: &Log) {
+/// A log of four pings, of which one was refused.
+async fn refused(log: &Log) -> (Bus, Seen<(u64, bool)>) {
     let bus = log.bus().await;
     let (_handle, seen) = model(&bus).await;
     bus.start().unwrap();
     publish_pings(&bus, 0..4).await;
     settled(&bus).await;
+    (bus, seen)
+}
+
+/// A log of four pings, of which one was refused and published again with another payload.
+async fn mended(log: &Log) {
+    let (bus, seen) = refused(log).await;
     let letters = bus.dead_letters().unwrap();
     let (id, letter) = letters.list().await.unwrap().remove(0);
     assert_eq!(letter.reason, "2 is not a number");
@@ -81,11 +87,7 @@ async fn a_replay_and_a_rebuild_have_the_mended_payload_in_the_place_of_the_even
 #[tokio::test]
 async fn an_event_that_fails_neither_blocks_a_rebuild_that_skips_it_nor_becomes_a_dead_letter_once_more() {
     let log = Log::new();
-    let bus = log.bus().await;
-    let (_handle, seen) = model(&bus).await;
-    bus.start().unwrap();
-    publish_pings(&bus, 0..4).await;
-    settled(&bus).await;
+    let (bus, seen) = refused(&log).await;
     let letters = bus.dead_letters().unwrap();
     let (id, _) = letters.list().await.unwrap().remove(0);
     let swap = async || Ok::<(), BoxError>(());
