@@ -206,7 +206,7 @@ impl Publish {
                 false => Box::new(lines(text).map(of_line)),
             };
             // Nobody listens once the publishing has ended.
-            let _ = events.try_for_each(|event| read.blocking_send(event));
+            let _ = events.all(|event| read.blocking_send(event).is_ok());
         };
         if let Err(error) = std::thread::Builder::new().name("eventbus-input".to_owned()).spawn(thread) {
             let _ = unread.try_send(Err(cannot_read(&error)));
