@@ -15,7 +15,7 @@ const APPLICATION: i32 = 0x4576_4273;
 /// The first version, in SQLite's `user_version`, that is still read. Version 1 was in no release.
 const OLDEST: usize = 2;
 /// What creates a file of the oldest version, and brings one from each version to the next.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("mended.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("version_3.sql")];
 /// The version of the files that this program writes.
 const VERSION: usize = OLDEST + MIGRATIONS.len() - 1;
 /// How long to wait for another process that writes.
@@ -181,10 +181,16 @@ fn prepare(connection: &mut Connection, durability: Durability) -> rusqlite::Res
     }
     connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
     connection.pragma_update(None, "synchronous", durability.synchronous())?;
-    connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     connection.pragma_update(None, "journal_size_limit", WAL_SIZE)?;
     connection.pragma_update(None, "cache_size", -16_384)?;
+    // A migration may put a table in the place of one that others refer to. Within a transaction this cannot be changed.
+    connection.pragma_update(None, "foreign_keys", false)?;
+    migrate(connection)?;
+    connection.pragma_update(None, "foreign_keys", true)
+}
+
+fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     // Another process may have been faster.
     let version: usize = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;

@@ -64,15 +64,13 @@ create table subscription (
     owner text,
     leased_until integer not null default 0,
     lease integer not null default 0,
-    -- 1 where its owner has ended and not left it; 2 while its owner is shut down, whose end then counts nothing.
-    unclean integer not null default 0,
     checksum text generated always as (
         "group" || ' ' || pattern || ' ' || cursor || ' ' || reached || ' ' || coalesce(parts, '-') || ' '
-        || coalesce(owner, '-') || ' ' || leased_until || ' ' || lease || ' ' || unclean
+        || coalesce(owner, '-') || ' ' || leased_until || ' ' || lease
     ) stored,
     intact integer generated always as (
         checksum is "group" || ' ' || pattern || ' ' || cursor || ' ' || reached || ' ' || coalesce(parts, '-') || ' '
-        || coalesce(owner, '-') || ' ' || leased_until || ' ' || lease || ' ' || unclean
+        || coalesce(owner, '-') || ' ' || leased_until || ' ' || lease
     ) virtual,
     unique ("group", pattern)
 ) strict;
@@ -107,25 +105,6 @@ create table delivery (
 ) strict, without rowid;
 
 create index delivery_republished on delivery (subscription) where republished;
-
--- What may have ended a process, as far as handlers had it when one ended.
-create table suspect (
-    "group" text not null,
-    offset integer not null,
-    -- How often the process ended while it was alone in a handler.
-    crashes integer not null default 0,
-    -- How often it took so long that others were handled beside it.
-    outlasted integer not null default 0,
-    -- 1 while it is in a handler beside others, 2 while it is there alone.
-    begun integer not null default 0,
-    checksum text generated always as (
-        "group" || ' ' || offset || ' ' || crashes || ' ' || outlasted || ' ' || begun
-    ) stored,
-    intact integer generated always as (
-        checksum is "group" || ' ' || offset || ' ' || crashes || ' ' || outlasted || ' ' || begun
-    ) virtual,
-    primary key ("group", offset)
-) strict, without rowid;
 
 create table dead_letter (
     id integer primary key autoincrement,
@@ -166,10 +145,7 @@ select
             || strftime('-%m-%dT%H:%M:%S', e.time + 315569520000, 'unixepoch')
         end || format('.%06dZ', e.nanosecond / 1000) as time,
     e.key,
-    -- Without a media type it is taken for JSON; parameters say nothing about that.
-    case when e.content_type is null or trim(substr(e.content_type || ';', 1, instr(e.content_type || ';', ';') - 1)) = ''
-            or substr(e.content_type || ';', 1, instr(e.content_type || ';', ';') - 1) like '%json%'
-            or trim(e.content_type) like 'text/%'
+    case when e.content_type is null or e.content_type like '%json%' or e.content_type like 'text/%'
         then cast(e.payload as text) else hex(e.payload) end as payload,
     coalesce(e.type, t.name) as type,
     e.version,

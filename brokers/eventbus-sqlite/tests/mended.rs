@@ -198,18 +198,6 @@ async fn mended_payloads_follow_their_group_and_go_with_their_event() {
 }
 
 #[tokio::test]
-async fn a_log_of_the_version_before_gets_room_for_mended_payloads() {
-    let log = Log::new();
-    mended(&log).await;
-    let connection = Connection::open(log.path()).unwrap();
-    connection.execute_batch("drop table mended; pragma user_version = 2").unwrap();
-    drop(connection);
-    let broker = log.broker().await;
-    assert_eq!(broker.verify().await.unwrap(), [] as [&str; 0]);
-    assert_eq!(ask(&log, "select payload from mended"), [] as [&str; 0]);
-}
-
-#[tokio::test]
 async fn a_mended_payload_that_is_damaged_is_found_and_is_delivered_to_nobody() {
     let log = Log::new();
     mended(&log).await;
