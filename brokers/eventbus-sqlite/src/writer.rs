@@ -79,8 +79,18 @@ enum Culprit {
     Publishes,
     Job,
     Save,
-    /// Its beginning or its end.
+    /// Its beginning, or its end where nothing of it can be there.
     Transaction,
+    /// Its end, and what was written of it by then may be found after a crash.
+    Commit,
+}
+
+/// Why the publishers of a transaction get an error.
+#[derive(Clone, Copy)]
+enum Unconfirmed<'a> {
+    NotStored(&'a BrokerError),
+    /// It may be stored, or come back.
+    Unknown(&'a BrokerError),
 }
 
 impl Writer {
@@ -199,23 +209,27 @@ impl Writer {
                     Transaction { publishes: take(&mut transaction.publishes), ..Transaction::default() }
                 }
                 Culprit::Job | Culprit::Save => Transaction::default(),
-                Culprit::Transaction => take(&mut transaction),
+                Culprit::Transaction | Culprit::Commit => take(&mut transaction),
             };
-            self.give_up(failed, &error);
+            let unconfirmed = match culprit {
+                Culprit::Commit => Unconfirmed::Unknown(&error),
+                _ => Unconfirmed::NotStored(&error),
+            };
+            self.give_up(failed, &error, unconfirmed);
             result = Err(error);
         }
         result
     }
 
-    /// None of it is written.
-    fn give_up(&self, transaction: Transaction, error: &BrokerError) {
+    /// None of it is written, as far as is known.
+    fn give_up(&self, transaction: Transaction, error: &BrokerError, unconfirmed: Unconfirmed<'_>) {
         for job in transaction.jobs {
             job(None)(Err(error));
         }
         for claim in transaction.unsaved {
             self.store.writes.save(claim, When::AfterFailure);
         }
-        answer(transaction.publishes, Vec::new(), Some(error));
+        answer(transaction.publishes, Vec::new(), Some(unconfirmed));
         self.store.saved.tell();
     }
 
@@ -252,7 +266,11 @@ impl Writer {
                 return Err((Culprit::Save, error));
             }
         }
-        self.connection.execute_batch("commit").map_err(of_all)
+        self.connection.execute_batch("commit").map_err(|error| match error.sqlite_error_code() {
+            // A sync that fails says nothing of what has reached the disk.
+            Some(ErrorCode::SystemIoFailure) => (Culprit::Commit, error),
+            _ => of_all(error),
+        })
     }
 
     /// Begins a transaction. Where another program holds the file, that may take long, so all readers are woken first.
@@ -302,8 +320,9 @@ impl Writer {
         }
         let Written { stored, answers, saves, .. } = written;
         self.store.set_calling(true);
-        // Stored in a file that nobody finds is not stored.
-        answer(publishes, stored, self.store.file.check().err().as_ref());
+        // Stored in a file that nobody finds is not confirmed; it is there once somebody puts the file back.
+        let gone = self.store.file.check().err();
+        answer(publishes, stored, gone.as_ref().map(Unconfirmed::Unknown));
         self.call(others, topics);
         self.store.set_head(self.head);
         self.store.set_calling(false);
@@ -462,16 +481,25 @@ impl Transaction {
 }
 
 /// Answers the publishers.
-fn answer(publishes: Vec<Waiting>, stored: Vec<Result<Option<i64>, String>>, failed: Option<&BrokerError>) {
+fn answer(
+    publishes: Vec<Waiting>,
+    stored: Vec<Result<Option<i64>, String>>,
+    failed: Option<Unconfirmed<'_>>,
+) {
     let mut stored = stored.into_iter();
     let mut answer = |record: &Record| {
+        let topic = record.envelope.topic().to_string();
         let problem = match (failed, stored.next()) {
-            (Some(error), _) => error.to_string(),
+            // It would not be there, whatever became of the others.
+            (_, Some(Err(problem))) => problem,
+            (Some(Unconfirmed::Unknown(error)), _) => {
+                return Err(PublishError::Unconfirmed { topic, cause: error.to_string().into() });
+            }
+            (Some(Unconfirmed::NotStored(error)), _) => error.to_string(),
             (None, Some(Ok(_))) => return Ok(()),
-            (None, Some(Err(problem))) => problem,
             (None, None) => "the event was not written".to_owned(),
         };
-        Err(PublishError::Broker { topic: record.envelope.topic().to_string(), cause: problem.into() })
+        Err(PublishError::Broker { topic, cause: problem.into() })
     };
     for waiting in publishes {
         match waiting {
@@ -493,7 +521,7 @@ mod tests {
     use crate::SqliteBroker;
     use crate::faults::request;
     use eventbus_core::broker::Broker;
-    use eventbus_core::{Envelope, Topic};
+    use eventbus_core::{Envelope, PublishError, Topic};
     use rusqlite::Connection;
     use std::future::poll_fn;
     use std::sync::Arc;
@@ -536,6 +564,38 @@ mod tests {
         assert!(broker.store().writes.are_over());
         second.await.unwrap();
         broker.close().await.expect("to close it again is to close it once");
+    }
+
+    #[tokio::test]
+    async fn an_event_that_was_stored_in_a_log_that_is_gone_is_unconfirmed_and_not_said_to_be_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, elsewhere) = (folder.path().join("log.db"), folder.path().join("moved.db"));
+        let broker = SqliteBroker::open(&path).await.unwrap();
+        let writes = &broker.store().writes;
+        // While the writer is busy, what comes meanwhile gathers for its next transaction.
+        let (go, goes) = channel();
+        let gate = writes.run(move |_| {
+            goes.recv().expect("it goes on");
+            Ok(())
+        });
+        let envelope = Envelope::from_json(Topic::from_static("number.counted"), &1).unwrap();
+        let stored = broker.publish(Arc::new(envelope));
+        let (from, to) = (path.clone(), elsewhere.clone());
+        let moved = writes.run(move |_| {
+            std::fs::rename(from, to).unwrap();
+            // Until that is seen.
+            std::thread::sleep(Duration::from_millis(50));
+            Ok(())
+        });
+        go.send(()).unwrap();
+        gate.await.unwrap();
+        let error = stored.await.unwrap_err();
+        assert!(matches!(error, PublishError::Unconfirmed { .. }), "{error}");
+        let _ = moved.await;
+        std::fs::rename(elsewhere, &path).unwrap();
+        let file = Connection::open(&path).unwrap();
+        let events: u64 = file.query_row("select count(*) from event", [], |row| row.get(0)).unwrap();
+        assert_eq!(events, 1, "it is there once the log is back");
     }
 
     /// Counts how often a reader was woken.
