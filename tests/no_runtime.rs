@@ -1,5 +1,6 @@
 //! What needs a tokio runtime says so where there is none, and names what to write.
 
+use eventbus::broker::AuditQuery;
 use eventbus::{Bus, Error, Event, subscribe};
 use serde::{Deserialize, Serialize};
 use std::future::Future;
@@ -54,7 +55,7 @@ fn a_bus_is_not_connected_outside_of_a_runtime() {
 }
 
 #[test]
-fn a_connected_bus_starts_publishes_and_subscribes_anywhere_and_waits_on_a_runtime_only() {
+fn a_connected_bus_is_asked_and_published_on_anywhere_and_runs_and_ends_on_a_runtime_only() {
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for url in addresses(&folder) {
@@ -62,6 +63,12 @@ fn a_connected_bus_starts_publishes_and_subscribes_anywhere_and_waits_on_a_runti
         wait(async { bus.on(async |_: Arc<Rang>| {}).group("too").await.map(drop) }).unwrap();
         bus.start().unwrap();
         wait(async { bus.publish(Rang).await }).unwrap();
+        wait(bus.settled()).unwrap();
+        wait(bus.dead_letters().unwrap().list()).unwrap();
+        if let (Ok(groups), Ok(log)) = (bus.groups(), bus.audit_log()) {
+            assert_eq!(wait(groups.list()).unwrap().len(), 2);
+            assert_eq!(wait(log.query(AuditQuery::default())).unwrap().len(), 1);
+        }
         names_the_remedy("run", wait(bus.run()));
         names_the_remedy("run_until", wait(bus.run_until(async {})));
         names_the_remedy("replay", wait(async { bus.replay(open::SUBSCRIBER).await }));

@@ -13,6 +13,9 @@ use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::time::Sleep;
 
 /// The text of a panic in code of others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +56,12 @@ pub fn tell(called: &str, code: impl FnOnce()) {
 #[inline]
 pub fn log(write: impl FnOnce()) {
     let _ = call("the log", write);
+}
+
+/// A timer, where there is a runtime with timers around. That it has none, tokio says by a panic only.
+pub(crate) fn timer(duration: Duration) -> Option<Sleep> {
+    Handle::try_current().ok()?;
+    call("tokio", || tokio::time::sleep(duration)).ok()
 }
 
 /// Runs a future of others: polls it, and drops it once it has answered.

@@ -383,7 +383,11 @@ impl Store {
             if !self.is_backlogged(&elsewhere).await {
                 return;
             }
-            tokio::time::sleep(self.settings.poll_interval).await;
+            let pause = {
+                let _entered = self.readers.runtime().enter();
+                tokio::time::sleep(self.settings.poll_interval)
+            };
+            pause.await;
         }
     }
 

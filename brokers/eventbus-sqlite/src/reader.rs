@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Statement};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// How many readers there may be at once.
@@ -26,6 +27,8 @@ pub(crate) struct Readers {
     idle: Mutex<Vec<Reader>>,
     permits: Semaphore,
     closed: AtomicBool,
+    /// The runtime on which the log was opened.
+    runtime: Handle,
 }
 
 /// Leave to read; dropped, the next one may.
@@ -45,6 +48,7 @@ impl Readers {
             idle: Mutex::default(),
             permits: Semaphore::new(READERS),
             closed: AtomicBool::new(false),
+            runtime: Handle::current(),
         })
     }
 
@@ -59,7 +63,7 @@ impl Readers {
             return Err(closed());
         }
         let readers = Arc::clone(self);
-        let reading = tokio::task::spawn_blocking(move || {
+        let reading = self.runtime().spawn_blocking(move || {
             readers.file.check()?;
             let idle = readers.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut reader = match idle {
@@ -76,6 +80,11 @@ impl Readers {
             result
         });
         reading.await.map_err(|error| BrokerError::new("the log was not read").with_cause(error))?
+    }
+
+    /// The runtime around whoever asks, or that of the log.
+    pub(crate) fn runtime(&self) -> Handle {
+        Handle::try_current().unwrap_or_else(|_outside| self.runtime.clone())
     }
 
     fn is_closed(&self) -> bool {

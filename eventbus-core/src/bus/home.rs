@@ -75,13 +75,12 @@ pub(super) fn needs_runtime(call: &'static str) -> Result<()> {
     needs_timers(call)
 }
 
-/// Finds out whether the runtime around a call, where there is one, has timers. It says so by a panic only.
+/// Finds out whether the runtime around a call, where there is one, has timers.
 pub(super) fn needs_timers(call: &'static str) -> Result<()> {
     if Handle::try_current().is_err() {
         return Ok(());
     }
-    let timer = || drop(tokio::time::sleep(Duration::ZERO));
-    foreign::call("tokio", timer).map_err(|_panicked| Error::NoTimers { call })
+    foreign::timer(Duration::ZERO).map(drop).ok_or(Error::NoTimers { call })
 }
 
 impl Home {

@@ -199,8 +199,16 @@ impl Bus {
         let settled = self.shared.broker.settled();
         let settled = settled.ok_or_else(|| self.lacks("cannot tell whether everything is settled"))?;
         let warn = async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            if self.shared.stage.lock().waits_for_start() {
+            // Where there are no timers, nobody is warned.
+            let second = foreign::timer(Duration::from_secs(1));
+            let waits = match second {
+                Some(second) => {
+                    second.await;
+                    self.shared.stage.lock().waits_for_start()
+                }
+                None => false,
+            };
+            if waits {
                 log::warn!(
                     target: "eventbus",
                     "`settled` waits for a bus that was not started, so that nothing is handled; call `bus.start()`"

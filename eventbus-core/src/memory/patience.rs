@@ -1,14 +1,14 @@
 //! The patience of a publisher that waits for room: after a while it says what it waits for, and what to do.
 
 use super::queue::Queue;
+use crate::foreign;
 use crate::log;
 use crate::printable::printable;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::Context;
 use std::time::Duration;
-use tokio::runtime::Handle;
-use tokio::time::{Sleep, sleep};
+use tokio::time::Sleep;
 
 /// How long it waits before it looks whether anybody reads the queue.
 const LOOK: Duration = Duration::from_millis(700);
@@ -17,26 +17,27 @@ const LOOKS: u32 = 7;
 
 /// How long one publisher has waited without anything being taken from the queue.
 pub(super) struct Patience {
-    /// None outside of a runtime, where there are no timers.
+    /// None where there are no timers: outside of a runtime, or on one without.
     next: Option<Pin<Box<Sleep>>>,
+    has_begun: bool,
     reads: u64,
     looks: u32,
 }
 
 impl Patience {
     pub(super) fn new(queue: &Queue) -> Self {
-        Self { next: None, reads: queue.reads(), looks: 0 }
+        Self { next: None, has_begun: false, reads: queue.reads(), looks: 0 }
     }
 
     /// Looks whenever it is time to. To be called with no lock held, whenever the publisher still has to wait.
     pub(super) fn watch(&mut self, context: &mut Context<'_>, queue: &Queue, capacity: usize) {
-        if self.next.is_none() && Handle::try_current().is_ok() {
-            self.next = Some(Box::pin(sleep(LOOK)));
+        if !std::mem::replace(&mut self.has_begun, true) {
+            self.next = foreign::timer(LOOK).map(Box::pin);
         }
         while let Some(next) = &mut self.next
             && next.as_mut().poll(context).is_ready()
         {
-            self.next = Some(Box::pin(sleep(LOOK)));
+            self.next = foreign::timer(LOOK).map(Box::pin);
             let reads = queue.reads();
             self.looks = if reads == self.reads { self.looks + 1 } else { 0 };
             self.reads = reads;
