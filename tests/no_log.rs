@@ -13,6 +13,9 @@ use support::Ping;
 
 const ROLE: &str = "EVENTBUS_TEST_ROLE";
 const GIVEN_UP: &str = "kept as a dead letter";
+/// So many lines that are long are more than a pipe holds, and fewer than wait for their reader.
+const MANY: u64 = 900;
+const ENDS: &str = "the bus ends now";
 
 #[test]
 fn child() {
@@ -29,9 +32,15 @@ fn child() {
         if role == "begins late" {
             bus.publish(&Ping { number: 6 }).await.unwrap();
         }
-        bus.on(async |ping: Arc<Ping>| Err::<(), _>(format!("no table\nfor {}", ping.number)))
+        let (retries, room) =
+            if role == "runs and ends" { (0, "x".repeat(2_000)) } else { (1, String::new()) };
+        let fails = move |ping: Arc<Ping>| {
+            let reason = format!("no table\nfor {}{room}", ping.number);
+            async { Err::<(), _>(reason) }
+        };
+        bus.on(fails)
             .group("player")
-            .retries(1)
+            .retries(retries)
             .backoff(Backoff::new(Duration::from_millis(1), Duration::from_millis(1)))
             .await
             .unwrap();
@@ -45,6 +54,18 @@ fn child() {
                     bus.publish(&Ping { number: 8 }).await.unwrap();
                 }
                 bus.shutdown().await.unwrap();
+            }
+            "runs and ends" => {
+                let ends = async {
+                    for number in 0..MANY {
+                        bus.publish(&Ping { number }).await.unwrap();
+                    }
+                    bus.settled().await.unwrap();
+                    println!("{ENDS}");
+                    bus.shutdown().await.unwrap();
+                };
+                tokio::join!(async { bus.run().await.unwrap() }, ends);
+                std::process::exit(0);
             }
             _ => {
                 bus.publish(&Ping { number: 7 }).await.unwrap();
@@ -127,6 +148,24 @@ fn a_program_sets_up_its_log_after_its_bus_has_started_and_has_the_lines_there_f
     // That the first event is given up is told once it is settled, so perhaps here already.
     let second: Vec<_> = out.lines().filter(|line| line.contains("for 8")).collect();
     assert!(second.len() == 2 && second[1].contains(GIVEN_UP), "{out}");
+}
+
+#[test]
+fn a_bus_that_has_run_waits_for_its_lines_before_it_ends() {
+    let told = || {
+        let mut child =
+            child_in("runs and ends").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(out.any(|line| line.unwrap().contains(ENDS)), "the child has ended");
+        // Nobody has read what it told so far, and whoever reads comes a moment later.
+        std::thread::sleep(Duration::from_millis(30));
+        let mut err = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        assert!(child.wait().unwrap().success(), "{err}");
+        err.matches(GIVEN_UP).count() as u64
+    };
+    // Not for long; on a machine that is busy with other things, that may be too short.
+    assert!((0..3).any(|_| told() == MANY), "the last lines are missing");
 }
 
 #[test]

@@ -17,8 +17,8 @@ use tracing_subscriber::fmt::format::{DefaultVisitor, Writer};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::fmt::{FormatFields, MakeWriter};
 
-/// Whether the program's log is the one that is set up here.
-static SET_UP: AtomicBool = AtomicBool::new(false);
+/// Who writes the program's log, where it is the one that is set up here; none where that is whoever logs.
+static SET_UP: OnceLock<Option<Aside>> = OnceLock::new();
 /// Whether a bus of this program has started.
 static SPEAKS: AtomicBool = AtomicBool::new(false);
 /// Where lines of a bus go that nobody else listens to.
@@ -37,16 +37,20 @@ pub fn log_to_stderr(level: Level) {
     if is_heard() {
         return;
     }
-    let (stream, _) = stream();
-    log_to(stream, io::stderr().is_terminal(), level);
+    let (stream, aside) = stream();
+    set_up(subscriber(stream, io::stderr().is_terminal(), level), aside);
 }
 
 /// Writes what the program logs from this level up to a stream of standard error, unless it has a `tracing` subscriber
 /// already.
 pub fn log_to(stream: impl for<'a> MakeWriter<'a> + Send + Sync + 'static, colour: bool, level: Level) {
+    set_up(subscriber(stream, colour, level), None);
+}
+
+fn set_up(subscriber: impl Subscriber + Send + Sync, aside: Option<Aside>) {
     // Another thread may have set one up meanwhile.
-    if tracing::subscriber::set_global_default(subscriber(stream, colour, level)).is_ok() {
-        SET_UP.store(true, Ordering::Relaxed);
+    if tracing::subscriber::set_global_default(subscriber).is_ok() {
+        let _ = SET_UP.set(aside);
     }
 }
 
@@ -82,9 +86,8 @@ pub fn or_to_stderr(write: impl FnOnce()) {
 
 /// Waits for the lines of a bus that ends, since its program may end with it; not for long, as nobody may read them.
 pub(crate) fn wait() {
-    if let Some(Ours { aside: Some(aside), .. }) = OURS.get() {
-        aside.wait(Some(LAST_LINES));
-    }
+    let asides = [OURS.get().and_then(|ours| ours.aside.as_ref()), SET_UP.get().and_then(Option::as_ref)];
+    asides.into_iter().flatten().for_each(|aside| aside.wait(Some(LAST_LINES)));
 }
 
 /// Standard error, written to by a thread of its own. Without a thread, whoever logs waits for whoever reads.
@@ -113,7 +116,7 @@ fn subscriber(
 
 /// Whether an error line of the log is seen on standard error already.
 pub(crate) fn shows_log() -> bool {
-    SET_UP.load(Ordering::Relaxed)
+    SET_UP.get().is_some()
 }
 
 /// Fields as tracing writes them, each on one line whatever it quotes: handlers log as well, and they quote events.

@@ -122,9 +122,10 @@ fn listen(ear: Ear, ready: oneshot::Sender<io::Result<()>>) {
     runtime.block_on(async {
         match Listener::new() {
             Ok(mut listener) => {
-                let mut waits = false;
-                foreign::tell("a waker", || waits = ready.send(Ok(())).is_ok());
-                if waits {
+                // Whoever is told has it, also where to wake it panics.
+                let mut gone = false;
+                foreign::tell("a waker", || gone = ready.send(Ok(())).is_err());
+                if !gone {
                     ear.listen(&mut listener).await;
                 }
             }
@@ -258,6 +259,7 @@ fn say(lines: impl FnOnce() + Send + 'static) -> mpsc::Receiver<()> {
     let write = move || {
         let _written = written;
         tracing::dispatcher::with_default(&dispatch, || foreign::log(lines));
+        stderr::wait();
     };
     // Without a thread there is no line.
     let _ = std::thread::Builder::new().name("eventbus-log".to_owned()).spawn(write);
