@@ -10,6 +10,7 @@ use eventbus::memory::MemoryBroker;
 use eventbus::middleware::HandlerService;
 use eventbus::{Bus, Delivery, Envelope, Error, State, subscribe};
 use keeper::Keeper;
+use std::future::IntoFuture;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -341,4 +342,45 @@ async fn a_layer_that_panics_as_it_is_put_around_a_handler_is_an_error_and_ends_
         publish(&bus, 1).await;
         until(|| seen.len() == 4).await;
     }
+}
+
+#[tokio::test]
+async fn a_group_is_rebuilt_once_at_a_time_so_that_neither_model_lacks_an_event() {
+    let (keeper, live) = (Keeper::default(), Model::new());
+    let bus = bus_on(&keeper, &live).await;
+    publish(&bus, 3).await;
+    let (first, other) = (Model::new(), Model::new());
+    let (go, at_swap) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (goes, is_at_swap, put) = (Arc::clone(&go), Arc::clone(&at_swap), exchange(&live, &first));
+    let slow = bus.rebuild("model").state(first).swap(move || async move {
+        is_at_swap.notify_one();
+        goes.notified().await;
+        put().await
+    });
+    let slow = tokio::spawn(slow.into_future());
+    at_swap.notified().await;
+    let second = bus.rebuild("model").state(other.clone()).swap(exchange(&live, &other)).await;
+    let said = second.map(drop).map_err(|error| error.to_string());
+    // Whoever has the group now handles this one.
+    publish(&bus, 1).await;
+    go.notify_one();
+    slow.await.unwrap().unwrap();
+    until(|| keeper.cursor("model") == 4).await;
+    goes_on(&bus, &live, 4).await;
+    assert!(said.unwrap_err().contains("rebuilt already"));
+    bus.rebuild("model").swap(async || Ok::<(), BrokerError>(())).await.unwrap();
+    bus.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_broker_that_panics_as_the_live_subscription_begins_again_does_not_end_it_for_good() {
+    let (keeper, live) = (Keeper::default(), Model::new());
+    let bus = bus_on(&keeper, &live).await;
+    publish(&bus, 3).await;
+    keeper.state().panics = 2;
+    let built = Model::new();
+    let error = bus.rebuild("model").state(built.clone()).swap(exchange(&live, &built)).await.unwrap_err();
+    assert!(matches!(error, Error::Rebuild { swapped: true, .. }), "{error}");
+    goes_on(&bus, &live, 3).await;
+    bus.shutdown().await.unwrap();
 }

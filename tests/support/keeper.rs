@@ -25,6 +25,8 @@ pub struct State {
     pub dead_letters: Vec<DeadLetter>,
     /// What this fails with is asked of `seek`.
     pub refuses_seek: bool,
+    /// So many times it panics as it is asked to subscribe.
+    pub panics: usize,
 }
 
 pub struct Group {
@@ -116,7 +118,12 @@ impl Broker for Keeper {
 
     fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
         let (known, end) = {
-            let state = self.state();
+            let mut state = self.state();
+            if let Some(left) = state.panics.checked_sub(1) {
+                state.panics = left;
+                drop(state);
+                panic!("at subscribe of a broker");
+            }
             (state.groups.contains_key(&request.group), state.log.len() as u64)
         };
         if !known {

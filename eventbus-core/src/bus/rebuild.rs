@@ -8,7 +8,7 @@ use super::shutdown::{close, idle};
 use super::stage::Stage;
 use crate::broker::{Groups, ReplayFrom, ReplayUntil, SubscribeRequest};
 use crate::counted::{count, counted};
-use crate::error::{BoxError, Error, Result};
+use crate::error::{BoxError, BrokerError, Error, Result};
 use crate::foreign;
 use crate::handler::BoxFuture;
 use crate::log;
@@ -70,7 +70,7 @@ impl Bus {
     /// # Errors
     /// [`Error::Rebuild`] says whether the new model is in place. Where it is not, nothing has changed: the live
     /// subscription goes on, with the old model. This is so for all that fails before the end of `swap`: a group
-    /// that cannot be replayed, an event that fails (the new model would lack it; see
+    /// that cannot be replayed or is being rebuilt already, an event that fails (the new model would lack it; see
     /// [`skip_failures`](Rebuilding::skip_failures)), a group that another process
     /// handles as well, and an error of `swap` itself. Where it is, only the cursor could not be moved; then the
     /// live subscription goes on from where it stopped, as after a crash (see below). Beyond that what the broker
@@ -105,12 +105,15 @@ impl Bus {
             return Ok(());
         }
         let subscription = stopped.subscription();
-        let source = shared.broker.subscribe(SubscribeRequest {
+        let request = SubscribeRequest {
             group: subscription.group.to_string(),
             pattern: Pattern::new(&subscription.pattern)?,
             start: stopped.policy().start,
-        });
-        let mut source = source.await?;
+        };
+        let opened = foreign::run("a broker", || shared.broker.subscribe(request)).await;
+        let mut source = opened.unwrap_or_else(|panicked| {
+            Err(BrokerError::new("the broker could not subscribe").with_cause(panicked))
+        })?;
         shared.warn(foreign::call("a broker", || source.warnings()).unwrap_or_default());
         let _entered = shared.home.enter()?;
         let lanes = stopped.again(Arc::clone(stopped.scope()), None, source)?;
@@ -217,6 +220,8 @@ impl Rebuilding {
             refuse("say with `.swap(…)` how the new model takes the place of the live one".to_owned())
         })?;
         let groups = bus.groups()?;
+        let alone = Alone::begin(&bus, &group)
+            .ok_or_else(|| refuse("it is being rebuilt already; wait for that one".to_owned()))?;
         let mut plan = Plan {
             broker: bus.replayable()?,
             from: ReplayFrom::Beginning,
@@ -267,7 +272,7 @@ impl Rebuilding {
                 break;
             }
         }
-        let pause = Pause::begin(&bus, &live).await;
+        let pause = Pause::begin(&bus, &live, alone).await;
         let swapped = async {
             released(&*groups, &group).await?.map_err(refuse)?;
             pass(&mut sum).await?;
@@ -333,16 +338,45 @@ async fn released(groups: &dyn Groups, group: &str) -> Result<Result<(), String>
     }
 }
 
+/// A group that is being rebuilt, until this is dropped: two at once would begin the live subscription again under each
+/// other's hands.
+struct Alone {
+    bus: Bus,
+    group: String,
+}
+
+impl Alone {
+    /// None: it is being rebuilt already.
+    fn begin(bus: &Bus, group: &str) -> Option<Self> {
+        let mut stage = bus.shared.stage.lock();
+        if stage.rebuilt.iter().any(|other| other == group) {
+            return None;
+        }
+        stage.rebuilt.push(group.to_owned());
+        drop(stage);
+        Some(Self { bus: bus.clone(), group: group.to_owned() })
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        self.bus.shared.stage.lock().rebuilt.retain(|group| *group != self.group);
+    }
+}
+
 /// Live lanes that are stopped. Dropped, they begin again in the background.
 struct Pause {
     bus: Bus,
     stopped: Vec<Arc<Lanes>>,
     runtime: Handle,
+    /// Until they have begun again.
+    alone: Option<Alone>,
 }
 
 impl Pause {
-    async fn begin(bus: &Bus, live: &[Arc<Lanes>]) -> Self {
-        let pause = Self { bus: bus.clone(), stopped: live.to_vec(), runtime: Handle::current() };
+    async fn begin(bus: &Bus, live: &[Arc<Lanes>], alone: Alone) -> Self {
+        let (stopped, runtime) = (live.to_vec(), Handle::current());
+        let pause = Self { bus: bus.clone(), stopped, runtime, alone: Some(alone) };
         pause.stopped.iter().for_each(|lanes| lanes.stop());
         idle(&pause.stopped).await;
         close(&pause.stopped);
@@ -360,7 +394,9 @@ impl Drop for Pause {
         if stopped.is_empty() {
             return;
         }
+        let alone = self.alone.take();
         self.runtime.spawn(async move {
+            let _alone = alone;
             while let Err(error) = resume(&bus, &mut stopped).await {
                 log::error!(
                     target: "eventbus", group = %printable(&stopped[0].subscription().group), error = %printable(error),

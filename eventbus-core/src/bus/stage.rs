@@ -27,6 +27,8 @@ pub(super) struct Stage {
     pub(super) lanes: Vec<Arc<Lanes>>,
     /// The lanes of replays that are under way.
     pub(super) replays: Vec<Arc<Lanes>>,
+    /// The groups that are being rebuilt.
+    pub(super) rebuilt: Vec<String>,
     /// Warnings of the start-up that nobody could read yet: the program had no log.
     untold: Vec<String>,
     /// What is being opened at the broker.
