@@ -2,10 +2,16 @@
 
 mod support;
 
+use eventbus::broker::{Broker, BrokerFuture, Deliveries, SubscribeRequest};
 use eventbus::memory::{MemoryBroker, MemoryBrokerBuilder, Overflow};
-use eventbus::{Bus, Envelope, PublishError};
+use eventbus::subscription::Pattern;
+use eventbus::{Bus, Envelope, PublishError, Start, Topic};
 use std::future::IntoFuture;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::thread;
 use std::time::Duration;
 use support::{Ping, Seen, pings};
 use tokio::sync::Semaphore;
@@ -172,5 +178,73 @@ async fn a_publish_that_is_dropped_while_it_waits_takes_no_place() {
     broker.settled().await;
     for seen in [roomy, full] {
         assert_eq!(seen.len(), 100, "{:?}", seen.all());
+    }
+}
+
+async fn open(broker: &MemoryBroker, group: &str, pattern: &str) -> Box<dyn Deliveries> {
+    let pattern = Pattern::new(pattern).unwrap();
+    broker
+        .subscribe(SubscribeRequest { group: group.to_owned(), pattern, start: Start::Latest })
+        .await
+        .unwrap()
+}
+
+fn envelope(topic: &'static str) -> Envelope {
+    Envelope::from_json(Topic::from_static(topic), &1).unwrap()
+}
+
+/// The answer of a broker that does not let its publishers wait.
+fn at_once<T>(mut answer: BrokerFuture<T>) -> T {
+    match Pin::new(&mut answer).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(answer) => answer,
+        Poll::Pending => panic!("it waits"),
+    }
+}
+
+#[tokio::test]
+async fn a_publisher_is_told_that_a_queue_is_full_only_where_it_is() {
+    for (overflow, in_a_row) in [(Overflow::Error, 1), (Overflow::Wait, 2)] {
+        let broker = MemoryBroker::builder().capacity(1).overflow(overflow).build();
+        let mut roomy = Vec::new();
+        for group in ["a", "b", "c", "d"] {
+            roomy.push(open(&broker, group, "ping.>").await);
+        }
+        let _full = open(&broker, "full", "ping.refused").await;
+        let cause = envelope("ping.asked");
+        // What handlers publish never waits, and has as much room again.
+        let caused = |topic| Arc::new(envelope(topic).caused_by(&cause));
+        let (refused, taken) = match overflow {
+            Overflow::Error => (Arc::new(envelope("ping.refused")), Arc::new(envelope("ping.taken"))),
+            Overflow::Wait => (caused("ping.refused"), caused("ping.taken")),
+        };
+        let mut drain = || {
+            for deliveries in &mut roomy {
+                let (mut received, mut context) = (Vec::new(), Context::from_waker(Waker::noop()));
+                assert!(deliveries.poll_receive(&mut context, &mut received, 8).is_ready());
+                for one in received {
+                    drop(one.settler.ack(one.receipt));
+                }
+            }
+        };
+        while broker.publish(Arc::clone(&refused)).await.is_ok() {
+            drain();
+        }
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    at_once(broker.publish(Arc::clone(&refused))).unwrap_err();
+                }
+            });
+            let published = (0..20_000).try_for_each(|_| {
+                for _ in 0..in_a_row {
+                    at_once(broker.publish(Arc::clone(&taken)))?;
+                }
+                drain();
+                Ok::<_, PublishError>(())
+            });
+            over.store(true, Ordering::Relaxed);
+            published.unwrap();
+        });
     }
 }

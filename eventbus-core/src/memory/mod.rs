@@ -174,20 +174,21 @@ impl Shared {
     fn offer(&self, envelope: &Arc<Envelope>) -> Result<(), Arc<Queue>> {
         let caused = envelope.causation_depth() > 0;
         let limit = if caused { self.capacity.saturating_mul(2) } else { self.capacity };
+        let exact = !self.waits(envelope);
         // What is dropped or called at the end, with no lock held.
         let (queues, forgotten);
         let (mut wakers, mut refused) = (Wakers::default(), 0);
         {
             let mut history = self.history.as_deref().map(History::lock);
-            queues = routes::matching(&self.routes, envelope.topic());
-            if queues.is_empty() && history.is_none() {
-                return Ok(());
-            }
-            if let Err(full) = take_places(&queues, limit, &mut wakers) {
-                drop(history);
-                wakers.wake();
-                return Err(full);
-            }
+            queues = match routes::take_places(&self.routes, envelope.topic(), limit, exact, &mut wakers) {
+                Ok(queues) if queues.is_empty() && history.is_none() => return Ok(()),
+                Ok(queues) => queues,
+                Err(full) => {
+                    drop(history);
+                    wakers.wake();
+                    return Err(full);
+                }
+            };
             self.outstanding.add(queues.len());
             let offset = Offset::new(self.offsets.fetch_add(1, Ordering::Relaxed).into());
             forgotten = history.as_mut().and_then(|events| events.keep(offset, envelope));
@@ -211,12 +212,14 @@ impl Shared {
     fn publish_now(&self, envelope: &Arc<Envelope>) -> Result<Result<(), PublishError>, Arc<Queue>> {
         match self.offer(envelope) {
             Ok(()) => Ok(Ok(())),
-            // A handler that waited here could be waiting for itself.
-            Err(full) if self.overflow == Overflow::Error || envelope.causation_depth() > 0 => {
-                Ok(Err(self.full(&full, envelope)))
-            }
-            Err(full) => Err(full),
+            Err(full) if self.waits(envelope) => Err(full),
+            Err(full) => Ok(Err(self.full(&full, envelope))),
         }
+    }
+
+    /// Whether the publisher of this waits for room. A handler could be waiting for itself.
+    fn waits(&self, envelope: &Envelope) -> bool {
+        self.overflow == Overflow::Wait && envelope.causation_depth() == 0
     }
 
     /// A queue that begins with `deliveries`.
@@ -366,15 +369,6 @@ impl AuditLog for MemoryBroker {
         let latest = self.0.history.as_ref().map(|history| history.lock().latest());
         BrokerFuture::ready(latest.ok_or_else(no_history))
     }
-}
-
-/// A place in each of these queues, or in none of them and the one that is full.
-fn take_places(queues: &[Arc<Queue>], limit: usize, wakers: &mut Wakers) -> Result<(), Arc<Queue>> {
-    let Some(full) = queues.iter().position(|queue| !queue.places.take(limit)) else { return Ok(()) };
-    for queue in &queues[..full] {
-        wakers.extend(queue.places.give_back(1));
-    }
-    Err(Arc::clone(&queues[full]))
 }
 
 /// Publishes once there is room, first of all in the queue that was full.

@@ -19,7 +19,7 @@ impl Places {
         Self { taken: AtomicUsize::new(taken), line: Line::new() }
     }
 
-    /// Takes a place, if fewer than `limit` are taken. It never takes one for a moment only: another publisher could
+    /// Takes a place, if fewer than `limit` are taken. It never takes one for a moment to look: another publisher could
     /// miss room for it, and would wait for a call that nobody owes it.
     pub(crate) fn take(&self, limit: usize) -> bool {
         let more = |taken: usize| (taken < limit).then_some(taken + 1);

@@ -1,6 +1,7 @@
 //! Routes: which queues a topic leads to.
 
 use super::queue::Queue;
+use crate::foreign::Wakers;
 use crate::lock::SharedLock;
 use crate::topic::{Pattern, Topic};
 use smol_str::SmolStr;
@@ -77,7 +78,11 @@ impl Routes {
         Ok(&self.by_topic[place].1)
     }
 
+    /// The queues that `topic` leads to, known or not.
     fn remember(&mut self, topic: &Topic) -> Arc<[Arc<Queue>]> {
+        if let Ok(queues) = self.remembered(topic) {
+            return Arc::clone(queues);
+        }
         let all = self.queues.values().chain(&self.replays);
         let queues: Arc<[_]> = all.filter(|queue| queue.pattern().matches(topic.as_str())).cloned().collect();
         if let Err(place) = self.remembered(topic)
@@ -89,10 +94,39 @@ impl Routes {
     }
 }
 
-/// The queues of all groups that listen on `topic`.
-pub(super) fn matching(routes: &SharedLock<Routes>, topic: &Topic) -> Arc<[Arc<Queue>]> {
-    if let Ok(queues) = routes.read().remembered(topic) {
-        return Arc::clone(queues);
+/// The queues of all groups that listen on `topic`, with a place taken in each; or the one that is full, and none taken.
+///
+/// Places are taken while the routes are read. Whoever is refused beside others may have met a place that was given back
+/// a moment later, since a queue after it was full. That is good enough for who waits for room then (`exact` is not
+/// asked for), and no answer: to be `exact`, it looks once more while nobody else takes places.
+pub(super) fn take_places(
+    routes: &SharedLock<Routes>,
+    topic: &Topic,
+    limit: usize,
+    exact: bool,
+    wakers: &mut Wakers,
+) -> Result<Arc<[Arc<Queue>]>, Arc<Queue>> {
+    let remembered = {
+        let routes = routes.read();
+        let queues = routes.remembered(topic).ok();
+        queues.map(|queues| take_each(queues, limit, wakers).map(|()| Arc::clone(queues)))
+    };
+    match remembered {
+        Some(Err(full)) if !exact => Err(full),
+        Some(Ok(queues)) => Ok(queues),
+        _ => {
+            let mut routes = routes.write();
+            let queues = routes.remember(topic);
+            take_each(&queues, limit, wakers).map(|()| queues)
+        }
     }
-    routes.write().remember(topic)
+}
+
+/// A place in each of these queues, or in none of them and the one that is full.
+fn take_each(queues: &[Arc<Queue>], limit: usize, wakers: &mut Wakers) -> Result<(), Arc<Queue>> {
+    let Some(full) = queues.iter().position(|queue| !queue.places.take(limit)) else { return Ok(()) };
+    for queue in &queues[..full] {
+        wakers.extend(queue.places.give_back(1));
+    }
+    Err(Arc::clone(&queues[full]))
 }
