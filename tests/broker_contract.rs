@@ -93,14 +93,9 @@ async fn a_replay_delivers_a_part_of_the_history_and_moves_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_delivery_that_is_released_comes_again_as_the_next_attempt() {
+async fn a_delivery_that_is_released_before_a_handler_begins_comes_again_as_the_same_attempt() {
     let broker = MemoryBroker::new();
-    let request = SubscribeRequest {
-        group: "g".into(),
-        pattern: Pattern::new("ping.sent").unwrap(),
-        start: eventbus::Start::Latest,
-    };
-    let mut deliveries = broker.subscribe(request).await.unwrap();
+    let mut deliveries = broker.subscribe(pings_of("g")).await.unwrap();
     published(&broker, 0..1).await;
     let mut next = async || {
         let mut received = Vec::new();
@@ -111,9 +106,55 @@ async fn a_delivery_that_is_released_comes_again_as_the_next_attempt() {
     assert_eq!(first.receipt.attempt, 1);
     first.settler.release(first.receipt);
     let second = next().await;
-    assert_eq!(second.receipt.attempt, 2);
+    assert_eq!(second.receipt.attempt, 1);
     second.settler.ack(second.receipt).await.unwrap();
     broker.settled().await;
+}
+
+fn pings_of(group: &str) -> SubscribeRequest {
+    let pattern = Pattern::new("ping.sent").unwrap();
+    SubscribeRequest { group: group.to_owned(), pattern, start: eventbus::Start::Latest }
+}
+
+#[subscribe(group = "single", concurrency = 1)]
+async fn single(ping: Ping, begun: eventbus::State<Seen<u64>>) {
+    begun.push(ping.number);
+    std::future::pending().await
+}
+
+#[subscribe(group = "batched", batch = 2, concurrency = 1)]
+async fn batched(pings: Vec<Ping>, begun: eventbus::State<Seen<u64>>) {
+    pings.iter().for_each(|ping| begun.push(ping.number));
+    std::future::pending().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_an_attempt_that_a_handler_has_begun_counts_where_it_is_cut_off() {
+    for (subscriber, group, at_once) in
+        [(single::SUBSCRIBER, "single", 1), (batched::SUBSCRIBER, "batched", 2)]
+    {
+        let (broker, begun) = (MemoryBroker::new(), Seen::<u64>::new());
+        let builder = Bus::builder().state(begun.clone()).drain(Duration::from_millis(10));
+        let bus = builder.only([subscriber]).broker(broker.clone()).await.unwrap();
+        published(&broker, 0..5).await;
+        bus.start().unwrap();
+        while begun.len() < at_once {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // What is given back comes to this reader of the same group.
+        let mut other = broker.subscribe(pings_of(group)).await.unwrap();
+        bus.shutdown().await.unwrap_err();
+        let mut received = Vec::new();
+        while received.len() < 5 {
+            poll_fn(|context| other.poll_receive(context, &mut received, 8)).await.unwrap();
+        }
+        for one in received {
+            let number = one.receipt.envelope.event::<Ping>().unwrap().number;
+            let expected = if begun.all().contains(&number) { 2 } else { 1 };
+            assert_eq!(one.receipt.attempt, expected, "{number} of `{group}`");
+            one.settler.ack(one.receipt).await.unwrap();
+        }
+    }
 }
 
 /// A broker of our own: one queue for everything, no patterns, and a connection that can break.

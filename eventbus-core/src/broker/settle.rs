@@ -86,6 +86,9 @@ pub trait Settler: Send + Sync + fmt::Debug + 'static {
 
     /// The delivery was dropped unsettled: deliver it again, before what waits behind it. Called from destructors, on any
     /// thread, so it must not block; what it gives back may be asked for before it returns.
+    ///
+    /// The receipt says which attempt comes next: another one than was handed out only if a handler had begun with it. A
+    /// broker that keeps count in a store may go by that instead.
     fn release(&self, receipt: Receipt);
 }
 
@@ -129,13 +132,15 @@ impl Parked {
 pub(crate) struct Acker {
     settler: Kept<Arc<dyn Settler>>,
     receipt: Option<Receipt>,
+    /// The attempt of the receipt is being made.
+    attempted: bool,
 }
 
 const CONSUMED: &str = "an acker is consumed by settling";
 
 impl Acker {
     pub(crate) fn new(settler: Arc<dyn Settler>, receipt: Receipt) -> Self {
-        Self { settler: Kept::new(settler), receipt: Some(receipt) }
+        Self { settler: Kept::new(settler), receipt: Some(receipt), attempted: false }
     }
 
     pub(crate) fn receipt(&self) -> &Receipt {
@@ -165,6 +170,7 @@ impl Acker {
         match &mut self.receipt {
             Some(receipt) => {
                 receipt.attempt = attempt;
+                self.attempted = false;
                 self.settler.park(receipt, parked)
             }
             None => BrokerFuture::ready(Ok(())),
@@ -180,6 +186,12 @@ impl Acker {
             );
             None
         })
+    }
+
+    /// A handler is called: from now on the attempt counts, or not, where nobody is to blame for how it ended.
+    #[inline]
+    pub(crate) fn count(&mut self, attempted: bool) {
+        self.attempted = attempted;
     }
 
     /// Whether the delivery may still be handled here.
@@ -206,7 +218,8 @@ impl Acker {
 
 impl Drop for Acker {
     fn drop(&mut self) {
-        if let Some(receipt) = self.receipt.take() {
+        if let Some(mut receipt) = self.receipt.take() {
+            receipt.attempt = receipt.attempt.saturating_add(self.attempted.into());
             foreign::tell("a broker", || self.settler.release(receipt));
         }
     }

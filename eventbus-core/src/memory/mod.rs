@@ -453,12 +453,9 @@ impl Outstanding {
 }
 
 impl From<Receipt> for Waiting {
-    /// What was delivered waits again, as its next attempt.
+    /// What was delivered waits again.
     fn from(receipt: Receipt) -> Self {
-        Self {
-            envelope: receipt.envelope,
-            offset: receipt.offset,
-            attempt: receipt.attempt.saturating_add(1),
-        }
+        let Receipt { envelope, offset, attempt, .. } = receipt;
+        Self { envelope, offset, attempt }
     }
 }

@@ -51,6 +51,7 @@ async fn one_by_one<H: Handler>(handler: &H, hand: &mut One) {
             hand.settled(settled);
             continue;
         }
+        count(held, true);
         let settled = match attempt(|| handler.call(delivery), delivery, &lanes, &pulse).await {
             // The usual answer, apart from the others so that less is moved for it.
             Ok(Outcome::Ack) => ack(&lanes, held, delivery).await,
@@ -60,6 +61,14 @@ async fn one_by_one<H: Handler>(handler: &H, hand: &mut One) {
         if lanes.threads.blocks() {
             yield_now().await;
         }
+    }
+}
+
+/// Says whether the attempt counts that is being made.
+#[inline]
+fn count(held: &mut Option<Open>, attempted: bool) {
+    if let Some(open) = held {
+        open.acker.count(attempted);
     }
 }
 
@@ -281,6 +290,7 @@ impl Several {
             let Some(mut open) = held else { continue };
             open.alone = true;
             if matches!(broken, Broken::Panicked(_)) || delivery.attempt() > self.lanes.policy.retries {
+                open.acker.count(false);
                 self.gathered.push(open);
             } else {
                 self.deliveries.push(delivery);
@@ -337,6 +347,7 @@ impl Several {
     async fn admit<H: BatchHandler>(&mut self, handler: &H) {
         let mut place = 0;
         while let Some(delivery) = self.deliveries.get(place) {
+            count(&mut self.held[place], true);
             let refused = match foreign::call("an extractor", || handler.admit(delivery)) {
                 Ok(Ok(())) => {
                     place += 1;
