@@ -1,0 +1,136 @@
+//! `cargo xtask test`: every check that a commit has to pass, with the servers that the tests need.
+
+use crate::brokers::Beside;
+use std::io;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+pub(crate) const USAGE: &str = "\
+cargo xtask test [--embedded]
+  --embedded        leave out what needs a server";
+
+/// The packages whose tests need servers, and which.
+const WITH_SERVERS: &[(&str, &[&str])] = &[("xtask", &["nats"])];
+
+/// One command of a task, and why it is there.
+struct Step {
+    purpose: &'static str,
+    environment: &'static [(&'static str, &'static str)],
+    arguments: &'static [&'static str],
+    tests: Tests,
+}
+
+/// Which packages a step tests.
+#[derive(Clone, Copy, PartialEq)]
+enum Tests {
+    /// None, or those that it names.
+    Named,
+    /// All of the workspace, also those that need a server.
+    Workspace,
+}
+
+const fn step(purpose: &'static str, arguments: &'static [&'static str]) -> Step {
+    Step { purpose, environment: &[], arguments, tests: Tests::Named }
+}
+
+const fn tests(purpose: &'static str, arguments: &'static [&'static str]) -> Step {
+    Step { purpose, environment: &[], arguments, tests: Tests::Workspace }
+}
+
+/// The steps that share one build come one after the other.
+const STEPS: &[Step] = &[
+    step("format", &["fmt", "--all", "--check"]),
+    step("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    tests("unit, integration and UI tests", &["test", "--workspace", "--all-targets"]),
+    // The models include sources of core, whose examples run there.
+    tests("documentation tests", &["test", "--workspace", "--exclude", "eventbus-models", "--doc"]),
+    Step {
+        purpose: "documentation",
+        environment: &[("RUSTDOCFLAGS", "-D warnings")],
+        arguments: &["doc", "--workspace", "--no-deps"],
+        tests: Tests::Named,
+    },
+    step("the public items", &["xtask", "surface"]),
+    step("the README in a new crate", &["xtask", "readme"]),
+    step("lints of the inventory registry", &["clippy", "--features", "inventory", "--", "-D", "warnings"]),
+    step("the registry by inventory", &["test", "--features", "inventory", "--test", "registration"]),
+    step("the registry by linkme, fat LTO", &["test", "--profile", "fat-lto", "--test", "registration"]),
+    step(
+        "the registry by inventory, fat LTO",
+        &["test", "--profile", "fat-lto", "--features", "inventory", "--test", "registration"],
+    ),
+    step(
+        "what a release build reads back",
+        &["test", "--profile", "fat-lto", "--test", "readable", "--test", "typed"],
+    ),
+    step("the main example", &["run", "--quiet", "--example", "quickstart"]),
+    Step {
+        purpose: "the main example on the embedded log",
+        environment: &[("EVENTBUS_URL", "sqlite:target/quickstart.db")],
+        arguments: &["run", "--quiet", "--example", "quickstart"],
+        tests: Tests::Named,
+    },
+];
+
+pub(crate) fn run(mut arguments: impl Iterator<Item = String>) -> ExitCode {
+    let embedded = match (arguments.next().as_deref(), arguments.next()) {
+        (None, _) => false,
+        (Some("--embedded"), None) => true,
+        _ => {
+            eprintln!("usage: {USAGE}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match pass(embedded) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("== {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn pass(embedded: bool) -> io::Result<()> {
+    let mut servers = if embedded { None } else { Some(Beside::begin(&servers())?) };
+    let mut variables = Vec::new();
+    for (number, step) in STEPS.iter().enumerate() {
+        if let (Tests::Workspace, Some(servers)) = (step.tests, &mut servers) {
+            variables.extend(servers.variables()?);
+        }
+        let arguments = arguments(step, embedded);
+        let command = format!("cargo {}", arguments.join(" "));
+        println!("\n== {}/{} {}: {command}", number + 1, STEPS.len(), step.purpose);
+        let started = Instant::now();
+        let status = Command::new(env!("CARGO"))
+            .args(arguments)
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .envs(step.environment.iter().copied())
+            .status()
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot run `{command}`: {error}")))?;
+        if !status.success() {
+            return Err(io::Error::other(format!("failed ({status}): {command}")));
+        }
+        println!("== done in {} s", started.elapsed().as_secs());
+    }
+    println!("\n== all {} steps passed", STEPS.len());
+    if embedded {
+        println!("== left out, since they need servers: the tests of {}", left_out().join(", "));
+    }
+    Ok(())
+}
+
+fn servers() -> Vec<&'static str> {
+    WITH_SERVERS.iter().flat_map(|(_, servers)| servers.iter().copied()).collect()
+}
+
+fn left_out() -> Vec<&'static str> {
+    WITH_SERVERS.iter().map(|(package, _)| *package).collect()
+}
+
+fn arguments(step: &Step, embedded: bool) -> Vec<&'static str> {
+    let mut arguments = step.arguments.to_vec();
+    if embedded && step.tests == Tests::Workspace {
+        arguments.extend(left_out().into_iter().flat_map(|package| ["--exclude", package]));
+    }
+    arguments
+}
