@@ -11,6 +11,7 @@ use bytes::Bytes;
 use eventbus_core::broker::{
     BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters, FailureKind,
 };
+use eventbus_core::counted::{count, counted};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, Pattern};
@@ -260,6 +261,14 @@ impl DeadLetters for Store {
 
     fn republish(&self, id: DeadLetterId, payload: Option<Bytes>) -> BrokerFuture<Result<bool, BrokerError>> {
         let Some(store) = self.this() else { return BrokerFuture::ready(Err(closed())) };
+        let (size, limit) = (payload.as_ref().map_or(0, Bytes::len), self.settings.max_payload);
+        if size > limit {
+            return BrokerFuture::ready(Err(BrokerError::new(format!(
+                "cannot re-publish dead letter {id}: its payload has {}, and {} are allowed",
+                counted(size, "byte"),
+                count(limit)
+            ))));
+        }
         let republished = self.writes.run_then(
             {
                 let store = Arc::clone(&store);

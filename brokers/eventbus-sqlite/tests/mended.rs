@@ -214,3 +214,18 @@ async fn a_mended_payload_that_is_damaged_is_found_and_is_delivered_to_nobody() 
     assert_eq!((report.acked, seen.all().len()), (3, 3), "as a damaged event, it is left out");
     assert!(!seen.all().contains(&(7_000, true)));
 }
+
+#[tokio::test]
+async fn a_payload_that_is_mended_may_be_as_large_as_one_that_is_published() {
+    let log = Log::new();
+    let (bus, _seen) = refused(&log).await;
+    bus.shutdown().await.unwrap();
+    let broker = log.broker_with(|log| log.max_payload(20)).await;
+    let bus = Bus::builder().without_subscriptions().broker(broker).await.unwrap();
+    let letters = bus.dead_letters().unwrap();
+    let (id, _) = letters.list().await.unwrap().remove(0);
+    let error = letters.republish(id, Some("{\"number\":1000000000}".into())).await.unwrap_err();
+    assert!(error.to_string().contains("21 bytes, and 20 are allowed"), "{error}");
+    assert_eq!(letters.list().await.unwrap().len(), 1);
+    assert!(letters.republish(id, Some("{\"number\":100000000}".into())).await.unwrap());
+}
