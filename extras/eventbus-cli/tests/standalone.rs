@@ -162,6 +162,20 @@ fn a_log_that_is_piped_into_another_one_is_the_same() {
 }
 
 #[test]
+fn the_first_event_that_the_log_refuses_is_named_whatever_comes_behind_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("log.db").display());
+    let event =
+        |topic| format!("{{\"specversion\":\"1.0\",\"id\":\"1\",\"source\":\"s\",\"type\":\"{topic}\"}}");
+    // The id of the second is that of another event; the third is none.
+    let events = format!("{} {} {{}}", event("a"), event("b"));
+    let refused = ended(&mut eventbus(&["publish", "--cloudevents", &events, "--url", &url]), 1);
+    let said = text(&refused.stderr);
+    assert!(said.contains("error: event 2: ") && said.contains("another event of its source"), "{said}");
+    assert!(said.contains("(1 event published)"), "{said}");
+}
+
+#[test]
 fn what_comes_slowly_is_published_as_it_comes() {
     let logs = Logs::new();
     for (arguments, line) in [

@@ -102,8 +102,8 @@ impl Publish {
         let bus = session.publisher().await?;
         if self.cloudevents || self.lines {
             let signals = Signals::listen().await?;
-            let again = self.cloudevents;
-            publish_all(&bus, &mut session.out, self.read_all(source), signals).await?;
+            let (again, one) = (self.cloudevents, if self.cloudevents { "event" } else { "line" });
+            publish_all(&bus, &mut session.out, self.read_all(source), one, signals).await?;
             if again && !session.out.json {
                 session.out.remark(
                     "an event that the embedded log has already, by source and id, is not stored again",
@@ -181,9 +181,9 @@ impl Publish {
         Ok(envelope)
     }
 
-    /// Reads events on a thread of its own, each as soon as it has come, up to the first that is wrong: who writes them
+    /// Reads events with their numbers on a thread of its own, each as soon as it has come, up to the first that is wrong: who writes them
     /// may take its time.
-    fn read_all(self, source: Source) -> Receiver<Result<Envelope, String>> {
+    fn read_all(self, source: Source) -> Receiver<Result<(usize, Envelope), String>> {
         let (read, events) = mpsc::channel(BATCH);
         let unread = read.clone();
         let thread = move || {
@@ -193,12 +193,14 @@ impl Publish {
                     // What `log --json` wrote without a key was published without.
                     self.read(event.envelope, !event.ours)
                 });
-                event.map_err(|error| format!("event {}: {error}", number + 1))
+                let number = number + 1;
+                event.map(|event| (number, event)).map_err(|error| format!("event {number}: {error}"))
             };
             let of_line = |line: Result<(usize, Bytes), String>| {
                 let (number, line) = line?;
                 let topic = source.topic.clone().ok_or("there is no topic")?;
-                self.envelope(topic, line).map_err(|error| format!("line {number}: {error}"))
+                let event = self.envelope(topic, line);
+                event.map(|event| (number, event)).map_err(|error| format!("line {number}: {error}"))
             };
             let text = source.open();
             let mut events: Box<dyn Iterator<Item = _>> = match self.cloudevents {
@@ -317,7 +319,8 @@ pub(super) fn doubt(out: &mut Output, pattern: &Pattern) {
 async fn publish_all(
     bus: &Bus,
     out: &mut Output,
-    mut events: Receiver<Result<Envelope, String>>,
+    mut events: Receiver<Result<(usize, Envelope), String>>,
+    one: &str,
     mut signals: Signals,
 ) -> Result {
     let bar = progress();
@@ -333,10 +336,14 @@ async fn publish_all(
             }
             event = events.recv() => event,
         };
-        let (mut envelopes, mut wrong, ended) = (Vec::new(), None, next.is_none());
+        let (mut numbers, mut envelopes) = (Vec::new(), Vec::new());
+        let (mut refused, mut wrong, ended) = (None, None, next.is_none());
         while let Some(event) = next {
             match event {
-                Ok(envelope) => envelopes.push(envelope),
+                Ok((number, envelope)) => {
+                    numbers.push(number);
+                    envelopes.push(envelope);
+                }
                 Err(error) => wrong = Some(error),
             }
             let more = envelopes.len() < BATCH && wrong.is_none();
@@ -346,7 +353,7 @@ async fn publish_all(
         envelopes.iter().for_each(|envelope| doubts.say(out, envelope));
         // Nothing of an event is changed on its way, so it begins no trace.
         let results = publish_in_order(bus, envelopes).with_subscriber(NoSubscriber::new()).await;
-        for (result, topic) in results.into_iter().zip(places) {
+        for ((result, topic), number) in results.into_iter().zip(places).zip(numbers) {
             match result {
                 Ok(id) => {
                     done += 1;
@@ -355,13 +362,14 @@ async fn publish_all(
                     }
                     topics.insert(topic);
                 }
-                Err(error) => wrong = wrong.or(Some(error.to_string())),
+                Err(error) => refused = refused.or_else(|| Some(format!("{one} {number}: {error}"))),
             }
         }
         out.flush()?;
         bar.set_position(done);
         bar.set_message(counted(done, "event"));
-        if let Some(wrong) = wrong {
+        // What is wrong came behind what was refused.
+        if let Some(wrong) = refused.or(wrong) {
             bar.finish_and_clear();
             return Err(Failure::new(format!("{wrong} ({} published)", counted(done, "event"))));
         }
