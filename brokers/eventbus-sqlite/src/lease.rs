@@ -8,7 +8,7 @@ use crate::file::{Identity, beside};
 use eventbus_core::BrokerError;
 use eventbus_core::lock::{Lock, Rank};
 use rusqlite::Connection;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -16,6 +16,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What the name of a lock file has behind that of the log.
 const LOCK: &str = "-process-";
+/// The names under which this process has logs open.
+static HERE: Lock<BTreeSet<String>> = Lock::new(Rank::LEAF, BTreeSet::new());
 /// After how long a lease is forgotten that nobody asks for.
 const FORGET: Duration = Duration::from_secs(60);
 
@@ -39,6 +41,7 @@ impl Process {
             ))
             .with_cause(error)
         })?;
+        HERE.lock().insert(name.clone());
         Ok(Self { name, path, file: Lock::new(Rank::LEAF, file) })
     }
 
@@ -74,6 +77,12 @@ impl Process {
     }
 }
 
+impl Drop for Process {
+    fn drop(&mut self) {
+        HERE.lock().remove(&self.name);
+    }
+}
+
 /// Creates the file at `path`, and locks it.
 fn lock(path: &Path) -> io::Result<File> {
     loop {
@@ -93,7 +102,9 @@ pub(crate) fn describe(log: &Path, owner: &str) -> String {
     let process = owner.split('/').next().unwrap_or_default();
     let number = fs::read_to_string(lock_file(log, process)).ok().and_then(|text| text.parse::<u32>().ok());
     match number {
-        Some(number) if number == std::process::id() => "another bus of this process".to_owned(),
+        _ if HERE.lock().contains(process) => "another bus of this process".to_owned(),
+        // In a container most are number 1.
+        Some(number) if number == std::process::id() => format!("process {number} of another container"),
         Some(number) => format!("process {number}"),
         None => "another process".to_owned(),
     }
@@ -263,6 +274,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log.db");
         (folder, log)
+    }
+
+    #[test]
+    fn a_process_of_another_container_is_not_taken_for_this_one_though_its_number_is_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log.db");
+        let here = Process::enter(&log).unwrap();
+        assert_eq!(describe(&log, &here.owner(1)), "another bus of this process");
+        let number = std::process::id();
+        fs::write(lock_file(&log, "00000000000000aa"), number.to_string()).unwrap();
+        assert_eq!(describe(&log, "00000000000000aa/1"), format!("process {number} of another container"));
     }
 
     #[test]
