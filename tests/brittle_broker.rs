@@ -29,6 +29,10 @@ impl Fuse {
         assert!(!burnt, "at {place} of a broker");
     }
 
+    fn is_armed_for(&self, place: &str) -> bool {
+        self.0.lock().unwrap().is_some_and(|armed| armed == place)
+    }
+
     fn is_burnt(&self) -> bool {
         self.0.lock().unwrap().is_none()
     }
@@ -102,25 +106,47 @@ impl Drop for BrittleDeliveries {
     }
 }
 
-/// Takes what it is told, and then panics.
+/// Panics before it takes what it is told, or afterwards.
 #[derive(Debug)]
 struct BrittleSettler(Arc<dyn Settler>, Fuse);
 
 impl Settler for BrittleSettler {
     fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
-        let acked = self.0.ack(receipt);
         self.1.at("ack");
-        let fuse = self.1.clone();
+        let (settler, fuse) = (Arc::clone(&self.0), self.1.clone());
+        if self.1.is_armed_for("the future of ack, before") {
+            return BrokerFuture::new(async move {
+                tokio::task::yield_now().await;
+                fuse.at("the future of ack, before");
+                settler.ack(receipt).await
+            });
+        }
+        let acked = self.0.ack(receipt);
+        self.1.at("the end of ack");
         BrokerFuture::new(async move {
+            tokio::task::yield_now().await;
             fuse.at("the future of ack");
             acked.await
         })
     }
 
     fn reject(&self, receipt: Receipt, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
-        let rejected = self.0.reject(receipt, dead_letter);
         self.1.at("reject");
-        rejected
+        let (settler, fuse) = (Arc::clone(&self.0), self.1.clone());
+        if self.1.is_armed_for("the future of reject, before") {
+            return BrokerFuture::new(async move {
+                tokio::task::yield_now().await;
+                fuse.at("the future of reject, before");
+                settler.reject(receipt, dead_letter).await
+            });
+        }
+        let rejected = self.0.reject(receipt, dead_letter);
+        self.1.at("the end of reject");
+        BrokerFuture::new(async move {
+            tokio::task::yield_now().await;
+            fuse.at("the future of reject");
+            rejected.await
+        })
     }
 
     fn park(&self, receipt: &Receipt, parked: Parked) -> BrokerFuture<Result<(), BrokerError>> {
@@ -134,8 +160,9 @@ impl Settler for BrittleSettler {
     }
 
     fn release(&self, receipt: Receipt) {
-        self.0.release(receipt);
         self.1.at("release");
+        self.0.release(receipt);
+        self.1.at("the end of release");
     }
 }
 
@@ -172,9 +199,14 @@ async fn a_broker_that_panics_as_it_delivers_or_settles_does_not_stop_the_group(
         "the end of poll_receive",
         "holds",
         "ack",
+        "the end of ack",
+        "the future of ack, before",
         "the future of ack",
         "park",
         "reject",
+        "the end of reject",
+        "the future of reject, before",
+        "the future of reject",
         "the destructor of deliveries",
     ];
     for place in places {
@@ -201,18 +233,30 @@ async fn a_broker_that_panics_as_it_delivers_or_settles_does_not_stop_the_group(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broker_that_panics_as_it_takes_a_delivery_back_does_not_stop_a_shutdown() {
-    let (broker, fuse) = (MemoryBroker::new(), Fuse::default());
-    let builder = Bus::builder().without_subscriptions().drain(Duration::from_millis(10));
-    let bus = builder.broker(Brittle(broker.clone(), fuse.clone())).await.unwrap();
-    bus.on_topic("ping.sent", |_| std::future::pending::<()>()).group("hangs").await.unwrap();
-    bus.start().unwrap();
-    bus.publish(&Ping { number: 1 }).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    *fuse.0.lock().unwrap() = Some("release");
-    within_a_while(bus.shutdown()).await.unwrap_err();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(fuse.is_burnt(), "the delivery was given back");
+async fn what_a_broker_that_panics_was_to_take_back_is_given_back_again() {
+    for place in ["release", "the end of release"] {
+        let (broker, fuse) = (MemoryBroker::new(), Fuse::default());
+        let builder = Bus::builder().without_subscriptions().drain(Duration::from_millis(10));
+        let bus = builder.broker(Brittle(broker.clone(), fuse.clone())).await.unwrap();
+        bus.on_topic("ping.sent", |_| std::future::pending::<()>()).group("hangs").await.unwrap();
+        bus.start().unwrap();
+        bus.publish(&Ping { number: 1 }).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let other = Bus::builder().without_subscriptions().broker(broker.clone()).await.unwrap();
+        let seen = Seen::new();
+        let numbers = seen.clone();
+        let note = move |ping: Arc<Ping>| {
+            numbers.push(ping.number);
+            async {}
+        };
+        other.on(note).group("hangs").await.unwrap();
+        *fuse.0.lock().unwrap() = Some(place);
+        within_a_while(bus.shutdown()).await.unwrap_err();
+        other.start().unwrap();
+        within_a_while(broker.settled()).await;
+        assert!(fuse.is_burnt(), "the delivery was given back");
+        assert_eq!(seen.all(), [1], "it was given back once, at {place}");
+    }
 }
 
 #[tokio::test]

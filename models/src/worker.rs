@@ -124,7 +124,7 @@ mod settle {
         Settled::Acked(key(delivery))
     }
 
-    pub(super) async fn keep_again(_: &Arc<Lanes>, _: &mut Option<Open>, _: &Delivery) -> Settled {
+    pub(super) async fn tell_again(_: &Arc<Lanes>, _: &mut Option<Open>, _: &Delivery) -> Settled {
         unreachable!("every dead letter can be stored")
     }
 

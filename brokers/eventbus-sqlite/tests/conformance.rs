@@ -3,7 +3,8 @@
 mod support;
 
 use eventbus::broker::{
-    AuditQuery, Broker, Groups, Received, ReplayFrom, ReplayRequest, ReplayUntil, SubscribeRequest,
+    AuditQuery, Broker, DeadLetter, FailureKind, Groups, Received, ReplayFrom, ReplayRequest, ReplayUntil,
+    SubscribeRequest,
 };
 use eventbus::{
     Backoff, Bus, Delivery, Envelope, EventId, Outcome, PublishError, Start, State, Topic, subscribe,
@@ -1000,4 +1001,50 @@ async fn what_a_replay_gives_back_comes_again_in_the_order_of_the_log() {
         settler.release(receipt);
     }
     assert_eq!(offsets(&receive().await), expected);
+}
+
+#[tokio::test]
+async fn what_is_settled_already_may_be_settled_once_more() {
+    let log = Log::new();
+    let broker = log.broker().await;
+    let request = SubscribeRequest {
+        group: "pings".to_owned(),
+        pattern: "ping.sent".parse().unwrap(),
+        start: Start::Earliest,
+    };
+    let mut deliveries = broker.subscribe(request).await.unwrap();
+    for number in 0..2 {
+        let ping = Envelope::from_json(Topic::from_static("ping.sent"), &Ping { number }).unwrap();
+        broker.publish(Arc::new(ping)).await.unwrap();
+    }
+    let mut received = Vec::new();
+    while received.len() < 2 {
+        poll_fn(|context| deliveries.poll_receive(context, &mut received, 2)).await.unwrap();
+    }
+    let Received { receipt, settler, .. } = received.pop().unwrap();
+    for _ in 0..2 {
+        settler.ack(receipt.clone()).await.unwrap();
+    }
+    let Received { receipt, settler, .. } = received.pop().unwrap();
+    let letter = DeadLetter {
+        envelope: Arc::clone(&receipt.envelope),
+        group: "pings".to_owned(),
+        handler: "pings".to_owned(),
+        kind: FailureKind::Failed,
+        reason: "no".to_owned(),
+        attempts: 1,
+        first_failed_at: jiff::Timestamp::now(),
+        last_failed_at: jiff::Timestamp::now(),
+        offset: receipt.offset,
+    };
+    // Twice before the first is saved, and once more.
+    let at_once =
+        [settler.reject(receipt.clone(), letter.clone()), settler.reject(receipt.clone(), letter.clone())];
+    for stored in at_once {
+        tokio::time::timeout(PATIENCE, stored).await.unwrap().unwrap();
+    }
+    settler.reject(receipt, letter).await.unwrap();
+    let groups = broker.groups().unwrap();
+    until("both are settled", async || groups.list().await.unwrap()[0].backlog == 0).await;
+    assert_eq!(broker.dead_letters().unwrap().list().await.unwrap().len(), 1);
 }

@@ -13,6 +13,7 @@ mod replay;
 mod scheme;
 mod settle;
 mod start;
+pub(crate) mod taken;
 
 pub use audit::{AuditLog, AuditQuery, CauseTree, Recorded};
 pub use dead_letters::{DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters, FailureKind};

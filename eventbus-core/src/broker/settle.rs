@@ -1,6 +1,6 @@
 //! Settling: telling the broker what became of a delivery, once.
 
-use super::{BrokerFuture, DeadLetter, Offset};
+use super::{BrokerFuture, DeadLetter, Offset, taken};
 use crate::envelope::Envelope;
 use crate::error::BrokerError;
 use crate::foreign::{self, Kept};
@@ -10,6 +10,12 @@ use jiff::Timestamp;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// How long it takes until a broker is asked again that panicked as it was given a delivery back; then twice as long.
+const AGAIN: Duration = Duration::from_millis(250);
+/// So often it is asked: one that gives the delivery back and panics then must not do so for ever.
+const RELEASES: u32 = 8;
 
 /// What a broker needs to know a delivery again.
 #[derive(Clone, Debug)]
@@ -34,6 +40,10 @@ pub struct Receipt {
 /// After a lease is lost, [`holds`](Self::holds) says no, and what no handler has yet is dropped without another call. What
 /// a handler has may still be settled: then `ack`, `reject` and `park` are errors that change nothing, and `release` does
 /// nothing, since somebody else has the delivery.
+///
+/// A call of `ack`, `reject` or `release` that panics, or whose future does, is made again a moment later, with the same
+/// receipt, and then less and less often: what it did is not known. Where it did what it was asked for, the second call is
+/// to change nothing, and to answer `Ok`.
 ///
 /// # Cancel safety
 /// Once a method was called its effect may come, whether its future is awaited or dropped. Dropped, what became of the
@@ -134,21 +144,24 @@ pub(crate) struct Acker {
     receipt: Option<Receipt>,
     /// The attempt of the receipt is being made.
     attempted: bool,
+    /// What the receipt says that a delivery does not.
+    token: u64,
 }
 
 const CONSUMED: &str = "an acker is consumed by settling";
 
 impl Acker {
     pub(crate) fn new(settler: Arc<dyn Settler>, receipt: Receipt) -> Self {
-        Self { settler: Kept::new(settler), receipt: Some(receipt), attempted: false }
+        let token = receipt.token;
+        Self { settler: Kept::new(settler), receipt: Some(receipt), attempted: false, token }
     }
 
     pub(crate) fn receipt(&self) -> &Receipt {
         self.receipt.as_ref().expect(CONSUMED)
     }
 
-    /// The delivery is done.
-    pub(crate) fn ack(mut self) -> BrokerFuture<Result<(), BrokerError>> {
+    /// The delivery is done. Where the broker panics, the delivery is held further: [`take_back`](Self::take_back).
+    pub(crate) fn ack(&mut self) -> BrokerFuture<Result<(), BrokerError>> {
         let receipt = self.take();
         self.settler.ack(receipt)
     }
@@ -158,6 +171,12 @@ impl Acker {
     pub(crate) fn reject(&mut self, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
         let receipt = self.take();
         self.settler.reject(receipt, dead_letter)
+    }
+
+    /// The broker panicked as it was told that this delivery is done: it is held as before.
+    pub(crate) fn take_back(&mut self, envelope: &Arc<Envelope>, offset: Offset, attempt: u32) {
+        let (envelope, token) = (Arc::clone(envelope), self.token);
+        self.receipt = Some(Receipt { envelope, offset, attempt, token });
     }
 
     /// The broker did not take the answer: what the receipt says is held as before.
@@ -220,7 +239,41 @@ impl Drop for Acker {
     fn drop(&mut self) {
         if let Some(mut receipt) = self.receipt.take() {
             receipt.attempt = receipt.attempt.saturating_add(self.attempted.into());
-            foreign::tell("a broker", || self.settler.release(receipt));
+            release(&self.settler, receipt, 0);
+        }
+    }
+}
+
+/// Gives a delivery back. A broker that has panicked so often as it was given back is asked again later.
+fn release(settler: &Kept<Arc<dyn Settler>>, receipt: Receipt, panics: u32) {
+    let (again, mark) = (receipt.clone(), taken::mark());
+    let Err(panicked) = foreign::call("a broker", || settler.release(receipt)) else { return };
+    let (taken, panics) = (mark.has_moved(), panics + 1);
+    let next = match (taken, panics) {
+        (true, _) => "it had taken it before",
+        (false, RELEASES..) => "the event is delivered again when its subscription is opened anew",
+        (false, _) => "it is given back again later",
+    };
+    log::error!(
+        target: "eventbus", id = %printable(again.envelope.id()), panic = %printable(panicked.into_text()),
+        "the broker has panicked as a delivery was given back; {}", printable(next)
+    );
+    if taken || panics >= RELEASES {
+        return foreign::tell("an envelope", || drop(again));
+    }
+    let (settler, delay) = (settler.clone(), AGAIN * 2_u32.pow(panics - 1));
+    match Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn(async move {
+            tokio::time::sleep(delay).await;
+            release(&settler, again, panics);
+        })),
+        Err(_) => {
+            let release = move || {
+                std::thread::sleep(delay);
+                release(&settler, again, panics);
+            };
+            // Without a thread there is nobody who could.
+            drop(std::thread::Builder::new().name("eventbus-release".to_owned()).spawn(release));
         }
     }
 }

@@ -4,7 +4,7 @@ use super::Outstanding;
 use super::dead_letters::MemoryDeadLetters;
 use super::places::Places;
 use super::routes::Routes;
-use crate::broker::{BrokerFuture, DeadLetter, Deliveries, Offset, Receipt, Received, Settler};
+use crate::broker::{BrokerFuture, DeadLetter, Deliveries, Offset, Receipt, Received, Settler, taken};
 use crate::envelope::Envelope;
 use crate::error::BrokerError;
 use crate::foreign::Wakers;
@@ -190,6 +190,7 @@ impl Queue {
     }
 
     fn settle(&self) {
+        taken::note();
         let settled = self.settled.fetch_add(1, Ordering::SeqCst) + 1;
         self.outstanding.remove(1);
         if settled >= self.accepted() {
@@ -233,6 +234,7 @@ impl Settler for Queue {
     }
 
     fn release(&self, receipt: Receipt) {
+        taken::note();
         if !self.push_again(receipt.into()) {
             self.outstanding.remove(1);
         }

@@ -90,6 +90,18 @@ pub(super) enum Failed {
     Parked(Parked),
     /// It is given up, and its dead letter could not be stored yet, so often.
     Unkept(DeadLetter, u32),
+    /// It is done, and the broker has panicked as it was told so, so often.
+    Untold(Done, u32),
+}
+
+/// What a delivery is done by.
+pub(super) enum Done {
+    /// It was handled.
+    Handled,
+    /// It was given up for this reason, without a dead letter.
+    Dropped(String),
+    /// It was given up by a replay, which keeps this for its report.
+    LeftOut(Box<DeadLetter>),
 }
 
 impl Open {
@@ -101,10 +113,10 @@ impl Open {
         Self { acker: Acker::new(settler, receipt), replayed, failed, due, since, order, alone }
     }
 
-    /// Whether it is given up already: no handler is called with it, but its dead letter has to be stored.
+    /// Whether no handler is called with it any more, but the broker has to be told so.
     #[inline]
-    pub(super) fn is_given_up(&self) -> bool {
-        matches!(self.failed.as_deref(), Some(Failed::Unkept(..)))
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.failed.as_deref(), Some(Failed::Unkept(..) | Failed::Untold(..)))
     }
 
     /// The next attempt, as the handler sees it.

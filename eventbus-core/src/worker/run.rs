@@ -3,7 +3,7 @@
 use super::attempt::{Broken, attempt};
 use super::crew::Place;
 use super::lanes::{self, Lanes, Open, Settled};
-use super::settle::{ack, keep_again, key, settle};
+use super::settle::{ack, key, settle, tell_again};
 use crate::broker::{Begin, BrokerFuture};
 use crate::counted::counted;
 use crate::delivery::Delivery;
@@ -40,8 +40,8 @@ async fn one_by_one<H: Handler>(handler: &H, hand: &mut One) {
     while poll_fn(|context| lanes.poll_next(context, hand.place, &mut hand.last, &mut hand.held)).await
         && let Some((delivery, held)) = hand.take_up()
     {
-        if held.as_ref().is_some_and(Open::is_given_up) {
-            let settled = keep_again(&lanes, held, delivery).await;
+        if held.as_ref().is_some_and(Open::is_over) {
+            let settled = tell_again(&lanes, held, delivery).await;
             hand.settled(settled);
             continue;
         }
@@ -117,7 +117,7 @@ async fn batch_by_batch<H: BatchHandler>(handler: &H, hand: &mut Several) {
     let pulse = lanes.pulse(hand.place);
     while !hand.gathered.is_empty() || gather(&lanes, hand.place, &mut hand.gathered).await {
         hand.take_batch();
-        hand.keep_again().await;
+        hand.tell_again().await;
         hand.begin().await;
         hand.admit(handler).await;
         let deliveries = &hand.deliveries;
@@ -299,11 +299,11 @@ impl Several {
         }
     }
 
-    /// Takes out what is given up already, and has its dead letter stored.
-    async fn keep_again(&mut self) {
-        let given_up = |held: &Option<Open>| held.as_ref().is_some_and(Open::is_given_up);
-        while let Some(place) = self.held.iter().position(given_up) {
-            let settled = keep_again(&self.lanes, &mut self.held[place], &self.deliveries[place]).await;
+    /// Takes out what is over already, and tells the broker.
+    async fn tell_again(&mut self) {
+        let over = |held: &Option<Open>| held.as_ref().is_some_and(Open::is_over);
+        while let Some(place) = self.held.iter().position(over) {
+            let settled = tell_again(&self.lanes, &mut self.held[place], &self.deliveries[place]).await;
             self.take_out(place, settled);
         }
     }

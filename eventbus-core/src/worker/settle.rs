@@ -1,11 +1,11 @@
 //! Settlement: the only place from which deliveries are acked and rejected.
 
 use super::attempt::Broken;
-use super::lanes::{self, Failed, Lanes, Open, Settled};
+use super::lanes::{self, Done, Failed, Lanes, Open, Settled};
 use crate::backoff::Backoff;
-use crate::broker::{BrokerFuture, DeadLetter, FailureKind, Parked};
+use crate::broker::{BrokerFuture, DeadLetter, FailureKind, Parked, taken};
 use crate::counted::counted;
-use crate::delivery::{Delivery, Failures};
+use crate::delivery::Delivery;
 use crate::envelope::Envelope;
 use crate::error::{BrokerError, PublishError};
 use crate::event::Key;
@@ -15,11 +15,16 @@ use crate::observe::Attempted;
 use crate::outcome::{Outcome, Reason};
 use crate::printable::printable;
 use jiff::Timestamp;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
-/// How long it takes until a dead letter is stored that could not be: its events wait for somebody who makes room.
-const KEEP_AGAIN: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+/// How long it takes until a broker is asked again that could not store a dead letter, or has panicked: somebody may have
+/// to make room.
+const ASK_AGAIN: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
 
 /// How many failures of a replay are kept for its report.
 const FAILURES: usize = 100;
@@ -117,49 +122,140 @@ async fn publish(lanes: &Lanes, delivery: &Delivery, events: Vec<Envelope>) -> R
 }
 
 /// Settles a delivery whose handler was successful.
-pub(super) async fn ack(lanes: &Lanes, held: &mut Option<Open>, delivery: &Delivery) -> Settled {
-    let told = match tell(held) {
-        Ok(told) => told,
-        later => answer(later).await,
-    };
-    match told {
-        Ok(()) => {
-            observe(lanes, delivery, || Attempted::Acked);
-            Settled::Acked(key(delivery))
-        }
-        Err(error) => {
-            log::warn!(
-                target: "eventbus", group = %printable(&lanes.scope.subscription.group), id = %printable(delivery.envelope().id()), error = %printable(error),
-                "the broker did not take the ack; it will deliver the event again"
-            );
-            Settled::Unsettled(key(delivery))
-        }
+pub(super) async fn ack(lanes: &Arc<Lanes>, held: &mut Option<Open>, delivery: &Delivery) -> Settled {
+    match tell(held) {
+        Ok(Ok(())) => done(lanes, delivery, Done::Handled),
+        told => finish(lanes, held, delivery, told, Done::Handled, 0).await,
     }
 }
 
 /// What a broker says to a settlement.
 type Told = Result<(), BrokerError>;
 
-/// Tells the broker that a delivery is done. Most brokers answer at once, so that nothing has to wait; the others give
-/// an [`answer`] to wait for.
-#[inline]
-fn tell(held: &mut Option<Open>) -> Result<Told, BrokerFuture<Told>> {
-    // Taken inside of the call, so that it is moved once.
-    let told = foreign::call("a broker", || match held.take() {
-        Some(open) => open.acker.ack().at_once(),
-        None => Ok(Err(BrokerError::new("the delivery is not held any more"))),
-    });
-    told.unwrap_or_else(|panicked| Ok(Err(broken(panicked))))
+/// What there is of a broker that has not said anything yet.
+enum Untold {
+    /// Its answer, which takes a while; and whether the in-process broker has taken the settlement.
+    Later(BrokerFuture<Told>, bool),
+    Panicked(Panicked),
 }
 
-/// What the broker says in the end.
-async fn answer(told: Result<Told, BrokerFuture<Told>>) -> Told {
-    match told {
-        Ok(told) => told,
-        Err(later) => {
-            foreign::run("a broker", || later).await.unwrap_or_else(|panicked| Err(broken(panicked)))
+/// Tells the broker that a delivery is done. Most brokers answer at once, so that nothing has to wait. Until there is an
+/// answer, the delivery is held.
+#[inline]
+fn tell(held: &mut Option<Open>) -> Result<Told, Untold> {
+    let mark = taken::mark();
+    // Dropped inside of the call, as code of others is.
+    let told = foreign::call("a broker", || {
+        let Some(open) = held.as_mut() else { return Ok(Err(not_held())) };
+        let told = open.acker.ack().at_once();
+        if told.is_ok() {
+            *held = None;
         }
+        told
+    });
+    match told {
+        Ok(Ok(told)) => Ok(told),
+        Ok(Err(later)) => Err(Untold::Later(later, mark.has_moved())),
+        Err(_) if mark.has_moved() => Ok(Ok(())),
+        Err(panicked) => Err(Untold::Panicked(panicked)),
     }
+}
+
+fn not_held() -> BrokerError {
+    BrokerError::new("the delivery is not held any more")
+}
+
+/// Waits for the answer of a broker, where `make` asks it or has asked. One that is built around the in-process broker
+/// may panic once that has taken the settlement: then it is done.
+async fn ask(make: impl FnOnce() -> BrokerFuture<Told>, already: bool) -> Result<Told, Panicked> {
+    let taken = AtomicBool::new(already);
+    let (mut make, mut answer) = (Some(make), None);
+    let asked = foreign::run("a broker", || {
+        poll_fn(|context| {
+            let _telling = taken::mark().tell(&taken);
+            if let Some(make) = make.take() {
+                answer = Some(make());
+            }
+            answer.as_mut().map_or(Poll::Pending, |answer| Pin::new(answer).poll(context))
+        })
+    });
+    let asked = asked.await;
+    if taken.load(Ordering::Relaxed) { Ok(asked.unwrap_or(Ok(()))) } else { asked }
+}
+
+/// Settles a delivery that is done, once the broker has said what it says to that. Where it panicked, what it did is not
+/// known: the lane stays closed, and it is told again.
+async fn finish(
+    lanes: &Arc<Lanes>,
+    held: &mut Option<Open>,
+    delivery: &Delivery,
+    told: Result<Told, Untold>,
+    what: Done,
+    panics: u32,
+) -> Settled {
+    let told = match told {
+        Ok(told) => Ok(told),
+        Err(Untold::Panicked(panicked)) => Err((panicked, held.take())),
+        Err(Untold::Later(later, taken)) => {
+            let open = held.take();
+            ask(|| later, taken).await.map_err(|panicked| (panicked, open))
+        }
+    };
+    let (group, id) = (&lanes.scope.subscription.group, delivery.envelope().id());
+    let (panicked, open) = match told {
+        Ok(Ok(())) => return done(lanes, delivery, what),
+        Ok(Err(error)) => {
+            log::warn!(
+                target: "eventbus", group = %printable(group), id = %printable(id), error = %printable(error),
+                "the broker did not take the ack; it will deliver the event again"
+            );
+            return Settled::Unsettled(key(delivery));
+        }
+        Err(panicked) => panicked,
+    };
+    let Some(mut open) = open else { return Settled::Unsettled(key(delivery)) };
+    open.acker.take_back(delivery.envelope(), delivery.offset(), delivery.attempt());
+    let mut open = match lanes::held(open) {
+        Ok(open) => open,
+        Err(settled) => return settled,
+    };
+    let panics = panics.saturating_add(1);
+    let delay = ASK_AGAIN.jittered(panics);
+    log::error!(
+        target: "eventbus", group = %printable(group), id = %printable(id), panic = %printable(panicked.into_text()),
+        panics = %printable(panics), ?delay,
+        "the broker has panicked as it was told that an event is done, and is told again; until then later events with \
+         this key wait, and others go on"
+    );
+    open.failed = Some(Box::new(Failed::Untold(what, panics)));
+    // In a batch it would be handled once more.
+    open.alone = true;
+    lanes.park(open, delay);
+    Settled::Parked
+}
+
+/// The broker knows that a delivery is done: tells the others.
+#[inline]
+fn done(lanes: &Lanes, delivery: &Delivery, what: Done) -> Settled {
+    let reason = match what {
+        Done::Handled => {
+            observe(lanes, delivery, || Attempted::Acked);
+            return Settled::Acked(key(delivery));
+        }
+        Done::Dropped(reason) => reason,
+        Done::LeftOut(failure) => {
+            let reason = failure.reason.clone();
+            if let Some(failures) = &lanes.scope.failures {
+                let mut kept = failures.lock();
+                if kept.len() < FAILURES {
+                    kept.push(Arc::from(failure));
+                }
+            }
+            reason
+        }
+    };
+    observe(lanes, delivery, || Attempted::Dropped { reason });
+    Settled::GivenUp(key(delivery))
 }
 
 fn broken(panicked: Panicked) -> BrokerError {
@@ -207,6 +303,7 @@ fn first_failed_at(open: &Open) -> Option<Timestamp> {
     match open.failed.as_deref()? {
         Failed::Parked(parked) => Some(parked.first_failed_at),
         Failed::Unkept(letter, _) => Some(letter.first_failed_at),
+        Failed::Untold(..) => None,
     }
 }
 
@@ -227,11 +324,8 @@ async fn give_up(
             target: "eventbus", group = %printable(&subscription.group), topic = %printable(envelope.topic()), id = %printable(envelope.id()),
             attempts, kind = %printable(kind), reason = %printable(&reason), "the event is given up and dropped (`dead_letter = false`)"
         );
-        if answer(tell(held)).await.is_err() {
-            return Settled::Unsettled(key(delivery));
-        }
-        observe(lanes, delivery, || Attempted::Dropped { reason });
-        return Settled::GivenUp(key(delivery));
+        let told = tell(held);
+        return finish(lanes, held, delivery, told, Done::Dropped(reason), 0).await;
     }
     let dead_letter = DeadLetter {
         envelope: Arc::clone(envelope),
@@ -245,7 +339,7 @@ async fn give_up(
         offset: delivery.offset(),
     };
     match &lanes.scope.failures {
-        Some(failures) => leave_out(lanes, held, delivery, dead_letter, failures).await,
+        Some(_) => leave_out(lanes, held, delivery, dead_letter).await,
         None => keep(lanes, held, delivery, dead_letter, 0).await,
     }
 }
@@ -253,11 +347,10 @@ async fn give_up(
 /// Gives up an event of a replay. It becomes no dead letter: the live subscription has handled the event, or has a dead
 /// letter of it already, and one more that is published again would have it handled twice.
 async fn leave_out(
-    lanes: &Lanes,
+    lanes: &Arc<Lanes>,
     held: &mut Option<Open>,
     delivery: &Delivery,
     failure: DeadLetter,
-    failures: &Failures,
 ) -> Settled {
     log::error!(
         target: "eventbus", group = %printable(&failure.group), topic = %printable(failure.envelope.topic()),
@@ -265,25 +358,18 @@ async fn leave_out(
         kind = %printable(failure.kind), reason = %printable(&failure.reason),
         "an event failed in a replay, which leaves it out and keeps no dead letter of it"
     );
-    if answer(tell(held)).await.is_err() {
-        return Settled::Unsettled(key(delivery));
-    }
-    let reason = failure.reason.clone();
-    let failure = Arc::new(failure);
-    {
-        let mut kept = failures.lock();
-        if kept.len() < FAILURES {
-            kept.push(Arc::clone(&failure));
-        }
-    }
-    observe(lanes, delivery, || Attempted::Dropped { reason });
-    Settled::GivenUp(key(delivery))
+    let told = tell(held);
+    finish(lanes, held, delivery, told, Done::LeftOut(Box::new(failure)), 0).await
 }
 
-/// Has the dead letter stored of a delivery that was given up before.
-pub(super) async fn keep_again(lanes: &Arc<Lanes>, held: &mut Option<Open>, delivery: &Delivery) -> Settled {
+/// Tells the broker again of a delivery that is over: it could not store its dead letter, or has panicked.
+pub(super) async fn tell_again(lanes: &Arc<Lanes>, held: &mut Option<Open>, delivery: &Delivery) -> Settled {
     match held.as_mut().and_then(|open| open.failed.take()).map(|failed| *failed) {
         Some(Failed::Unkept(letter, failures)) => keep(lanes, held, delivery, letter, failures).await,
+        Some(Failed::Untold(what, panics)) => {
+            let told = tell(held);
+            finish(lanes, held, delivery, told, what, panics).await
+        }
         _ => Settled::Unsettled(key(delivery)),
     }
 }
@@ -300,7 +386,7 @@ async fn keep(
     let Some(mut open) = held.take() else { return Settled::Unsettled(key(delivery)) };
     // The broker has the delivery until it answers that it could not store the dead letter.
     let receipt = open.acker.receipt().clone();
-    let told = foreign::run("a broker", || open.acker.reject(letter.clone())).await;
+    let told = ask(|| open.acker.reject(letter.clone()), false).await;
     let (group, id) = (&lanes.scope.subscription.group, delivery.envelope().id());
     let error = match told {
         Ok(Ok(())) => {
@@ -313,14 +399,8 @@ async fn keep(
             return Settled::GivenUp(key(delivery));
         }
         Ok(Err(error)) => error,
-        Err(panicked) => {
-            // It may have stored it: to tell it again could keep the letter twice.
-            log::error!(
-                target: "eventbus", group = %printable(group), id = %printable(id), panic = %printable(panicked.into_text()),
-                "the broker has panicked as it was to store a dead letter; whether it did is not known"
-            );
-            return Settled::Unsettled(key(delivery));
-        }
+        // It may have stored it; better twice than not at all.
+        Err(panicked) => broken(panicked),
     };
     open.acker.keep(receipt);
     let mut open = match lanes::held(open) {
@@ -328,7 +408,7 @@ async fn keep(
         Err(settled) => return settled,
     };
     let failures = failures.saturating_add(1);
-    let delay = KEEP_AGAIN.jittered(failures);
+    let delay = ASK_AGAIN.jittered(failures);
     log::warn!(
         target: "eventbus", group = %printable(group), topic = %printable(letter.envelope.topic()), id = %printable(id),
         error = %printable(&error), reason = %printable(&letter.reason), failures = %printable(failures), ?delay,

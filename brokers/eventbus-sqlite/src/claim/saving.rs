@@ -4,13 +4,14 @@
 
 use super::letters::LettersSave;
 use super::rows::{self, Noted};
-use super::{Claim, Waits, suspects};
+use super::{Claim, ClaimState, Waits, suspects};
 use crate::dead_letters;
 use crate::offsets::place;
 use crate::writes::When;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::{self, DeadLetter, Offset, Receipt, Settler};
 use rusqlite::Connection;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A delivery that is given up: once its dead letter is stored, it is settled.
@@ -88,7 +89,7 @@ impl Saving {
         claim.change(|state| {
             state.listed = false;
             let row = state.row.filter(|_| state.active && !state.saving)?;
-            let leaving = std::mem::take(&mut state.leaving);
+            let leaving = state.take_leaving();
             let waiting = std::mem::take(&mut state.waiting);
             let (again, own): (Vec<_>, Vec<_>) = leaving.iter().partition(|leaving| leaving.republished);
             let own: Vec<Offset> = own.iter().map(|leaving| leaving.offset).collect();
@@ -204,6 +205,26 @@ impl Saving {
         if matches!(committed, Ok(false)) {
             claim.lose(self.epoch);
         }
+    }
+}
+
+impl ClaimState {
+    /// What the next save gives up. What is given up once more, since whoever asked has not heard the answer, gets the
+    /// answer of that save.
+    fn take_leaving(&mut self) -> Vec<Leaving> {
+        let mut seen = BTreeSet::new();
+        let (leaving, again): (Vec<_>, Vec<_>) = std::mem::take(&mut self.leaving).into_iter().partition(
+            |Leaving { offset, republished, receipt, .. }| {
+                let open = receipt.is_none() || self.noted(*offset, *republished).is_some();
+                seen.insert((*offset, *republished)) && open
+            },
+        );
+        for Leaving { letter, receipt, answer, .. } in again {
+            self.waiting.extend(answer);
+            self.after.dropped.extend(receipt.map(|receipt| receipt.envelope));
+            self.after.dropped.push(letter.envelope);
+        }
+        leaving
     }
 }
 

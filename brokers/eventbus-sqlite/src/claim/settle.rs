@@ -44,13 +44,15 @@ impl Settler for Claim {
 
     fn reject(&self, receipt: Receipt, letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
         let (answer, answered) = oneshot::channel();
-        // What is not ours any more is dropped without the lock.
+        // What is not to be stored is dropped without the lock.
         let refused = self.change(|state| {
             let offset = receipt.offset;
-            let noted =
-                self.ours(&receipt).and_then(|token| Some((token, state.noted(offset, token.republished)?)));
-            let Some((Token { republished, .. }, Noted { mended, .. })) = noted else {
-                return Some((receipt, letter, answer));
+            let Some(Token { republished, .. }) = self.ours(&receipt) else {
+                return Some((Err(()), receipt, letter, answer));
+            };
+            let Some(Noted { mended, .. }) = state.noted(offset, republished) else {
+                // It is settled: whoever asks once more has not heard the answer.
+                return Some((Ok(()), receipt, letter, answer));
             };
             self.store.turn().end(self.which(place(offset)));
             let (receipt, answer) = (Some(receipt), Some(answer));
@@ -58,10 +60,10 @@ impl Settler for Claim {
             state.listed = true;
             None
         });
-        if refused.is_some() {
-            return BrokerFuture::ready(Err(self.lost()));
+        match refused {
+            None => self.saved(answered),
+            Some((ours, ..)) => BrokerFuture::ready(ours.map_err(|()| self.lost())),
         }
-        self.saved(answered)
     }
 
     fn park(&self, receipt: &Receipt, parked: Parked) -> BrokerFuture<Result<(), BrokerError>> {
