@@ -218,6 +218,102 @@ async fn a_log_keeps_what_was_not_handled_at_the_end() {
     bus.shutdown().await.expect("nothing is lost: what waits is in the log");
 }
 
+/// Waits until a line of the log has these words: that line.
+async fn line_with(log: &Log, words: &str) -> String {
+    let began = std::time::Instant::now();
+    loop {
+        if let Some(line) = log.text().lines().find(|line| line.contains(words)) {
+            return line.to_owned();
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "{words}: {}", log.text());
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+const DROPPED: &str = "the bus was dropped before";
+
+#[tokio::test(start_paused = true)]
+async fn a_bus_that_is_dropped_says_once_its_handlers_have_ended_what_is_lost() {
+    let (log, _guard) = Log::capture();
+    let (bus, _broker) = bus_with(Bus::builder().in_flight(1)).await;
+    let go_on = Arc::new(tokio::sync::Semaphore::new(0));
+    for group in ["mail", "stock"] {
+        let go_on = Arc::clone(&go_on);
+        let wait = move |_: Arc<Ping>| {
+            let go_on = Arc::clone(&go_on);
+            async move { go_on.acquire().await.unwrap().forget() }
+        };
+        bus.on(wait).group(group).concurrency(1).await.unwrap();
+    }
+    bus.start().unwrap();
+    for number in 0..3 {
+        bus.publish(&Ping { number }).await.unwrap();
+    }
+    // Both handlers run.
+    sleep(Duration::from_millis(1)).await;
+    drop(bus);
+    sleep(Duration::from_millis(1)).await;
+    assert!(!log.text().contains(DROPPED), "handlers that run may finish: {}", log.text());
+    go_on.add_permits(2);
+    let line = line_with(&log, DROPPED).await;
+    assert!(line.contains("WARN") && line.contains("4 deliveries were handled"), "{line}");
+    assert!(
+        line.contains("(2 for `mail`, 2 for `stock`): lost") && line.contains("`bus.shutdown().await`"),
+        "{line}"
+    );
+    assert!(!line.contains("bus.start()"), "{line}");
+    assert_eq!(log.text().matches("WARN").count(), 1, "{}", log.text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bus_that_is_dropped_with_nothing_left_or_after_a_shutdown_says_nothing() {
+    let (log, _guard) = Log::capture();
+    for shut_down in [false, true] {
+        let (bus, broker) = bus_with(Bus::builder()).await;
+        let seen = pings(&bus, "g").await;
+        bus.start().unwrap();
+        bus.publish(&Ping { number: 1 }).await.unwrap();
+        broker.settled().await;
+        if shut_down {
+            bus.shutdown().await.unwrap();
+        }
+        drop(bus);
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(seen.len(), 1);
+    }
+    assert!(!log.text().contains("WARN"), "{}", log.text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bus_that_is_dropped_and_was_never_started_says_so() {
+    let (log, _guard) = Log::capture();
+    let (bus, _broker) = bus_with(Bus::builder()).await;
+    pings(&bus, "g").await;
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    drop(bus);
+    let line = line_with(&log, DROPPED).await;
+    assert!(line.contains("1 delivery was handled (1 for `g`): lost"), "{line}");
+    assert!(line.contains("start it with `bus.start()?`"), "{line}");
+}
+
+#[tokio::test]
+async fn a_bus_on_a_log_that_is_dropped_says_what_is_delivered_again() {
+    let (log, _guard) = Log::capture();
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("log.db").display());
+    let bus = Bus::builder().only(NONE).connect(&url).await.unwrap();
+    bus.on(|_: Arc<Ping>| async { Outcome::RetryAfter(Duration::from_secs(3_600)) })
+        .group("g")
+        .await
+        .unwrap();
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    line_with(&log, "it is tried again").await;
+    drop(bus);
+    let line = line_with(&log, DROPPED).await;
+    assert!(line.contains("1 delivery was handled (1 for `g`): delivered again"), "{line}");
+}
+
 /// A bus that was connected on a runtime, and that runtime.
 fn connected(runtime: Runtime, url: &str) -> (Bus, Runtime, Seen<u64>) {
     let (bus, seen) = runtime.block_on(async {

@@ -27,6 +27,9 @@ fn child() {
         tracing::subscriber::set_global_default(tracing::subscriber::NoSubscriber::new()).unwrap();
     }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
+        if role == "drops its bus" {
+            return drop_a_bus().await;
+        }
         let broker = MemoryBroker::builder().history(10).build();
         let bus = Bus::builder().without_subscriptions().broker(broker).await.unwrap();
         if role == "begins late" {
@@ -73,6 +76,17 @@ fn child() {
             }
         }
     });
+}
+
+/// What a `main` does that forgets the shutdown.
+async fn drop_a_bus() {
+    let bus = Bus::builder().without_subscriptions().connect("memory:").await.unwrap();
+    for group in ["player", "judge"] {
+        bus.on(|_: Arc<Ping>| std::future::pending::<()>()).group(group).await.unwrap();
+    }
+    bus.start().unwrap();
+    bus.publish(&Ping { number: 7 }).await.unwrap();
+    bus.publish(&Ping { number: 8 }).await.unwrap();
 }
 
 fn child_in(role: &str) -> Command {
@@ -172,4 +186,12 @@ fn a_bus_that_has_run_waits_for_its_lines_before_it_ends() {
 fn a_program_that_has_chosen_silence_has_it() {
     let (_, err) = all_lines_of("is silent");
     assert_eq!(err, "");
+}
+
+#[test]
+fn a_program_that_ends_without_a_shutdown_says_in_one_line_what_was_not_handled() {
+    let (_, err) = all_lines_of("drops its bus");
+    assert_eq!(err.lines().count(), 1, "{err}");
+    assert!(err.contains("before 4 deliveries were handled (2 for `player`, 2 for `judge`): lost"), "{err}");
+    assert!(err.contains("end the program with `bus.shutdown().await`"), "{err}");
 }

@@ -140,7 +140,7 @@ pub enum Error {
 }
 
 /// "1 delivery was", "2 deliveries were".
-fn deliveries(number: usize) -> String {
+pub(crate) fn deliveries(number: usize) -> String {
     format!("{} {}", counted(number, "delivery"), if number == 1 { "was" } else { "were" })
 }
 

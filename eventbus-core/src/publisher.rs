@@ -348,7 +348,7 @@ pub(crate) struct Outlet {
     pub(crate) on_publish: Vec<PublishHook>,
     pub(crate) observers: Vec<Kept<Box<dyn Observer>>>,
     pub(crate) gate: Gate,
-    durable: bool,
+    pub(crate) durable: bool,
     /// The circles that were stopped and told: what was to be published, and what caused it.
     circles: Lock<BTreeSet<(String, String)>>,
 }

@@ -162,7 +162,8 @@ pub trait Deliveries: Send {
     }
 
     /// Leaves: nobody reads here any more, as when this is dropped. Says how many deliveries are lost by that: accepted
-    /// and not settled, kept in memory only, and without another reader. A broker that is durable loses none.
+    /// and not settled, kept in memory only, and without another reader; the bus logs it. A broker that is durable loses
+    /// none.
     fn close(self: Box<Self>) -> usize {
         0
     }

@@ -94,6 +94,13 @@ impl Home {
         .await
     }
 
+    /// Leaves a task on this runtime, which drops it at once where it has ended.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(runtime) = &self.runtime {
+            runtime.spawn(task);
+        }
+    }
+
     /// Resolves once nothing can be handled here any more, since the runtime has ended.
     pub(super) async fn ended(&self) {
         let State { ended, inhabited, told, .. } = &*self.state;

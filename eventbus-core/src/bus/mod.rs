@@ -3,6 +3,7 @@
 mod address;
 mod builder;
 mod causes;
+mod dropped;
 mod home;
 mod on;
 mod pace;
@@ -35,6 +36,7 @@ use crate::subscription::{Policy, Subscription};
 use crate::topic::Pattern;
 use crate::waiters::Waiters;
 use crate::worker::{self, Lanes, Watchdog};
+use dropped::Dropped;
 use home::Home;
 use stage::Stage;
 use std::fmt;
@@ -50,6 +52,10 @@ use tokio::runtime::Handle;
 ///
 /// It is cheap to clone; all clones are one bus. It publishes through its [`Publisher`], whose methods it has.
 /// From the moment it is connected its subscriptions miss nothing; they are handled once it runs.
+///
+/// A bus that is started is ended with [`shutdown`](Self::shutdown), as [`run`](Self::run) does by itself. Where the last
+/// clone is dropped before, handlers that run finish, as long as their runtime lasts, and one warning says how many
+/// deliveries were not handled.
 ///
 /// ```
 /// # use eventbus::{Bus, Event, subscribe};
@@ -347,10 +353,16 @@ impl fmt::Debug for Bus {
 }
 
 impl Drop for Shared {
-    /// A bus that nobody holds any more takes nothing more; handlers that run finish.
+    /// A bus that nobody holds any more takes nothing more; handlers that run finish. After a shutdown there is nothing
+    /// left to stop.
     fn drop(&mut self) {
-        let lanes = std::mem::take(&mut self.stage.lock().lanes);
-        lanes.iter().for_each(|lanes| lanes.stop());
+        let (lanes, started) = {
+            let mut stage = self.stage.lock();
+            (std::mem::take(&mut stage.lanes), stage.running)
+        };
+        if !lanes.is_empty() {
+            self.home.spawn(Dropped::stop(lanes, started, self.outlet.durable).finish());
+        }
     }
 }
 

@@ -9,8 +9,6 @@ use crate::envelope::Envelope;
 use crate::error::BrokerError;
 use crate::foreign::Wakers;
 use crate::lock::{Lock, Rank, SharedLock};
-use crate::log;
-use crate::printable::printable;
 use crate::topic::Pattern;
 use std::collections::VecDeque;
 use std::fmt;
@@ -390,12 +388,6 @@ impl MemoryDeliveries {
         drop(own);
         wakers.wake();
         self.queue.outstanding.of_some.tell();
-        if lost > 0 {
-            log::warn!(
-                target: "eventbus", group = %printable(&self.queue.group), deliveries = lost,
-                "the subscription has ended with deliveries that are not handled, and they are lost"
-            );
-        }
         let deliveries = left.iter().map(VecDeque::len).sum();
         drop(left);
         if deliveries > 0 {

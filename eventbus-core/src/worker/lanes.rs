@@ -169,6 +169,8 @@ struct State {
     stopped: bool,
     /// Something was given back when they were stopped, so they do not finish any more.
     cut_short: bool,
+    /// How many deliveries went back to the broker since they were stopped: those that were not in a handler.
+    given_back: usize,
     /// How many deliveries were lost as the source was let go of; none before.
     lost: Option<usize>,
     /// What was being handled was dropped: a worker that has only just begun ends as well.
@@ -216,6 +218,7 @@ impl Lanes {
             tally: Tally::default(),
             stopped: false,
             cut_short: false,
+            given_back: 0,
             lost: None,
             aborted: false,
         };
@@ -281,6 +284,7 @@ impl Lanes {
         state.cut_short = !state.is_finished();
         state.stopped = true;
         let given_back = state.table.clear();
+        state.given_back += given_back.len();
         let sleepers = state.crew.dismiss();
         drop(state);
         given_back.into_iter().for_each(give_back);
@@ -290,18 +294,32 @@ impl Lanes {
     }
 
     /// Lets go of the source of lanes that were stopped, so that the broker knows that nobody reads here any more: now,
-    /// or once whoever asks it has come back. [`lost`](Self::lost) tells how many deliveries are lost by that.
+    /// or once whoever asks it has come back. [`lost`](Self::lost) tells how many deliveries are lost by that, and so
+    /// does a line of the log.
     pub(crate) fn close(&self) {
-        let reader = self.state.lock().source.close();
-        if let Some(reader) = reader {
-            self.let_go(reader);
-        }
+        self.tell_lost(self.leave());
     }
 
-    fn let_go(&self, reader: Reader) {
+    /// The same without the line, for who says by itself how many are lost; none that are found out later.
+    pub(crate) fn leave(&self) -> usize {
+        let reader = self.state.lock().source.close();
+        reader.map_or(0, |reader| self.let_go(reader))
+    }
+
+    fn let_go(&self, reader: Reader) -> usize {
         let lost = let_go(reader);
         self.state.lock().lost = Some(lost);
         self.idle.tell();
+        lost
+    }
+
+    fn tell_lost(&self, lost: usize) {
+        if lost > 0 {
+            log::warn!(
+                target: "eventbus", group = %printable(&self.scope.subscription.group), deliveries = lost,
+                "the subscription has ended with deliveries that are not handled, and they are lost"
+            );
+        }
     }
 
     /// Resolves once the source of lanes that were closed was let go of: how many deliveries are lost by that.
@@ -337,6 +355,11 @@ impl Lanes {
     /// How many deliveries are being handled.
     pub(crate) fn handled(&self) -> usize {
         self.state.lock().table.handled()
+    }
+
+    /// How many deliveries went back to the broker since they were stopped.
+    pub(crate) fn given_back(&self) -> usize {
+        self.state.lock().given_back
     }
 
     /// Drops what is still being handled, unsettled.
@@ -524,7 +547,10 @@ impl Lanes {
         for chore in chores.drain(..) {
             match chore {
                 Chore::GiveBack(open) => give_back(open),
-                Chore::LetGo(reader) => self.let_go(reader),
+                Chore::LetGo(reader) => {
+                    let lost = self.let_go(reader);
+                    self.tell_lost(lost);
+                }
                 Chore::Unpark(parked, delay) => self.unpark_after(parked, delay),
                 Chore::AskLater(reason) => self.ask_later(&reason),
             }
@@ -573,7 +599,8 @@ impl Drop for Lanes {
         gathered.into_iter().for_each(give_back);
         given_back.into_iter().for_each(give_back);
         if let Some(reader) = reader {
-            let_go(reader);
+            let lost = let_go(reader);
+            self.tell_lost(lost);
         }
     }
 }
@@ -675,6 +702,7 @@ impl Turn<'_> {
     fn park(&mut self, mut open: Open, delay: Duration) {
         if self.stopped {
             self.table.settled(None);
+            self.given_back += 1;
             self.chores.push(Chore::GiveBack(open));
         } else {
             open.due = Some(after(delay));
@@ -731,7 +759,10 @@ impl Turn<'_> {
         let received = reader.received.drain(..).zip(first..);
         let received = received.map(|(received, order)| Open::new(received, since, order));
         if self.stopped {
-            return self.chores.extend(received.map(Chore::GiveBack));
+            let before = self.chores.len();
+            self.chores.extend(received.map(Chore::GiveBack));
+            self.given_back += self.chores.len() - before;
+            return;
         }
         let state = &mut **self;
         for open in received {
