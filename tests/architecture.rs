@@ -18,6 +18,7 @@ const FLOORS: [&[&str]; 7] = [
         "foreign",
         "log",
         "finite",
+        "paused",
         "printable",
         "signals",
         "counted",

@@ -6,6 +6,7 @@
 
 use crate::counted::{count, counted};
 use crate::event::EventMeta;
+use crate::paused;
 use crate::topic::TopicError;
 use std::fmt;
 use std::time::Duration;
@@ -116,11 +117,12 @@ pub enum Error {
     },
     /// The bus has ended before everything was handled that it had accepted.
     #[error(
-        "{} not finished when {}, {after:.1?} after its shutdown began (`drain` is {}): {}",
+        "{} not finished when {}, {after:.1?} after its shutdown began (`drain` is {}): {}{}",
         deliveries(*unfinished),
         if *cut_short { "a second signal ended the bus" } else { "the bus ended" },
         limit(*drain),
-        what_became(*unfinished, *lost, *cut_short)
+        what_became(*unfinished, *lost, *cut_short),
+        paused::hint(*real, *after)
     )]
     Drain {
         /// How many deliveries were accepted and are not settled, as far as they were at hand: those that were being
@@ -134,6 +136,8 @@ pub enum Error {
         /// How long the bus has waited for them. Shorter than `drain` where a second signal cut it short, or where the
         /// bus was never started.
         after: Duration,
+        /// How long that was on the real clock: as long, but where a test has paused tokio's clock, which jumps.
+        real: Duration,
         /// The time that a shutdown may take.
         drain: Duration,
     },
@@ -445,7 +449,7 @@ mod tests {
     fn the_end_of_a_bus_says_how_many_deliveries_are_left_and_what_becomes_of_them() {
         let text = |unfinished, lost| {
             let (after, drain) = (Duration::from_millis(1_234), Duration::from_secs(30));
-            Error::Drain { unfinished, lost, cut_short: false, after, drain }.to_string()
+            Error::Drain { unfinished, lost, cut_short: false, after, real: after, drain }.to_string()
         };
         let one = text(1, 0);
         assert!(one.starts_with("1 delivery was not finished when the bus ended, 1.2s after"), "{one}");
@@ -454,8 +458,12 @@ mod tests {
         assert!(all.starts_with("50 deliveries were not finished") && all.contains(": lost, since"), "{all}");
         assert!(text(3, 2).contains("2 of them lost"), "{}", text(3, 2));
         let (after, drain) = (Duration::ZERO, Duration::MAX);
-        let endless = Error::Drain { unfinished: 1, lost: 1, cut_short: false, after, drain };
+        let endless = Error::Drain { unfinished: 1, lost: 1, cut_short: false, after, real: after, drain };
         assert!(endless.to_string().contains("`drain` is without limit"), "{endless}");
+        assert!(!endless.to_string().contains("the clock is paused"), "{endless}");
+        let (after, real) = (Duration::from_secs(30), Duration::from_millis(2));
+        let jumped = Error::Drain { unfinished: 1, lost: 1, cut_short: false, after, real, drain: after };
+        assert!(jumped.to_string().contains("the clock is paused and jumped over this time"), "{jumped}");
     }
 
     /// What `main` shows, and `unwrap`, is `Debug`.

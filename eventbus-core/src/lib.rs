@@ -53,6 +53,7 @@ mod observe;
 mod outcome;
 #[doc(hidden)]
 pub mod printable;
+mod paused;
 mod publisher;
 mod registry;
 #[doc(hidden)]

@@ -7,6 +7,7 @@ use crate::broker::{Broker, SubscribeRequest};
 use crate::error::{BrokerError, Error, Result};
 use crate::foreign;
 use crate::log;
+use crate::paused::Wait;
 use crate::printable::printable;
 use crate::stderr;
 use crate::topic::Pattern;
@@ -115,8 +116,8 @@ impl Bus {
     pub async fn shutdown_within(&self, drain: Duration) -> Result<()> {
         needs_runtime("shutdown")?;
         let shared = &self.shared;
-        let began = Instant::now();
-        let Some(Closing { lanes, replays, running }) = shared.stage.lock().close(began, drain) else {
+        let (began, wait) = (Instant::now(), Wait::begin(drain));
+        let Some(Closing { lanes, replays, running }) = shared.stage.lock().close(began, wait) else {
             self.ended().await;
             let left = shared.stage.lock().left;
             return left.map_or(Ok(()), |left| Err(left.error()));
@@ -146,7 +147,7 @@ impl Bus {
         };
         let _ = timeout_at(deadline, race(finished, shared.home.ended())).await;
         let last = deadline.max(Instant::now() + CLOSE);
-        let left = self.cut_off((began, drain), last, false).await;
+        let left = self.cut_off((began, wait), last, false).await;
         self.let_go();
         drop((lanes, replays));
         let closed = close_broker(&*shared.broker, last, "within the drain time").await;
@@ -185,9 +186,9 @@ impl Bus {
     /// A second signal has come.
     async fn cut_short(&self) -> Error {
         let now = Instant::now();
-        let closing = self.shared.stage.lock().closing.unwrap_or((now, self.shared.drain));
+        let closing = self.shared.stage.lock().closing.unwrap_or((now, Wait::begin(self.shared.drain)));
         let left = self.cut_off(closing, now + COME_BACK, true).await;
-        left.unwrap_or_else(|| did_not_close(&*self.shared.broker, "before a second signal came"))
+        left.unwrap_or_else(|| did_not_close(&*self.shared.broker, "before a second signal came", ""))
     }
 
     /// Ends what is left: what is still being handled is dropped, unsettled, and the broker learns that nobody reads
@@ -196,7 +197,7 @@ impl Bus {
     /// What a broker has lost is not known while it is asked, so that is waited for until `last`.
     async fn cut_off(
         &self,
-        (began, drain): (Instant, Duration),
+        (began, drain): (Instant, Wait),
         last: Instant,
         cut_short: bool,
     ) -> Option<Error> {
@@ -236,8 +237,14 @@ impl Bus {
             unfinished += handled.max(lost_here);
             lost += lost_here;
         }
-        let left =
-            (unfinished > 0).then(|| Left { unfinished, lost, cut_short, after: began.elapsed(), drain });
+        let left = (unfinished > 0).then(|| Left {
+            unfinished,
+            lost,
+            cut_short,
+            after: began.elapsed(),
+            real: drain.real(),
+            drain: drain.time(),
+        });
         let left = {
             let mut stage = self.shared.stage.lock();
             // Whoever began this may be among those that were cut off, so others tell of it as well.
@@ -260,17 +267,18 @@ fn requests(lanes: &[Arc<Lanes>]) -> Vec<SubscribeRequest> {
 
 /// Closes a broker, until `deadline`.
 pub(super) async fn close_broker(broker: &dyn Broker, deadline: Instant, when: &str) -> Result<()> {
+    let wait = Wait::begin(deadline.saturating_duration_since(Instant::now()));
     match timeout_at(deadline, foreign::run("a broker", || broker.close())).await {
         Ok(Ok(closed)) => Ok(closed?),
         Ok(Err(panicked)) => Err(BrokerError::new("the broker could not close").with_cause(panicked).into()),
-        Err(_) => Err(did_not_close(broker, when)),
+        Err(_) => Err(did_not_close(broker, when, &wait.hint())),
     }
 }
 
-fn did_not_close(broker: &dyn Broker, when: &str) -> Error {
+fn did_not_close(broker: &dyn Broker, when: &str, hint: &str) -> Error {
     BrokerError::new(format!(
         "the {} broker did not close {when}; what it has confirmed is stored, and what it has not may be handled \
-         once more (look whether another program holds its store, or whether it can be reached)",
+         once more (look whether another program holds its store, or whether it can be reached){hint}",
         broker.name()
     ))
     .into()

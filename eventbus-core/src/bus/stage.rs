@@ -6,6 +6,7 @@ use super::Shared;
 use crate::census::{self, Findings};
 use crate::error::{Error, Result, StartupError};
 use crate::log;
+use crate::paused::Wait;
 use crate::printable::printable;
 use crate::stderr;
 use crate::subscription::Subscription;
@@ -19,8 +20,8 @@ pub(super) struct Stage {
     pub(super) running: bool,
     /// A shutdown has begun.
     pub(super) closed: bool,
-    /// When it has begun, and how long it may take.
-    pub(super) closing: Option<(Instant, Duration)>,
+    /// When it has begun, how long it may take, and what that is on the real clock.
+    pub(super) closing: Option<(Instant, Wait)>,
     /// A shutdown is over.
     pub(super) ended: bool,
     pub(super) left: Option<Left>,
@@ -42,13 +43,14 @@ pub(super) struct Left {
     pub(super) lost: usize,
     pub(super) cut_short: bool,
     pub(super) after: Duration,
+    pub(super) real: Duration,
     pub(super) drain: Duration,
 }
 
 impl Left {
     pub(super) fn error(self) -> Error {
-        let Self { unfinished, lost, cut_short, after, drain } = self;
-        Error::Drain { unfinished, lost, cut_short, after, drain }
+        let Self { unfinished, lost, cut_short, after, real, drain } = self;
+        Error::Drain { unfinished, lost, cut_short, after, real, drain }
     }
 }
 
@@ -61,7 +63,7 @@ pub(super) struct Closing {
 
 impl Stage {
     /// Begins the shutdown: what is to be ended. Nothing, where it has begun before.
-    pub(super) fn close(&mut self, now: Instant, drain: Duration) -> Option<Closing> {
+    pub(super) fn close(&mut self, now: Instant, drain: Wait) -> Option<Closing> {
         self.closing.get_or_insert((now, drain));
         let first = !std::mem::replace(&mut self.closed, true);
         first.then(|| Closing {

@@ -8,6 +8,7 @@ use crate::delivery::Delivery;
 use crate::envelope::Envelope;
 use crate::foreign::{Kept, Panicked, Running};
 use crate::log;
+use crate::paused::Wait;
 use crate::printable::printable;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -26,8 +27,9 @@ const FEW: Duration = Duration::from_millis(20);
 pub(super) enum Broken {
     /// It panicked.
     Panicked(Panicked),
-    /// It did not finish within this time, and was dropped; its destructors may have panicked then.
-    TimedOut(Duration, Option<Panicked>),
+    /// It did not finish within this time, and was dropped; its destructors may have panicked then. Last a hint, where a
+    /// paused clock has jumped over the time.
+    TimedOut(Duration, Option<Panicked>, String),
     /// It was not asked again: the process ended so often while it had the event.
     Crashed(u32),
 }
@@ -52,6 +54,7 @@ pub(super) async fn attempt<F: Future>(
     let limit = lanes.policy.timeout;
     let (mut place, mut clock) = (pin!(None), pin!(None));
     let mut call = Call {
+        wait: None,
         running: Running::new("a handler", call, place.as_mut()),
         cause: Some(Arc::clone(delivery.envelope())),
         span: log::span(|| span(delivery)),
@@ -69,7 +72,8 @@ pub(super) async fn attempt<F: Future>(
         // A layer may have answered before the thread did.
         calls.returned().await;
     }
-    answer?.ok_or_else(|| Broken::TimedOut(limit, discarded.err()))
+    let hint = || call.wait.map(Wait::hint).unwrap_or_default();
+    answer?.ok_or_else(|| Broken::TimedOut(limit, discarded.err(), hint()))
 }
 
 /// A handler's future with what is around it.
@@ -79,6 +83,8 @@ struct Call<'a, F, M> {
     span: Kept<Span>,
     lanes: &'a Arc<Lanes>,
     pulse: &'a Pulse,
+    /// Since its clock runs.
+    wait: Option<Wait>,
 }
 
 impl<F: Future, M: FnOnce() -> F> Call<'_, F, M> {
@@ -95,7 +101,9 @@ impl<F: Future, M: FnOnce() -> F> Call<'_, F, M> {
         }
         if clock.is_none() {
             // The handler may have spent the budget of this poll, as it may that of the next.
-            clock.set(Some(unconstrained(sleep(self.left(limit)))));
+            let left = self.left(limit);
+            self.wait = Some(Wait::begin(left));
+            clock.set(Some(unconstrained(sleep(left))));
         }
         match clock.as_mut().as_pin_mut().map(|clock| clock.poll(context)) {
             Some(Poll::Ready(())) => Poll::Ready(Ok(None)),
@@ -108,11 +116,12 @@ impl<F: Future, M: FnOnce() -> F> Call<'_, F, M> {
     async fn late(&mut self, limit: Duration, calls: &Calls) -> Result<Option<F::Output>, Broken> {
         let subscription = self.lanes.subscription();
         let overdue = Instant::now();
+        let hint = self.wait.map(Wait::hint).unwrap_or_default();
         log::warn!(
             target: "eventbus", parent: &*self.span, handler = %printable(&subscription.name),
             location = %printable(subscription.location()), timeout = ?limit,
             "the blocking handler has not returned within its timeout; it cannot be stopped, so the events of its \
-             key wait until it has"
+             key wait until it has{}", printable(hint)
         );
         let mut returned = pin!(calls.returned());
         let mut clock = pin!(None::<Unconstrained<Sleep>>);
@@ -146,7 +155,7 @@ impl<F: Future, M: FnOnce() -> F> Call<'_, F, M> {
 
     #[inline]
     fn poll(&mut self, context: &mut Context<'_>) -> Result<Poll<F::Output>, Panicked> {
-        let Self { running, cause, span, lanes, pulse } = self;
+        let Self { running, cause, span, lanes, pulse, .. } = self;
         lanes.mind();
         let polled = lanes.threads.poll(pulse, context, |context| {
             let _entered = log::enter(span);

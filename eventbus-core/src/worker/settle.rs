@@ -72,8 +72,8 @@ pub(super) async fn settle(
                 format!("the process ended {} while the handler had the event", counted(crashes, "time"));
             Failure::new(FailureKind::Crashed, reason, Again::Never)
         }
-        Err(Broken::TimedOut(limit, dropped)) => {
-            let reason = format!("the handler did not finish within its timeout of {limit:?}");
+        Err(Broken::TimedOut(limit, dropped, hint)) => {
+            let reason = format!("the handler did not finish within its timeout of {limit:?}{hint}");
             let reason = match dropped {
                 None => reason,
                 Some(panicked) => format!("{reason}; when it was dropped it {panicked}"),

@@ -2,7 +2,7 @@
 //!
 //! A [`TestBus`] runs the program's own subscriptions on the in-process broker. Publishing on it resolves when
 //! the whole cascade is over: every handler, every event that a handler published, every retry. With the clock of
-//! tokio paused, delayed retries take no time.
+//! tokio paused, delayed retries take no time; handlers that do I/O are tested on real time.
 //!
 //! ```
 //! use eventbus::{Bus, Event, subscribe};

@@ -15,7 +15,9 @@ use std::sync::Arc;
 ///
 /// Every publish resolves once nothing is queued, being handled, or parked for a retry: by counting deliveries,
 /// not by waiting a while. In a test with `#[tokio::test(start_paused = true)]` the clock jumps to the next retry
-/// or timeout whenever there is nothing else to do.
+/// or timeout whenever there is nothing else to do. Sockets and threads are nothing to that clock: a handler that waits
+/// for one meets its `timeout` at once, and the dead letter says so. Such a handler is tested on real time
+/// (`#[tokio::test]`), or with a stand-in for what it talks to.
 ///
 /// It refuses what a log could not keep or give back, though it keeps events in memory:
 ///
