@@ -23,6 +23,18 @@ async fn mail(_ping: Ping, _mailer: State<Mailer>) {}
 #[subscribe]
 async fn mail_too(_mailer: State<Mailer>, _ping: Ping) {}
 
+#[subscribe]
+async fn twice_shared(_ping: Ping, _mailer: State<Arc<Mailer>>) {}
+
+#[subscribe]
+async fn in_a_state(_ping: Ping, _mailer: State<State<Mailer>>) {}
+
+struct Mialer;
+
+mod elsewhere {
+    pub(crate) struct Mailer;
+}
+
 async fn mistakes(builder: eventbus::bus::BusBuilder) -> Vec<String> {
     match builder.connect("memory:").await {
         Err(Error::Startup(error)) => error.mistakes().to_vec(),
@@ -63,6 +75,45 @@ async fn a_missing_state_lists_every_subscriber_that_takes_it() {
         assert!(mistake.contains(words), "{words}: {mistake}");
     }
     only().state(Mailer).connect("memory:").await.expect("with the state it starts");
+}
+
+#[tokio::test]
+async fn a_state_that_is_given_in_another_form_is_told_how_to_be_given() {
+    let only = || Bus::builder().only([mail::SUBSCRIBER]);
+    let given = [
+        (
+            only().state(Arc::new(Mailer)),
+            "`Arc<Mailer>`, and `State<Mailer>` shares a plain `Mailer` already",
+        ),
+        (only().state(Box::new(Mailer)), "`Box<Mailer>`: write `.state(…)` with the plain `Mailer`"),
+        (only().state(&Mailer), "`&Mailer`: write `.state(…)` with the plain `Mailer`"),
+        (only().state(State::new(Mailer)), "`State<Mailer>`: write `.state(…)` with the plain `Mailer`"),
+        (only().state(std::sync::Mutex::new(Mailer)), "or take `State<Mutex<Mailer>>`"),
+        (only().state(elsewhere::Mailer), "`startup::elsewhere::Mailer`, another type of that name"),
+        (only().state(Mialer), "did you mean `State<Mialer>`, which it has?"),
+        (only().state(7_u32), "it has: `u32`"),
+    ];
+    for (builder, words) in given {
+        let mistakes = mistakes(builder).await;
+        let [mistake] = mistakes.as_slice() else { panic!("{mistakes:?}") };
+        assert!(
+            mistake.contains("`startup::Mailer` is missing: ") && mistake.contains(words),
+            "{words}: {mistake}"
+        );
+    }
+    only().shared_state(Arc::new(Mailer)).connect("memory:").await.expect("it is what is said");
+}
+
+#[tokio::test]
+async fn a_handler_that_wants_a_state_in_another_form_is_told_what_to_take() {
+    let both = || Bus::builder().only([twice_shared::SUBSCRIBER, in_a_state::SUBSCRIBER]);
+    let mistakes = mistakes(both().state(Mailer)).await.concat();
+    for words in [
+        "a plain `Mailer`: take `State<Mailer>`, which `State` shares already",
+        "a `State<…>` is enough: take `State<Mailer>`",
+    ] {
+        assert!(mistakes.contains(words), "{words}: {mistakes}");
+    }
 }
 
 #[tokio::test]

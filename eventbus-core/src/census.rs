@@ -15,7 +15,7 @@ use crate::foreign::{Panicked, call};
 use crate::printable::printable;
 use crate::registry::{self, Catalog, Subscriber};
 use crate::state::States;
-use crate::subscription::Subscription;
+use crate::subscription::{StateType, Subscription};
 use eventbus_grammar::{MAX_GROUP, is_group, is_near, matches, overlap};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -306,19 +306,18 @@ fn shared_groups(subscriptions: &[&Subscription]) -> Vec<String> {
 }
 
 fn missing_states(subscriptions: &[&Subscription], states: &States) -> Vec<String> {
-    let mut missing: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    let mut missing: BTreeMap<&str, (&StateType, Vec<String>)> = BTreeMap::new();
     for subscription in subscriptions {
         for state in subscription.states.iter().flatten().filter(|state| !states.contains(state)) {
-            missing.entry((state.name)()).or_default().push(describe(subscription));
+            let (_, takers) = missing.entry((state.name)()).or_insert_with(|| (state, Vec::new()));
+            takers.push(describe(subscription));
         }
     }
     missing
         .into_iter()
-        .map(|(state, takers)| {
-            format!(
-                "the state `{state}` is missing; give it to the bus with `Bus::builder().state(…)`; it is taken by:\n{}",
-                takers.join("\n")
-            )
+        .map(|(name, (state, takers))| {
+            let (remedy, takers) = (states.remedy(state), takers.join("\n"));
+            format!("the state `{name}` is missing: {remedy}. It is taken by:\n{takers}")
         })
         .collect()
 }

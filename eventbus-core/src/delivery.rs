@@ -9,7 +9,7 @@ use crate::foreign::Kept;
 use crate::lock::Lock;
 use crate::publisher::{Outlet, Publisher};
 use crate::state::{State, States};
-use crate::subscription::Subscription;
+use crate::subscription::{StateType, Subscription};
 use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -109,6 +109,11 @@ impl Delivery {
     #[must_use]
     pub fn state<S: Send + Sync + 'static>(&self) -> Option<State<S>> {
         self.scope.states.get()
+    }
+
+    /// What to do where the bus has not this state.
+    pub(crate) fn remedy_of_missing(&self, state: &StateType) -> String {
+        self.scope.states.remedy(state)
     }
 
     /// Publishes events that are caused by this one.

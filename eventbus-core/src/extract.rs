@@ -129,10 +129,8 @@ impl<S: Send + Sync + 'static> FromDelivery<'_> for State<S> {
 
     fn from_delivery(delivery: &Delivery) -> Result<Self, Outcome> {
         delivery.state().ok_or_else(|| {
-            let name = (Self::TYPE.name)();
-            Outcome::Reject(Reason::from(format!(
-                "the bus has no state `{name}`; give it one with `.state(…)`"
-            )))
+            let (name, remedy) = ((Self::TYPE.name)(), delivery.remedy_of_missing(&Self::TYPE));
+            Outcome::Reject(Reason::from(format!("the bus has no state `{name}`: {remedy}")))
         })
     }
 }

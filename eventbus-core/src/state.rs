@@ -1,5 +1,9 @@
 //! State: what handlers share, such as a mailer or a connection pool.
 
+mod missing;
+
+pub(crate) use missing::relation;
+
 use crate::foreign::Kept;
 use crate::subscription::StateType;
 use std::any::{Any, TypeId, type_name};
@@ -60,11 +64,19 @@ impl<S> From<Arc<S>> for State<S> {
 
 /// The states of one bus, by type.
 #[derive(Clone, Default)]
-pub(crate) struct States(HashMap<TypeId, Kept<Arc<dyn Any + Send + Sync>>>);
+pub(crate) struct States(HashMap<TypeId, Given>);
+
+/// A state, and what its type is called.
+#[derive(Clone)]
+struct Given {
+    value: Kept<Arc<dyn Any + Send + Sync>>,
+    name: fn() -> &'static str,
+}
 
 impl States {
     pub(crate) fn insert<S: Send + Sync + 'static>(&mut self, state: Arc<S>) {
-        self.0.insert(TypeId::of::<S>(), Kept::new(state));
+        let value: Arc<dyn Any + Send + Sync> = state;
+        self.0.insert(TypeId::of::<S>(), Given { value: Kept::new(value), name: type_name::<S> });
     }
 
     /// Takes in the others, in place of its own of the same types.
@@ -73,11 +85,18 @@ impl States {
     }
 
     pub(crate) fn get<S: Send + Sync + 'static>(&self) -> Option<State<S>> {
-        let state = Arc::clone(&**self.0.get(&TypeId::of::<S>())?);
+        let state = Arc::clone(&*self.0.get(&TypeId::of::<S>())?.value);
         state.downcast().ok().map(State)
     }
 
     pub(crate) fn contains(&self, wanted: &StateType) -> bool {
         self.0.contains_key(&wanted.id)
+    }
+
+    /// What to do where a state is missing, by what was given in its place, most likely.
+    pub(crate) fn remedy(&self, wanted: &StateType) -> String {
+        let mut given: Vec<_> = self.0.values().map(|given| (given.name)()).collect();
+        given.sort_unstable();
+        missing::remedy((wanted.name)(), &given)
     }
 }

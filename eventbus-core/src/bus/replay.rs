@@ -8,7 +8,7 @@ use crate::census;
 use crate::counted::{count, counted};
 use crate::error::{Error, Result};
 use crate::handler::BoxFuture;
-use crate::state::{State, States};
+use crate::state::{State, States, relation};
 use crate::subscription::{StateType, Subscription};
 use crate::topic::Pattern;
 use crate::worker::Lanes;
@@ -321,12 +321,14 @@ impl Overrides {
             if !subscription.package.is_empty()
                 && let Some(state) = self.types.iter().find(|state| !takes(state))
             {
+                let given = (state.name)();
+                let taken = subscription.states.iter().flatten();
+                let remedy = taken.map(|taken| (taken.name)()).find_map(|taken| relation(taken, given));
                 return Err(format!(
-                    "`{}` ({}) takes no `State<{}>`, so it would not use the value that is given to the replay; \
-                     make it an argument of the handler",
+                    "`{}` ({}) takes no `State<{given}>`, so it would not use the value that is given to the replay: {}",
                     subscription.name,
                     subscription.location(),
-                    (state.name)()
+                    remedy.as_deref().unwrap_or("make it an argument of the handler")
                 ));
             }
         }
