@@ -22,6 +22,7 @@ const FLOORS: [&[&str]; 7] = [
         "printable",
         "signals",
         "counted",
+        "choice",
         "media_type",
         "aside",
         "stderr",

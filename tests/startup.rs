@@ -132,13 +132,22 @@ async fn a_package_that_registered_nothing_is_named_with_the_remedy() {
     let only: [&str; 0] = [];
     let mistakes = mistakes(Bus::builder().only(only).expect(["eventbus", "shop-billing"])).await;
     let [mistake] = mistakes.as_slice() else { panic!("{mistakes:?}") };
-    assert!(mistake.contains("`shop-billing`") && mistake.contains("link!(shop_billing)"), "{mistake}");
+    for words in ["`shop-billing`", "link!(shop_billing)", "there are: `eventbus`"] {
+        assert!(mistake.contains(words), "{words}: {mistake}");
+    }
 }
 
 #[tokio::test]
 async fn a_group_that_nobody_has_is_refused_with_the_nearest_one() {
-    let mistakes = mistakes(Bus::builder().only(["sharde"])).await;
-    assert!(mistakes[0].contains("did you mean \"shared\"?"), "{mistakes:?}");
+    let refused = mistakes(Bus::builder().only(["sharde"])).await;
+    assert!(
+        refused[0].contains("there are: ") && refused[0].contains("did you mean \"shared\"?"),
+        "{refused:?}"
+    );
+    let far = mistakes(Bus::builder().only(["h"])).await;
+    assert!(far[0].contains("`eventbus.mail`") && far[0].contains("`shared`"), "{far:?}");
+    let without_package = mistakes(Bus::builder().only(["mail"])).await;
+    assert!(without_package[0].contains("did you mean \"eventbus.mail\"?"), "{without_package:?}");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 //! ```
 
 use crate::broker::{Features, GroupState, Start};
+use crate::choice::{choice, meant};
 use crate::counted::{count, counted};
 use crate::envelope::Envelope;
 use crate::error::DecodeError;
@@ -16,7 +17,7 @@ use crate::printable::printable;
 use crate::registry::{self, Catalog, Subscriber};
 use crate::state::States;
 use crate::subscription::{StateType, Subscription};
-use eventbus_grammar::{MAX_GROUP, is_group, is_near, matches, overlap};
+use eventbus_grammar::{MAX_GROUP, is_group, matches, overlap};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What the start-up checks found.
@@ -135,8 +136,8 @@ pub(crate) fn check_packages(expected: &[String]) -> Vec<String> {
             format!(
                 "the package `{package}` is expected and has registered no subscriber: a crate that no code names is \
                  not linked, so name it with `eventbus::link!({krate});` in `main.rs`, and check its spelling; \
-                 registered are: {}",
-                if known.is_empty() { "none".to_owned() } else { list(&known) }
+                 of those that have registered some, {}",
+                choice(package, known.iter().copied())
             )
         })
         .collect()
@@ -150,9 +151,9 @@ pub(crate) fn check_groups(option: &str, chosen: &[String]) -> Vec<String> {
         .iter()
         .filter(|group| !known.contains(group.as_str()))
         .map(|group| {
-            let hint = nearest(group, known.iter().copied());
+            let choice = choice(group, known.iter().copied());
             let group = printable(group);
-            format!("`{option}` names the group `{group}`, and no subscriber has it{hint}")
+            format!("`{option}` names the group `{group}`, and no subscriber has it; {choice}")
         })
         .collect()
 }
@@ -239,13 +240,10 @@ pub(crate) fn nameless(subscription: &Subscription, broker: &str) -> String {
 
 /// Why a bus whose subscriptions have the groups `known` has none of the group `wanted`.
 pub(crate) fn unknown_group<'a>(wanted: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let known: BTreeSet<_> = known.collect();
     if registry::subscribers().iter().any(|subscriber| subscriber.subscription.group == wanted) {
         return "this bus does not run it; name it in `only` too".to_owned();
     }
-    let hint = nearest(wanted, known.iter().copied());
-    let known = if known.is_empty() { "none".to_owned() } else { list(&known) };
-    format!("no subscription of this bus has this group{hint}; there are: {known}")
+    format!("no subscription of this bus has this group; {}", choice(wanted, known))
 }
 
 /// The sentence for a bus that has nothing to run.
@@ -329,7 +327,7 @@ fn unknown_topics(subscriptions: &[&Subscription], events: &[&EventMeta], declar
         .filter(|subscription| subscription.event.is_none())
         .filter(|subscription| !known.iter().any(|topic| matches(&subscription.pattern, topic)))
         .filter_map(|subscription| {
-            let hint = nearest(&subscription.pattern, known.iter().copied());
+            let hint = meant(&subscription.pattern, known.iter().copied());
             (!hint.is_empty()).then(|| {
                 format!(
                     "no event of this program has a topic that {} listens on (\"{}\"){hint}",
@@ -348,7 +346,7 @@ fn unheard_events(subscriptions: &[&Subscription], events: &[&EventMeta]) -> Vec
     unheard
         .into_iter()
         .filter_map(|event| {
-            let hint = nearest(event.topic, subscriptions.iter().map(|subscription| &*subscription.pattern));
+            let hint = meant(event.topic, subscriptions.iter().map(|subscription| &*subscription.pattern));
             (!hint.is_empty())
                 .then(|| format!("nobody here listens on \"{}\" ({}){hint}", event.topic, declared_at(event)))
         })
@@ -411,19 +409,6 @@ fn listens_at(subscription: &Subscription) -> String {
 
 fn declared_at(event: &EventMeta) -> String {
     format!("`{}` ({}:{})", event.name, event.file, event.line)
-}
-
-fn list(words: &BTreeSet<&str>) -> String {
-    words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
-}
-
-/// `; did you mean …?`, where some known word is near.
-fn nearest<'a>(typed: &str, known: impl Iterator<Item = &'a str>) -> String {
-    known
-        .filter(|known| is_near(typed, known))
-        .min_by_key(|known| eventbus_grammar::distance(typed, known))
-        .map(|known| format!("; did you mean \"{known}\"?"))
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

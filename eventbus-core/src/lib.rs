@@ -24,6 +24,8 @@ mod causation;
 pub mod census;
 #[doc(hidden)]
 pub mod check;
+#[doc(hidden)]
+pub mod choice;
 mod codec;
 #[doc(hidden)]
 pub mod counted;
@@ -51,9 +53,9 @@ pub mod memory;
 pub mod middleware;
 mod observe;
 mod outcome;
+mod paused;
 #[doc(hidden)]
 pub mod printable;
-mod paused;
 mod publisher;
 mod registry;
 #[doc(hidden)]

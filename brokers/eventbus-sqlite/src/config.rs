@@ -2,11 +2,26 @@
 
 use crate::SqliteBroker;
 use eventbus_core::BrokerError;
+use eventbus_core::choice::choice;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// As long as a time may be, so that it can be added to an instant: 30 years.
 const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 30);
+
+/// The options of an address.
+const OPTIONS: [&str; 10] = [
+    "create",
+    "durability",
+    "max_payload",
+    "lease",
+    "poll_interval",
+    "retention_age",
+    "retention_size",
+    "retention_count",
+    "retention_unhandled",
+    "retention_interval",
+];
 
 /// What an acknowledged publish survives. A crash of the program is survived in every mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -199,10 +214,7 @@ impl SqliteBrokerBuilder {
             "retention_unhandled" => self.retention.unhandled = flag(name, value)?,
             "retention_interval" => *self = self.clone().retention_interval(duration(name, value)?),
             _ => {
-                return Err(format!(
-                    "there is no option `{name}`; there are create, durability, max_payload, lease, poll_interval, \
-                     retention_age, retention_size, retention_count, retention_unhandled and retention_interval"
-                ));
+                return Err(format!("a log has no option `{name}`; {}", choice(name, OPTIONS)));
             }
         }
         Ok(())
@@ -233,6 +245,21 @@ mod tests {
             .retention_interval(Duration::MAX);
         for time in [settings.lease, settings.poll_interval, settings.retention_interval] {
             assert!(std::time::Instant::now().checked_add(time).is_some(), "{time:?}");
+        }
+    }
+
+    #[test]
+    fn an_option_that_there_is_not_is_told_which_was_meant() {
+        let refused =
+            |option: &str| SqliteBrokerBuilder::parse(&format!("sqlite:a.db?{option}=1s")).unwrap_err();
+        assert!(refused("laese").to_string().contains("`laese`; there are: "), "{}", refused("laese"));
+        assert!(refused("laese").to_string().ends_with("did you mean \"lease\"?"), "{}", refused("laese"));
+        for option in OPTIONS {
+            let Err(error) = SqliteBrokerBuilder::parse(&format!("sqlite:a.db?{option}=no-such-value"))
+            else {
+                panic!("{option} takes anything")
+            };
+            assert!(!error.to_string().contains("no option"), "{error}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::home::needs_runtime;
 use crate::broker::Broker;
+use crate::choice::choice;
 use crate::error::{Error, Result};
 use crate::memory::MemoryBroker;
 use crate::registry;
@@ -50,11 +51,13 @@ fn unknown(scheme: &str) -> String {
             "this build lacks the broker of `{scheme}:`; add it with `cargo add eventbus --features {scheme}`"
         );
     }
-    let schemes =
-        registry::schemes().iter().map(|scheme| format!(", `{}:`", scheme.name)).collect::<String>();
+    let schemes = registry::schemes();
+    let known = schemes.iter().map(|scheme| scheme.name).chain(["memory"]);
+    let known: Vec<_> = known.map(|scheme| format!("{scheme}:")).collect();
     format!(
-        "no broker of this build has the scheme `{scheme}`; there is `memory:`{schemes}, \
-         and any other broker can be given to `Bus::builder().broker(…)`"
+        "no broker of this build has the scheme `{scheme}` (any other broker can be given to \
+         `Bus::builder().broker(…)`); {}",
+        choice(&format!("{scheme}:"), known.iter().map(String::as_str))
     )
 }
 
@@ -81,6 +84,7 @@ mod tests {
         assert!(
             unknown("carrier-pigeon").contains("no broker of this build has the scheme `carrier-pigeon`")
         );
+        assert!(unknown("memroy").ends_with("; there are: `memory:`; did you mean \"memory:\"?"));
     }
 
     #[test]

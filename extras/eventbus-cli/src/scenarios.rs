@@ -380,7 +380,12 @@ async fn dead_letters_are_listed_mended_and_purged() {
         (&letter["kind"], &letter["event"]["id"], &letter["attempts"]),
         (&json!("rejected"), &json!("second"), &json!(1))
     );
-    assert!(shop("dead", "dead-letters list --group mail").await.error.contains("no such dead letters"));
+    for verb in ["list", "purge"] {
+        let slip = shop("dead", &format!("dead-letters {verb} --group stokc")).await;
+        let said =
+            "no such dead letters; of groups that have some, there are: `stock`; did you mean \"stock\"?";
+        assert!(slip.code == 0 && slip.error.contains(said), "{slip:?}");
+    }
     let id = &letter["id"];
     let shown = shop("dead", &format!("dead-letters show {id}")).await.out;
     assert!(shown.contains("reserve") && shown.contains("\"item\": \"unicorn\""), "{shown}");
@@ -434,8 +439,12 @@ async fn groups_are_moved_sought_and_dropped() {
         stock.contains("1,234") && stock.contains("reserve") && stock.contains("shop.rs:"),
         "{subscriptions}"
     );
-    assert_eq!(shop("groups", "groups drop old").await.code, 3);
-    assert_eq!(shop("groups", "groups drop stock --pattern order.paid").await.code, 3);
+    let gone = shop("groups", "groups drop old").await;
+    assert!(gone.code == 3 && gone.error.contains("no group `old`; there are: `"), "{gone:?}");
+    let slip = shop("groups", "groups seek stokc end").await;
+    assert!(slip.code == 3 && slip.error.contains("did you mean \"stock\"?"), "{slip:?}");
+    let other = shop("groups", "groups drop stock --pattern order.paid").await;
+    assert!(other.code == 3 && other.error.contains("there are: `order.placed`"), "{other:?}");
     let live = shop("groups", "groups drop stock --yes").await;
     assert!(live.code == 1 && live.error.contains("reserve") && live.error.contains("--live"), "{live:?}");
     let asked = shop("groups", "groups drop stock --live").await;
@@ -467,7 +476,8 @@ async fn a_replay_reports_its_progress_and_names_what_fails() {
     let refused = shop("replay", "replay mail").await;
     assert!(refused.code == 1 && refused.error.contains("--insist"), "{refused:?}");
     assert_eq!(shop("replay", "replay mail --insist --yes").await.code, 0);
-    assert_eq!(shop("replay", "replay nobody").await.code, 3);
+    let nobody = shop("replay", "replay nobody").await;
+    assert!(nobody.code == 3 && nobody.error.contains("no group `nobody`; there are: "), "{nobody:?}");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use crate::record::{HandledAttempt, Record};
 use crate::strict::Strict;
 use eventbus_core::broker::DeadLetter;
+use eventbus_core::choice::choice;
 use eventbus_core::counted::counted;
 use eventbus_core::memory::MemoryBroker;
 use eventbus_core::printable::printable;
@@ -188,7 +189,11 @@ impl TestBus {
             self.bus.subscriptions().into_iter().map(|subscription| subscription.group).collect();
         // One that was stopped meanwhile is known by what it has handled.
         let known = !handled.is_empty() || groups.iter().any(|known| known == group);
-        assert!(known, "there is no group `{group}` on the bus of this test, but: {}", groups.join(", "));
+        assert!(
+            known,
+            "the bus of this test has no group `{group}`; {}",
+            choice(group, groups.iter().map(|group| &**group))
+        );
         handled
     }
 

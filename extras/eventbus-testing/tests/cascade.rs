@@ -136,5 +136,8 @@ async fn a_group_that_is_not_there_is_no_group_without_attempts() {
     assert_eq!(bus.attempts(pack::SUBSCRIBER), 0);
     let panic = catch_unwind(AssertUnwindSafe(|| bus.attempts("eventbus-testing.pakc"))).unwrap_err();
     let text = panic.downcast_ref::<String>().unwrap();
-    assert!(text.contains("`eventbus-testing.pakc`") && text.contains("eventbus-testing.pack"), "{text}");
+    assert!(
+        text.contains("`eventbus-testing.pakc`") && text.contains("did you mean \"eventbus-testing.pack\"?"),
+        "{text}"
+    );
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use eventbus_core::broker::{
     DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters as Store, FailureKind,
 };
+use eventbus_core::choice::choice;
 use eventbus_core::printable::printable;
 use eventbus_core::{Bus, Pattern};
 use std::collections::BTreeSet;
@@ -104,6 +105,18 @@ fn kind(text: &str) -> Result<FailureKind, String> {
 }
 
 impl Filter {
+    /// What to say where nothing is found: a group may be a slip.
+    async fn none(&self, store: &dyn Store) -> Result<String> {
+        let none = "there are no such dead letters";
+        let Some(group) = &self.group else { return Ok(none.to_owned()) };
+        let letters = store.find(DeadLetterQuery::default()).await?;
+        let groups: BTreeSet<_> = letters.iter().map(|(_, letter)| &*letter.group).collect();
+        if groups.is_empty() || groups.contains(&**group) {
+            return Ok(none.to_owned());
+        }
+        Ok(format!("{none}; of groups that have some, {}", choice(group, groups)))
+    }
+
     fn query(self) -> DeadLetterQuery {
         let mut query = DeadLetterQuery::default();
         (query.group, query.pattern, query.kind) = (self.group, self.topic, self.kind);
@@ -117,9 +130,11 @@ impl DeadLetters {
         let store = bus.dead_letters()?;
         match self {
             Self::List { filter, after, limit } => {
-                let mut query = filter.query();
+                let mut query = filter.clone().query();
                 (query.after, query.limit) = (after, limit.saturating_add(1));
-                list(session, store.find(query).await?, limit)?;
+                let letters = store.find(query).await?;
+                let none = if letters.is_empty() { filter.none(&*store).await? } else { String::new() };
+                list(session, letters, limit, &none)?;
             }
             Self::Show { id } => show(session, id, &*find(&*store, id).await?)?,
             Self::Edit { id, payload } => edit(session, &bus, id, payload).await?,
@@ -137,7 +152,7 @@ impl DeadLetters {
     }
 }
 
-fn list(session: &mut Session, mut letters: DeadLetterList, limit: usize) -> Result {
+fn list(session: &mut Session, mut letters: DeadLetterList, limit: usize, none: &str) -> Result {
     let more = letters.len() > limit;
     letters.truncate(limit);
     let out = &mut session.out;
@@ -159,7 +174,7 @@ fn list(session: &mut Session, mut letters: DeadLetterList, limit: usize) -> Res
                 cell(&letter.reason),
             ]);
         }
-        out.table(&table, "there are no such dead letters")?;
+        out.table(&table, none)?;
     }
     if let Some((last, _)) = letters.last().filter(|_| more) {
         out.flush()?;
@@ -269,9 +284,9 @@ async fn change(session: &mut Session, bus: &Bus, many: Many, change: Change) ->
     let mut letters = DeadLetterList::new();
     let one_is_named = many.ids.len() == 1;
     if many.ids.is_empty() {
-        letters = store.find(many.filter.query()).await?;
+        letters = store.find(many.filter.clone().query()).await?;
     } else {
-        let query = many.filter.query();
+        let query = many.filter.clone().query();
         for id in many.ids {
             let letter = find(&*store, id).await?;
             if !query.matches(id, &letter) {
@@ -283,7 +298,8 @@ async fn change(session: &mut Session, bus: &Bus, many: Many, change: Change) ->
         }
     }
     if letters.is_empty() {
-        session.out.remark("there are no such dead letters");
+        let none = many.filter.none(&*store).await?;
+        session.out.remark(&none);
         return Ok(());
     }
     let question = change.question.replace("{}", &counted(letters.len() as u64, "dead letter"));

@@ -9,6 +9,7 @@ use crate::table::{Column, Table, cell, styled};
 use crate::text::{count, counted};
 use crate::when::{self, Cursor};
 use eventbus_core::broker::GroupState;
+use eventbus_core::choice::choice;
 use eventbus_core::printable::printable;
 use eventbus_core::{Bus, census};
 
@@ -87,26 +88,22 @@ impl Group {
     /// What the broker has of it, on the pattern where one is named.
     async fn rows(&self, bus: &Bus) -> Result<Vec<GroupState>> {
         let mut rows = bus.groups()?.list().await?;
-        rows.retain(|row| row.group == self.name);
-        if rows.is_empty() {
-            return Err(self.missing());
+        if !rows.iter().any(|row| row.group == self.name) {
+            let choice = choice(&self.name, rows.iter().map(|row| &*row.group));
+            return Err(Failure::not_found(format!("the broker has no group `{}`; {choice}", self.name)));
         }
+        rows.retain(|row| row.group == self.name);
         if let Some(pattern) = &self.pattern {
-            let known = rows.iter().map(|row| format!("\"{}\"", row.pattern)).collect::<Vec<_>>().join(", ");
-            rows.retain(|row| row.pattern == *pattern);
-            if rows.is_empty() {
+            if !rows.iter().any(|row| row.pattern == *pattern) {
+                let choice = choice(pattern, rows.iter().map(|row| &*row.pattern));
                 return Err(Failure::not_found(format!(
-                    "the group `{}` has nothing on \"{pattern}\"; it has something on {known}",
+                    "the group `{}` has nothing on \"{pattern}\"; of its patterns, {choice}",
                     self.name
                 )));
             }
+            rows.retain(|row| row.pattern == *pattern);
         }
         Ok(rows)
-    }
-
-    fn missing(&self) -> Failure {
-        let name = printable(&self.name);
-        Failure::not_found(format!("there is no group `{name}`; `groups list` shows those there are"))
     }
 
     async fn seek(self, session: &mut Session, bus: &Bus, cursor: Cursor) -> Result {
@@ -199,7 +196,8 @@ impl Group {
 
     fn said(&self, session: &mut Session, found: bool, done: String) -> Result {
         if !found {
-            return Err(self.missing());
+            // It was there a moment ago.
+            return Err(Failure::not_found(format!("the group `{}` is not there any more", self.name)));
         }
         if session.out.json {
             return session.out.object(Object::new().text("group", &self.name).text("done", done));

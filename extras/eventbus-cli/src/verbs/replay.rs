@@ -8,6 +8,7 @@ use crate::signals::Signals;
 use crate::text::{count, counted};
 use crate::when;
 use eventbus_core::broker::{DeadLetter, ReplayFrom, ReplayUntil};
+use eventbus_core::choice::choice;
 use eventbus_core::printable::printable;
 use eventbus_core::{ReplayProgress, ReplayReport, census};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -146,12 +147,11 @@ impl Replay {
         let of_group: Vec<_> =
             subscriptions.clone().filter(|subscription| subscription.group == self.group).collect();
         if of_group.is_empty() {
-            let known: Vec<_> =
-                subscriptions.map(|subscription| format!("`{}`", subscription.group)).collect();
-            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let known = subscriptions.map(|subscription| &*subscription.group);
             return Err(Failure::not_found(format!(
-                "this program has no group `{}`; its groups are: {known}",
-                printable(&self.group)
+                "this program has no group `{}`; {}",
+                printable(&self.group),
+                choice(&self.group, known)
             )));
         }
         match of_group.iter().find(|subscription| subscription.options.replay == Some(false)) {
