@@ -172,11 +172,19 @@ fn because(cause: Option<&BoxError>) -> String {
     cause.map(|cause| format!(": {}", chain(&**cause))).unwrap_or_default()
 }
 
+/// An error, what caused it, and so on; not for ever, since an error of others may be its own cause.
+pub(crate) fn links<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    const LINKS: usize = 100;
+    std::iter::successors(Some(error), |&error| error.source()).take(LINKS)
+}
+
 /// An error with everything that caused it, in one text.
 #[doc(hidden)]
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
-    for cause in std::iter::successors(error.source(), |&error| error.source()) {
+    for cause in links(error).skip(1) {
         let cause = cause.to_string();
         // Many errors repeat their source in their own message.
         if !text.ends_with(&cause) {

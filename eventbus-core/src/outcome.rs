@@ -3,7 +3,7 @@
 use crate::broker::FailureKind;
 use crate::counted::counted;
 use crate::envelope::Envelope;
-use crate::error::{BoxError, DecodeError, chain};
+use crate::error::{BoxError, DecodeError, chain, links};
 use crate::event::{Event, EventMeta, IntoEvent};
 use crate::foreign::{self, Panicked};
 use std::error::Error;
@@ -248,8 +248,7 @@ impl<T: IntoOutcome, E: SubscriberError> IntoOutcome for Result<T, E> {
 }
 
 fn failure(error: &(dyn Error + 'static)) -> Outcome {
-    let mut links = std::iter::successors(Some(error), |link| (*link).source());
-    if links.any(|link| link.is::<Permanent>()) {
+    if links(error).any(|link| link.is::<Permanent>()) {
         Outcome::Reject(Reason::of(FailureKind::Rejected, error))
     } else {
         Outcome::Retry(Reason::of(FailureKind::Failed, error))
@@ -342,6 +341,26 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("saving failed")]
     struct Saving(#[source] BoxError);
+
+    #[test]
+    fn an_error_that_is_its_own_cause_is_a_failure_as_any_other() {
+        #[derive(Debug)]
+        struct Circle;
+        impl fmt::Display for Circle {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("round and round")
+            }
+        }
+        impl Error for Circle {
+            fn source(&self) -> Option<&(dyn Error + 'static)> {
+                Some(self)
+            }
+        }
+        let Outcome::Retry(reason) = Err::<(), _>(Circle).into_outcome() else {
+            panic!("it may be tried again")
+        };
+        assert_eq!(reason.text, "round and round");
+    }
 
     #[test]
     fn a_reason_tells_the_whole_chain_of_errors() {
