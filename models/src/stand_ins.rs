@@ -44,7 +44,16 @@ pub(crate) mod broker {
             crashes: u32,
         },
         Later(Duration),
+        #[allow(dead_code, reason = "nothing is damaged")]
+        Never {
+            kind: FailureKind,
+            reason: &'static str,
+        },
     }
+
+    /// Nothing is damaged.
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) enum FailureKind {}
 
     /// Every dead letter can be stored.
     pub(crate) enum DeadLetter {}

@@ -63,6 +63,7 @@ impl Layers {
 mod attempt {
     use super::lanes::Lanes;
     use super::pulse::Pulse;
+    use crate::broker::FailureKind;
     use crate::delivery::Delivery;
     use crate::foreign::Panicked;
     use std::future::poll_fn;
@@ -74,6 +75,8 @@ mod attempt {
         Panicked(Panicked),
         #[allow(dead_code, reason = "no program has ended before")]
         Crashed(u32),
+        #[allow(dead_code, reason = "nothing is damaged")]
+        Refused(FailureKind, &'static str),
     }
 
     impl From<Panicked> for Broken {

@@ -1,22 +1,21 @@
 //! Replay: reading the history with a cursor that is thrown away.
 
 use crate::broker::Store;
-use crate::claim::READ_AHEAD_BYTES;
+use crate::claim::{DAMAGED, READ_AHEAD_BYTES};
 use crate::offsets::{offset_of, place, size};
 use crate::reader::{EVENTS, Page, Reader};
 use crate::wire::seconds;
 use crate::writes::{WAKER, closed};
 use eventbus_core::broker::{
-    BrokerFuture, DeadLetter, Deliveries, Receipt, Received, Replay, ReplayFrom, ReplayRequest, ReplayUntil,
-    Replayable, Settler,
+    Begin, BrokerFuture, DeadLetter, Deliveries, FailureKind, Receipt, Received, Replay, ReplayFrom,
+    ReplayRequest, ReplayUntil, Replayable, Settler,
 };
 use eventbus_core::lock::{Lock, Rank};
-use eventbus_core::log;
-use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, Envelope, Pattern, foreign};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use tokio::runtime::Handle;
 
@@ -29,6 +28,8 @@ struct History {
     /// The last place that is delivered; none: it goes on live.
     until: Option<i64>,
     runtime: Handle,
+    /// There is something in `damaged`.
+    has_damaged: AtomicBool,
     state: Lock<HistoryState>,
 }
 
@@ -38,6 +39,8 @@ struct HistoryState {
     fetching: bool,
     at_hand: VecDeque<(i64, Arc<Envelope>, u32)>,
     at_hand_bytes: usize,
+    /// What no handler may see, of all that was read.
+    damaged: BTreeSet<i64>,
     waker: Option<Waker>,
     error: Option<BrokerError>,
 }
@@ -85,6 +88,7 @@ impl Replayable for Store {
                 pattern,
                 until: (!live).then_some(until),
                 runtime: Handle::current(),
+                has_damaged: AtomicBool::new(false),
                 state: Lock::new(
                     Rank::BROKER,
                     HistoryState {
@@ -93,6 +97,7 @@ impl Replayable for Store {
                         fetching: false,
                         at_hand: VecDeque::new(),
                         at_hand_bytes: 0,
+                        damaged: BTreeSet::new(),
                         waker: None,
                         error: None,
                     },
@@ -131,12 +136,6 @@ impl History {
                 Ok(page)
             };
             let read = history.store.readers.read(read).await;
-            for event in read.iter().flat_map(|page| &page.events).filter(|event| !event.intact) {
-                log::error!(
-                    target: "eventbus", offset = event.offset, topic = %printable(event.envelope.topic()),
-                    "an event in the log is damaged: its checksum is wrong; the replay leaves it out"
-                );
-            }
             history.change(|state| {
                 state.fetching = false;
                 match read {
@@ -150,7 +149,11 @@ impl History {
     fn take_in(&self, state: &mut HistoryState, page: Page) {
         state.position = page.position;
         state.complete = page.complete && self.until.is_some();
-        for event in page.events.into_iter().filter(|event| event.intact) {
+        for event in page.events {
+            if !event.intact {
+                state.damaged.insert(event.offset);
+                self.has_damaged.store(true, Ordering::Release);
+            }
             state.at_hand_bytes += event.size;
             state.at_hand.push_back((event.offset, event.envelope, 1));
         }
@@ -221,6 +224,16 @@ impl Settler for History {
     /// Not called by a bus: what fails in a replay is in its report.
     fn reject(&self, _receipt: Receipt, _dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
         BrokerFuture::ready(Ok(()))
+    }
+
+    /// What is damaged is handed out, so that it is counted, and told here that it is.
+    fn begin(&self, receipt: &Receipt) -> Option<BrokerFuture<Begin>> {
+        if !self.has_damaged.load(Ordering::Acquire) {
+            return None;
+        }
+        let damaged = self.state.lock().damaged.contains(&place(receipt.offset));
+        let never = Begin::Never { kind: FailureKind::Damaged, reason: DAMAGED };
+        damaged.then(|| BrokerFuture::ready(never))
     }
 
     fn release(&self, receipt: Receipt) {

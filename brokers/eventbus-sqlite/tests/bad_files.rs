@@ -3,7 +3,7 @@
 mod support;
 
 use eventbus::broker::{AuditQuery, Broker, FailureKind};
-use eventbus::{Bus, Envelope, Event, Topic};
+use eventbus::{Bus, Envelope, Event, State, Topic, subscribe};
 use eventbus_sqlite::{Durability, SqliteBroker};
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
@@ -160,6 +160,56 @@ async fn a_damaged_event_becomes_a_dead_letter_and_those_around_it_are_handled()
     let letters = bus.dead_letters().unwrap().list().await.unwrap();
     let damaged: Vec<_> = letters.iter().map(|(_, letter)| (letter.offset.get(), letter.kind)).collect();
     assert_eq!(damaged, [2, 3, 4].map(|offset| (offset, FailureKind::Damaged)));
+}
+
+/// A handler that takes one event at a time, or some.
+#[subscribe("ping.sent", group = "single", retries = 2)]
+async fn single(ping: Ping, seen: State<Seen<u64>>) {
+    seen.push(ping.number);
+}
+
+#[subscribe("ping.sent", group = "batched", batch = 4, retries = 2)]
+async fn batched(pings: Vec<Ping>, seen: State<Seen<u64>>) {
+    pings.iter().for_each(|ping| seen.push(ping.number));
+}
+
+#[tokio::test]
+async fn a_damaged_event_is_a_failure_of_a_replay_and_of_a_rebuild() {
+    let log = Log::new();
+    let bus = log.bus().await;
+    publish_pings(&bus, 1..10).await;
+    bus.shutdown().await.unwrap();
+    let damage = "update event set payload = cast('{\"number\":99}' as blob) where offset in (3, 7)";
+    Connection::open(log.path()).unwrap().execute_batch(damage).unwrap();
+    let swap = async || Ok::<_, eventbus::BoxError>(());
+    for (group, subscriber) in [("single", single::SUBSCRIBER), ("batched", batched::SUBSCRIBER)] {
+        let seen: Seen<u64> = Seen::new();
+        let builder = Bus::builder().state(seen.clone()).only([subscriber]);
+        let bus = builder.broker(log.broker().await).await.unwrap();
+        bus.start().unwrap();
+        let refusals = [
+            bus.replay(group).await.unwrap_err().to_string(),
+            bus.rebuild(group).swap(swap).await.unwrap_err().to_string(),
+        ];
+        for refusal in refusals {
+            assert!(refusal.contains("2 of 9 events failed") && refusal.contains("checksum"), "{refusal}");
+        }
+        let reports = [
+            bus.replay(group).skip_failures().await.unwrap(),
+            bus.rebuild(group).skip_failures().swap(swap).await.unwrap(),
+        ];
+        for report in reports {
+            assert_eq!((report.events, report.acked, report.failed), (9, 7, 2));
+            let told = |letter: &Arc<eventbus::broker::DeadLetter>| {
+                (letter.offset.get(), letter.kind, letter.attempts)
+            };
+            let failures: Vec<_> = report.failures.iter().map(told).collect();
+            assert_eq!(failures, [3, 7].map(|offset| (offset, FailureKind::Damaged, 0)));
+        }
+        assert!(!seen.all().contains(&99), "no handler sees it");
+        assert_eq!(bus.dead_letters().unwrap().list().await.unwrap().len(), 0);
+        bus.shutdown().await.unwrap();
+    }
 }
 
 #[tokio::test]

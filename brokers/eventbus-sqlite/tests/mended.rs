@@ -210,8 +210,12 @@ async fn a_mended_payload_that_is_damaged_is_found_and_is_delivered_to_nobody() 
     assert_eq!(found, ["the mended payload of 3 for the group `model` is damaged"]);
     let bus = Bus::builder().without_subscriptions().broker(broker).await.unwrap();
     let (_handle, seen) = model(&bus).await;
-    let report = bus.replay("model").await.unwrap();
-    assert_eq!((report.acked, seen.all().len()), (3, 3), "as a damaged event, it is left out");
+    let report = bus.replay("model").skip_failures().await.unwrap();
+    assert_eq!(
+        (report.acked, report.failed, seen.all().len()),
+        (3, 1, 3),
+        "as a damaged event, it is left out"
+    );
     assert!(!seen.all().contains(&(7_000, true)));
 }
 

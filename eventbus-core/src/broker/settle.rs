@@ -1,6 +1,6 @@
 //! Settling: telling the broker what became of a delivery, once.
 
-use super::{BrokerFuture, DeadLetter, Offset, taken};
+use super::{BrokerFuture, DeadLetter, FailureKind, Offset, taken};
 use crate::envelope::Envelope;
 use crate::error::BrokerError;
 use crate::foreign::{self, Kept};
@@ -114,6 +114,14 @@ pub enum Begin {
     },
     /// Others go first; ask again so much later. Its lane stays closed until then, and it holds no worker.
     Later(Duration),
+    /// Never: the event is not what was published, so no handler may see it. It is given up, in a replay as an event that
+    /// failed, for its report.
+    Never {
+        /// What is said of the failure.
+        kind: FailureKind,
+        /// Why, and what to do.
+        reason: &'static str,
+    },
 }
 
 /// A delivery's wait for its next attempt.

@@ -3,6 +3,7 @@
 use super::lanes::Lanes;
 use super::pulse::Pulse;
 use crate::blocking::Calls;
+use crate::broker::FailureKind;
 use crate::causation;
 use crate::delivery::Delivery;
 use crate::envelope::Envelope;
@@ -32,6 +33,8 @@ pub(super) enum Broken {
     TimedOut(Duration, Option<Panicked>, String),
     /// It was not asked again: the process ended so often while it had the event.
     Crashed(u32),
+    /// It was not asked at all: the broker says that this is not what was published.
+    Refused(FailureKind, &'static str),
 }
 
 impl From<Panicked> for Broken {

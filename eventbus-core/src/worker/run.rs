@@ -86,6 +86,9 @@ async fn may_begin(
         }
         // A broker that panicked has not said no.
         Ok(Begin::Now { .. }) | Err(_) => None,
+        Ok(Begin::Never { kind, reason }) => {
+            Some(settle(lanes, held, delivery, Err(Broken::Refused(kind, reason))).await)
+        }
         Ok(Begin::Later(delay)) => {
             lanes.park(held.take()?, delay);
             Some(Settled::Parked)

@@ -72,6 +72,7 @@ pub(super) async fn settle(
                 format!("the process ended {} while the handler had the event", counted(crashes, "time"));
             Failure::new(FailureKind::Crashed, reason, Again::Never)
         }
+        Err(Broken::Refused(kind, reason)) => Failure::new(kind, reason.to_owned(), Again::Never),
         Err(Broken::TimedOut(limit, dropped, hint)) => {
             let reason = format!("the handler did not finish within its timeout of {limit:?}{hint}");
             let reason = match dropped {
@@ -318,7 +319,12 @@ async fn give_up(
     let subscription = &lanes.scope.subscription;
     let Failure { kind, reason, .. } = failure;
     // The attempts that ended the process are counted, and the one that comes next was not made.
-    let attempts = delivery.attempt() - u32::from(kind == FailureKind::Crashed && delivery.attempt() > 1);
+    let unmade = match kind {
+        FailureKind::Crashed => delivery.attempt() > 1,
+        FailureKind::Damaged => true,
+        _ => false,
+    };
+    let attempts = delivery.attempt().saturating_sub(unmade.into());
     if lanes.scope.failures.is_none() && !lanes.policy.dead_letter {
         log::error!(
             target: "eventbus", group = %printable(&subscription.group), topic = %printable(envelope.topic()), id = %printable(envelope.id()),

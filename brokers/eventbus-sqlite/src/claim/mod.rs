@@ -19,6 +19,7 @@ mod takeover;
 pub(crate) use receive::{READ_AHEAD_BYTES, SqliteDeliveries};
 pub(crate) use rows::{republished, shut_down};
 pub(crate) use saving::Saving;
+pub(crate) use settle::DAMAGED;
 pub(crate) use takeover::Begun;
 
 use crate::broker::Store;

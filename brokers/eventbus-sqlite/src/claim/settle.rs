@@ -15,6 +15,10 @@ use eventbus_core::broker::{Begin, BrokerFuture, DeadLetter, FailureKind, Parked
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
+/// What is said of an event whose row is not what was written.
+pub(crate) const DAMAGED: &str =
+    "the checksum of the event's row is wrong: the file was damaged; compare it with a backup";
+
 impl Settler for Claim {
     fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
         if self.store.file.is_gone()
@@ -148,9 +152,7 @@ impl Claim {
             group: self.group.clone(),
             handler: String::new(),
             kind: FailureKind::Damaged,
-            reason:
-                "the checksum of the event's row is wrong: the file was damaged; compare it with a backup"
-                    .to_owned(),
+            reason: DAMAGED.to_owned(),
             attempts: attempt.saturating_sub(1),
             first_failed_at: now,
             last_failed_at: now,
