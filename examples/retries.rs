@@ -50,9 +50,9 @@ async fn main() -> eventbus::Result<()> {
     for (id, letter) in dead_letters.list().await? {
         println!("dead letter {id}: {} after {} attempt(s), {}", letter.kind, letter.attempts, letter.reason);
         if letter.kind == eventbus::broker::FailureKind::Rejected {
-            dead_letters.purge(id).await?;
+            dead_letters.purge(&id).await?;
         } else {
-            dead_letters.republish(id, None).await?;
+            dead_letters.republish(&id, None).await?;
         }
     }
     bus.shutdown().await

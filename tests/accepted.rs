@@ -177,7 +177,7 @@ async fn what_waits_for_a_retry_or_in_a_queue_at_the_end_is_counted() {
     bus.publish(&Ping { number: 1 }).await.unwrap();
     broker.settled().await;
     let letters = bus.dead_letters().unwrap();
-    assert!(letters.republish(letters.list().await.unwrap()[0].0, None).await.unwrap());
+    assert!(letters.republish(&letters.list().await.unwrap()[0].0, None).await.unwrap());
     assert_eq!(lost(bus.shutdown().await), 1);
 }
 

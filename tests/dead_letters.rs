@@ -78,14 +78,14 @@ async fn a_dead_letter_is_published_again_to_the_group_that_failed_and_to_no_oth
     broker.settled().await;
     broken.store(false, Ordering::SeqCst);
     let dead_letters = bus.dead_letters().unwrap();
-    let id = dead_letters.list().await.unwrap()[0].0;
-    assert!(dead_letters.republish(id, None).await.unwrap());
+    let id = dead_letters.list().await.unwrap()[0].0.clone();
+    assert!(dead_letters.republish(&id, None).await.unwrap());
     broker.settled().await;
     assert_eq!(mended.all(), [1], "attempts count from 1 again");
     assert_eq!(other.all(), [1], "the other group has seen the event once");
     assert!(further.iter().all(|group| group.all() == [1]), "and so have all further ones");
     assert!(dead_letters.list().await.unwrap().is_empty());
-    assert!(!dead_letters.republish(id, None).await.unwrap(), "to publish it twice is to publish it once");
+    assert!(!dead_letters.republish(&id, None).await.unwrap(), "to publish it twice is to publish it once");
     broker.settled().await;
     assert_eq!(mended.len(), 1);
 }
@@ -102,9 +102,11 @@ async fn a_dead_letter_can_be_mended_before_it_is_published_again_and_can_be_pur
     let dead_letters = bus.dead_letters().unwrap();
     let letters = dead_letters.list().await.unwrap();
     assert_eq!(letters.len(), 2);
-    assert!(dead_letters.republish(letters[0].0, Some(Bytes::from_static(b"{\"number\":1}"))).await.unwrap());
-    assert!(dead_letters.purge(letters[1].0).await.unwrap());
-    assert!(!dead_letters.purge(letters[1].0).await.unwrap());
+    assert!(
+        dead_letters.republish(&letters[0].0, Some(Bytes::from_static(b"{\"number\":1}"))).await.unwrap()
+    );
+    assert!(dead_letters.purge(&letters[1].0).await.unwrap());
+    assert!(!dead_letters.purge(&letters[1].0).await.unwrap());
     broker.settled().await;
     assert_eq!(seen.all(), [1]);
     assert!(dead_letters.list().await.unwrap().is_empty());
@@ -138,7 +140,7 @@ async fn ten_thousand_dead_letters_are_published_again_with_nothing_lost_and_non
     for (id, _) in dead_letters.list().await.unwrap() {
         // Two operators at once.
         let (first, second) =
-            tokio::join!(dead_letters.republish(id, None), dead_letters.republish(id, None));
+            tokio::join!(dead_letters.republish(&id, None), dead_letters.republish(&id, None));
         assert!(first.unwrap() ^ second.unwrap());
     }
     broker.settled().await;

@@ -83,7 +83,7 @@ fn the_destructor_of_an_event_may_use_the_bus_wherever_the_event_is_dropped() {
             }
             let letters = bus.dead_letters().unwrap();
             for (id, _) in letters.find(DeadLetterQuery::default()).await.unwrap() {
-                assert!(letters.purge(id).await.unwrap());
+                assert!(letters.purge(&id).await.unwrap());
             }
             // With a queue that closes.
             let other = Bus::builder().only([] as [&str; 0]).broker(MemoryBroker::new()).await.unwrap();

@@ -121,7 +121,7 @@ async fn a_dead_letter_that_is_published_again_while_its_group_ends_is_handled_o
         let letters = bus.dead_letters().unwrap();
         let (id, _) = letters.list().await.unwrap()[0].clone();
         let stop = tokio::spawn(handle.stop());
-        let again = letters.republish(id, None).await;
+        let again = letters.republish(&id, None).await;
         stop.await.unwrap();
         broker.settled().await;
         let kept = letters.list().await.unwrap().len();

@@ -231,7 +231,7 @@ async fn a_replay_delivers_the_payload_that_a_dead_letter_was_mended_with_to_tha
     for payload in ["{\"number\":44}", "{\"number\":45}"] {
         let (id, _) =
             letters.list().await.unwrap().into_iter().min_by_key(|(_, letter)| letter.offset).unwrap();
-        assert!(letters.republish(id, Some(payload.into())).await.unwrap());
+        assert!(letters.republish(&id, Some(payload.into())).await.unwrap());
         broker.settled().await;
     }
     assert_eq!(seen.all(), [1, 3, 45]);

@@ -51,6 +51,12 @@ pub(crate) fn insert(
     Ok(())
 }
 
+/// The row that a name stands for, as [`kept`] makes it; none, where no dead letter of this log has such a name.
+fn row_of(id: &DeadLetterId) -> Option<i64> {
+    let row: i64 = id.as_str().parse().ok()?;
+    (row > 0 && row.to_string() == id.as_str()).then_some(row)
+}
+
 fn find(reader: &mut Reader, query: &DeadLetterQuery) -> rusqlite::Result<DeadLetterList> {
     let sql = format!(
         "select {COLUMNS}, l.id, l.\"group\", l.handler, l.kind, l.reason, l.attempts, l.first_failed, l.last_failed, \
@@ -63,10 +69,12 @@ fn find(reader: &mut Reader, query: &DeadLetterQuery) -> rusqlite::Result<DeadLe
         None => None,
     };
     let parameters = (
-        query.id.map(|id| id.0),
+        // No row has this number.
+        query.id.as_ref().map(|id| row_of(id).unwrap_or(0)),
         query.group.as_deref(),
         query.kind.map(FailureKind::as_str),
-        query.after.map_or(0, |after| after.0),
+        // Nothing is behind what names no row.
+        query.after.as_ref().map_or(0, |after| row_of(after).unwrap_or(i64::MAX)),
         topics,
         i64::try_from(query.limit).unwrap_or(i64::MAX),
     );
@@ -99,7 +107,7 @@ fn kept(row: &Row<'_>) -> rusqlite::Result<Kept> {
     let intact = row.get(column(9)).is_ok_and(|content: u32| content == sum)
         && row.get(column(10)).is_ok_and(|intact: bool| intact);
     Ok(Kept {
-        id: DeadLetterId(row.get(column(0))?),
+        id: row.get::<_, u64>(column(0))?.into(),
         group: text(1)?,
         handler,
         kind: FailureKind::parse(&kind).unwrap_or(FailureKind::Failed),
@@ -141,15 +149,16 @@ fn text(row: &Row<'_>, column: usize) -> rusqlite::Result<String> {
 fn republish(
     connection: &Connection,
     store: &Store,
-    id: DeadLetterId,
+    id: &DeadLetterId,
     payload: Option<&[u8]>,
 ) -> rusqlite::Result<Result<Option<(i64, i64)>, BrokerError>> {
+    let Some(letter) = row_of(id) else { return Ok(Ok(None)) };
     let found = connection
         .prepare_cached(
             "select l.\"group\", l.offset, l.payload, t.name, l.handler, l.reason, l.content, l.intact from dead_letter l \
              join event e on e.offset = l.offset join topic t on t.id = e.topic where l.id = ?1",
         )?
-        .query_row([id.0], |row| {
+        .query_row([letter], |row| {
             let mended: Option<Vec<u8>> = row.get(2)?;
             let sum = content([row.get_ref(4)?.as_bytes()?, row.get_ref(5)?.as_bytes()?], mended.as_deref());
             let intact = row.get::<_, bool>(7)? && row.get::<_, i64>(6)? == i64::from(sum);
@@ -205,7 +214,7 @@ fn republish(
     connection
         .prepare_cached("delete from suspect where \"group\" = ?1 and offset = ?2")?
         .execute((&group, offset))?;
-    connection.prepare_cached("delete from dead_letter where id = ?1")?.execute([id.0])?;
+    connection.prepare_cached("delete from dead_letter where id = ?1")?.execute([letter])?;
     Ok(Ok(Some((subscription, offset))))
 }
 
@@ -259,7 +268,11 @@ impl DeadLetters for Store {
         BrokerFuture::new(async move { readers.read(move |reader| find(reader, &query)).await })
     }
 
-    fn republish(&self, id: DeadLetterId, payload: Option<Bytes>) -> BrokerFuture<Result<bool, BrokerError>> {
+    fn republish(
+        &self,
+        id: &DeadLetterId,
+        payload: Option<Bytes>,
+    ) -> BrokerFuture<Result<bool, BrokerError>> {
         let Some(store) = self.this() else { return BrokerFuture::ready(Err(closed())) };
         let (size, limit) = (payload.as_ref().map_or(0, Bytes::len), self.settings.max_payload);
         if size > limit {
@@ -271,8 +284,8 @@ impl DeadLetters for Store {
         }
         let republished = self.writes.run_then(
             {
-                let store = Arc::clone(&store);
-                move |work| republish(work.connection, &store, id, payload.as_deref())
+                let (store, id) = (Arc::clone(&store), id.clone());
+                move |work| republish(work.connection, &store, &id, payload.as_deref())
             },
             move |republished| {
                 let delivery = republished?;
@@ -287,10 +300,11 @@ impl DeadLetters for Store {
         BrokerFuture::new(async move { republished.await.flatten() })
     }
 
-    fn purge(&self, id: DeadLetterId) -> BrokerFuture<Result<bool, BrokerError>> {
+    fn purge(&self, id: &DeadLetterId) -> BrokerFuture<Result<bool, BrokerError>> {
+        let Some(letter) = row_of(id) else { return BrokerFuture::ready(Ok(false)) };
         self.writes.run(move |work| {
             let purged =
-                work.connection.prepare_cached("delete from dead_letter where id = ?1")?.execute([id.0])?;
+                work.connection.prepare_cached("delete from dead_letter where id = ?1")?.execute([letter])?;
             Ok(purged > 0)
         })
     }

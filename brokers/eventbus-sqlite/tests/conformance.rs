@@ -204,14 +204,14 @@ async fn a_dead_letter_says_everything_and_goes_again_to_the_group_that_failed_a
     assert_eq!(letter.envelope.headers().get("tenant"), Some("acmé"));
 
     mended.store(1, Ordering::SeqCst);
-    assert!(dead_letters.republish(*first, None).await.unwrap());
-    assert!(!dead_letters.republish(*first, None).await.unwrap(), "a second time there is nothing to do");
+    assert!(dead_letters.republish(first, None).await.unwrap());
+    assert!(!dead_letters.republish(first, None).await.unwrap(), "a second time there is nothing to do");
     let payload = serde_json::to_vec(&Ping { number: 9 }).unwrap();
-    assert!(dead_letters.republish(letters[1].0, Some(payload.into())).await.unwrap());
+    assert!(dead_letters.republish(&letters[1].0, Some(payload.into())).await.unwrap());
     bus.settled().await.unwrap();
     assert_eq!((seen.sorted(), other.sorted()), (vec![7, 9], vec![7, 8]));
     assert!(dead_letters.list().await.unwrap().is_empty());
-    assert!(!dead_letters.purge(*first).await.unwrap());
+    assert!(!dead_letters.purge(first).await.unwrap());
 }
 
 #[tokio::test]
@@ -755,7 +755,7 @@ async fn ten_thousand_dead_letters_go_again_once_each() {
     let letters = dead_letters.list().await.unwrap();
     assert_eq!(letters.len(), 10_000);
     for (id, _) in &letters {
-        assert!(dead_letters.republish(*id, None).await.unwrap());
+        assert!(dead_letters.republish(&id, None).await.unwrap());
     }
     bus.settled().await.unwrap();
     assert_eq!(seen.sorted(), (0..10_000).collect::<Vec<_>>());
@@ -793,10 +793,10 @@ async fn dead_letters_that_go_again_and_wait_for_long_keep_no_others_out() {
     let letters = dead_letters.list().await.unwrap();
     let (last, waiting) = letters.split_last().unwrap();
     for (id, _) in waiting {
-        assert!(dead_letters.republish(*id, None).await.unwrap());
+        assert!(dead_letters.republish(&id, None).await.unwrap());
     }
     until("they wait", async || seen.len() as u64 == MANY).await;
-    assert!(dead_letters.republish(last.0, None).await.unwrap());
+    assert!(dead_letters.republish(&last.0, None).await.unwrap());
     until("another one is handled", async || seen.len() as u64 > MANY).await;
     assert_eq!(seen.all().last(), Some(&MANY));
 }

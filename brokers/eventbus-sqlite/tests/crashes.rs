@@ -320,7 +320,7 @@ async fn an_event_that_ends_the_process_again_after_it_was_published_again_is_gi
     let bus = log.bus().await;
     let again = bus.dead_letters().unwrap();
     for (id, _) in again.list().await.unwrap() {
-        again.republish(id, None).await.unwrap();
+        again.republish(&id, None).await.unwrap();
     }
     bus.shutdown().await.unwrap();
     assert!(crashes(&log, "culprit") >= 4);
@@ -357,7 +357,7 @@ async fn an_event_that_ended_the_process_is_handled_anew_when_it_is_published_ag
     bus.start().unwrap();
     let letters = bus.dead_letters().unwrap();
     for (id, _) in letters.list().await.unwrap() {
-        letters.republish(id, None).await.unwrap();
+        letters.republish(&id, None).await.unwrap();
     }
     settled(&bus).await;
     assert_eq!(seen.all(), [CULPRIT]);

@@ -53,7 +53,7 @@ async fn write(log: &Log) -> BTreeMap<u128, Envelope> {
     for (id, letter) in letters.list().await.unwrap().into_iter().take(3) {
         // In vain, so that it is a dead letter again.
         let payload = letter.envelope.payload().unwrap();
-        assert!(letters.republish(id, Some(payload.clone())).await.unwrap());
+        assert!(letters.republish(&id, Some(payload.clone())).await.unwrap());
     }
     until("they are given up again", async || letters.list().await.unwrap().len() == 5).await;
     let mut all = AuditQuery::default();

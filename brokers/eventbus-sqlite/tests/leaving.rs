@@ -121,11 +121,11 @@ async fn a_dead_letter_is_kept_while_its_group_has_the_event_at_hand_anyway() {
     let parked = Parked { first_failed_at: now, last_failed_at: now, due: now };
     settler.park(&receipt, parked).await.unwrap();
     let (id, _) = letters.find(DeadLetterQuery::default()).await.unwrap()[0].clone();
-    let refused = letters.republish(id, Some("2".into())).await.unwrap_err().to_string();
+    let refused = letters.republish(&id, Some("2".into())).await.unwrap_err().to_string();
     assert!(refused.contains("at hand"), "{refused}");
     settler.ack(receipt).await.unwrap();
     support::until("it is published again", async || {
-        letters.republish(id, Some("2".into())).await.is_ok_and(|published| published)
+        letters.republish(&id, Some("2".into())).await.is_ok_and(|published| published)
     })
     .await;
     let Received { receipt, .. } = first(&mut deliveries).await;

@@ -54,7 +54,7 @@ async fn mended(log: &Log) {
     let (id, letter) = letters.list().await.unwrap().remove(0);
     assert_eq!(letter.reason, "2 is not a number");
     let payload = format!("{{\"number\":{MENDED}}}");
-    assert!(letters.republish(id, Some(payload.into())).await.unwrap());
+    assert!(letters.republish(&id, Some(payload.into())).await.unwrap());
     settled(&bus).await;
     assert_eq!(seen.all().last(), Some(&(MENDED, false)));
     bus.shutdown().await.unwrap();
@@ -97,9 +97,9 @@ async fn an_event_that_fails_neither_blocks_a_rebuild_that_skips_it_nor_becomes_
         bus.replay("model").await.unwrap_err();
     }
     let kept = letters.list().await.unwrap();
-    assert_eq!(kept.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [id]);
+    assert_eq!(kept.iter().map(|(id, _)| id).collect::<Vec<_>>(), [&id]);
     assert_eq!(kept[0].1.attempts, 1, "it is the one of the live subscription");
-    assert!(letters.purge(id).await.unwrap());
+    assert!(letters.purge(&id).await.unwrap());
     let report = bus.rebuild("model").skip_failures().swap(swap).await.unwrap();
     assert_eq!((report.acked, report.failed, report.failures[0].offset.get()), (3, 1, 3));
     assert_eq!(letters.list().await.unwrap().len(), 0);
@@ -127,7 +127,7 @@ async fn a_cursor_that_is_moved_back_finds_the_mended_payload() {
     settled(&bus).await;
     let letters = bus.dead_letters().unwrap();
     let (id, _) = letters.list().await.unwrap().remove(0);
-    assert!(letters.republish(id, Some("{\"number\":1001}".into())).await.unwrap());
+    assert!(letters.republish(&id, Some("{\"number\":1001}".into())).await.unwrap());
     settled(&bus).await;
     handle.stop().await;
     until("the group is free", async || {

@@ -186,7 +186,7 @@ async fn a_dead_letter_goes_to_the_subscription_that_listens_now() {
     let (bus, seen) = program(&log, &["shop.a", "shop.b"]).await;
     let letters = bus.dead_letters().unwrap();
     let (id, _) = letters.list().await.unwrap().pop().unwrap();
-    assert!(letters.republish(id, None).await.unwrap());
+    assert!(letters.republish(&id, None).await.unwrap());
     until("it is handled", async || seen.len() == 1).await;
     assert_eq!(texts(&seen), ["again"]);
 }
@@ -198,12 +198,12 @@ async fn a_dead_letter_of_a_topic_that_the_group_has_given_up_is_kept_and_the_er
         let (bus, seen) = program(&log, &[narrow]).await;
         let letters = bus.dead_letters().unwrap();
         let (id, _) = letters.list().await.unwrap().pop().unwrap();
-        let error = letters.republish(id, None).await.unwrap_err().to_string();
+        let error = letters.republish(&id, None).await.unwrap_err().to_string();
         assert!(error.contains("`mail` does not listen on \"shop.b\" any more"), "{error}");
         bus.shutdown().await.unwrap();
         let (bus, late) = program(&log, &["shop.*"]).await;
         let letters = bus.dead_letters().unwrap();
-        assert!(letters.republish(id, None).await.unwrap(), "its pattern was put back");
+        assert!(letters.republish(&id, None).await.unwrap(), "its pattern was put back");
         until("it is handled", async || late.len() == 1).await;
         assert_eq!(seen.len(), 0);
     }

@@ -260,7 +260,7 @@ async fn publish_again(bus: &Bus) {
     let dead_letters = bus.dead_letters().unwrap();
     for (id, _) in dead_letters.list().await.unwrap() {
         // Not awaited one by one: the log takes many into one transaction.
-        tokio::spawn(dead_letters.republish(id, None));
+        tokio::spawn(dead_letters.republish(&id, None));
     }
     until("all are published again", async || dead_letters.list().await.unwrap().is_empty()).await;
 }

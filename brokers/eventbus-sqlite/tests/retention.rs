@@ -127,7 +127,7 @@ async fn old_dead_letters_do_not_hold_up_what_comes_after_them() {
     assert_eq!(kept(&bus).await, expected);
     // What is purged goes with the next pass.
     let letters = bus.dead_letters().unwrap();
-    letters.purge(letters.list().await.unwrap()[0].0).await.unwrap();
+    letters.purge(&letters.list().await.unwrap()[0].0).await.unwrap();
     expected.remove(0);
     until("it is removed", async || kept(&bus).await == expected).await;
 }

@@ -1,6 +1,6 @@
 //! Dead letters: envelopes that a subscription gave up on, kept with the reason.
 
-use super::BrokerFuture;
+use super::{BrokerFuture, DeadLetterId};
 use crate::envelope::Envelope;
 use crate::error::BrokerError;
 use crate::headers::Headers;
@@ -124,16 +124,6 @@ impl fmt::Display for FailureKind {
     }
 }
 
-/// The name of a dead letter in its store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeadLetterId(pub u64);
-
-impl fmt::Display for DeadLetterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 /// Dead letters under their names in the store, oldest first.
 pub type DeadLetterList = Vec<(DeadLetterId, Arc<DeadLetter>)>;
 
@@ -176,12 +166,12 @@ impl Default for DeadLetterQuery {
 impl DeadLetterQuery {
     /// Whether a dead letter meets every condition.
     #[must_use]
-    pub fn matches(&self, id: DeadLetterId, letter: &DeadLetter) -> bool {
-        self.id.is_none_or(|wanted| wanted == id)
+    pub fn matches(&self, id: &DeadLetterId, letter: &DeadLetter) -> bool {
+        self.id.as_ref().is_none_or(|wanted| wanted == id)
             && self.group.as_deref().is_none_or(|group| group == letter.group)
             && self.pattern.as_ref().is_none_or(|pattern| pattern.matches(letter.envelope.topic().as_str()))
             && self.kind.is_none_or(|kind| kind == letter.kind)
-            && self.after.is_none_or(|after| id > after)
+            && self.after.as_ref().is_none_or(|after| id > after)
     }
 }
 
@@ -199,7 +189,7 @@ impl DeadLetterQuery {
 /// query.group = Some("billing.charge".to_owned());
 /// for (id, letter) in letters.find(query).await? {
 ///     println!("{id} {} at {}: {}", letter.envelope.topic(), letter.offset, letter.reason);
-///     letters.republish(id, None).await?;
+///     letters.republish(&id, None).await?;
 /// }
 /// # Ok(())
 /// # }
@@ -233,12 +223,13 @@ pub trait DeadLetters: Send + Sync + 'static {
     /// # Errors
     /// The dead letter stays: where the group listens on its topic no more, or has the event at hand already, where the
     /// dead letter is damaged, and where the store cannot be written.
-    fn republish(&self, id: DeadLetterId, payload: Option<Bytes>) -> BrokerFuture<Result<bool, BrokerError>>;
+    fn republish(&self, id: &DeadLetterId, payload: Option<Bytes>)
+    -> BrokerFuture<Result<bool, BrokerError>>;
 
     /// Removes a dead letter: its group does not get the event again, but for a replay. `Ok(false)` means that there is
     /// none under `id` (any more).
     ///
     /// # Errors
     /// Where the store cannot be written.
-    fn purge(&self, id: DeadLetterId) -> BrokerFuture<Result<bool, BrokerError>>;
+    fn purge(&self, id: &DeadLetterId) -> BrokerFuture<Result<bool, BrokerError>>;
 }

@@ -4,6 +4,7 @@
 //! reference implementation.
 
 mod audit;
+mod dead_letter_id;
 mod dead_letters;
 mod features;
 mod future;
@@ -16,7 +17,8 @@ mod start;
 pub(crate) mod taken;
 
 pub use audit::{AuditLog, AuditQuery, CauseTree, Recorded};
-pub use dead_letters::{DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters, FailureKind};
+pub use dead_letter_id::DeadLetterId;
+pub use dead_letters::{DeadLetter, DeadLetterList, DeadLetterQuery, DeadLetters, FailureKind};
 pub use features::Features;
 pub use future::BrokerFuture;
 pub use groups::{GroupState, Groups};

@@ -241,7 +241,7 @@ impl Bus {
     /// let dead_letters = bus.dead_letters()?;
     /// for (id, letter) in dead_letters.list().await? {
     ///     if letter.group == "billing.charge" {
-    ///         dead_letters.republish(id, None).await?;
+    ///         dead_letters.republish(&id, None).await?;
     ///     }
     /// }
     /// # Ok(())

@@ -43,7 +43,7 @@ impl MemoryDeadLetters {
         let oldest = {
             let mut kept = self.kept.lock();
             kept.last_id += 1;
-            let id = DeadLetterId(kept.last_id);
+            let id = DeadLetterId::from(kept.last_id);
             kept.letters.insert(id, Arc::new(dead_letter));
             if kept.letters.len() > self.capacity { kept.letters.pop_first() } else { None }
         };
@@ -56,7 +56,7 @@ impl MemoryDeadLetters {
         }
     }
 
-    fn republish_now(&self, id: DeadLetterId, payload: Option<Bytes>) -> Result<bool, BrokerError> {
+    fn republish_now(&self, id: &DeadLetterId, payload: Option<Bytes>) -> Result<bool, BrokerError> {
         // It is taken out first, so that two calls at once deliver the event once.
         let Some(letter) = self.take(id) else { return Ok(false) };
         let payload_is_another = payload.is_some();
@@ -80,7 +80,7 @@ impl MemoryDeadLetters {
             letter.group,
             letter.envelope.topic(),
         ));
-        self.kept.lock().letters.insert(id, letter);
+        self.kept.lock().letters.insert(id.clone(), letter);
         Err(error)
     }
 
@@ -89,24 +89,28 @@ impl MemoryDeadLetters {
         self.history.as_ref()?.lock().mend(&letter.group, letter.offset, mended)
     }
 
-    fn take(&self, id: DeadLetterId) -> Option<Arc<DeadLetter>> {
-        self.kept.lock().letters.remove(&id)
+    fn take(&self, id: &DeadLetterId) -> Option<Arc<DeadLetter>> {
+        self.kept.lock().letters.remove(id)
     }
 }
 
 impl DeadLetters for MemoryDeadLetters {
     fn find(&self, query: DeadLetterQuery) -> BrokerFuture<Result<DeadLetterList, BrokerError>> {
         let kept = self.kept.lock();
-        let wanted = kept.letters.iter().filter(|(id, letter)| query.matches(**id, letter));
-        let letters = wanted.map(|(id, letter)| (*id, Arc::clone(letter))).take(query.limit).collect();
+        let wanted = kept.letters.iter().filter(|(id, letter)| query.matches(id, letter));
+        let letters = wanted.map(|(id, letter)| (id.clone(), Arc::clone(letter))).take(query.limit).collect();
         BrokerFuture::ready(Ok(letters))
     }
 
-    fn republish(&self, id: DeadLetterId, payload: Option<Bytes>) -> BrokerFuture<Result<bool, BrokerError>> {
+    fn republish(
+        &self,
+        id: &DeadLetterId,
+        payload: Option<Bytes>,
+    ) -> BrokerFuture<Result<bool, BrokerError>> {
         BrokerFuture::ready(self.republish_now(id, payload))
     }
 
-    fn purge(&self, id: DeadLetterId) -> BrokerFuture<Result<bool, BrokerError>> {
+    fn purge(&self, id: &DeadLetterId) -> BrokerFuture<Result<bool, BrokerError>> {
         BrokerFuture::ready(Ok(self.take(id).is_some()))
     }
 }

@@ -98,7 +98,7 @@ fn letters() -> DeadLetterList {
             first_failed_at: ago(seconds + 60),
             last_failed_at: ago(seconds),
         };
-        (DeadLetterId(id), Arc::new(letter))
+        (DeadLetterId::from(id), Arc::new(letter))
     };
     reasons.into_iter().zip(events()).map(letter).collect()
 }
@@ -162,15 +162,15 @@ impl AuditLog for Still {
 
 impl DeadLetters for Still {
     fn find(&self, query: DeadLetterQuery) -> BrokerFuture<Result<DeadLetterList, BrokerError>> {
-        let found = letters().into_iter().filter(|(id, letter)| query.matches(*id, letter));
+        let found = letters().into_iter().filter(|(id, letter)| query.matches(id, letter));
         BrokerFuture::ready(Ok(found.collect()))
     }
 
-    fn republish(&self, _: DeadLetterId, _: Option<Bytes>) -> BrokerFuture<Result<bool, BrokerError>> {
+    fn republish(&self, _: &DeadLetterId, _: Option<Bytes>) -> BrokerFuture<Result<bool, BrokerError>> {
         BrokerFuture::ready(Ok(false))
     }
 
-    fn purge(&self, _: DeadLetterId) -> BrokerFuture<Result<bool, BrokerError>> {
+    fn purge(&self, _: &DeadLetterId) -> BrokerFuture<Result<bool, BrokerError>> {
         BrokerFuture::ready(Ok(false))
     }
 }

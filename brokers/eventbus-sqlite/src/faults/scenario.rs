@@ -396,7 +396,7 @@ async fn publish_again(broker: &SqliteBroker, which: u64) {
     for (id, letter) in dead_letters.find(DeadLetterQuery::default()).await.unwrap() {
         let number = number(&letter.envelope);
         if number % 2 == which {
-            let _ = dead_letters.republish(id, Some(format!(" {number}").into())).await;
+            let _ = dead_letters.republish(&id, Some(format!(" {number}").into())).await;
         }
     }
 }

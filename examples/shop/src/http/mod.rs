@@ -97,14 +97,14 @@ async fn stock(State(app): State<App>) -> Result<Json<Vec<Stock>>, ApiError> {
 /// Which dead letters to list.
 #[derive(Deserialize)]
 struct Page {
-    after: Option<u64>,
+    after: Option<String>,
     limit: Option<usize>,
 }
 
 /// What a consumer gave up on, and why.
 #[derive(Serialize)]
 struct Letter {
-    id: u64,
+    id: String,
     group: String,
     topic: String,
     key: Option<String>,
@@ -120,11 +120,11 @@ async fn dead_letters(
 ) -> Result<Json<Vec<Letter>>, ApiError> {
     let Query(Page { after, limit }) = page?;
     let mut query = DeadLetterQuery::default();
-    query.after = after.map(DeadLetterId);
+    query.after = after.map(DeadLetterId::new);
     query.limit = limit.unwrap_or(100).min(1_000);
     let found = app.bus.dead_letters()?.find(query).await.map_err(eventbus::Error::from)?;
     let letters = found.into_iter().map(|(id, letter)| Letter {
-        id: id.0,
+        id: id.to_string(),
         group: letter.group.clone(),
         topic: letter.envelope.topic().to_string(),
         key: letter.envelope.key().map(str::to_owned),

@@ -45,13 +45,13 @@ pub(crate) enum DeadLetters {
     },
     /// Show a dead letter in full
     Show {
-        /// Its number in the list
+        /// Its name in the list
         #[arg(value_parser = letter_id)]
         id: DeadLetterId,
     },
     /// Mend the payload of a dead letter in $EDITOR, and deliver it again
     Edit {
-        /// Its number in the list
+        /// Its name in the list
         #[arg(value_parser = letter_id)]
         id: DeadLetterId,
         /// Take the payload from a file, or with `-` from standard input, in place of an editor
@@ -80,7 +80,7 @@ pub(crate) struct Filter {
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Many {
-    /// Their numbers in the list
+    /// Their names in the list
     #[arg(value_parser = letter_id, value_name = "ID", required_unless_present_any = ["group", "topic", "kind", "all"])]
     ids: Vec<DeadLetterId>,
     #[command(flatten)]
@@ -94,7 +94,10 @@ pub(crate) struct Many {
 }
 
 fn letter_id(text: &str) -> Result<DeadLetterId, String> {
-    text.parse().map(DeadLetterId).map_err(|_| "a dead letter is named by its number in the list".to_owned())
+    if text.is_empty() || text.contains(char::is_whitespace) {
+        return Err("a dead letter is named as in the first column of `dead-letters list`".to_owned());
+    }
+    Ok(DeadLetterId::new(text))
 }
 
 fn kind(text: &str) -> Result<FailureKind, String> {
@@ -136,8 +139,8 @@ impl DeadLetters {
                 let none = if letters.is_empty() { filter.none(&*store).await? } else { String::new() };
                 list(session, letters, limit, &none)?;
             }
-            Self::Show { id } => show(session, id, &*find(&*store, id).await?)?,
-            Self::Edit { id, payload } => edit(session, &bus, id, payload).await?,
+            Self::Show { id } => show(session, &id, &*find(&*store, &id).await?)?,
+            Self::Edit { id, payload } => edit(session, &bus, &id, payload).await?,
             Self::Republish(many) => {
                 let question = "deliver {} again?";
                 change(session, &bus, many, Change { question, done: "delivered again", republish: true })
@@ -158,7 +161,7 @@ fn list(session: &mut Session, mut letters: DeadLetterList, limit: usize, none: 
     let out = &mut session.out;
     if out.json {
         for (id, letter) in &letters {
-            out.object(object(*id, letter)?)?;
+            out.object(object(id, letter)?)?;
         }
     } else {
         let mut table = Table::new(COLUMNS);
@@ -183,10 +186,10 @@ fn list(session: &mut Session, mut letters: DeadLetterList, limit: usize, none: 
     Ok(())
 }
 
-fn object(id: DeadLetterId, letter: &DeadLetter) -> Result<Object> {
+fn object(id: &DeadLetterId, letter: &DeadLetter) -> Result<Object> {
     let event = event::object(Some(letter.offset), &letter.envelope)?;
     Ok(Object::new()
-        .number("id", id.0)
+        .text("id", id.as_str())
         .text("group", &letter.group)
         .text("handler", &letter.handler)
         .text("kind", letter.kind.as_str())
@@ -197,7 +200,7 @@ fn object(id: DeadLetterId, letter: &DeadLetter) -> Result<Object> {
         .object("event", event))
 }
 
-fn show(session: &mut Session, id: DeadLetterId, letter: &DeadLetter) -> Result {
+fn show(session: &mut Session, id: &DeadLetterId, letter: &DeadLetter) -> Result {
     let out = &mut session.out;
     if out.json {
         return out.object(object(id, letter)?);
@@ -216,22 +219,22 @@ fn show(session: &mut Session, id: DeadLetterId, letter: &DeadLetter) -> Result 
     event::show(out, Some(letter.offset), &letter.envelope)
 }
 
-async fn find(store: &dyn Store, id: DeadLetterId) -> Result<Arc<DeadLetter>> {
+async fn find(store: &dyn Store, id: &DeadLetterId) -> Result<Arc<DeadLetter>> {
     let mut query = DeadLetterQuery::default();
-    (query.id, query.limit) = (Some(id), 1);
+    (query.id, query.limit) = (Some(id.clone()), 1);
     match store.find(query).await?.pop() {
         Some((_, letter)) => Ok(letter),
         None => Err(missing(id)),
     }
 }
 
-fn missing(id: DeadLetterId) -> Failure {
+fn missing(id: &DeadLetterId) -> Failure {
     Failure::not_found(format!(
         "there is no dead letter {id} (any more); `dead-letters list` shows those there are"
     ))
 }
 
-async fn edit(session: &mut Session, bus: &Bus, id: DeadLetterId, from: Option<PathBuf>) -> Result {
+async fn edit(session: &mut Session, bus: &Bus, id: &DeadLetterId, from: Option<PathBuf>) -> Result {
     let store = bus.dead_letters()?;
     let letter = find(&*store, id).await?;
     let envelope = &letter.envelope;
@@ -288,8 +291,8 @@ async fn change(session: &mut Session, bus: &Bus, many: Many, change: Change) ->
     } else {
         let query = many.filter.clone().query();
         for id in many.ids {
-            let letter = find(&*store, id).await?;
-            if !query.matches(id, &letter) {
+            let letter = find(&*store, &id).await?;
+            if !query.matches(&id, &letter) {
                 return Err(Failure::not_found(format!(
                     "dead letter {id} is not among those that the options name"
                 )));
@@ -309,20 +312,21 @@ async fn change(session: &mut Session, bus: &Bus, many: Many, change: Change) ->
     }
     let mut groups = BTreeSet::new();
     for (id, letter) in letters {
-        let done = if change.republish { store.republish(id, None).await? } else { store.purge(id).await? };
+        let done =
+            if change.republish { store.republish(&id, None).await? } else { store.purge(&id).await? };
         // Somebody else did it meanwhile, which is as good.
         if done {
-            said(session, id, change.done, &letter.group)?;
+            said(session, &id, change.done, &letter.group)?;
             groups.insert(letter.group.clone());
         }
     }
     if change.republish { tell_idle(session, bus, &groups).await } else { Ok(()) }
 }
 
-fn said(session: &mut Session, id: DeadLetterId, done: &str, group: &str) -> Result {
+fn said(session: &mut Session, id: &DeadLetterId, done: &str, group: &str) -> Result {
     let out = &mut session.out;
     if out.json {
-        return out.object(Object::new().number("id", id.0).text("group", group).text("done", done));
+        return out.object(Object::new().text("id", id.as_str()).text("group", group).text("done", done));
     }
     out.line(format_args!("{} dead letter {id} of {}", paint(GOOD, done), printable(group)))
 }
