@@ -182,11 +182,7 @@ async fn a_publish_that_is_dropped_while_it_waits_takes_no_place() {
 }
 
 async fn open(broker: &MemoryBroker, group: &str, pattern: &str) -> Box<dyn Deliveries> {
-    let pattern = Pattern::new(pattern).unwrap();
-    broker
-        .subscribe(SubscribeRequest { group: group.to_owned(), pattern, start: Start::Latest })
-        .await
-        .unwrap()
+    broker.subscribe(SubscribeRequest::new(group, Pattern::new(pattern).unwrap())).await.unwrap()
 }
 
 fn envelope(topic: &'static str) -> Envelope {

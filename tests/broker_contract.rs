@@ -112,8 +112,7 @@ async fn a_delivery_that_is_released_before_a_handler_begins_comes_again_as_the_
 }
 
 fn pings_of(group: &str) -> SubscribeRequest {
-    let pattern = Pattern::new("ping.sent").unwrap();
-    SubscribeRequest { group: group.to_owned(), pattern, start: eventbus::Start::Latest }
+    SubscribeRequest::new(group, Pattern::new("ping.sent").unwrap())
 }
 
 #[subscribe(group = "single", concurrency = 1)]

@@ -417,7 +417,7 @@ mod tests {
     use crate::subscription::Options;
 
     const fn event(topic: &'static str) -> EventMeta {
-        EventMeta { topic, name: "", version: 1, schema: 0, package: "", file: "", line: 0 }
+        EventMeta { topic, name: "", version: 1, keyed: true, schema: 0, package: "", file: "", line: 0 }
     }
 
     fn publishing(pattern: &'static str, published: &'static EventMeta) -> Subscription {

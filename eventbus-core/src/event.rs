@@ -137,6 +137,8 @@ pub struct EventMeta {
     pub name: &'static str,
     /// The version of the type's shape, from 1.
     pub version: u32,
+    /// Whether events of this type have a key.
+    pub keyed: bool,
     /// A hash of the fields' names and types, to notice two types that claim one topic and version.
     pub schema: u64,
     /// The package that declares the type.

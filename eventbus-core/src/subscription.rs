@@ -1,8 +1,9 @@
 //! Subscriptions: pattern, group and options, as plain data.
 
 use crate::backoff::Backoff;
-use crate::broker::Start;
+use crate::broker::{Start, SubscribeRequest};
 use crate::event::EventMeta;
+use crate::topic::{Pattern, TopicError};
 use std::any::TypeId;
 use std::borrow::Cow;
 use std::fmt;
@@ -50,6 +51,24 @@ impl Subscription {
         let separator = if self.module.is_empty() { "" } else { "::" };
         format!("{}{separator}{} ({})", self.module, self.name, self.location())
     }
+
+    /// The rules that it runs by: its own options over those of the bus, `rules`.
+    pub(crate) fn policy(&self, rules: Policy) -> Policy {
+        // Where no event has a key, there is no order that several processes could break.
+        let keyless = self.event.is_some_and(|event| !event.keyed);
+        let competing = self.options.competing.unwrap_or(rules.competing || keyless);
+        Policy { competing, ..rules.with(&self.options) }
+    }
+
+    /// What it asks of a broker, by the rules that it runs by.
+    pub(crate) fn request(&self, policy: &Policy) -> Result<SubscribeRequest, TopicError> {
+        let Policy { start, competing, in_flight, held_back, retries, timeout, .. } = *policy;
+        let mut request = SubscribeRequest::new(&*self.group, Pattern::new(&self.pattern)?);
+        (request.start, request.competing, request.retries, request.timeout) =
+            (start, competing, retries, timeout);
+        request.hold = in_flight.saturating_add(held_back);
+        Ok(request)
+    }
 }
 
 /// A type that a handler takes as `State`.
@@ -86,6 +105,10 @@ macro_rules! with_options {
                 concurrency: usize,
                 /// Where a new group begins. Default: [`Start::Latest`](crate::broker::Start::Latest).
                 start: $crate::broker::Start,
+                /// Whether all processes that have the group handle it at once, where the broker is of a kind that has
+                /// one process at a time handle it otherwise: order by key then holds within each process only. Default:
+                /// whether the handler takes an event type without a key.
+                competing: bool,
                 /// Whether events that are given up are kept; without, they are logged and dropped. Default: true.
                 dead_letter: bool,
                 /// Whether the handler may be part of a replay; false for one with effects outside, such as an email.
@@ -136,8 +159,7 @@ macro_rules! options_and_policy {
 
         impl Policy {
             /// These rules, with what `options` sets in place of them.
-            #[must_use]
-            pub fn with(self, options: &Options) -> Self {
+            fn with(self, options: &Options) -> Self {
                 let policy = Self {
                     $($every: options.$every.unwrap_or(self.$every),)*
                     $($batch: options.$batch.unwrap_or(self.$batch),)*
@@ -158,6 +180,7 @@ impl Default for Policy {
             timeout: Duration::from_secs(60),
             concurrency: std::thread::available_parallelism().map_or(4, usize::from).max(4),
             start: Start::Latest,
+            competing: false,
             dead_letter: true,
             replay: true,
             batch: 1,
@@ -175,5 +198,50 @@ impl Policy {
         self.in_flight = self.in_flight.max(self.concurrency).max(self.batch);
         self.held_back = self.held_back.max(self.in_flight);
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(keyed: bool) -> EventMeta {
+        EventMeta { topic: "a.b", name: "", version: 1, keyed, schema: 0, package: "", file: "", line: 0 }
+    }
+
+    static KEYED: std::sync::LazyLock<EventMeta> = std::sync::LazyLock::new(|| meta(true));
+    static KEYLESS: std::sync::LazyLock<EventMeta> = std::sync::LazyLock::new(|| meta(false));
+
+    fn subscription(event: Option<&'static EventMeta>, competing: Option<bool>) -> Subscription {
+        Subscription {
+            name: "mail".into(),
+            group: "shop.mail".into(),
+            pattern: "a.b".into(),
+            event,
+            publishes: None,
+            states: &[],
+            options: Options { competing, ..Options::DEFAULT },
+            package: "shop",
+            module: "shop",
+            file: "",
+            line: 0,
+            docs: "",
+        }
+    }
+
+    #[test]
+    fn what_has_no_key_is_handled_by_all_processes_unless_it_says_otherwise() {
+        let competes = |event, competing| subscription(event, competing).policy(Policy::default()).competing;
+        assert!(competes(Some(&KEYLESS), None));
+        assert!(!competes(Some(&KEYLESS), Some(false)));
+        assert!(!competes(Some(&KEYED), None));
+        assert!(competes(Some(&KEYED), Some(true)));
+        assert!(!competes(None, None), "any payload may have a key");
+    }
+
+    #[test]
+    fn the_defaults_of_a_request_are_those_of_a_subscription() {
+        let asked = subscription(Some(&KEYED), None).request(&Policy::default()).unwrap();
+        assert_eq!(asked, SubscribeRequest::new("shop.mail", Pattern::new("a.b").unwrap()));
     }
 }

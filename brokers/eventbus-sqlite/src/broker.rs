@@ -277,7 +277,7 @@ impl Store {
 
     /// What is to be told of how a group has begun.
     async fn warnings_of(self: &Arc<Self>, request: SubscribeRequest, begun: Begun) -> Vec<String> {
-        let SubscribeRequest { group, pattern, start } = request;
+        let SubscribeRequest { group, pattern, start, .. } = request;
         let mut warnings = Vec::new();
         if let Some(owner) = begun.owner {
             let who = lease::describe(&self.settings.path, &owner);

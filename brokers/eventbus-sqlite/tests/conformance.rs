@@ -6,9 +6,7 @@ use eventbus::broker::{
     AuditQuery, Broker, DeadLetter, FailureKind, Groups, Received, ReplayFrom, ReplayRequest, ReplayUntil,
     SubscribeRequest,
 };
-use eventbus::{
-    Backoff, Bus, Delivery, Envelope, EventId, Outcome, PublishError, Start, State, Topic, subscribe,
-};
+use eventbus::{Backoff, Bus, Delivery, Envelope, EventId, Outcome, PublishError, State, Topic, subscribe};
 use eventbus_sqlite::{SqliteBroker, SqliteBrokerBuilder};
 use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
@@ -851,8 +849,7 @@ async fn a_group_whose_pattern_is_changed_goes_on_from_its_cursor() {
 async fn large_payloads_are_handed_out_a_few_at_a_time() {
     let log = Log::new();
     let broker = log.broker().await;
-    let request =
-        SubscribeRequest { group: "g".into(), pattern: "a.b".parse().unwrap(), start: Start::Latest };
+    let request = SubscribeRequest::new("g", "a.b".parse().unwrap());
     let mut deliveries = broker.subscribe(request).await.unwrap();
     for _ in 0..100 {
         let payload = vec![b'x'; 1 << 20].into();
@@ -1007,11 +1004,7 @@ async fn what_a_replay_gives_back_comes_again_in_the_order_of_the_log() {
 async fn what_is_settled_already_may_be_settled_once_more() {
     let log = Log::new();
     let broker = log.broker().await;
-    let request = SubscribeRequest {
-        group: "pings".to_owned(),
-        pattern: "ping.sent".parse().unwrap(),
-        start: Start::Earliest,
-    };
+    let request = SubscribeRequest::new("pings", "ping.sent".parse().unwrap());
     let mut deliveries = broker.subscribe(request).await.unwrap();
     for number in 0..2 {
         let ping = Envelope::from_json(Topic::from_static("ping.sent"), &Ping { number }).unwrap();

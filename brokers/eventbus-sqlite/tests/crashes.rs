@@ -441,8 +441,9 @@ async fn is_noted(log: &Log, delivery: &Received) -> bool {
 }
 
 fn request(group: &str) -> SubscribeRequest {
-    let pattern = Pattern::new("ping.sent").unwrap();
-    SubscribeRequest { group: group.to_owned(), pattern, start: Start::Earliest }
+    let mut request = SubscribeRequest::new(group, Pattern::new("ping.sent").unwrap());
+    request.start = Start::Earliest;
+    request
 }
 
 #[tokio::test]

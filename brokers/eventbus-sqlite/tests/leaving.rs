@@ -16,11 +16,9 @@ use std::time::Duration;
 use support::{Log, PATIENCE};
 
 fn request(group: &str, pattern: &str) -> SubscribeRequest {
-    SubscribeRequest {
-        group: group.to_owned(),
-        pattern: Pattern::new(pattern).unwrap(),
-        start: Start::Earliest,
-    }
+    let mut request = SubscribeRequest::new(group, Pattern::new(pattern).unwrap());
+    request.start = Start::Earliest;
+    request
 }
 
 async fn publish(broker: &SqliteBroker, topic: &'static str) {

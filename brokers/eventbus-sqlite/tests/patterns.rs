@@ -3,7 +3,7 @@
 
 mod support;
 
-use eventbus::broker::{Broker, Deliveries, GroupState, Parked, Received, Start, SubscribeRequest};
+use eventbus::broker::{Broker, Deliveries, GroupState, Parked, Received, SubscribeRequest};
 use eventbus::subscription::Pattern;
 use eventbus::{Backoff, Bus, Delivery, Envelope, Topic};
 use eventbus_sqlite::{Durability, SqliteBroker};
@@ -320,11 +320,7 @@ async fn run(seed: u64) {
             for _ in 0..random.usize(..3) {
                 model.publish(&broker, TOPICS[random.usize(..TOPICS.len())]).await;
             }
-            let request = SubscribeRequest {
-                group: "mail".to_owned(),
-                pattern: Pattern::new(pattern).unwrap(),
-                start: Start::Latest,
-            };
+            let request = SubscribeRequest::new("mail", Pattern::new(pattern).unwrap());
             let deliveries = broker.subscribe(request).await.unwrap();
             readers.push(Reader { deliveries, latest: BTreeMap::new() });
         }

@@ -107,10 +107,10 @@ async fn every_time_of_a_failure_or_of_a_retry_comes_back_as_it_was_noted() {
     let log = Log::new();
     for time in times() {
         let broker = log.broker().await;
-        let request = || SubscribeRequest {
-            group: "years".to_owned(),
-            pattern: Pattern::new("year.noted").unwrap(),
-            start: Start::Earliest,
+        let request = || {
+            let mut request = SubscribeRequest::new("years", Pattern::new("year.noted").unwrap());
+            request.start = Start::Earliest;
+            request
         };
         let mut deliveries = broker.subscribe(request()).await.unwrap();
         broker.publish(at(time).into()).await.unwrap();

@@ -14,6 +14,7 @@ mod replay;
 mod scheme;
 mod settle;
 mod start;
+mod subscribe;
 pub(crate) mod taken;
 
 pub use audit::{AuditLog, AuditQuery, CauseTree, Recorded};
@@ -30,10 +31,10 @@ pub use settle::{Begin, Parked, Receipt, Settler};
 pub use start::Start;
 #[doc(hidden)]
 pub use start::{SKIPPED, skipped};
+pub use subscribe::SubscribeRequest;
 
 use crate::envelope::Envelope;
 use crate::error::{BrokerError, PublishError};
-use crate::topic::Pattern;
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -123,17 +124,6 @@ pub trait Broker: Send + Sync + 'static {
     fn close(&self) -> BrokerFuture<Result<(), BrokerError>> {
         BrokerFuture::ready(Ok(()))
     }
-}
-
-/// What a subscription asks of a broker.
-#[derive(Clone, Debug)]
-pub struct SubscribeRequest {
-    /// The logical subscriber; subscriptions of one group and pattern share the deliveries.
-    pub group: String,
-    /// The topics that it listens on.
-    pub pattern: Pattern,
-    /// Where a group that the broker does not know yet begins.
-    pub start: Start,
 }
 
 /// An open subscription at a broker, from which one reader receives.

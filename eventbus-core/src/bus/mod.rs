@@ -19,7 +19,7 @@ pub use on::{On, SubscriptionHandle};
 pub use rebuild::Rebuilding;
 pub use replay::{ReplayProgress, ReplayReport, Replaying};
 
-use crate::broker::{AuditLog, Broker, DeadLetters, Groups, SubscribeRequest};
+use crate::broker::{AuditLog, Broker, DeadLetters, Groups};
 use crate::census;
 use crate::delivery::Scope;
 use crate::error::{BrokerError, Error, Result, StartupError};
@@ -33,7 +33,6 @@ use crate::registry::Subscriber;
 use crate::state::States;
 use crate::stderr;
 use crate::subscription::{Policy, Subscription};
-use crate::topic::Pattern;
 use crate::waiters::Waiters;
 use crate::worker::{self, Lanes, Watchdog};
 use dropped::Dropped;
@@ -304,12 +303,8 @@ impl Bus {
         let Subscriber { subscription, worker } = subscriber;
         // Before the broker knows of a subscription that nobody could handle.
         drop(shared.home.enter()?);
-        let policy = shared.policy.with(&subscription.options);
-        let source = shared.broker.subscribe(SubscribeRequest {
-            group: subscription.group.to_string(),
-            pattern: Pattern::new(&subscription.pattern)?,
-            start: policy.start,
-        });
+        let policy = subscription.policy(shared.policy);
+        let source = shared.broker.subscribe(subscription.request(&policy)?);
         let layers: Vec<_> = shared
             .layers
             .iter()

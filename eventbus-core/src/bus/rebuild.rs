@@ -6,14 +6,13 @@ use super::pass::{Journal, OnProgress, Pass, Plan};
 use super::replay::{Overrides, ReplayProgress, ReplayReport, failed, refused};
 use super::shutdown::{close, idle};
 use super::stage::Stage;
-use crate::broker::{Groups, ReplayFrom, ReplayUntil, SubscribeRequest};
+use crate::broker::{Groups, ReplayFrom, ReplayUntil};
 use crate::counted::{count, counted};
 use crate::error::{BoxError, BrokerError, Error, Result};
 use crate::foreign;
 use crate::handler::BoxFuture;
 use crate::log;
 use crate::printable::printable;
-use crate::topic::Pattern;
 use crate::worker::Lanes;
 use std::fmt;
 use std::future::{Future, IntoFuture};
@@ -105,11 +104,7 @@ impl Bus {
             return Ok(());
         }
         let subscription = stopped.subscription();
-        let request = SubscribeRequest {
-            group: subscription.group.to_string(),
-            pattern: Pattern::new(&subscription.pattern)?,
-            start: stopped.policy().start,
-        };
+        let request = subscription.request(stopped.policy())?;
         let opened = foreign::run("a broker", || shared.broker.subscribe(request)).await;
         let mut source = opened.unwrap_or_else(|panicked| {
             Err(BrokerError::new("the broker could not subscribe").with_cause(panicked))

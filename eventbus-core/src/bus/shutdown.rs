@@ -10,7 +10,6 @@ use crate::log;
 use crate::paused::Wait;
 use crate::printable::printable;
 use crate::stderr;
-use crate::topic::Pattern;
 use crate::worker::Lanes;
 use std::future::Future;
 use std::sync::Arc;
@@ -257,12 +256,7 @@ impl Bus {
 
 /// What a bus has subscribed to.
 fn requests(lanes: &[Arc<Lanes>]) -> Vec<SubscribeRequest> {
-    let request = |lanes: &Arc<Lanes>| {
-        let subscription = lanes.subscription();
-        let pattern = Pattern::new(&subscription.pattern).ok()?;
-        Some(SubscribeRequest { group: subscription.group.to_string(), pattern, start: lanes.policy().start })
-    };
-    lanes.iter().filter_map(request).collect()
+    lanes.iter().filter_map(|lanes| lanes.subscription().request(lanes.policy()).ok()).collect()
 }
 
 /// Closes a broker, until `deadline`.

@@ -283,7 +283,7 @@ impl Broker for MemoryBroker {
     }
 
     fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
-        let SubscribeRequest { group, pattern, start } = request;
+        let SubscribeRequest { group, pattern, start, .. } = request;
         let mut skips = 0;
         let queue = {
             let history = self.0.history.as_deref().map(History::lock);

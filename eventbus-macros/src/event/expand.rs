@@ -31,7 +31,7 @@ pub(crate) fn expand(event: &Event) -> TokenStream {
         let subject = quote_spanned!(span=> __p::check::Shown::subject(&self.#field));
         quote!(fn subject(&self) -> __p::Option<__p::String> { __p::Some(#subject) })
     });
-    let (text, line) = (name.to_string(), spans::line(name));
+    let (text, line, keyed) = (name.to_string(), spans::line(name), event.key.is_some());
     let (decode, chain_check) = upcast(event);
     // The bounds of `Event` are checked here, one error each and at the type's name.
     let event_impl = quote_spanned! {at_name=>
@@ -61,6 +61,7 @@ pub(crate) fn expand(event: &Event) -> TokenStream {
                 topic: #topic,
                 name: #text,
                 version: #version,
+                keyed: #keyed,
                 schema: #schema,
                 package: __p::env!("CARGO_PKG_NAME"),
                 file: __p::file!(),

@@ -56,6 +56,7 @@ const OPTIONS: &[&str] = &[
     "timeout",
     "concurrency",
     "start",
+    "competing",
     "dead_letter",
     "replay",
     "batch",

@@ -14,7 +14,7 @@ use std::sync::Arc;
 const TOPIC: &str = "order.placed";
 
 const fn meta(topic: &'static str, name: &'static str) -> EventMeta {
-    EventMeta { topic, name, version: 1, schema: 0, package: env!("CARGO_PKG_NAME"), file: file!(), line: line!() }
+    EventMeta { topic, name, version: 1, keyed: false, schema: 0, package: env!("CARGO_PKG_NAME"), file: file!(), line: line!() }
 }
 
 impl Event for Order {

@@ -116,7 +116,7 @@ struct After {
 
 impl Claim {
     pub(crate) fn new(store: Arc<Store>, request: SubscribeRequest) -> Arc<Self> {
-        let SubscribeRequest { group, pattern, start } = request;
+        let SubscribeRequest { group, pattern, start, .. } = request;
         let number = store.next_number();
         Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),

@@ -86,11 +86,9 @@ fn is_given_up(number: u64) -> bool {
 }
 
 pub(crate) fn request(group: &str) -> SubscribeRequest {
-    SubscribeRequest {
-        group: group.to_owned(),
-        pattern: Pattern::new("number.counted").unwrap(),
-        start: Start::Earliest,
-    }
+    let mut request = SubscribeRequest::new(group, Pattern::new("number.counted").unwrap());
+    request.start = Start::Earliest;
+    request
 }
 
 /// A reader of a group.
