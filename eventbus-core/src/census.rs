@@ -438,15 +438,7 @@ mod tests {
     }
 
     fn kept(group: &str, pattern: &str, active: bool) -> GroupState {
-        GroupState {
-            group: group.to_owned(),
-            pattern: pattern.to_owned(),
-            cursor: None,
-            backlog: 7,
-            parked: 0,
-            dead_letters: 0,
-            active,
-        }
+        GroupState { backlog: 7, active, ..GroupState::new(group, pattern) }
     }
 
     #[test]

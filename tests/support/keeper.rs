@@ -297,14 +297,12 @@ impl Settler for NoCursor {
 impl Groups for Keeper {
     fn list(&self) -> BrokerFuture<Result<Vec<GroupState>, BrokerError>> {
         let state = self.state();
-        let all = state.groups.iter().map(|(name, group)| GroupState {
-            group: name.clone(),
-            pattern: group.pattern.to_string(),
-            cursor: group.cursor.checked_sub(1).map(|place| Offset::new(place.into())),
-            backlog: state.backlog(group),
-            parked: group.parked.len() as u64,
-            dead_letters: 0,
-            active: group.readers > 0,
+        let all = state.groups.iter().map(|(name, group)| {
+            let mut shown = GroupState::new(name, group.pattern.to_string());
+            shown.cursor = group.cursor.checked_sub(1).map(|place| Offset::new(place.into()));
+            (shown.backlog, shown.parked) = (state.backlog(group), group.parked.len() as u64);
+            shown.active = group.readers > 0;
+            shown
         });
         BrokerFuture::ready(Ok(all.collect()))
     }

@@ -12,8 +12,8 @@ use crate::wire::Record;
 use crate::writer::Writer;
 use crate::writes::{Waiting, Writes, closed};
 use eventbus_core::broker::{
-    AuditLog, Broker, BrokerFuture, DeadLetters, Deliveries, Features, Groups, OpenedBroker, Replayable,
-    SKIPPED, Start, SubscribeRequest, skipped,
+    Attempts, AuditLog, Backlog, Broker, BrokerFuture, DeadLetters, Deliveries, Features, Groups,
+    OpenedBroker, Replayable, SKIPPED, Standing, Start, SubscribeRequest, skipped,
 };
 use eventbus_core::lock::{Lock, Locked, Rank};
 use eventbus_core::waiters::Waiters;
@@ -159,6 +159,8 @@ impl Broker for SqliteBroker {
         features.patterns = true;
         features.start_earliest = true;
         features.multi_process = true;
+        features.attempts = Attempts::Noted;
+        features.backlog = Backlog::Exactly;
         features.max_payload = Some(self.store().settings.max_payload);
         features
     }
@@ -233,6 +235,19 @@ impl Broker for SqliteBroker {
     fn settled(&self) -> Option<BrokerFuture<()>> {
         let store = Arc::clone(self.store());
         Some(BrokerFuture::new(async move { store.settled().await }))
+    }
+
+    fn standing(&self, request: &SubscribeRequest) -> Standing {
+        let claims = self.store().claims();
+        let mut here = claims
+            .iter()
+            .filter(|one| one.group == request.group && one.pattern == request.pattern)
+            .peekable();
+        if here.peek().is_none() || here.any(|one| one.is_active()) {
+            Standing::Active
+        } else {
+            Standing::StandingBy
+        }
     }
 
     fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {

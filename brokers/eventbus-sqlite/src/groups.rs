@@ -1,14 +1,15 @@
 //! Groups: their cursors, as operators see and move them.
 
 use crate::broker::Store;
-use crate::inherit::{self, Parts};
+use crate::inherit::{self, Parts, Unfinished};
 use crate::lease::Lease;
 use crate::offsets::{offset_of, place};
 use crate::reader::head;
 use crate::writes::{Work, closed};
 use eventbus_core::broker::{BrokerFuture, GroupState, Groups, Offset};
 use eventbus_core::{BrokerError, Pattern};
-use rusqlite::Connection;
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension};
 use std::sync::Arc;
 
 fn list(connection: &Connection, store: &Store) -> rusqlite::Result<Vec<GroupState>> {
@@ -25,21 +26,27 @@ fn list(connection: &Connection, store: &Store) -> rusqlite::Result<Vec<GroupSta
         let (owner, lease): (Option<String>, _) =
             (row.get(4)?, Lease { until: row.get(5)?, length: row.get(6)? });
         let parts = Parts::parse(row.get_ref(10)?.as_str_or_null()?).unwrap_or_default();
-        let backlog = match Pattern::new(&pattern) {
+        let unfinished = match Pattern::new(&pattern) {
             Ok(pattern) => inherit::unfinished(connection, &pattern, row.get(9)?, reached, &parts)?,
-            Err(_) => 0,
+            Err(_) => Unfinished { count: 0, first: None },
         };
-        groups.push(GroupState {
-            group: row.get(0)?,
-            cursor: (cursor > 0).then(|| offset_of(cursor)),
-            backlog,
-            parked: row.get(7)?,
-            dead_letters: row.get(8)?,
-            active: owner.is_some_and(|owner| !store.is_free(&owner, lease)),
-            pattern,
-        });
+        let mut state = GroupState::new(row.get::<_, String>(0)?, pattern);
+        state.cursor = (cursor > 0).then(|| offset_of(cursor));
+        (state.backlog, state.parked, state.dead_letters) = (unfinished.count, row.get(7)?, row.get(8)?);
+        state.oldest = unfinished.first.map_or(Ok(None), |first| stored_at(connection, first))?;
+        state.active = owner.is_some_and(|owner| !store.is_free(&owner, lease));
+        groups.push(state);
     }
     Ok(groups)
+}
+
+/// When the event at a place was stored.
+fn stored_at(connection: &Connection, offset: i64) -> rusqlite::Result<Option<Timestamp>> {
+    let stored = connection
+        .prepare_cached("select stored from event where offset = ?1")?
+        .query_row([offset], |row| row.get(0))
+        .optional()?;
+    Ok(stored.and_then(|stored| Timestamp::from_microsecond(stored).ok()))
 }
 
 /// The rows of a group, or the one on `pattern`; an error where some process handles it.

@@ -305,8 +305,11 @@ fn hand_over(
     parts.hand_over(&part);
     // Other subscriptions of the program may be about to begin, so a row that has just become empty waits for them: until
     // the group is taken the next time.
-    let empty =
-        || Ok::<_, rusqlite::Error>(unfinished(connection, &row.pattern, row.id, row.reached, &parts)? == 0);
+    let empty = || {
+        Ok::<_, rusqlite::Error>(
+            unfinished(connection, &row.pattern, row.id, row.reached, &parts)?.count == 0,
+        )
+    };
     if covers(pattern, &row.pattern) || (!had_it && empty()?) {
         give_back(connection, group, row, heir, &parts)?;
         connection.execute("delete from subscription where id = ?1", [row.id])?;
@@ -368,7 +371,7 @@ pub(crate) fn move_on(connection: &Connection) -> rusqlite::Result<()> {
         let parts = Parts::parse(row.get_ref(3)?.as_str_or_null()?);
         let (Ok(pattern), Some(parts)) = (pattern, parts) else { continue };
         let (id, reached): (i64, i64) = (row.get(0)?, row.get(2)?);
-        if parts.is_handed_over() && unfinished(connection, &pattern, id, reached, &parts)? == 0 {
+        if parts.is_handed_over() && unfinished(connection, &pattern, id, reached, &parts)?.count == 0 {
             connection
                 .execute("update subscription set cursor = ?2, reached = ?2 where id = ?1", (id, head))?;
         }
@@ -376,26 +379,42 @@ pub(crate) fn move_on(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// How many deliveries and events a row has yet to settle.
+/// What a row has yet to settle.
+pub(crate) struct Unfinished {
+    /// How many deliveries and events.
+    pub(crate) count: u64,
+    /// The place of the first one.
+    pub(crate) first: Option<i64>,
+}
+
+impl Unfinished {
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { count: row.get(0)?, first: row.get(1)? })
+    }
+}
+
+/// What a row has yet to settle.
 pub(crate) fn unfinished(
     connection: &Connection,
     pattern: &Pattern,
     row: i64,
     reached: i64,
     parts: &Parts,
-) -> rusqlite::Result<u64> {
-    let mut count: u64 = connection
-        .prepare_cached("select count(*) from delivery where subscription = ?1")?
-        .query_row([row], |row| row.get(0))?;
+) -> rusqlite::Result<Unfinished> {
+    let mut unfinished = connection
+        .prepare_cached("select count(*), min(offset) from delivery where subscription = ?1")?
+        .query_row([row], Unfinished::read)?;
     for topic in topics(connection, pattern)? {
         let name: String = connection
             .prepare_cached("select name from topic where id = ?1")?
             .query_row([topic], |row| row.get(0))?;
         if let Some(reached) = parts.reached(&name, reached) {
-            count += connection
-                .prepare_cached("select count(*) from event where topic = ?1 and offset > ?2")?
-                .query_row((topic, reached), |row| row.get::<_, u64>(0))?;
+            let of_topic = connection
+                .prepare_cached("select count(*), min(offset) from event where topic = ?1 and offset > ?2")?
+                .query_row((topic, reached), Unfinished::read)?;
+            unfinished.count += of_topic.count;
+            unfinished.first = unfinished.first.into_iter().chain(of_topic.first).min();
         }
     }
-    Ok(count)
+    Ok(unfinished)
 }

@@ -12,10 +12,45 @@ pub struct Features {
     pub patterns: bool,
     /// A new group can begin at the oldest event that is kept.
     pub start_earliest: bool,
-    /// Several processes may share a group.
+    /// Several processes may have a group. Unless one of the next two says otherwise, one at a time handles it, and the
+    /// others stand by.
     pub multi_process: bool,
+    /// All processes that have a group handle it at once, where it
+    /// [competes](super::SubscribeRequest::competing).
+    pub competing: bool,
+    /// Processes that have a group share it by key: order by key holds across all of them.
+    pub shared_by_key: bool,
+    /// What is known of an event's attempts after a crash.
+    pub attempts: Attempts,
+    /// How well the broker knows what a group has yet to settle.
+    pub backlog: Backlog,
     /// The largest payload, in bytes, where there is a limit.
     pub max_payload: Option<usize>,
+}
+
+/// What a broker knows, after the process that had an event has ended, of the attempts that were made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Attempts {
+    /// Nothing: they are counted from 1.
+    Lost,
+    /// How often it has delivered the event, whether or not a handler was called: attempts may be counted that were not
+    /// made.
+    Counted,
+    /// What was noted when the event was [parked](super::Settler::park).
+    Noted,
+}
+
+/// How well a broker knows what a group has yet to settle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Backlog {
+    /// Not at all.
+    Unknown,
+    /// About: there may be fewer or more.
+    Nearly,
+    /// To the event.
+    Exactly,
 }
 
 impl Features {
@@ -35,6 +70,10 @@ impl Features {
             patterns: false,
             start_earliest: false,
             multi_process: false,
+            competing: false,
+            shared_by_key: false,
+            attempts: Attempts::Lost,
+            backlog: Backlog::Unknown,
             max_payload: None,
         }
     }

@@ -2,9 +2,11 @@
 
 use super::{BrokerFuture, Offset};
 use crate::error::BrokerError;
+use jiff::Timestamp;
 
 /// What a broker knows of one group on one pattern.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct GroupState {
     /// The group.
     pub group: String,
@@ -12,14 +14,33 @@ pub struct GroupState {
     pub pattern: String,
     /// Its cursor: everything up to here is settled. None before the first event.
     pub cursor: Option<Offset>,
-    /// How many events it has yet to settle.
+    /// How many events it has yet to settle, as well as the broker [knows](super::Features::backlog).
     pub backlog: u64,
+    /// When the oldest of them was stored, where the broker can tell.
+    pub oldest: Option<Timestamp>,
     /// How many of them wait for their next attempt.
     pub parked: u64,
     /// How many dead letters it has.
     pub dead_letters: u64,
     /// Whether some process handles its events now.
     pub active: bool,
+}
+
+impl GroupState {
+    /// A group that has nothing yet; set what it has.
+    #[must_use]
+    pub fn new(group: impl Into<String>, pattern: impl Into<String>) -> Self {
+        Self {
+            group: group.into(),
+            pattern: pattern.into(),
+            cursor: None,
+            backlog: 0,
+            oldest: None,
+            parked: 0,
+            dead_letters: 0,
+            active: false,
+        }
+    }
 }
 
 /// A broker that keeps the cursors of groups.

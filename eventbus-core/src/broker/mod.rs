@@ -4,6 +4,7 @@
 //! reference implementation.
 
 mod audit;
+mod condition;
 mod dead_letter_id;
 mod dead_letters;
 mod features;
@@ -18,9 +19,10 @@ mod subscribe;
 pub(crate) mod taken;
 
 pub use audit::{AuditLog, AuditQuery, CauseTree, Recorded};
+pub use condition::{Connection, Standing, Topology};
 pub use dead_letter_id::DeadLetterId;
 pub use dead_letters::{DeadLetter, DeadLetterList, DeadLetterQuery, DeadLetters, FailureKind};
-pub use features::Features;
+pub use features::{Attempts, Backlog, Features};
 pub use future::BrokerFuture;
 pub use groups::{GroupState, Groups};
 pub use progress::{Progress, Save, Saved};
@@ -110,6 +112,18 @@ pub trait Broker: Send + Sync + 'static {
     /// can tell; retries that wait count as not settled.
     fn settled(&self) -> Option<BrokerFuture<()>> {
         None
+    }
+
+    /// Whether the broker can be reached now. It answers at once, from what it knows.
+    fn connection(&self) -> Connection {
+        Connection::Up
+    }
+
+    /// Whether the open subscription that `request` asked for gets deliveries, or stands by. It answers at once, from what
+    /// it knows.
+    fn standing(&self, request: &SubscribeRequest) -> Standing {
+        let _ = request;
+        Standing::Active
     }
 
     /// Called first at the shutdown of a bus, while its subscriptions, which these are, still run: resolves once nothing

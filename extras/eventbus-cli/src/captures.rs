@@ -177,14 +177,11 @@ impl DeadLetters for Still {
 
 impl Groups for Still {
     fn list(&self) -> BrokerFuture<Result<Vec<GroupState>, BrokerError>> {
-        let state = |group: &str, pattern: &str, cursor, backlog, parked, dead_letters, active| GroupState {
-            group: group.to_owned(),
-            pattern: pattern.to_owned(),
-            cursor,
-            backlog,
-            parked,
-            dead_letters,
-            active,
+        let state = |group: &str, pattern: &str, cursor, backlog, parked, dead_letters, active| {
+            let mut state = GroupState::new(group, pattern);
+            (state.cursor, state.backlog, state.parked) = (cursor, backlog, parked);
+            (state.dead_letters, state.active) = (dead_letters, active);
+            state
         };
         BrokerFuture::ready(Ok(vec![
             state(

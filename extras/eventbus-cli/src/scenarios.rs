@@ -81,14 +81,10 @@ impl Broker for Kept {
 
 impl Groups for Kept {
     fn list(&self) -> BrokerFuture<Result<Vec<GroupState>, BrokerError>> {
-        let state = |(group, cursor): (&String, &Option<Offset>)| GroupState {
-            group: group.clone(),
-            pattern: "order.placed".to_owned(),
-            cursor: *cursor,
-            backlog: 1_234,
-            parked: 1,
-            dead_letters: 2,
-            active: false,
+        let state = |(group, cursor): (&String, &Option<Offset>)| {
+            let mut state = GroupState::new(group, "order.placed");
+            (state.cursor, state.backlog, state.parked, state.dead_letters) = (*cursor, 1_234, 1, 2);
+            state
         };
         BrokerFuture::ready(Ok(self.cursors.lock().unwrap().iter().map(state).collect()))
     }
