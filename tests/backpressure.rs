@@ -5,7 +5,7 @@ mod support;
 use eventbus::broker::{Broker, BrokerFuture, Deliveries, SubscribeRequest};
 use eventbus::memory::{MemoryBroker, MemoryBrokerBuilder, Overflow};
 use eventbus::subscription::Pattern;
-use eventbus::{Bus, Envelope, PublishError, Start, Topic};
+use eventbus::{Bus, Envelope, PublishError, Topic};
 use std::future::IntoFuture;
 use std::pin::Pin;
 use std::sync::Arc;

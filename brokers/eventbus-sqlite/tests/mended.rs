@@ -228,8 +228,8 @@ async fn a_payload_that_is_mended_may_be_as_large_as_one_that_is_published() {
     let bus = Bus::builder().without_subscriptions().broker(broker).await.unwrap();
     let letters = bus.dead_letters().unwrap();
     let (id, _) = letters.list().await.unwrap().remove(0);
-    let error = letters.republish(id, Some("{\"number\":1000000000}".into())).await.unwrap_err();
+    let error = letters.republish(&id, Some("{\"number\":1000000000}".into())).await.unwrap_err();
     assert!(error.to_string().contains("21 bytes, and 20 are allowed"), "{error}");
     assert_eq!(letters.list().await.unwrap().len(), 1);
-    assert!(letters.republish(id, Some("{\"number\":100000000}".into())).await.unwrap());
+    assert!(letters.republish(&id, Some("{\"number\":100000000}".into())).await.unwrap());
 }
