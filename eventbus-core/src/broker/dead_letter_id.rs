@@ -15,7 +15,7 @@ use std::fmt;
 /// assert!(DeadLetterId::new("9") < DeadLetterId::new("10"));
 /// assert!(DeadLetterId::new("1732690000123-4") < DeadLetterId::new("1732690000123-11"));
 /// ```
-#[derive(Clone, Debug, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DeadLetterId(SmolStr);
 
 impl DeadLetterId {
@@ -44,14 +44,6 @@ impl From<u64> for DeadLetterId {
         Self(number.to_smolstr())
     }
 }
-
-impl PartialEq for DeadLetterId {
-    fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
-    }
-}
-
-impl Eq for DeadLetterId {}
 
 impl PartialOrd for DeadLetterId {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
