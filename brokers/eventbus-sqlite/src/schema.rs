@@ -7,7 +7,7 @@ use eventbus_core::BrokerError;
 use eventbus_core::lock::{Lock, Rank};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What marks a file as a log of ours, in SQLite's `application_id`: "EvBs" in ASCII.
@@ -111,16 +111,30 @@ fn missing(path: &Path) -> BrokerError {
 /// Refuses a log whose write-ahead log was removed while another process has it open: a second one beside the first
 /// would damage the file.
 fn refuse_without_wal(path: &Path) -> Result<(), BrokerError> {
-    // A process that ends takes its lock away before SQLite removes the write-ahead log.
-    let missing = ["-wal", "-shm"].map(|end| beside(path, end)).into_iter().find(|path| !path.exists());
-    match missing {
-        Some(missing) if lease::is_open_elsewhere(path) => Err(BrokerError::new(format!(
+    let missing = || ["-wal", "-shm"].map(|end| beside(path, end)).into_iter().find(|path| !path.exists());
+    match removed(missing, || lease::is_open_elsewhere(path)) {
+        Some(removed) => Err(BrokerError::new(format!(
             "`{}` was removed while another program has the log `{}` open; end that program first",
-            missing.display(),
+            removed.display(),
             path.display()
         ))),
-        _ => Ok(()),
+        None => Ok(()),
     }
+}
+
+/// What is missing of a log that others have open.
+///
+/// A process takes its lock once the write-ahead log is there, and takes it away before SQLite removes that. Between two
+/// looks another process may do either, so what is missing has to be so twice, each time before somebody has it open.
+fn removed(
+    mut missing: impl FnMut() -> Option<PathBuf>,
+    mut is_open: impl FnMut() -> bool,
+) -> Option<PathBuf> {
+    missing()?;
+    if !is_open() {
+        return None;
+    }
+    missing().filter(|_| is_open())
 }
 
 /// Refuses a file that is not ours, or newer than we are. `false`: it is empty.
@@ -291,5 +305,19 @@ mod tests {
         };
         connection.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(create)).unwrap();
         identify(&path, &connection).unwrap();
+    }
+
+    #[test]
+    fn a_log_that_is_opened_or_closed_between_two_looks_has_lost_nothing() {
+        let removed = |missing: [bool; 2], open: [bool; 2]| {
+            let (mut missing, mut open) = (missing.into_iter(), open.into_iter());
+            let file = || missing.next().unwrap().then(|| PathBuf::from("log.db-wal"));
+            removed(file, || open.next().unwrap()).is_some()
+        };
+        assert!(removed([true; 2], [true; 2]), "it was removed");
+        assert!(!removed([true, false], [true; 2]), "it was opened after the first look");
+        assert!(!removed([true; 2], [true, false]), "it was opened, and closed again");
+        assert!(!removed([true; 2], [false; 2]), "nobody has it");
+        assert!(!removed([false; 2], [true; 2]));
     }
 }
