@@ -2,8 +2,10 @@
 
 #![cfg(target_os = "linux")]
 
+use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -171,6 +173,31 @@ fn what_was_begun_for_a_run_of_tests_goes_down_with_it_and_nothing_else_does() {
     assert!(guard.wait().unwrap().success());
     assert!(ours.is("down"));
     assert!(theirs.is("up"));
+}
+
+#[test]
+fn a_server_that_cannot_begin_says_why_and_begins_once_it_can() {
+    let nats = Nats::up("xtask-cannot", None);
+    let port = nats.url().rsplit_once(':').unwrap().1.parse::<u16>().unwrap();
+    nats.done("kill");
+
+    let stranger = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let taken = nats.refused("restart");
+    assert!(taken.contains(&format!("the port {port} (plain) cannot be had")), "{taken}");
+    drop(stranger);
+
+    let folder =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/brokers/servers/xtask-cannot/nats/nats");
+    fs::remove_dir_all(folder.join("jetstream")).unwrap();
+    fs::write(folder.join("jetstream"), "no folder").unwrap();
+    let ended = nats.refused("restart");
+    assert!(ended.contains("nats did not start: it ended. The end of "), "{ended}");
+    assert!(ended.contains("[FTL]"), "the server's own words are missing: {ended}");
+    assert!(nats.is("down"));
+
+    fs::remove_file(folder.join("jetstream")).unwrap();
+    nats.done("restart");
+    assert_eq!(nats.url(), format!("nats://127.0.0.1:{port}"));
 }
 
 #[test]

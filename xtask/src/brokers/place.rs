@@ -69,6 +69,19 @@ impl Ports {
         }
     }
 
+    pub(super) fn must_be_free(&self) -> io::Result<()> {
+        for (name, port) in self.all() {
+            TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|error| {
+                let advice = "end who has it, or take the server down and up, for other ports";
+                io::Error::new(
+                    error.kind(),
+                    format!("the port {port} ({name}) cannot be had: {error}: {advice}"),
+                )
+            })?;
+        }
+        Ok(())
+    }
+
     /// # Panics
     ///
     /// Where a kind of server asks for a port that it does not list.

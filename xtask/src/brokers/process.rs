@@ -40,8 +40,8 @@ impl Process {
             io::Error::new(error.kind(), format!("cannot run {program}: {error}"))
         })?;
         let id = child.id().cast_signed();
-        let (_, began) = look(id).ok_or_else(|| io::Error::other("/proc does not show a new process"))?;
-        let process = Self { id, began, boot: boot()? };
+        let stat = Stat::read(id).ok_or_else(|| io::Error::other("/proc does not show a new process"))?;
+        let process = Self { id, began: stat.began, boot: boot()? };
         fs::write(file, process.to_line())?;
         Ok(process)
     }
@@ -59,13 +59,9 @@ impl Process {
 
     /// `Ended` also where another process has the id by now, and where nobody has waited for this one yet.
     pub(super) fn state(&self) -> State {
-        match look(self.id) {
-            Some((letter, began)) if began == self.began && boot().is_ok_and(|boot| boot == self.boot) => {
-                match letter {
-                    'Z' | 'X' | 'x' => State::Ended,
-                    'T' | 't' => State::Paused,
-                    _ => State::Running,
-                }
+        match Stat::read(self.id) {
+            Some(stat) if stat.began == self.began && boot().is_ok_and(|boot| boot == self.boot) => {
+                stat.state()
             }
             _ => State::Ended,
         }
@@ -143,16 +139,12 @@ fn members(leader: &Process) -> Vec<Process> {
     of_group.filter(|process| process.state() != State::Ended).collect()
 }
 
-/// The letter of a process's state, and when it began.
-fn look(id: i32) -> Option<(char, u64)> {
-    Stat::read(id).map(|stat| (stat.state, stat.began))
-}
-
 /// What the kernel says of a process.
 #[derive(Debug, PartialEq)]
 struct Stat {
-    state: char,
+    letter: char,
     group: i32,
+    threads: u32,
     began: u64,
 }
 
@@ -164,10 +156,21 @@ impl Stat {
     fn parse(stat: &str) -> Option<Self> {
         // The name of the program stands in parentheses, and may have spaces and parentheses of its own.
         let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-        let state = fields.next()?.chars().next()?;
+        let letter = fields.next()?.chars().next()?;
         let group = fields.nth(1)?.parse().ok()?;
-        let began = fields.nth(16)?.parse().ok()?;
-        Some(Self { state, group, began })
+        let threads = fields.nth(14)?.parse().ok()?;
+        let began = fields.nth(1)?.parse().ok()?;
+        Some(Self { letter, group, threads, began })
+    }
+
+    fn state(&self) -> State {
+        match self.letter {
+            // The letter is that of the first thread: until the last one is gone, ports and files are held.
+            'Z' if self.threads > 1 => State::Running,
+            'Z' | 'X' | 'x' => State::Ended,
+            'T' | 't' => State::Paused,
+            _ => State::Running,
+        }
     }
 }
 
@@ -204,8 +207,8 @@ mod tests {
         let before_a_reboot = Process { boot: "another".to_owned(), ..stranger.clone() };
         for stale in [earlier, before_a_reboot] {
             assert_eq!(stale.state(), State::Ended);
-            stale.end(Duration::from_secs(1)).unwrap();
-            assert_eq!(stranger.state(), State::Running);
+            stale.end(Duration::ZERO).unwrap();
+            assert!(!wait_until(Duration::from_millis(300), || stranger.has_ended()));
         }
         stranger.kill().unwrap();
     }
@@ -229,8 +232,14 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_does_not_move_the_fields() {
-        let stat = "71 (a) b (c) S 1 70 70 0 -1 4194304 9 0 0 0 1 2 3 4 20 0 1 0 4711 1 1";
-        assert_eq!(Stat::parse(stat), Some(Stat { state: 'S', group: 70, began: 4711 }));
+        let stat = "71 (a) b (c) S 1 70 70 0 -1 4194304 9 0 0 0 1 2 3 4 20 0 5 0 4711 1 1";
+        assert_eq!(Stat::parse(stat), Some(Stat { letter: 'S', group: 70, threads: 5, began: 4711 }));
+    }
+
+    #[test]
+    fn a_process_has_not_ended_while_a_thread_of_it_holds_what_it_had() {
+        let stat = |letter, threads| Stat { letter, group: 70, threads, began: 4711 }.state();
+        assert_eq!((stat('Z', 2), stat('Z', 1), stat('T', 5)), (State::Running, State::Ended, State::Paused));
     }
 
     #[test]

@@ -167,6 +167,8 @@ impl Server {
     }
 
     fn begin(&self, program: &Path) -> io::Result<()> {
+        // A stranger on the port would answer in the place of the server.
+        self.ports.must_be_free()?;
         let programs = self.kind.programs(self, program)?;
         let mut begun = Vec::new();
         for Program { name, mut command, ready } in programs {
@@ -180,7 +182,6 @@ impl Server {
                 answer = ready();
                 answer.is_ok() || process.state() == State::Ended
             });
-            // Another process may have answered on the port.
             let reason = match (process.state(), answer) {
                 (State::Ended, _) => "it ended".to_owned(),
                 (_, Err(error)) => {
