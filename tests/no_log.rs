@@ -26,6 +26,10 @@ fn child() {
     if role == "is silent" {
         tracing::subscriber::set_global_default(tracing::subscriber::NoSubscriber::new()).unwrap();
     }
+    // As tests and start-up code do, for this thread and as long as it lives.
+    let _scope = (role == "listens on one thread").then(|| {
+        tracing::subscriber::set_default(tracing_subscriber::fmt().with_writer(std::io::stdout).finish())
+    });
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         if role == "drops its bus" {
             return drop_a_bus().await;
@@ -48,7 +52,7 @@ fn child() {
             .await
             .unwrap();
         match role.as_str() {
-            "starts" | "sets up its log later" | "is silent" => {
+            "starts" | "sets up its log later" | "listens on one thread" | "is silent" => {
                 bus.start().unwrap();
                 bus.publish(&Ping { number: 7 }).await.unwrap();
                 bus.settled().await.unwrap();
@@ -180,6 +184,13 @@ fn a_bus_that_has_run_waits_for_its_lines_before_it_ends() {
     };
     // Not for long; on a machine that is busy with other things, that may be too short.
     assert!((0..3).any(|_| told() == MANY), "the last lines are missing");
+}
+
+#[test]
+fn a_program_whose_log_is_of_one_thread_has_the_lines_of_all_others_on_standard_error() {
+    let (out, err) = all_lines_of("listens on one thread");
+    assert_eq!((out + &err).matches(GIVEN_UP).count(), 1, "each line in one place: {err}");
+    assert!(err.contains("tried again") && err.contains(r"no table\nfor 7"), "{err}");
 }
 
 #[test]

@@ -6,8 +6,9 @@ use crate::printable::printable;
 use std::error::Error;
 use std::fmt;
 use std::io::{self, IsTerminal};
+use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tracing::field::{Field, Visit};
 use tracing::subscriber::NoSubscriber;
@@ -61,14 +62,19 @@ pub(crate) fn speak_up() {
     SPEAKS.store(true, Ordering::Relaxed);
 }
 
-/// Whether somebody listens to the log here.
+/// Whether somebody listens to the log on this thread: for the whole program, or for a scope of this thread. A scope of
+/// another one is of no use here. Who wants silence has set up a `NoSubscriber`, which counts as one that listens.
 pub(crate) fn is_heard() -> bool {
-    if !tracing::dispatcher::has_been_set() {
-        return false;
+    tracing::dispatcher::has_been_set() && !tracing::dispatcher::get_default(is_nobody)
+}
+
+/// Whether this stands for nobody at all: the one that `tracing` has where none was set, and not one like it.
+fn is_nobody(dispatch: &Dispatch) -> bool {
+    let nobody = Dispatch::none();
+    match (dispatch.downcast_ref::<NoSubscriber>(), nobody.downcast_ref::<NoSubscriber>()) {
+        (Some(here), Some(nobody)) => ptr::eq(here, nobody),
+        _ => false,
     }
-    // Whoever sees that a dispatcher was set sees as well that it was ours.
-    fence(Ordering::Acquire);
-    OURS.get().is_none() || !tracing::dispatcher::get_default(|dispatch| dispatch.is::<NoSubscriber>())
 }
 
 /// Writes a line to whoever listens, or else to standard error, where a bus has started. For the macros of `log.rs`.
