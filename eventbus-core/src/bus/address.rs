@@ -19,6 +19,11 @@ const OUR_SCHEMES: &[&str] = &["sqlite"];
 /// The address that the environment names.
 pub(super) fn from_env() -> Result<String> {
     match env::var(VARIABLE) {
+        Ok(url) if url.is_empty() => {
+            let reason =
+                format!("the variable is set and empty; unset it for `{DEFAULT}`, or name an address there");
+            Err(Error::Url { url: format!("${VARIABLE}"), reason })
+        }
         Ok(url) => Ok(url),
         Err(env::VarError::NotPresent) => Ok(DEFAULT.to_owned()),
         Err(error @ env::VarError::NotUnicode(_)) => {
@@ -29,10 +34,14 @@ pub(super) fn from_env() -> Result<String> {
 
 /// Opens the broker at `url`.
 pub(super) async fn open(url: &str) -> Result<Arc<dyn Broker>> {
-    let Some((scheme, _)) = url.split_once(':') else {
-        let reason = "an address starts with a scheme, such as `memory:`".to_owned();
-        return Err(Error::Url { url: url.to_owned(), reason });
+    let refused = |reason: String| Error::Url { url: without_password(url), reason };
+    let Some(scheme) = scheme(url) else {
+        return Err(refused("an address starts with a scheme, such as `memory:`".to_owned()));
     };
+    if let Some(end) = url.chars().next_back().filter(|end| end.is_whitespace() || end.is_control()) {
+        // A secret that `echo` has written; the log would be another file than the one that is meant.
+        return Err(refused(format!("it ends with {end:?}; leave that out")));
+    }
     if matches!(url, "memory:" | "memory://") {
         return Ok(Arc::new(MemoryBroker::new()));
     }
@@ -41,8 +50,16 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Broker>> {
             needs_runtime("connect")?;
             Ok((known.open)(url).await?)
         }
-        None => Err(Error::Url { url: without_password(url), reason: unknown(scheme) }),
+        None => Err(refused(unknown(scheme))),
     }
+}
+
+/// What stands before the first colon, where that is a word.
+fn scheme(url: &str) -> Option<&str> {
+    let (scheme, _) = url.split_once(':')?;
+    let is_word = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        && scheme.chars().all(|other| other.is_ascii_alphanumeric() || "+-.".contains(other));
+    is_word.then_some(scheme)
 }
 
 fn unknown(scheme: &str) -> String {
@@ -61,22 +78,36 @@ fn unknown(scheme: &str) -> String {
     )
 }
 
-/// The address as it may be shown.
+/// The address as it may be shown. It is shown where it is wrong, so nothing in it is taken to be where it belongs: all
+/// before the last `@` may be a password, with signs in it that would have to be encoded.
 fn without_password(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    match authority.rsplit_once('@') {
-        Some((user, host)) => {
-            let user = user.split(':').next().unwrap_or_default();
-            format!("{scheme}://{user}:***@{host}{}", &rest[authority.len()..])
+    let Some((secret, host)) = url.rsplit_once('@') else { return without_secret_options(url) };
+    let (scheme, secret) = match secret.split_once("://") {
+        Some((scheme, secret)) => (format!("{scheme}://"), secret),
+        None => (String::new(), secret),
+    };
+    // Without a colon, it is a token and no name.
+    let name = secret.split_once(':').map(|(name, _)| format!("{name}:")).unwrap_or_default();
+    format!("{scheme}{name}***@{}", without_secret_options(host))
+}
+
+/// What options have that are called like a secret is left out: `?password=…`, or `host=… password=…`.
+fn without_secret_options(text: &str) -> String {
+    const SECRETS: &[&str] = &["pass", "pwd", "secret", "token", "key", "credential"];
+    let options = text.split_inclusive(['?', '&', ';', ' ']);
+    let shown = options.map(|option| match option.split_once('=') {
+        Some((name, value)) if SECRETS.iter().any(|secret| name.to_ascii_lowercase().contains(secret)) => {
+            let end = value.rfind(['?', '&', ';', ' ']).filter(|end| *end + 1 == value.len());
+            format!("{name}=***{}", &value[end.unwrap_or(value.len())..])
         }
-        None => url.to_owned(),
-    }
+        _ => option.to_owned(),
+    });
+    shown.collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{unknown, without_password};
+    use super::{open, unknown, without_password};
 
     #[test]
     fn a_broker_that_this_build_lacks_says_how_to_add_it() {
@@ -87,9 +118,38 @@ mod tests {
         assert!(unknown("memroy").ends_with("; there are: `memory:`; did you mean \"memory:\"?"));
     }
 
+    #[tokio::test]
+    async fn an_address_that_names_another_place_than_the_one_meant_is_refused() {
+        for (url, told) in [
+            ("shop.db", "starts with a scheme"),
+            (" memory:", "starts with a scheme"),
+            ("\"memory:\"", "starts with a scheme"),
+            // As a secret has it that `echo` has written.
+            ("memory:\n", r"ends with '\n'"),
+            ("sqlite:shop.db ", "ends with ' '"),
+            ("", "starts with a scheme"),
+        ] {
+            let Err(error) = open(url).await else { panic!("{url:?} is open") };
+            assert!(error.to_string().contains(told), "{url:?}: {error}");
+        }
+    }
+
     #[test]
     fn addresses_are_shown_without_their_password() {
-        assert_eq!(without_password("amqp://ada:p@ss@host:5672/v?x=1"), "amqp://ada:***@host:5672/v?x=1");
+        for (url, shown) in [
+            ("amqp://ada:p@ss@host:5672/v?x=1", "amqp://ada:***@host:5672/v?x=1"),
+            // Signs that end a password where they are not encoded.
+            ("amqp://ada:p/s#s?s@host:5672/v", "amqp://ada:***@host:5672/v"),
+            ("redis://:pass@host", "redis://:***@host"),
+            ("nats://token@host:4222", "nats://***@host:4222"),
+            // Slashes that were forgotten, or no scheme at all.
+            ("postgres:ada:pass@host", "postgres:***@host"),
+            ("ada:pass@host:5432/shop", "ada:***@host:5432/shop"),
+            ("kafka:host?sasl.password=pass&acks=all", "kafka:host?sasl.password=***&acks=all"),
+            ("host=localhost PASSWORD=pass dbname=shop", "host=localhost PASSWORD=*** dbname=shop"),
+        ] {
+            assert_eq!(without_password(url), shown);
+        }
         assert_eq!(without_password("nats://host"), "nats://host");
         assert_eq!(without_password("memory:"), "memory:");
     }
