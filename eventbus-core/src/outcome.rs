@@ -151,8 +151,8 @@ impl From<DecodeError> for Outcome {
 
 /// Marks an error as permanent: the delivery goes to the dead letters without another attempt.
 ///
-/// The mark is found anywhere in the chain of an error's sources, so it survives `?` and added context. In an enum of
-/// thiserror it is a `#[source]`: `#[error(transparent)]` passes over it to its own source.
+/// The mark is found anywhere in the chain of an error's sources, so it survives `?`, added context, and the variants of
+/// a `thiserror` enum, `#[error(transparent)]` as well.
 ///
 /// ```
 /// use eventbus_core::{BoxError, Permanent};
@@ -162,13 +162,26 @@ impl From<DecodeError> for Outcome {
 /// }
 /// assert!(parse("x").is_err());
 /// ```
-#[derive(Debug)]
-pub struct Permanent(BoxError);
+pub struct Permanent(Marked);
+
+/// The error in a [`Permanent`], which is its source: an error that stands for it (`#[error(transparent)]`) shows its
+/// source as its own, and so the mark.
+struct Marked(BoxError);
 
 impl Permanent {
     /// Marks `error`.
     pub fn new(error: impl Into<BoxError>) -> Self {
-        Self(error.into())
+        Self(Marked(error.into()))
+    }
+
+    fn is_in(error: &(dyn Error + 'static)) -> bool {
+        links(error).any(|link| link.is::<Self>() || link.is::<Marked>())
+    }
+}
+
+impl fmt::Debug for Permanent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Permanent").field(&self.0.0).finish()
     }
 }
 
@@ -180,6 +193,24 @@ impl fmt::Display for Permanent {
 
 impl Error for Permanent {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+impl fmt::Debug for Marked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Marked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for Marked {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.0.source()
     }
 }
@@ -188,9 +219,9 @@ impl Error for Permanent {
 /// `thiserror` and `anyhow`, `String` and `&str`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the error of a subscriber",
-    label = "neither an error nor a text",
+    label = "neither an error that can go to another thread, nor a text",
     note = "implement `std::error::Error` for it (`thiserror` derives it), or return `String`, `&str`, \
-            `anyhow::Error` or `eventbus::BoxError`",
+            `anyhow::Error` or `eventbus::BoxError`, which is a `Box<dyn Error + Send + Sync>`",
     note = "`Permanent::new(…)` is the error that rejects at once; an `Outcome` is no error but an answer: return \
             `Outcome`, or `Ok(outcome)` in a `Result<Outcome, E>`"
 )]
@@ -248,7 +279,7 @@ impl<T: IntoOutcome, E: SubscriberError> IntoOutcome for Result<T, E> {
 }
 
 fn failure(error: &(dyn Error + 'static)) -> Outcome {
-    if links(error).any(|link| link.is::<Permanent>()) {
+    if Permanent::is_in(error) {
         Outcome::Reject(Reason::of(FailureKind::Rejected, error))
     } else {
         Outcome::Retry(Reason::of(FailureKind::Failed, error))
@@ -374,6 +405,34 @@ mod tests {
         let outcome = Err::<(), _>(Saving(Permanent::new("no such table").into())).into_outcome();
         let Outcome::Reject(reason) = outcome else { panic!("{outcome:?}") };
         assert_eq!(reason.to_string(), "saving failed: no such table");
+    }
+
+    /// As `thiserror` has them in enums.
+    #[derive(Debug, thiserror::Error)]
+    enum Charging {
+        #[error(transparent)]
+        Refused(#[from] Permanent),
+        #[error(transparent)]
+        Other(#[from] BoxError),
+        #[error("charging: {0}")]
+        Told(#[source] Permanent),
+    }
+
+    #[test]
+    fn a_permanent_error_is_found_in_one_that_stands_for_it_and_told_once() {
+        let permanent = || Permanent::new(Saving("no such table".into()));
+        for (error, told) in [
+            (Charging::Refused(permanent()), "saving failed: no such table"),
+            (Charging::Other(permanent().into()), "saving failed: no such table"),
+            (Charging::Other(Charging::Refused(permanent()).into()), "saving failed: no such table"),
+            (Charging::Told(permanent()), "charging: saving failed: no such table"),
+        ] {
+            let outcome = Err::<(), _>(error).into_outcome();
+            let Outcome::Reject(reason) = outcome else { panic!("{outcome:?}") };
+            assert_eq!(reason.to_string(), told);
+        }
+        let outcome = Err::<(), _>(Charging::Other("the network".into())).into_outcome();
+        assert!(matches!(outcome, Outcome::Retry(_)), "{outcome:?}");
     }
 
     #[test]
