@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::Ping;
 use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
 
 const ROLE: &str = "EVENTBUS_TEST_ROLE";
 /// Set where the child writes its log to the terminal.
@@ -47,6 +48,7 @@ async fn main(handler: String, drain: Duration) -> i32 {
     let (bus, _broker) = support::bus_with(Bus::builder().drain(drain)).await;
     let handler_ends = handler == "ends";
     let lingers = handler_ends || handler == "lingers";
+    say_when_it_is_late(if handler_ends { Duration::ZERO } else { drain });
     bus.on(move |ping: Arc<Ping>| {
         let handler = handler.clone();
         async move {
@@ -88,6 +90,36 @@ async fn main(handler: String, drain: Duration) -> i32 {
     }
     i32::from(ended.is_err())
 }
+
+/// What a child says that still runs a second after its drain time, or after a second signal. It says so by a clock of
+/// its own that begins with the signal, as that of the bus does: what a busy machine delays, it delays for both.
+const LATE: &str = "the promised second is over";
+
+fn say_when_it_is_late(drain: Duration) {
+    let (ready, listens) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let mut terminate = signal(SignalKind::terminate()).unwrap();
+            let mut interrupt = signal(SignalKind::interrupt()).unwrap();
+            ready.send(()).unwrap();
+            let mut next = async || {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            };
+            next().await;
+            tokio::select! {
+                () = tokio::time::sleep(drain + SECOND) => {}
+                () = next() => tokio::time::sleep(SECOND).await,
+            }
+            println!("{LATE}");
+        });
+    });
+    listens.recv().unwrap();
+}
+
+const SECOND: Duration = Duration::from_secs(1);
 
 struct Program {
     child: Child,
@@ -144,12 +176,17 @@ fn a_signal_ends_the_program_with_nothing_lost_and_nothing_handled_twice() {
     }
 }
 
-/// Waits for the end of a program: how long it took, its exit code, and what it wrote to stderr.
-fn end(mut child: Child, began: Instant) -> (Duration, Option<i32>, String) {
+/// Waits for the end of a program, which is to come within the promised second: how long it took, its exit code, and what
+/// it wrote to stderr.
+fn end(program: Program, began: Instant) -> (Duration, Option<i32>, String) {
+    let Program { mut child, output } = program;
     let mut errors = String::new();
     child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
     let code = child.wait().unwrap().code();
-    (began.elapsed(), code, errors)
+    let took = began.elapsed();
+    let late = output.map(Result::unwrap).any(|line| line.contains(LATE));
+    assert!(!late, "the program goes on for more than a second: {errors}");
+    (took, code, errors)
 }
 
 /// Whatever the handlers do, and on each kind of runtime.
@@ -175,9 +212,8 @@ fn a_second_signal_ends_the_program_within_a_second_whatever_runs() {
         // Two signals at once may be seen as one.
         std::thread::sleep(Duration::from_millis(200));
         kill(id, "-INT");
-        let (took, code, errors) = end(program.child, began);
+        let (_, code, errors) = end(program, began);
         assert_eq!(code, Some(1), "{role}: {errors}");
-        assert!(took < Duration::from_secs(5), "{role}: {took:?}");
         if role.starts_with("blocks") && !role.ends_with("eventbus") {
             assert!(errors.contains("signals.rs"), "it names the handler: {role}: {errors}");
         }
@@ -191,10 +227,9 @@ fn after_the_drain_time_the_program_ends_within_a_second_whatever_runs() {
         program.read_until("started");
         let began = Instant::now();
         kill(program.child.id(), "-TERM");
-        let (took, code, errors) = end(program.child, began);
+        let (took, code, errors) = end(program, began);
         assert_eq!(code, Some(1), "{role}: {errors}");
         assert!(took >= Duration::from_millis(300), "{role}: the drain time is kept: {took:?}");
-        assert!(took < Duration::from_secs(5), "{role}: {took:?}");
     }
 }
 
@@ -207,9 +242,8 @@ fn one_more_signal_ends_a_program_that_goes_on_after_its_bus_has_ended() {
     program.read_until("ended Ok");
     let began = Instant::now();
     kill(id, "-INT");
-    let (took, code, errors) = end(program.child, began);
+    let (_, code, errors) = end(program, began);
     assert_eq!(code, Some(1), "{errors}");
-    assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
 #[test]
@@ -218,8 +252,7 @@ fn a_signal_ends_a_program_whose_bus_has_ended_without_one() {
     program.read_until("ended Ok");
     let signalled = Instant::now();
     kill(program.child.id(), "-INT");
-    let (took, code, errors) = end(program.child, signalled);
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    let (_, code, errors) = end(program, signalled);
     assert_eq!(code, Some(1), "{errors}");
 }
 

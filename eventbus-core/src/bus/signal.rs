@@ -22,9 +22,9 @@ use tokio::sync::{oneshot, watch};
 /// How long after the drain time a shutdown is cut short, if it has not come to its end by itself.
 const FORCE: Duration = Duration::from_millis(600);
 /// How long after it was cut short the process is ended, if handlers still hold up its threads.
-const EXIT: Duration = Duration::from_millis(300);
+const EXIT: Duration = Duration::from_millis(150);
 /// How long the last lines of a program are waited for.
-const LINES: Duration = Duration::from_millis(50);
+const LINES: Duration = Duration::from_millis(100);
 /// How often it is looked whether they do.
 const LOOK: Duration = Duration::from_millis(10);
 
