@@ -23,6 +23,7 @@ const FLOORS: [&[&str]; 7] = [
         "signals",
         "counted",
         "choice",
+        "command_line",
         "media_type",
         "aside",
         "stderr",

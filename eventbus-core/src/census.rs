@@ -8,6 +8,7 @@
 
 use crate::broker::{Features, GroupState, Start};
 use crate::choice::{choice, meant};
+use crate::command_line::command;
 use crate::counted::{count, counted};
 use crate::envelope::Envelope;
 use crate::error::DecodeError;
@@ -159,7 +160,11 @@ pub(crate) fn check_groups(option: &str, chosen: &[String]) -> Vec<String> {
 }
 
 /// Finds the groups that a broker keeps and that no subscription has: most likely renamed, or removed.
-pub(crate) fn orphans(kept: &[GroupState], subscriptions: &[&Subscription]) -> Vec<String> {
+pub(crate) fn orphans(
+    kept: &[GroupState],
+    subscriptions: &[&Subscription],
+    address: Option<&str>,
+) -> Vec<String> {
     let mut groups: BTreeMap<&str, Vec<&GroupState>> = BTreeMap::new();
     for state in kept {
         groups.entry(&state.group).or_default().push(state);
@@ -183,12 +188,13 @@ pub(crate) fn orphans(kept: &[GroupState], subscriptions: &[&Subscription]) -> V
             let backlog: u64 = states.iter().map(|state| state.backlog).sum();
             let patterns: BTreeSet<_> =
                 states.iter().map(|state| format!("\"{}\"", printable(&state.pattern))).collect();
+            let moved = command(address, &["groups", "move", group, to]);
+            let dropped = command(address, &["groups", "drop", group]);
             // The names are the broker's, whoever wrote them there.
             let group = printable(group);
             format!(
                 "the broker keeps the group `{group}` on {} with a backlog of {}, and no subscriber of this \
-                 program has it{renamed} move it with `groups move {group} {to}` on the command line, or drop it \
-                 with `groups drop {group}` (in code: `bus.groups()`)",
+                 program has it{renamed} move it with {moved}, or drop it with {dropped} (in code: `bus.groups()`)",
                 patterns.into_iter().collect::<Vec<_>>().join(", "),
                 counted(backlog, "event")
             )
@@ -199,7 +205,12 @@ pub(crate) fn orphans(kept: &[GroupState], subscriptions: &[&Subscription]) -> V
 /// Finds what groups of these subscriptions have left over on patterns that none of them listens on any more, since a
 /// topic was renamed or a pattern was changed. What `overlaps` with a pattern of the group is taken over when the group
 /// begins, and only what is left of it then is left over.
-pub(crate) fn left_over(kept: &[GroupState], subscriptions: &[&Subscription], overlaps: bool) -> Vec<String> {
+pub(crate) fn left_over(
+    kept: &[GroupState],
+    subscriptions: &[&Subscription],
+    overlaps: bool,
+    address: Option<&str>,
+) -> Vec<String> {
     let of_group = |group: &str| {
         let of_group = subscriptions.iter().filter(move |subscription| subscription.group == *group);
         of_group.map(|subscription| &*subscription.pattern).collect::<BTreeSet<_>>()
@@ -216,11 +227,12 @@ pub(crate) fn left_over(kept: &[GroupState], subscriptions: &[&Subscription], ov
             parked => format!(", of which {} for a retry,", if *parked == 1 { "1 waits".to_owned() } else { format!("{} wait", count(parked)) }),
         };
         let ours: Vec<_> = ours.iter().map(|pattern| format!("\"{pattern}\"")).collect();
+        let dropped = command(address, &["groups", "drop", group, "--pattern", pattern]);
         let them = if *backlog == 1 { "it" } else { "them" };
         format!(
             "the group `{group}` has a backlog of {}{parked} left over from when it listened on \"{pattern}\", and now it \
              listens on {}: nobody takes {them}. Was the topic renamed? Listen on \"{pattern}\" as well until the backlog \
-             is handled, or drop {them} with `groups drop {group} --pattern '{pattern}'` on the command line (in code: `bus.groups()`)",
+             is handled, or drop {them} with {dropped} (in code: `bus.groups()`)",
             counted(backlog, "event"),
             ours.join(", ")
         )
@@ -453,7 +465,7 @@ mod tests {
         let subscriptions: Vec<_> = subscriptions.iter().collect();
         let states =
             [kept("shop.stock", "a", false), kept("elsewhere", "a", true), kept("shop.mail", "a", false)];
-        let found = orphans(&states, &subscriptions);
+        let found = orphans(&states, &subscriptions, None);
         assert_eq!(found.len(), 1, "{found:?}");
         for words in [
             "the group `shop.mail` on \"a\" with a backlog of 7 events",
@@ -463,8 +475,12 @@ mod tests {
         ] {
             assert!(found[0].contains(words), "{words}: {found:?}");
         }
-        let found = orphans(&[kept("gone", "c", false)], &subscriptions);
-        assert!(!found[0].contains("renamed") && found[0].contains("move gone <new>"), "{found:?}");
+        let found = orphans(&[kept("gone", "c", false)], &subscriptions, Some("sqlite:/srv/shop.db"));
+        assert!(
+            !found[0].contains("renamed")
+                && found[0].contains("`eventbus --url sqlite:/srv/shop.db groups move gone '<new>'`"),
+            "{found:?}"
+        );
     }
 
     #[test]
@@ -480,8 +496,8 @@ mod tests {
             GroupState { backlog: 1, parked: 1, ..kept("mail", "shop.b", false) },
             kept("other", "shop.*", false),
         ];
-        let renamed = left_over(&states, &[&subscription], false);
-        let changed = left_over(&states, &[&subscription], true);
+        let renamed = left_over(&states, &[&subscription], false, None);
+        let changed = left_over(&states, &[&subscription], true, None);
         assert_eq!((renamed.len(), changed.len()), (1, 1), "{renamed:?} {changed:?}");
         for (found, words) in [
             (
@@ -489,7 +505,7 @@ mod tests {
                 "the group `mail` has a backlog of 1 event, of which 1 waits for a retry, left over",
             ),
             (&renamed[0], "listened on \"shop.b\", and now it listens on \"shop.a\""),
-            (&renamed[0], "`groups drop mail --pattern 'shop.b'`"),
+            (&renamed[0], "`groups drop mail --pattern shop.b` on the command line"),
             (&changed[0], "7 events left over from when it listened on \"shop.*\""),
             (&changed[0], "`groups drop mail --pattern 'shop.*'`"),
         ] {

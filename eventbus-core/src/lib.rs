@@ -28,6 +28,8 @@ pub mod check;
 pub mod choice;
 mod codec;
 #[doc(hidden)]
+pub mod command_line;
+#[doc(hidden)]
 pub mod counted;
 mod delivery;
 mod envelope;

@@ -224,6 +224,10 @@ impl Broker for SqliteBroker {
         Some(Arc::clone(self.store()) as Arc<dyn Replayable>)
     }
 
+    fn address(&self) -> Option<String> {
+        self.store().address()
+    }
+
     fn audit_log(&self) -> Option<Arc<dyn AuditLog>> {
         Some(Arc::clone(self.store()) as Arc<dyn AuditLog>)
     }
@@ -273,6 +277,12 @@ impl Broker for SqliteBroker {
 }
 
 impl Store {
+    fn address(&self) -> Option<String> {
+        let path = self.settings.path.to_str()?;
+        // What follows would be read as options.
+        (!path.contains('?')).then(|| format!("sqlite:{path}"))
+    }
+
     pub(crate) fn this(&self) -> Option<Arc<Self>> {
         self.this.upgrade()
     }
@@ -307,7 +317,7 @@ impl Store {
             let count = move |reader: &mut Reader| reader.count(&matching, behind, SKIPPED + 1);
             // Whoever reads next meets the error.
             let skips = self.readers.read(count).await.unwrap_or(0);
-            warnings.extend(skipped(&group, &pattern, skips));
+            warnings.extend(skipped(&group, &pattern, skips, self.address().as_deref()));
         }
         warnings
     }

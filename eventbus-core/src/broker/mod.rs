@@ -53,6 +53,12 @@ pub trait Broker: Send + Sync + 'static {
     /// The name for messages, such as "in-process" or "Kafka".
     fn name(&self) -> &str;
 
+    /// The address under which other programs open this broker, without a password: messages name it in commands that are
+    /// ready to be pasted. None, where no other program can.
+    fn address(&self) -> Option<String> {
+        None
+    }
+
     /// What this broker can do; the conformance suite holds it to its word.
     fn features(&self) -> Features;
 

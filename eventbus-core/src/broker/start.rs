@@ -1,5 +1,6 @@
 //! Where a group begins.
 
+use crate::command_line::command_with_handlers;
 use crate::counted::{count, counted};
 use crate::topic::Pattern;
 
@@ -55,19 +56,20 @@ impl Start {
 pub const SKIPPED: usize = 100_000;
 
 /// What is said of a group that is new on a pattern and begins at [`Start::Latest`] behind so many events on it; nothing,
-/// where there are none. No more than [`SKIPPED`] and one need be counted.
+/// where there are none. No more than [`SKIPPED`] and one need be counted. `address` is that of the broker.
 #[doc(hidden)]
 #[must_use]
-pub fn skipped(group: &str, pattern: &Pattern, events: usize) -> Option<String> {
+pub fn skipped(group: &str, pattern: &Pattern, events: usize, address: Option<&str>) -> Option<String> {
     let events = match events {
         0 => return None,
         many if many > SKIPPED => format!("more than {} earlier events", count(SKIPPED)),
         some => counted(some, "earlier event"),
     };
+    let command = command_with_handlers(address, &["replay", group]);
+    let command = command.map(|command| format!(" or {command}")).unwrap_or_default();
     Some(format!(
         "the group `{group}` begins with what is published from now on: it skips {events} on \"{pattern}\", where it is \
-         new. `bus.replay(\"{group}\")` or `replay {group}` on the command line delivers them, and the effects of \
-         its handler happen for each; a new group with \
+         new. `bus.replay(\"{group}\")`{command} delivers them, and the effects of its handler happen for each; a new group with \
          `start = \"earliest\"` begins with them"
     ))
 }
@@ -78,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_group_that_skips_events_says_how_many_up_to_a_bound() {
-        let said = |events| skipped("mail", &Pattern::new("order.>").unwrap(), events);
+        let said = |events| skipped("mail", &Pattern::new("order.>").unwrap(), events, None);
         assert_eq!(said(0), None);
         assert!(said(1).unwrap().contains("skips 1 earlier event on \"order.>\""));
         assert!(said(SKIPPED).unwrap().contains("skips 100,000 earlier events"));

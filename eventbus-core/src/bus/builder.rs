@@ -317,9 +317,9 @@ impl BusBuilder {
             // Also what this bus does not run: another process may.
             let all: Vec<_> =
                 registry::subscribers().iter().map(|subscriber| &subscriber.subscription).collect();
-            let kept = groups.list().await?;
-            findings.warnings.extend(census::orphans(&kept, &all));
-            findings.warnings.extend(census::left_over(&kept, &all, false));
+            let (kept, address) = (groups.list().await?, broker.address());
+            findings.warnings.extend(census::orphans(&kept, &all, address.as_deref()));
+            findings.warnings.extend(census::left_over(&kept, &all, false, address.as_deref()));
         }
         if self.strict {
             mistakes.append(&mut findings.warnings);

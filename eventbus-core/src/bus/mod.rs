@@ -171,11 +171,12 @@ impl Bus {
             return;
         };
         let subscriptions: Vec<_> = lanes.iter().map(|lanes| lanes.subscription().clone()).collect();
+        let address = foreign::call("a broker", || self.shared.broker.address()).unwrap_or_default();
         runtime.spawn(async move {
             // Whoever looks again meets the error.
             let Ok(kept) = groups.list().await else { return };
             let subscriptions: Vec<_> = subscriptions.iter().collect();
-            for warning in census::left_over(&kept, &subscriptions, true) {
+            for warning in census::left_over(&kept, &subscriptions, true, address.as_deref()) {
                 log::warn!(target: "eventbus", "{}", printable(warning));
             }
         });

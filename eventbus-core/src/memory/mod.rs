@@ -299,7 +299,7 @@ impl Broker for MemoryBroker {
             })
         };
         let deliveries = MemoryDeliveries::new(queue, Arc::clone(&self.0.routes), Kind::Live);
-        BrokerFuture::ready(Ok(Box::new(deliveries.warn(broker::skipped(&group, &pattern, skips)))))
+        BrokerFuture::ready(Ok(Box::new(deliveries.warn(broker::skipped(&group, &pattern, skips, None)))))
     }
 
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {

@@ -7,6 +7,7 @@ use crate::text::{counted, printable_lines};
 use crate::verbs::StandaloneVerb;
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
+use eventbus_core::command_line::is_called;
 use eventbus_core::printable::is_hostile;
 use eventbus_core::{BoxError, BusBuilder, census};
 use std::convert::Infallible;
@@ -110,6 +111,7 @@ pub async fn main_of<E: Into<BoxError>>(
         Ok(program) => program,
         Err(code) => return code,
     };
+    called_from_here(true);
     match program.verb {
         ProgramCommand::Completions { shell } => completions::<Program>(shell),
         ProgramCommand::Command(command) => command.execute_with(build, &program.options).await,
@@ -123,6 +125,7 @@ pub async fn standalone() -> ExitCode {
         Ok(program) => program,
         Err(code) => return code,
     };
+    called_from_here(false);
     match program.verb {
         StandaloneCommand::Completions { shell } => completions::<Standalone>(shell),
         StandaloneCommand::Verb(verb) => execute_standalone(verb, &program.options).await,
@@ -213,6 +216,13 @@ fn declared() -> String {
     let subscriptions = counted(census::subscribers().len(), "subscription");
     let events = counted(census::events().len(), "event type");
     format!("{}: a program with {subscriptions} and {events}", called())
+}
+
+/// Lets messages name the command line as it was called, so that what they say to do can be pasted.
+fn called_from_here(handlers: bool) {
+    if let Some(called) = std::env::args().next() {
+        is_called(&called, handlers);
+    }
 }
 
 /// The name that the program was called by.

@@ -3,8 +3,12 @@
 use crate::failure::Result;
 use crate::options::Options;
 use crate::output::Output;
+use eventbus_core::command_line::command;
 use eventbus_core::{Bus, BusBuilder};
 use std::path::{Path, PathBuf};
+
+/// The option of an address whose log is not created.
+const EXPECTED: &str = "create=false";
 
 pub(crate) struct Session {
     pub(crate) url: String,
@@ -34,6 +38,13 @@ impl Session {
         self.publisher().await
     }
 
+    /// A command that can be pasted, for a message.
+    pub(crate) fn command(&self, verb: &[&str]) -> String {
+        let address =
+            self.url.strip_suffix(EXPECTED).map_or(&*self.url, |url| url.trim_end_matches(['?', '&']));
+        command(Some(address), verb)
+    }
+
     /// The file of the embedded log where a start would create it.
     pub(crate) fn new_log(&self) -> Option<PathBuf> {
         let rest = self.url.strip_prefix("sqlite:")?;
@@ -50,7 +61,7 @@ impl Session {
         if self.url.starts_with("sqlite:") {
             let begin = if self.url.contains('?') { '&' } else { '?' };
             self.url.push(begin);
-            self.url.push_str("create=false");
+            self.url.push_str(EXPECTED);
         }
     }
 }

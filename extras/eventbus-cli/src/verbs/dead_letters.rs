@@ -139,7 +139,10 @@ impl DeadLetters {
                 let none = if letters.is_empty() { filter.none(&*store).await? } else { String::new() };
                 list(session, letters, limit, &none)?;
             }
-            Self::Show { id } => show(session, &id, &*find(&*store, &id).await?)?,
+            Self::Show { id } => {
+                let letter = find(session, &*store, &id).await?;
+                show(session, &id, &letter)?;
+            }
             Self::Edit { id, payload } => edit(session, &bus, &id, payload).await?,
             Self::Republish(many) => {
                 let question = "deliver {} again?";
@@ -219,24 +222,23 @@ fn show(session: &mut Session, id: &DeadLetterId, letter: &DeadLetter) -> Result
     event::show(out, Some(letter.offset), &letter.envelope)
 }
 
-async fn find(store: &dyn Store, id: &DeadLetterId) -> Result<Arc<DeadLetter>> {
+async fn find(session: &Session, store: &dyn Store, id: &DeadLetterId) -> Result<Arc<DeadLetter>> {
     let mut query = DeadLetterQuery::default();
     (query.id, query.limit) = (Some(id.clone()), 1);
     match store.find(query).await?.pop() {
         Some((_, letter)) => Ok(letter),
-        None => Err(missing(id)),
+        None => Err(missing(session, id)),
     }
 }
 
-fn missing(id: &DeadLetterId) -> Failure {
-    Failure::not_found(format!(
-        "there is no dead letter {id} (any more); `dead-letters list` shows those there are"
-    ))
+fn missing(session: &Session, id: &DeadLetterId) -> Failure {
+    let list = session.command(&["dead-letters", "list"]);
+    Failure::not_found(format!("there is no dead letter {id} (any more); {list} shows those there are"))
 }
 
 async fn edit(session: &mut Session, bus: &Bus, id: &DeadLetterId, from: Option<PathBuf>) -> Result {
     let store = bus.dead_letters()?;
-    let letter = find(&*store, id).await?;
+    let letter = find(session, &*store, id).await?;
     let envelope = &letter.envelope;
     let is_json = json::is_json(envelope.content_type());
     let payload = match from {
@@ -253,7 +255,7 @@ async fn edit(session: &mut Session, bus: &Bus, id: &DeadLetterId, from: Option<
         return Err(Failure::new(format!("the new payload is no JSON: {error}; nothing was delivered")));
     }
     if !store.republish(id, Some(Bytes::from(payload))).await? {
-        return Err(missing(id));
+        return Err(missing(session, id));
     }
     said(session, id, "delivered again", &letter.group)?;
     tell_idle(session, bus, &BTreeSet::from([letter.group.clone()])).await
@@ -291,7 +293,7 @@ async fn change(session: &mut Session, bus: &Bus, many: Many, change: Change) ->
     } else {
         let query = many.filter.clone().query();
         for id in many.ids {
-            let letter = find(&*store, &id).await?;
+            let letter = find(session, &*store, &id).await?;
             if !query.matches(&id, &letter) {
                 return Err(Failure::not_found(format!(
                     "dead letter {id} is not among those that the options name"

@@ -122,9 +122,10 @@ impl Replay {
         }
         let failed = count(report.events - report.acked);
         let events = counted(report.events, "event");
+        let edit = session.command(&["dead-letters", "list", "--group", &self.group]);
         Err(Failure::new(format!(
             "{failed} of {events} failed and became no dead letters: mend the handler, or what they hold \
-             (`dead-letters edit`), and replay again, or take that for no error (--skip-failures)"
+             ({edit} lists what `dead-letters edit` mends), and replay again, or take that for no error (--skip-failures)"
         )))
     }
 

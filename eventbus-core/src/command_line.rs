@@ -1,0 +1,64 @@
+//! Commands in messages, ready to be pasted: with the name that the program was called by, and the address of its broker.
+
+use std::sync::OnceLock;
+
+/// The command line that the program itself has.
+static OWN: OnceLock<Own> = OnceLock::new();
+
+struct Own {
+    called: String,
+    handlers: bool,
+}
+
+/// The program has a command line and is called so; with `handlers`, its verbs reach the handlers of the program.
+pub fn is_called(called: &str, handlers: bool) {
+    // A program has one; a second one would be called the same.
+    let _ = OWN.set(Own { called: quoted(called), handlers });
+}
+
+/// A verb with its arguments, as it is to be said in a message: of the program's own command line, or else of the binary
+/// `eventbus`. A broker without an address is reached by the program alone, wherever that has its verbs.
+pub fn command(address: Option<&str>, verb: &[&str]) -> String {
+    let called = OWN.get().map_or("eventbus", |own| &own.called);
+    line(called, address, verb)
+}
+
+/// The same for a verb that needs the handlers of the program; none, where the program has no command line.
+pub fn command_with_handlers(address: Option<&str>, verb: &[&str]) -> Option<String> {
+    let own = OWN.get().filter(|own| own.handlers)?;
+    Some(line(&own.called, address, verb))
+}
+
+fn line(called: &str, address: Option<&str>, verb: &[&str]) -> String {
+    let verb = verb.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+    match address {
+        Some(address) => format!("`{called} --url {} {verb}`", quoted(address)),
+        None => format!("`{verb}` on the command line"),
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "_-./:@%+=,".contains(letter);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_can_be_pasted() {
+        let verb = ["groups", "drop", "mail", "--pattern", "order.>"];
+        assert_eq!(
+            line("./shop", Some("sqlite:/srv/shop.db"), &verb),
+            "`./shop --url sqlite:/srv/shop.db groups drop mail --pattern 'order.>'`"
+        );
+        let spaces = line("eventbus", Some("sqlite:/my logs/it's.db"), &["groups", "list"]);
+        assert_eq!(spaces, r"`eventbus --url 'sqlite:/my logs/it'\''s.db' groups list`");
+        assert_eq!(line("eventbus", None, &["groups", "list"]), "`groups list` on the command line");
+    }
+}
