@@ -2,9 +2,13 @@
 //! applications.
 //!
 //! - [`cloudevents`]: envelopes as CloudEvents attributes, and as the JSON of the structured mode.
+//! - [`connection`]: whether a connection is there, since when it is not and why, and how it is tried again.
+//! - [`publishes`]: confirmations that are awaited apart from sending, and what is sent again.
 //! - [`url`]: addresses with their options, and errors that never show a password.
 
 #![forbid(unsafe_code)]
 
 pub mod cloudevents;
+pub mod connection;
+pub mod publishes;
 pub mod url;
