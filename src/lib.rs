@@ -63,6 +63,9 @@ pub mod subscription {
     pub use eventbus_core::{Catalog, Options, Pattern, Policy, Subscriber, Subscription};
 }
 
+#[cfg(feature = "nats")]
+#[doc(inline)]
+pub use eventbus_nats as nats;
 #[cfg(feature = "sqlite")]
 #[doc(inline)]
 pub use eventbus_sqlite as sqlite;

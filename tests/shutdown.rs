@@ -7,11 +7,11 @@ use eventbus::broker::{
 };
 use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
-use eventbus::{Bus, Envelope, Error, Outcome, PublishError, State, subscribe};
+use eventbus::{Bus, Envelope, Error, Outcome, PublishError};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use support::{Log, Ping, Seen, bus, bus_with};
+use support::{Ping, Seen, bus, bus_with};
 use tokio::time::{Instant, sleep};
 
 #[tokio::test(start_paused = true)]
@@ -116,7 +116,6 @@ async fn a_shutdown_that_is_dropped_has_ended_the_bus() {
 
 #[tokio::test(start_paused = true)]
 async fn who_runs_the_bus_learns_what_a_shutdown_from_within_a_handler_has_left() {
-    let (log, _guard) = Log::capture();
     let (bus, _broker) = bus_with(Bus::builder().drain(Duration::from_secs(2))).await;
     let inner = bus.clone();
     let end = move |_: Arc<Ping>| {
@@ -128,10 +127,6 @@ async fn who_runs_the_bus_learns_what_a_shutdown_from_within_a_handler_has_left(
     bus.publish(&Ping { number: 1 }).await.unwrap();
     let error = bus.run_until(std::future::pending()).await.unwrap_err();
     assert!(matches!(error, Error::Drain { unfinished: 1, .. }), "{error}");
-    let line =
-        log.text().lines().find(|line| line.contains("a handler awaits the shutdown")).map(str::to_owned);
-    let line = line.expect("it is said");
-    assert!(line.contains("shutdown.rs:") && line.contains("let it spawn a task"), "{line}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -551,82 +546,4 @@ fn a_bus_whose_runtime_has_ended_is_shut_down_at_once_and_counts_what_it_leaves(
     // The test does not end where it waits for the drain time.
     let error = shut_down.join().unwrap().unwrap_err();
     assert!(matches!(error, Error::Drain { lost: 5, .. }), "{error:?}");
-}
-
-/// What handlers are told that await what waits for them.
-type Told = Seen<(&'static str, String)>;
-
-#[subscribe(group = "single")]
-async fn single(_ping: Ping, bus: State<std::sync::OnceLock<Bus>>, told: State<Told>) {
-    let bus = bus.get().unwrap();
-    told.push(("single", bus.settled().await.unwrap_err().to_string()));
-    let rebuild = bus.rebuild(single::SUBSCRIBER).swap(async || Ok::<_, eventbus::BoxError>(()));
-    told.push(("rebuild", rebuild.await.unwrap_err().to_string()));
-    // Another task may wait for as long as it likes.
-    let other = bus.clone();
-    tokio::spawn(async move { other.settled().await });
-}
-
-#[subscribe(group = "batched", batch = 2)]
-async fn batched(_pings: Vec<Ping>, bus: State<std::sync::OnceLock<Bus>>, told: State<Told>) {
-    tokio::task::yield_now().await;
-    told.push(("batched", bus.get().unwrap().settled().await.unwrap_err().to_string()));
-}
-
-#[subscribe(group = "blocking", blocking)]
-fn blocking(_ping: Ping, bus: State<std::sync::OnceLock<Bus>>, told: State<Told>) {
-    let settled = tokio::runtime::Handle::current().block_on(bus.get().unwrap().settled());
-    told.push(("blocking", settled.unwrap_err().to_string()));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_handler_that_awaits_what_waits_for_it_is_told_so_at_once() {
-    let (own, told) = (Arc::new(std::sync::OnceLock::new()), Told::new());
-    let builder = Bus::builder().shared_state(Arc::clone(&own)).state(told.clone());
-    let subscribers = [single::SUBSCRIBER, batched::SUBSCRIBER, blocking::SUBSCRIBER];
-    let bus = builder.only(subscribers).broker(MemoryBroker::new()).await.unwrap();
-    own.set(bus.clone()).unwrap();
-    bus.start().unwrap();
-    bus.publish(&Ping { number: 1 }).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(20), bus.settled()).await.expect("nobody waits").unwrap();
-    let mut all = told.all();
-    all.sort_unstable();
-    let who: Vec<_> = all.iter().map(|(who, _)| *who).collect();
-    assert_eq!(who, ["batched", "blocking", "rebuild", "single"]);
-    for (who, said) in all {
-        let handler = if who == "rebuild" { "single" } else { who };
-        assert!(said.contains(handler) && said.contains("shutdown.rs:"), "it names the handler: {said}");
-        assert!(said.contains("spawn a task"), "it says what to do: {said}");
-    }
-    bus.shutdown().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_handler_may_wait_for_another_bus_and_stop_its_own_subscription() {
-    let (bus, _) = bus().await;
-    let other = Bus::builder().without_subscriptions().connect("memory:").await.unwrap();
-    let handle = Arc::new(Mutex::new(None::<eventbus::bus::SubscriptionHandle>));
-    let (stopping, done) = (Arc::clone(&handle), Seen::new());
-    let seen = done.clone();
-    let handler = move |_: Arc<Ping>| {
-        let (other, stopping, seen) = (other.clone(), Arc::clone(&stopping), seen.clone());
-        async move {
-            other.settled().await.unwrap();
-            let stopping = stopping.lock().unwrap().take();
-            if let Some(handle) = stopping {
-                handle.stop().await;
-            }
-            seen.push(());
-        }
-    };
-    *handle.lock().unwrap() = Some(bus.on(handler).group("once").await.unwrap());
-    bus.start().unwrap();
-    bus.publish(&Ping { number: 1 }).await.unwrap();
-    let ended = async {
-        while done.len() == 0 || !bus.subscriptions().is_empty() {
-            sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), ended).await.expect("the subscription ends");
-    bus.shutdown().await.unwrap();
 }

@@ -36,7 +36,7 @@ pub async fn blocking(
 ) -> Outcome {
     let delivery = delivery.clone();
     let under_way = delivery.calls().map(Calls::begin);
-    let (mut cause, scope) = (Some(Arc::clone(delivery.envelope())), delivery.scope());
+    let mut cause = Some(Arc::clone(delivery.envelope()));
     let runtime = Handle::current();
     let span = log::span(Span::current);
     let dispatch = tracing::dispatcher::get_default(Clone::clone);
@@ -44,7 +44,7 @@ pub async fn blocking(
     let call = move || {
         let handled = tracing::dispatcher::with_default(&dispatch, || {
             let _entered = (runtime.enter(), log::enter(&span));
-            causation::during(&mut cause, scope, || {
+            causation::during(&mut cause, || {
                 foreign::call("a handler", || {
                     let outcome = handler(&delivery);
                     drop(delivery);

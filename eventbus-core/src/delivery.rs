@@ -70,11 +70,6 @@ impl Delivery {
         self
     }
 
-    /// Where that is which all deliveries of its subscription share.
-    pub(crate) fn scope(&self) -> usize {
-        Arc::as_ptr(&self.scope).addr()
-    }
-
     /// The calls on threads that this delivery has led to, where its handler blocks.
     pub(crate) fn calls(&self) -> Option<&Arc<Calls>> {
         self.calls.as_ref()

@@ -95,17 +95,6 @@ pub enum Error {
         /// What was called.
         call: &'static str,
     },
-    /// A handler was to wait for something that waits for the handler.
-    #[error(
-        "`{call}` was awaited in the handler {handler}, and would wait for what that is handling; await it outside of \
-         handlers, or let the handler spawn a task that does"
-    )]
-    WaitsForItself {
-        /// What was called.
-        call: &'static str,
-        /// The handler, and where it is.
-        handler: String,
-    },
     /// A replay was refused.
     #[error("cannot replay `{group}`: {reason}")]
     Replay {

@@ -16,7 +16,8 @@ cargo xtask surface [--write]
   --write           make the lists in `surface/` anew";
 
 /// The crates that users write in their `Cargo.toml`.
-const CRATES: &[&str] = &["eventbus", "eventbus_core", "eventbus_sqlite", "eventbus_cli", "eventbus_testing"];
+const CRATES: &[&str] =
+    &["eventbus", "eventbus_core", "eventbus_nats", "eventbus_sqlite", "eventbus_cli", "eventbus_testing"];
 /// The workspace, wherever the command is given.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 /// How many lines of a difference are shown.

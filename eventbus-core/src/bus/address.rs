@@ -13,8 +13,8 @@ use std::sync::Arc;
 const VARIABLE: &str = "EVENTBUS_URL";
 /// The address where none is given.
 const DEFAULT: &str = "sqlite:eventbus.db";
-/// The schemes of our own brokers, each with the Cargo feature of the same name.
-const OUR_SCHEMES: &[&str] = &["sqlite"];
+/// The schemes of our own brokers, each with the Cargo feature that it needs.
+const OUR_SCHEMES: &[(&str, &str)] = &[("nats", "nats"), ("sqlite", "sqlite"), ("tls", "nats")];
 
 /// The address that the environment names.
 pub(super) fn from_env() -> Result<String> {
@@ -63,9 +63,9 @@ fn scheme(url: &str) -> Option<&str> {
 }
 
 fn unknown(scheme: &str) -> String {
-    if OUR_SCHEMES.contains(&scheme) {
+    if let Some((_, feature)) = OUR_SCHEMES.iter().find(|(ours, _)| *ours == scheme) {
         return format!(
-            "this build lacks the broker of `{scheme}:`; add it with `cargo add eventbus --features {scheme}`"
+            "this build lacks the broker of `{scheme}:`; add it with `cargo add eventbus --features {feature}`"
         );
     }
     let schemes = registry::schemes();

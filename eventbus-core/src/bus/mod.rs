@@ -20,7 +20,6 @@ pub use rebuild::Rebuilding;
 pub use replay::{ReplayProgress, ReplayReport, Replaying};
 
 use crate::broker::{AuditLog, Broker, DeadLetters, Groups};
-use crate::causation;
 use crate::census;
 use crate::delivery::Scope;
 use crate::error::{BrokerError, Error, Result, StartupError};
@@ -194,17 +193,15 @@ impl Bus {
     /// # }
     /// ```
     ///
-    /// Where the bus was not started, so that nothing is handled, a warning says so after a second.
+    /// A handler that awaits this waits for itself, since its own event is not settled. Where the bus was not started, so
+    /// that nothing is handled, a warning says so after a second.
     ///
     /// # Errors
-    /// Where the broker cannot tell. [`Error::WaitsForItself`] in a handler of this bus, whose own event is not settled.
+    /// Where the broker cannot tell.
     ///
     /// # Cancel safety
     /// Dropped, nothing has changed.
     pub async fn settled(&self) -> Result<()> {
-        if let Some(handler) = self.own_handler() {
-            return Err(Error::WaitsForItself { call: "settled", handler: at(&handler) });
-        }
         let settled = self.shared.broker.settled();
         let settled = settled.ok_or_else(|| self.lacks("cannot tell whether everything is settled"))?;
         let warn = async {
@@ -227,15 +224,6 @@ impl Bus {
         };
         race(settled, warn).await;
         Ok(())
-    }
-
-    /// The subscription of this bus in whose handler this is called, if it is.
-    fn own_handler(&self) -> Option<Subscription> {
-        let scope = causation::scope()?;
-        let stage = self.shared.stage.lock();
-        let mut all = stage.lanes.iter().chain(&stage.replays);
-        let own = all.find(|lanes| Arc::as_ptr(lanes.scope()).addr() == scope);
-        own.map(|lanes| lanes.subscription().clone())
     }
 
     /// The subscriptions of this bus: those of the registry by their places in the source, then those that were
@@ -372,11 +360,6 @@ impl Drop for Shared {
             self.home.spawn(Dropped::stop(lanes, started, self.outlet.durable).finish());
         }
     }
-}
-
-/// A handler, and where it is.
-fn at(handler: &Subscription) -> String {
-    format!("`{}` ({})", handler.name, handler.location())
 }
 
 /// The answer of whichever future is done first; the other is dropped.

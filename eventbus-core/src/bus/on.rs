@@ -2,7 +2,6 @@
 
 use super::Bus;
 use super::stage::Opening;
-use crate::causation;
 use crate::census;
 use crate::delivery::Delivery;
 use crate::error::{Result, StartupError};
@@ -216,8 +215,8 @@ impl SubscriptionHandle {
         self.lanes.subscription()
     }
 
-    /// Ends the subscription: takes nothing more, and lets the handlers that run finish. Awaited in one of
-    /// them, it does not wait for that: the subscription ends behind it, in the background.
+    /// Ends the subscription: takes nothing more, and lets the handlers that run finish. One of them that awaits this
+    /// waits for itself; let it spawn a task that does.
     ///
     /// # Cancel safety
     /// Dropped before it is done, the subscription ends all the same, in the background.
@@ -227,9 +226,8 @@ impl SubscriptionHandle {
         let handle = Arc::new(self);
         let home = handle.bus.shared.home.enter();
         let stopping = home.map(|_entered| tokio::spawn(Arc::clone(&handle).end()));
-        let waits_for_itself = causation::scope() == Some(Arc::as_ptr(handle.lanes.scope()).addr());
         if let Ok(stopping) = stopping
-            && (waits_for_itself || stopping.await.is_ok())
+            && stopping.await.is_ok()
         {
             return;
         }

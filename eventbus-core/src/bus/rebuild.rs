@@ -1,11 +1,11 @@
 //! Rebuild: a read model is built anew beside the live one, and takes its place.
 
+use super::Bus;
 use super::home::needs_runtime;
 use super::pass::{Journal, OnProgress, Pass, Plan};
 use super::replay::{Overrides, ReplayProgress, ReplayReport, failed, refused};
 use super::shutdown::{close, idle};
 use super::stage::Stage;
-use super::{Bus, at};
 use crate::broker::{Groups, ReplayFrom, ReplayUntil};
 use crate::counted::{count, counted};
 use crate::error::{BoxError, BrokerError, Error, Result};
@@ -74,7 +74,7 @@ impl Bus {
     /// handles as well, and an error of `swap` itself. Where it is, only the cursor could not be moved; then the
     /// live subscription goes on from where it stopped, as after a crash (see below). Beyond that what the broker
     /// reports, also where it keeps no history or no cursors, and [`Error::Closed`] where the bus is shut down
-    /// meanwhile. [`Error::WaitsForItself`] in a handler of the group, which the live subscription would have to wait for.
+    /// meanwhile.
     ///
     /// # Cancel safety
     /// Dropped, the replay stops, and a live subscription that was stopped begins again, in the background.
@@ -207,9 +207,6 @@ impl Rebuilding {
         let Self { bus, group, states, on_progress, swap, skip_failures } = self;
         let started = Instant::now();
         let live = bus.lanes_of(&group)?;
-        if let Some(handler) = bus.own_handler().filter(|handler| handler.group == group) {
-            return Err(Error::WaitsForItself { call: "rebuild", handler: at(&handler) });
-        }
         let refuse = |reason| Error::Rebuild { group: group.clone(), swapped: false, reason, cause: None };
         if let Some(refused) = refused(&live) {
             return Err(refuse(refused));

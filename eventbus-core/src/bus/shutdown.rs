@@ -2,7 +2,7 @@
 
 use super::home::needs_runtime;
 use super::stage::{Closing, Left};
-use super::{Bus, at, race, signal};
+use super::{Bus, race, signal};
 use crate::broker::{Broker, SubscribeRequest};
 use crate::error::{BrokerError, Error, Result};
 use crate::foreign;
@@ -83,8 +83,7 @@ impl Bus {
     /// bus's `drain` allows, as far as there is a runtime to handle it on, and the broker half a second more to close;
     /// deliveries that are not done by then stay unsettled and are never acked. To shut down twice is to shut
     /// down once: the second call waits for the first, and says what it has left. A handler of this bus that
-    /// awaits this waits for itself, and is cut off, which an error line says at once: let it spawn a task that does, or tell
-    /// whoever ends the program.
+    /// awaits this waits for itself, and is cut off: let it tell whoever ends the program instead.
     ///
     /// # Errors
     /// [`Error::Drain`] where something was accepted and not handled: handlers were cut off, retries were waiting, or
@@ -116,13 +115,6 @@ impl Bus {
     pub async fn shutdown_within(&self, drain: Duration) -> Result<()> {
         needs_runtime("shutdown")?;
         let shared = &self.shared;
-        if let Some(handler) = self.own_handler() {
-            log::error!(
-                target: "eventbus", handler = %printable(at(&handler)),
-                "a handler awaits the shutdown of its own bus, which waits for the handler until the drain time is over, \
-                 and cuts it off; let it spawn a task that awaits `shutdown`, or tell whoever runs the bus"
-            );
-        }
         let (began, wait) = (Instant::now(), Wait::begin(drain));
         let Some(Closing { lanes, replays, running }) = shared.stage.lock().close(began, wait) else {
             self.ended().await;

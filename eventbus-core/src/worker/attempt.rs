@@ -60,7 +60,6 @@ pub(super) async fn attempt<F: Future>(
         wait: None,
         running: Running::new("a handler", call, place.as_mut()),
         cause: Some(Arc::clone(delivery.envelope())),
-        scope: delivery.scope(),
         span: log::span(|| span(delivery)),
         lanes,
         pulse,
@@ -84,7 +83,6 @@ pub(super) async fn attempt<F: Future>(
 struct Call<'a, F, M> {
     running: Running<'a, F, M>,
     cause: Option<Arc<Envelope>>,
-    scope: usize,
     span: Kept<Span>,
     lanes: &'a Arc<Lanes>,
     pulse: &'a Pulse,
@@ -160,12 +158,12 @@ impl<F: Future, M: FnOnce() -> F> Call<'_, F, M> {
 
     #[inline]
     fn poll(&mut self, context: &mut Context<'_>) -> Result<Poll<F::Output>, Panicked> {
-        let Self { running, cause, scope, span, lanes, pulse, .. } = self;
+        let Self { running, cause, span, lanes, pulse, .. } = self;
         lanes.mind();
         let polled = lanes.threads.poll(pulse, context, |context| {
             let _entered = log::enter(span);
             let _beating = pulse.beat();
-            causation::during(cause, *scope, || running.poll(context))
+            causation::during(cause, || running.poll(context))
         });
         let Some(polled) = polled else {
             context.waker().wake_by_ref();
@@ -179,13 +177,13 @@ impl<F: Future, M: FnOnce() -> F> Call<'_, F, M> {
 
     /// Drops the future, if it has not answered: its destructors may panic, and may publish.
     fn discard(&mut self) -> Result<(), Panicked> {
-        let Self { running, cause, scope, span, pulse, .. } = self;
+        let Self { running, cause, span, pulse, .. } = self;
         if running.is_over() {
             return Ok(());
         }
         let _entered = log::enter(span);
         let _beating = pulse.beat();
-        causation::during(cause, *scope, || running.discard())
+        causation::during(cause, || running.discard())
     }
 }
 

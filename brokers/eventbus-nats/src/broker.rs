@@ -1,0 +1,252 @@
+//! The broker: what its publishers and subscriptions share, and the contract that it keeps.
+
+use crate::config::{NatsBrokerBuilder, Settings};
+use crate::connection::Link;
+use crate::publish::Outlet;
+use crate::subscribe;
+use crate::subscription::Subscription;
+use async_nats::Client;
+use eventbus_core::broker::{
+    Attempts, Backlog, Broker, BrokerFuture, Connection, Deliveries, Features, OpenedBroker, Standing,
+    SubscribeRequest,
+};
+use eventbus_core::lock::{Lock, Rank};
+use eventbus_core::{BrokerError, Envelope, PublishError};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::task::AbortHandle;
+
+/// How long the end of a broker waits for what is on its way.
+const FLUSH: Duration = Duration::from_secs(4);
+
+/// A broker on NATS JetStream.
+///
+/// ```no_run
+/// use eventbus_nats::NatsBroker;
+///
+/// # async fn connect() -> eventbus::Result<()> {
+/// let broker = NatsBroker::builder("nats://localhost")?.stream("SHOP").prefix("shop").connect().await?;
+/// let bus = eventbus::Bus::builder().broker(broker).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct NatsBroker(Arc<Handle>);
+
+/// The last handle ends the tasks.
+struct Handle(Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub(crate) link: Arc<Link>,
+    pub(crate) outlet: Arc<Outlet>,
+    subscriptions: Lock<Vec<Arc<Subscription>>>,
+    tasks: Lock<Vec<AbortHandle>>,
+}
+
+impl NatsBroker {
+    /// Settings for the servers of an address: `nats://host:port` or `tls://host:port`, several hosts separated by
+    /// commas, with options as in `nats://localhost?stream=SHOP`.
+    ///
+    /// # Errors
+    /// Where it is no such address.
+    pub fn builder(url: &str) -> Result<NatsBrokerBuilder, BrokerError> {
+        NatsBrokerBuilder::parse(url)
+    }
+
+    /// The client, for whatever else the program does with NATS. It is the connection of the broker.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.shared().link.client.clone()
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0.0
+    }
+
+    pub(crate) async fn connect_with(settings: Settings) -> Result<Self, BrokerError> {
+        let link = Arc::new(Link::open(settings).await?);
+        link.ensure_streams().await?;
+        let (outlet, confirmations) = Outlet::open(Arc::clone(&link)).await?;
+        let shared = Shared {
+            link,
+            outlet,
+            subscriptions: Lock::new(Rank::BROKER, Vec::new()),
+            tasks: Lock::new(Rank::BROKER, Vec::new()),
+        };
+        let broker = Self(Arc::new(Handle(Arc::new(shared))));
+        broker.shared().spawn(confirmations);
+        Ok(broker)
+    }
+}
+
+impl Shared {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let task = tokio::spawn(task).abort_handle();
+        let mut tasks = self.tasks.lock();
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(task);
+    }
+
+    fn subscriptions(&self) -> Vec<Arc<Subscription>> {
+        let mut subscriptions = self.subscriptions.lock();
+        subscriptions.retain(|one| !one.state.lock().ended);
+        subscriptions.clone()
+    }
+
+    /// Resolves once the server has nothing for the subscriptions of this process, and they have nothing of it.
+    async fn settled(&self) {
+        let mut before = None;
+        loop {
+            let mut delivered = Vec::new();
+            for one in self.subscriptions() {
+                let info = self.link.consumer_info(&one.consumer).await.ok();
+                let info =
+                    info.filter(|info| info.num_pending == 0 && info.num_ack_pending == 0 && one.is_idle());
+                delivered.push(info.map(|info| info.delivered.consumer_sequence));
+            }
+            // What one has handled may be there for another one that was looked at before.
+            let settled = delivered.iter().all(Option::is_some);
+            if settled && before.as_ref() == Some(&delivered) {
+                return;
+            }
+            before = Some(delivered);
+            if !settled {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    async fn close(&self) -> Result<(), BrokerError> {
+        let subscriptions = self.subscriptions();
+        for one in &subscriptions {
+            one.end();
+        }
+        let flush = async {
+            for one in &subscriptions {
+                one.ended().await;
+            }
+            self.outlet.emptied().await;
+        };
+        let lost = self.link.state.lost();
+        let flushed = match lost {
+            // What is not confirmed by now will not be.
+            Some(_) => tokio::time::timeout(Duration::from_millis(100), flush).await.is_ok(),
+            None => tokio::time::timeout(FLUSH, flush).await.is_ok(),
+        };
+        let unconfirmed: usize = subscriptions.iter().map(|one| one.state.lock().intake.unconfirmed()).sum();
+        self.link.state.close();
+        let _ = self.link.client.drain().await;
+        self.abort();
+        if flushed && unconfirmed == 0 {
+            return Ok(());
+        }
+        let error = format!(
+            "the broker was closed while the server was silent: {unconfirmed} deliveries that were handled are not known \
+             to be settled there, and may be delivered again"
+        );
+        Err(match lost {
+            Some(lost) => BrokerError::new(error).with_cause(lost.error),
+            None => BrokerError::new(error),
+        })
+    }
+
+    fn abort(&self) {
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for task in tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.link.state.close();
+        self.0.abort();
+    }
+}
+
+/// Opens the broker at an address.
+pub(crate) fn open_address(url: &str) -> OpenedBroker {
+    let builder = NatsBrokerBuilder::parse(url);
+    BrokerFuture::new(async move { Ok(Arc::new(builder?.connect().await?) as Arc<dyn Broker>) })
+}
+
+impl Broker for NatsBroker {
+    fn name(&self) -> &str {
+        "NATS JetStream"
+    }
+
+    fn features(&self) -> Features {
+        let mut features = Features::none();
+        features.durable = true;
+        features.key_order = true;
+        features.patterns = true;
+        features.start_earliest = true;
+        features.multi_process = true;
+        features.competing = true;
+        features.attempts = Attempts::Noted;
+        features.backlog = Backlog::Exactly;
+        features.max_payload = Some(self.shared().link.max_payload());
+        features
+    }
+
+    fn connection(&self) -> Connection {
+        match self.shared().link.state.lost() {
+            Some(lost) => Connection::Lost { since: lost.since, error: lost.error },
+            None => Connection::Up,
+        }
+    }
+
+    fn standing(&self, request: &SubscribeRequest) -> Standing {
+        let subscriptions = self.shared().subscriptions();
+        let mut same =
+            subscriptions.iter().filter(|one| one.group == request.group && one.pattern == request.pattern);
+        if same.any(|one| one.stands_by.load(Ordering::Acquire)) {
+            Standing::StandingBy
+        } else {
+            Standing::Active
+        }
+    }
+
+    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
+        BrokerFuture::new(Arc::clone(&self.shared().outlet).publish(envelope))
+    }
+
+    fn publish_all(&self, envelopes: Vec<Arc<Envelope>>) -> BrokerFuture<Vec<Result<(), PublishError>>> {
+        BrokerFuture::new(Arc::clone(&self.shared().outlet).publish_all(envelopes))
+    }
+
+    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
+        let broker = self.clone();
+        BrokerFuture::new(async move {
+            let shared = broker.shared();
+            let (subscription, deliveries, task) =
+                subscribe::open(&shared.link, &shared.outlet, request).await?;
+            shared.subscriptions.lock().push(subscription);
+            shared.spawn(task);
+            Ok(Box::new(deliveries) as Box<dyn Deliveries>)
+        })
+    }
+
+    fn settled(&self) -> Option<BrokerFuture<()>> {
+        let shared = Arc::clone(self.shared());
+        Some(BrokerFuture::new(async move { shared.settled().await }))
+    }
+
+    fn close(&self) -> BrokerFuture<Result<(), BrokerError>> {
+        let shared = Arc::clone(self.shared());
+        BrokerFuture::new(async move { shared.close().await })
+    }
+}
+
+impl fmt::Debug for NatsBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings = &self.shared().link.settings;
+        f.debug_struct("NatsBroker")
+            .field("server", &settings.shown())
+            .field("stream", &settings.stream)
+            .finish_non_exhaustive()
+    }
+}

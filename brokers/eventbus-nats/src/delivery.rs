@@ -1,0 +1,200 @@
+//! Deliveries of a subscription, and what settles them.
+
+use crate::dead_letters::dead_letter;
+use crate::intake::{Settled, Waiting};
+use crate::notes;
+use crate::subscription::{ACK, AHEAD, Subscription};
+use eventbus_core::BrokerError;
+use eventbus_core::broker::{
+    Begin, BrokerFuture, DeadLetter, Deliveries, Offset, Parked, Receipt, Received, Settler,
+};
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// So long a handler waits for the server to say that the group is ours, before it is asked again.
+const UNSURE: Duration = Duration::from_millis(50);
+
+/// The reader's end of a subscription.
+pub(crate) struct NatsDeliveries {
+    subscription: Arc<Subscription>,
+    settler: Arc<dyn Settler>,
+    warnings: Vec<String>,
+}
+
+impl NatsDeliveries {
+    pub(crate) fn new(subscription: Arc<Subscription>, warnings: Vec<String>) -> Self {
+        let settler = Arc::new(NatsSettler(Arc::clone(&subscription)));
+        Self { subscription, settler, warnings }
+    }
+}
+
+impl Deliveries for NatsDeliveries {
+    fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut Vec<Received>,
+        limit: usize,
+    ) -> Poll<Result<(), BrokerError>> {
+        let mut waker = None;
+        loop {
+            let mut state = self.subscription.state.lock();
+            if state.intake.has_some() {
+                let epoch = state.intake.epoch();
+                into.extend(state.intake.take(limit).map(|waiting| Received {
+                    receipt: Receipt {
+                        envelope: waiting.envelope,
+                        offset: Offset::new(waiting.sequence.into()),
+                        attempt: waiting.attempt,
+                        token: epoch,
+                    },
+                    replayed: false,
+                    parked: waiting.parked,
+                    alone: false,
+                    settler: Arc::clone(&self.settler),
+                }));
+                let has_room = state.intake.at_hand() <= AHEAD / 2;
+                drop(state);
+                if has_room {
+                    self.subscription.bell.notify_one();
+                }
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(failed) = state.failed.take() {
+                return Poll::Ready(Err(BrokerError::new(failed)));
+            }
+            if state.closed {
+                return Poll::Ready(Ok(()));
+            }
+            let Some(waker) = waker.take() else {
+                // To copy a waker is to call code of others.
+                drop(state);
+                waker = Some(context.waker().clone());
+                continue;
+            };
+            let former = state.waker.replace(waker);
+            drop(state);
+            drop(former);
+            return Poll::Pending;
+        }
+    }
+
+    fn warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+}
+
+impl Drop for NatsDeliveries {
+    fn drop(&mut self) {
+        self.subscription.close();
+    }
+}
+
+/// Settles what a subscription has handed out.
+struct NatsSettler(Arc<Subscription>);
+
+impl NatsSettler {
+    /// Takes a delivery out of what is held, to be acked.
+    fn settle(&self, receipt: &Receipt) -> Result<(), BrokerError> {
+        let Self(subscription) = self;
+        let sequence = sequence(receipt);
+        let settled = {
+            let mut state = subscription.state.lock();
+            // Where several processes handle the group at once, an ack takes nothing from another one.
+            let is_ours = subscription.competing || receipt.token == state.intake.epoch();
+            if is_ours { state.intake.settle(sequence) } else { None }
+        };
+        let Some(Settled { reply, noted }) = settled else { return Err(lost(subscription)) };
+        if subscription.link.state.lost().is_none() && subscription.send_now(reply, ACK) {
+            subscription.state.lock().intake.ack_was_sent(sequence);
+        } else {
+            subscription.bell.notify_one();
+        }
+        if noted {
+            // The task ends after the last delivery is settled.
+            let _ = subscription.settled_notes.send(sequence);
+        }
+        Ok(())
+    }
+}
+
+fn sequence(receipt: &Receipt) -> u64 {
+    u64::try_from(receipt.offset.get()).unwrap_or_default()
+}
+
+fn lost(subscription: &Subscription) -> BrokerError {
+    BrokerError::new(format!(
+        "another process may have taken over the group `{}`, since the server did not hear of this one for a while: it \
+         delivers the event again",
+        subscription.group
+    ))
+}
+
+impl Settler for NatsSettler {
+    fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
+        BrokerFuture::ready(self.settle(&receipt))
+    }
+
+    fn reject(&self, receipt: Receipt, letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
+        let subscription = Arc::clone(&self.0);
+        BrokerFuture::new(async move {
+            if !subscription.competing
+                && receipt.token != subscription.epoch.load(std::sync::atomic::Ordering::Acquire)
+            {
+                return Err(lost(&subscription));
+            }
+            let message = dead_letter(&subscription.link, &letter, &subscription.consumer)?;
+            subscription.outlet.store("the dead letter", message).await?;
+            Self(subscription).settle(&receipt)
+        })
+    }
+
+    fn park(&self, receipt: &Receipt, parked: Parked) -> BrokerFuture<Result<(), BrokerError>> {
+        let (subscription, sequence) = (Arc::clone(&self.0), sequence(receipt));
+        let (attempt, epoch) = (receipt.attempt, receipt.token);
+        BrokerFuture::new(async move {
+            {
+                let mut state = subscription.state.lock();
+                if (!subscription.competing && epoch != state.intake.epoch()) || !state.intake.holds(sequence)
+                {
+                    drop(state);
+                    return Err(lost(&subscription));
+                }
+                // It is removed once the delivery is settled, wherever the writing of it has come by then.
+                state.intake.note(sequence);
+            }
+            let note =
+                notes::write(&subscription.link.settings, &subscription.consumer, sequence, attempt, parked);
+            subscription.outlet.store("the time of the next attempt", note).await
+        })
+    }
+
+    fn holds(&self, receipt: &Receipt) -> bool {
+        self.0.is_sure(receipt.token)
+    }
+
+    fn begin(&self, _receipt: &Receipt) -> Option<BrokerFuture<Begin>> {
+        // With several processes at once nothing is weakened where two have an event after a silence.
+        (!self.0.competing && !self.0.may_begin()).then(|| BrokerFuture::ready(Begin::Later(UNSURE)))
+    }
+
+    fn release(&self, receipt: Receipt) {
+        let waiting = Waiting {
+            sequence: sequence(&receipt),
+            envelope: receipt.envelope,
+            attempt: receipt.attempt,
+            parked: None,
+        };
+        self.0.give_back(receipt.token, waiting);
+    }
+}
+
+impl fmt::Debug for NatsSettler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsSettler")
+            .field("group", &self.0.group)
+            .field("pattern", &self.0.pattern)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,777 @@
+//! Subscribing: the consumer of a group, and the task that asks it for messages, keeps the group, and tells the server
+//! what is worked on.
+
+use crate::connection::{Link, Refusal};
+use crate::delivery::NatsDeliveries;
+use crate::intake::{Arrival, Waiting};
+use crate::notes;
+use crate::publish::Outlet;
+use crate::pulls::Pulls;
+use crate::subscription::{ACK, AHEAD, NAK, Subscription, WORKING};
+use crate::topology::{PRIORITY_GROUP, Wanted, consumer_name, first};
+use crate::wire::{self, Place};
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::consumer::{DeliverPolicy, Info};
+use async_nats::{Message, StatusCode, Subscriber};
+use bytes::Bytes;
+use eventbus_core::BrokerError;
+use eventbus_core::broker::{BrokerFuture, Start, SubscribeRequest, skipped};
+use eventbus_core::log;
+use eventbus_core::printable::printable;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use serde::de::IgnoredAny;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::time::MissedTickBehavior;
+
+/// How long the server may keep an ask for messages.
+const EXPIRES: Duration = Duration::from_secs(30);
+/// How often it says meanwhile that it is there.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// So long it may say nothing.
+const SILENCE: Duration = Duration::from_secs(6);
+/// How many messages are taken in before others have a turn.
+const AT_ONCE: usize = 256;
+/// How many notes are looked for at once.
+const LOOKUPS: usize = 64;
+/// Of how many deliveries another process may have had open, so that they are asked for one by one. Others come when
+/// the server has waited for that process.
+const RECALL: u64 = 20_000;
+/// How long what is settled last is waited for at the end.
+const LAST_ACKS: Duration = Duration::from_secs(2);
+
+/// Opens a subscription. The second of the answer is the task that serves it.
+pub(crate) async fn open(
+    link: &Arc<Link>,
+    outlet: &Arc<Outlet>,
+    request: SubscribeRequest,
+) -> Result<(Arc<Subscription>, NatsDeliveries, impl Future<Output = ()> + use<>), BrokerError> {
+    let SubscribeRequest { group, pattern, start, competing, .. } = request;
+    if !competing && !link.client.is_server_compatible(2, 11, 0) {
+        return Err(BrokerError::new(format!(
+            "the group `{group}` keeps the order by key across processes, and for that NATS {} cannot let one process at a \
+             time handle it; use a server of version 2.11 or newer, or let its processes compete (`competing`)",
+            link.client.server_info().version
+        )));
+    }
+    let wanted = Wanted { group: &group, pattern: &pattern, from: first(start), competing };
+    let (is_new, info) = link.ensure_consumer(&wanted).await?;
+    let mut warnings = Vec::new();
+    if is_new && start == Start::Latest {
+        let earlier = link.count(&link.settings.subject(pattern.as_str())).await.unwrap_or(0);
+        warnings.extend(skipped(&group, &pattern, earlier));
+    }
+    if pinned(&info).is_some() {
+        warnings.push(format!(
+            "another process handles the group `{group}` on \"{pattern}\", so this one stands by, and takes over once that \
+             one ends or leaves it"
+        ));
+    }
+    let inbox = link.client.new_inbox();
+    let messages = link.client.subscribe(format!("{inbox}.*")).await;
+    let messages =
+        messages.map_err(|error| BrokerError::new("cannot subscribe").with_cause(error.to_string()))?;
+    let (settled_notes, notes) = mpsc::unbounded_channel();
+    let consumer = consumer_name(&group, pattern.as_str());
+    let subscription = Subscription::new(
+        Arc::clone(link),
+        Arc::clone(outlet),
+        (group, pattern),
+        consumer,
+        competing,
+        settled_notes,
+    );
+    let subscription = Arc::new(subscription);
+    subscription.stands_by.store(pinned(&info).is_some(), Ordering::Release);
+    let deliveries = NatsDeliveries::new(Arc::clone(&subscription), warnings);
+    let task = Task {
+        connection: link.state.times(),
+        inbox,
+        pulls: Pulls::default(),
+        pin: None,
+        last_keep: None,
+        takeover: None,
+        lookups: FuturesUnordered::new(),
+        queued: Vec::new(),
+        looks: FuturesUnordered::new(),
+        barrier: None,
+        last_tick: Instant::now(),
+        ticks: 0,
+        some_reply: None,
+        latest: 0,
+        broken: false,
+        subscription: Arc::clone(&subscription),
+    };
+    Ok((subscription, deliveries, task.run(messages, notes)))
+}
+
+impl Link {
+    /// How many events there are on these subjects.
+    pub(crate) async fn count(&self, subjects: &str) -> Result<usize, Refusal> {
+        let request = serde_json::json!({ "subjects_filter": subjects });
+        let stream = &self.settings.stream;
+        let info: serde_json::Value = self.api(format!("STREAM.INFO.{stream}"), &request).await?;
+        let counts = info["state"]["subjects"].as_object().into_iter().flat_map(|counts| counts.values());
+        Ok(counts.filter_map(|count| count.as_u64()).sum::<u64>() as usize)
+    }
+}
+
+/// The process that has the group, by the name that the server has given it.
+fn pinned(info: &Info) -> Option<&str> {
+    let group = info.priority_groups.iter().find(|group| group.group == PRIORITY_GROUP)?;
+    group.pinned_client_id.as_deref().filter(|id| !id.is_empty())
+}
+
+/// What the server is asked that is not a message.
+enum Looked {
+    /// The state of the consumer, asked for in that epoch.
+    State(u64, Result<Box<Info>, Refusal>),
+    /// A consumer that was gone was made again.
+    Made(Result<(), BrokerError>),
+}
+
+/// A note that was looked for.
+struct Found {
+    epoch: u64,
+    waiting: Waiting,
+    noted: bool,
+}
+
+/// The task of a subscription.
+struct Task {
+    subscription: Arc<Subscription>,
+    connection: u64,
+    inbox: String,
+    pulls: Pulls,
+    /// By this the server knows the process that has the group.
+    pin: Option<String>,
+    /// When the server was asked last to keep the group for this process.
+    last_keep: Option<(u64, Instant)>,
+    /// Since when it is waited for what another process had open.
+    takeover: Option<Takeover>,
+    lookups: FuturesUnordered<BrokerFuture<Found>>,
+    /// Redelivered messages whose notes are looked for later.
+    queued: Vec<(u64, Waiting)>,
+    looks: FuturesUnordered<BrokerFuture<Looked>>,
+    /// The ack that the server is to confirm, and since when.
+    barrier: Option<(u64, Instant)>,
+    last_tick: Instant,
+    ticks: u64,
+    /// The reply subject of some message.
+    some_reply: Option<String>,
+    /// The place of the latest message that came.
+    latest: u64,
+    /// The consumer is gone.
+    broken: bool,
+}
+
+struct Takeover {
+    /// How often the server was asked what is open.
+    asked: u32,
+    /// When to ask next.
+    next: Option<tokio::time::Instant>,
+    /// How many the server counts as open.
+    open: usize,
+}
+
+impl Task {
+    async fn run(mut self, mut messages: Subscriber, mut notes: UnboundedReceiver<u64>) {
+        let period = self.lease() / 5;
+        let mut tick = tokio::time::interval(period);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let subscription = Arc::clone(&self.subscription);
+        while !subscription.state.lock().closed {
+            self.ask().await;
+            let takeover = self.takeover.as_ref().and_then(|takeover| takeover.next);
+            tokio::select! {
+                biased;
+                _ = subscription.bell.notified() => self.send_acks().await,
+                another = subscription.link.state.another(self.connection) => self.reconnected(another).await,
+                Some(found) = self.lookups.next(), if !self.lookups.is_empty() => self.found(found),
+                Some(looked) = self.looks.next(), if !self.looks.is_empty() => self.looked(looked).await,
+                _ = sleep_until(takeover), if takeover.is_some() => self.look(),
+                _ = tick.tick() => self.tick().await,
+                Some(sequence) = notes.recv() => self.forget_note(sequence),
+                message = messages.next() => {
+                    let Some(message) = message else { break };
+                    self.take(message).await;
+                    for _ in 0..AT_ONCE {
+                        let Some(Some(message)) = messages.next().now_or_never() else { break };
+                        self.take(message).await;
+                    }
+                    subscription.wake();
+                }
+            }
+        }
+        self.leave(messages, &mut notes, tick).await;
+        subscription.state.lock().ended = true;
+        subscription.changed.tell();
+    }
+
+    fn lease(&self) -> Duration {
+        self.subscription.link.settings.ack_wait
+    }
+
+    fn is_up(&self) -> bool {
+        self.subscription.link.state.lost().is_none()
+    }
+
+    /// Asks for messages where there is room for them.
+    async fn ask(&mut self) {
+        if !self.is_up() || self.broken {
+            return;
+        }
+        let (at_hand, held) = {
+            let state = self.subscription.state.lock();
+            (state.intake.at_hand() + self.queued.len(), state.intake.held())
+        };
+        // What another process had open is needed as a whole.
+        let room = match &self.takeover {
+            Some(takeover) => AHEAD.max(takeover.open.saturating_sub(held) + 1),
+            None => AHEAD.saturating_sub(at_hand),
+        };
+        let coming = self.pulls.coming();
+        // Without a pin one ask has to do: others would wait while the first is served.
+        let is_due =
+            if self.subscription.competing || self.pin.is_some() { coming <= AHEAD / 2 } else { coming == 0 };
+        if room <= coming || !is_due || room - coming < AHEAD / 4 {
+            return;
+        }
+        let count = room - coming;
+        let number = self.pulls.ask(count, Instant::now());
+        let pin = match (&self.pin, self.subscription.competing) {
+            (_, true) => String::new(),
+            (None, false) => format!(",\"group\":\"{PRIORITY_GROUP}\""),
+            (Some(pin), false) => format!(",\"group\":\"{PRIORITY_GROUP}\",\"id\":\"{pin}\""),
+        };
+        let request = format!(
+            "{{\"batch\":{count},\"expires\":{},\"idle_heartbeat\":{}{pin}}}",
+            EXPIRES.as_nanos(),
+            HEARTBEAT.as_nanos()
+        );
+        self.request(format!("p{number}"), request).await;
+    }
+
+    /// Asks the server to keep the group for this process: it answers at once, and gives no message, since none is as
+    /// small as this asks for.
+    async fn keep(&mut self) {
+        let Some(request) = self.keeping() else { return };
+        let number = self.last_keep.map_or(0, |(number, _)| number) + 1;
+        self.last_keep = Some((number, Instant::now()));
+        self.request(format!("k{number}"), request).await;
+    }
+
+    fn keeping(&self) -> Option<String> {
+        let pin = self.pin.as_ref()?;
+        Some(format!(
+            "{{\"batch\":1,\"max_bytes\":1,\"expires\":500000000,\"group\":\"{PRIORITY_GROUP}\",\"id\":\"{pin}\"}}"
+        ))
+    }
+
+    /// The same once no messages are taken any more.
+    async fn keep_meanwhile(&mut self) {
+        let (link, now) = (&self.subscription.link, Instant::now());
+        if self.subscription.competing {
+            return self.subscription.is_sure_from(now);
+        }
+        let Some(request) = self.keeping() else { return };
+        let name = format!("CONSUMER.MSG.NEXT.{}.{}", link.settings.stream, self.subscription.consumer);
+        let request = async_nats::client::Request::new().payload(request.into());
+        match link.client.send_request(link.api_subject(&name), request).await {
+            Ok(answer) if answer.status == Some(StatusCode::PIN_ID_MISMATCH) => self.lost_the_group(),
+            Ok(_) => self.subscription.is_sure_from(now),
+            Err(_) => {}
+        }
+    }
+
+    async fn request(&mut self, reply: String, request: String) {
+        let link = &self.subscription.link;
+        let name = format!("CONSUMER.MSG.NEXT.{}.{}", link.settings.stream, self.subscription.consumer);
+        let reply = format!("{}.{reply}", self.inbox);
+        // Where it cannot be sent the client is closed, and there is nothing left to do.
+        let _ = link.client.publish_with_reply(link.api_subject(&name), reply, request.into()).await;
+    }
+
+    async fn send(&mut self, reply: impl async_nats::subject::ToSubject, payload: Bytes) {
+        let _ = self.subscription.link.client.publish(reply, payload).await;
+    }
+
+    /// A message, or what the server says in place of one.
+    async fn take(&mut self, message: Message) {
+        match message.status {
+            None | Some(StatusCode::OK) => self.arrive(message).await,
+            Some(status) => self.hear(status, &message).await,
+        }
+    }
+
+    async fn arrive(&mut self, message: Message) {
+        let now = Instant::now();
+        let Some(reply) = message.reply else {
+            // The answer to the ack that was to be confirmed.
+            let number = message.subject.rsplit(".a").next().and_then(|number| number.parse().ok());
+            if let Some(number) = number {
+                self.barrier = None;
+                self.subscription.state.lock().intake.confirm_acks(number);
+            }
+            return;
+        };
+        let Some(place) = Place::read(&reply) else { return };
+        let asked = self.pulls.came(now);
+        if !self.subscription.competing {
+            let pin = message.headers.as_ref().and_then(|headers| headers.get_last("Nats-Pin-Id"));
+            if let Some(pin) = pin.map(|pin| pin.as_str()).filter(|pin| self.pin.as_deref() != Some(pin)) {
+                self.take_over(pin.to_owned()).await;
+            }
+            if let Some(asked) = asked {
+                self.subscription.is_sure_from(asked);
+            }
+        }
+        self.latest = self.latest.max(place.sequence);
+        if self.some_reply.is_none() {
+            self.some_reply = Some(reply.to_string());
+        }
+        let again = place.deliveries > 1;
+        let (arrival, epoch) = {
+            let mut state = self.subscription.state.lock();
+            (state.intake.arrive(place.sequence, &reply, again, now), state.intake.epoch())
+        };
+        match arrival {
+            Arrival::Known => return,
+            Arrival::Settled => return self.send_acks().await,
+            Arrival::New | Arrival::Again => {}
+        }
+        let settings = &self.subscription.link.settings;
+        let topic = settings.topic_of(&message.subject);
+        let envelope = wire::read(
+            &settings.stream,
+            topic,
+            place.sequence,
+            place.time,
+            message.headers.as_ref(),
+            message.payload,
+        );
+        let waiting =
+            Waiting { envelope: Arc::new(envelope), sequence: place.sequence, attempt: 1, parked: None };
+        if arrival == Arrival::New {
+            self.subscription.state.lock().intake.put(waiting);
+        } else if self.lookups.len() < LOOKUPS {
+            self.look_up(epoch, waiting);
+        } else {
+            self.queued.push((epoch, waiting));
+        }
+    }
+
+    /// Looks whether something was noted of a message that was delivered before.
+    fn look_up(&mut self, epoch: u64, mut waiting: Waiting) {
+        let subscription = Arc::clone(&self.subscription);
+        self.lookups.push(BrokerFuture::new(async move {
+            let note = subscription.link.note(&subscription.consumer, waiting.sequence).await;
+            let note = note.as_deref().and_then(notes::read);
+            let noted = note.is_some();
+            if let Some((attempt, parked)) = note {
+                (waiting.attempt, waiting.parked) = (attempt, Some(parked));
+            }
+            Found { epoch, waiting, noted }
+        }));
+    }
+
+    fn found(&mut self, Found { epoch, waiting, noted }: Found) {
+        self.subscription.state.lock().intake.found(epoch, waiting, noted);
+        if let Some((epoch, waiting)) = self.queued.pop() {
+            self.look_up(epoch, waiting);
+        }
+        if self.lookups.is_empty() {
+            self.look_if_waiting();
+        }
+        self.subscription.wake();
+    }
+
+    /// The server says something about what it was asked for.
+    async fn hear(&mut self, status: StatusCode, message: &Message) {
+        let now = Instant::now();
+        let number = message.subject.rsplit('.').next().unwrap_or_default();
+        let is_keep = number.starts_with('k');
+        let number: u64 = number.get(1..).and_then(|number| number.parse().ok()).unwrap_or_default();
+        let sent = if is_keep {
+            self.last_keep.filter(|(last, _)| *last == number).map(|(_, sent)| sent)
+        } else if status == StatusCode::IDLE_HEARTBEAT {
+            self.pulls.beat(number, now)
+        } else {
+            self.pulls.ended(number, now)
+        };
+        let description = message.description.as_deref().unwrap_or_default();
+        match status {
+            StatusCode::PIN_ID_MISMATCH => self.lost_the_group(),
+            StatusCode::IDLE_HEARTBEAT | StatusCode::TIMEOUT => self.is_still_ours(sent),
+            StatusCode::REQUEST_TERMINATED if description.contains("MaxBytes") => self.is_still_ours(sent),
+            StatusCode::REQUEST_TERMINATED if !description.contains("Deleted") => {
+                // The server is shut down, or another one leads.
+                self.pulls.forget();
+            }
+            _ => self.look_for_consumer(),
+        }
+    }
+
+    fn is_still_ours(&self, asked: Option<Instant>) {
+        if let (Some(asked), true) = (asked, self.pin.is_some()) {
+            self.subscription.is_sure_from(asked);
+        }
+    }
+
+    /// The server has given the group to this process.
+    async fn take_over(&mut self, pin: String) {
+        self.pin = Some(pin);
+        self.queued.clear();
+        self.subscription.lose(true);
+        // How long ago that was is not known.
+        self.keep().await;
+        self.subscription.stands_by.store(false, Ordering::Release);
+        self.takeover = Some(Takeover { asked: 0, next: None, open: 0 });
+        self.look();
+    }
+
+    /// The server has taken the group away.
+    fn lost_the_group(&mut self) {
+        if self.pin.take().is_some() {
+            log::info!(
+                target: "eventbus", group = %printable(&self.subscription.group),
+                pattern = %printable(&self.subscription.pattern),
+                "the server did not keep the group for this process; what was not settled is delivered again"
+            );
+            self.queued.clear();
+            self.takeover = None;
+            self.pulls.forget();
+            self.subscription.lose(false);
+        }
+    }
+
+    /// Asks what the server counts as open.
+    fn look(&mut self) {
+        if let Some(takeover) = &mut self.takeover {
+            takeover.next = None;
+        }
+        if !self.looks.is_empty() {
+            return;
+        }
+        let subscription = Arc::clone(&self.subscription);
+        let epoch = subscription.epoch.load(Ordering::Acquire);
+        self.looks.push(BrokerFuture::new(async move {
+            Looked::State(epoch, subscription.link.consumer_info(&subscription.consumer).await.map(Box::new))
+        }));
+    }
+
+    fn look_if_waiting(&mut self) {
+        if self.takeover.is_some() {
+            self.look();
+        }
+    }
+
+    async fn looked(&mut self, looked: Looked) {
+        let (epoch, info) = match looked {
+            Looked::State(epoch, Ok(info)) => (epoch, info),
+            Looked::State(_, Err(refusal)) if refusal.is(ErrorCode::CONSUMER_NOT_FOUND) => {
+                return self.make_again();
+            }
+            Looked::State(_, Err(_)) => {
+                if let Some(takeover) = &mut self.takeover {
+                    takeover.next = Some(tokio::time::Instant::now() + Duration::from_millis(250));
+                }
+                return;
+            }
+            Looked::Made(Ok(())) => {
+                self.broken = false;
+                self.pulls.forget();
+                return;
+            }
+            Looked::Made(Err(error)) => return self.subscription.fail(error.to_string()),
+        };
+        if self.pin.is_none() {
+            self.subscription.stands_by.store(pinned(&info).is_some(), Ordering::Release);
+        }
+        if epoch != self.subscription.epoch.load(Ordering::Acquire) {
+            // That was before the takeover.
+            return self.look_if_waiting();
+        }
+        let Some(takeover) = &mut self.takeover else { return };
+        takeover.open = info.num_ack_pending;
+        takeover.asked += 1;
+        let all = {
+            let mut state = self.subscription.state.lock();
+            let all = state.intake.has_all(info.num_ack_pending);
+            if all {
+                state.intake.go_on();
+            }
+            all
+        };
+        if all {
+            self.takeover = None;
+            return self.subscription.wake();
+        }
+        let pause = Duration::from_millis(10 << takeover.asked.min(5));
+        takeover.next = Some(tokio::time::Instant::now() + pause);
+        if takeover.asked == 2 {
+            self.recall(&info).await;
+        }
+    }
+
+    /// Asks for what another process had open, instead of waiting until the server has waited for that process.
+    async fn recall(&mut self, info: &Info) {
+        let (from, to) = (info.ack_floor.stream_sequence + 1, info.delivered.stream_sequence);
+        let Some(some) = self.some_reply.clone().filter(|_| to.saturating_sub(from) < RECALL) else { return };
+        for sequence in from..=to {
+            let is_here = self.subscription.state.lock().intake.holds(sequence);
+            let reply = Place::reply_of(&some, sequence, info.delivered.consumer_sequence);
+            if let Some(reply) = reply.filter(|_| !is_here) {
+                self.send(reply, NAK).await;
+            }
+        }
+    }
+
+    /// The consumer may be gone: somebody has removed it, or the server has lost it.
+    fn look_for_consumer(&mut self) {
+        self.pulls.forget();
+        self.broken = true;
+        self.make_again();
+    }
+
+    fn make_again(&mut self) {
+        self.broken = true;
+        if !self.looks.is_empty() {
+            return;
+        }
+        let (subscription, from) = (Arc::clone(&self.subscription), self.next_place());
+        self.looks.push(BrokerFuture::new(async move {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let wanted = Wanted {
+                group: &subscription.group,
+                pattern: &subscription.pattern,
+                from,
+                competing: subscription.competing,
+            };
+            let made = subscription.link.ensure_consumer(&wanted).await;
+            Looked::Made(made.map(|(is_new, _)| {
+                if is_new {
+                    log::warn!(
+                        target: "eventbus", group = %printable(&subscription.group),
+                        pattern = %printable(&subscription.pattern),
+                        "the consumer of the group was gone, and is made again behind the last event that came"
+                    );
+                }
+            }))
+        }));
+    }
+
+    /// Where a consumer goes on that is made again.
+    fn next_place(&self) -> DeliverPolicy {
+        match self.latest {
+            0 => DeliverPolicy::New,
+            latest => DeliverPolicy::ByStartSequence { start_sequence: latest + 1 },
+        }
+    }
+
+    /// Another connection: what was asked for on the former one does not come, and acks may be lost.
+    async fn reconnected(&mut self, connection: u64) {
+        self.connection = connection;
+        self.pulls.forget();
+        self.barrier = None;
+        self.subscription.state.lock().intake.doubt_acks();
+        // Whether the group is still ours is asked first.
+        self.keep().await;
+        self.send_acks().await;
+        self.beat(Duration::ZERO).await;
+    }
+
+    /// Sends acks for which there was no room, or which may be lost.
+    async fn send_acks(&mut self) {
+        if !self.is_up() {
+            return;
+        }
+        let unsent = self.subscription.state.lock().intake.unsent_acks();
+        for reply in unsent {
+            self.send(reply, ACK).await;
+        }
+    }
+
+    /// Tells the server what is worked on.
+    async fn beat(&mut self, age: Duration) {
+        let due = self.subscription.state.lock().intake.beats(age, Instant::now());
+        for reply in due {
+            self.send(reply, WORKING).await;
+        }
+    }
+
+    async fn tick(&mut self) {
+        let (now, lease) = (Instant::now(), self.lease());
+        self.ticks += 1;
+        let slept = now.saturating_duration_since(std::mem::replace(&mut self.last_tick, now));
+        let is_up = self.is_up();
+        if self.subscription.competing {
+            if slept > lease {
+                self.subscription.lose(false);
+            }
+            if is_up {
+                self.subscription.is_sure_from(now);
+            }
+        } else if self.pin.is_some() && self.subscription.lease_left().is_zero() {
+            self.lost_the_group();
+        }
+        if !is_up {
+            return;
+        }
+        if self.pin.is_some() {
+            self.keep().await;
+        }
+        self.beat(lease / 3).await;
+        self.send_acks().await;
+        self.confirm_acks(now).await;
+        if self.pulls.is_silent(SILENCE, now) {
+            self.pulls.forget();
+            self.look();
+        } else if self.pin.is_none() && !self.subscription.competing && self.ticks.is_multiple_of(5) {
+            self.look();
+        }
+        if self.broken {
+            self.make_again();
+        }
+    }
+
+    /// Asks the server to confirm the latest ack: then it has all before it.
+    async fn confirm_acks(&mut self, now: Instant) {
+        let waits = self
+            .barrier
+            .is_some_and(|(_, since)| now.saturating_duration_since(since) < Duration::from_secs(2));
+        if waits {
+            return;
+        }
+        let last = self.subscription.state.lock().intake.last_ack();
+        if let Some((number, reply)) = last {
+            self.barrier = Some((number, now));
+            let answer = format!("{}.a{number}", self.inbox);
+            let _ = self.subscription.link.client.publish_with_reply(reply, answer, ACK).await;
+        }
+    }
+
+    /// What was noted of a delivery that is settled is of no use any more.
+    fn forget_note(&self, sequence: u64) {
+        let subscription = Arc::clone(&self.subscription);
+        tokio::spawn(async move { subscription.link.remove_note(&subscription.consumer, sequence).await });
+    }
+
+    /// Nobody reads any more: what is not with a handler goes back to the server, and what is, is waited for.
+    async fn leave(
+        &mut self,
+        mut messages: Subscriber,
+        notes: &mut UnboundedReceiver<u64>,
+        mut tick: tokio::time::Interval,
+    ) {
+        let subscription = Arc::clone(&self.subscription);
+        // What the server has sent before it knows that nobody asks any more.
+        let _ = messages.drain().await;
+        let rest = async {
+            while let Some(message) = messages.next().await {
+                match (&message.reply, message.status) {
+                    (Some(reply), None | Some(StatusCode::OK)) if Place::read(reply).is_some() => {
+                        let sequence = Place::read(reply).map_or(0, |place| place.sequence);
+                        if !subscription.state.lock().intake.holds(sequence) {
+                            self.send(reply.clone(), NAK).await;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(1), rest).await;
+        self.queued.clear();
+        let gone = subscription.state.lock().intake.let_go();
+        for (reply, waiting) in gone {
+            self.send(reply, NAK).await;
+            drop(waiting);
+        }
+        loop {
+            let (handed_out, ends) = {
+                let state = subscription.state.lock();
+                (state.intake.handed_out(), state.ends)
+            };
+            if handed_out == 0 || ends {
+                break;
+            }
+            tokio::select! {
+                _ = subscription.bell.notified() => self.send_acks().await,
+                Some(sequence) = notes.recv() => self.forget_note(sequence),
+                another = subscription.link.state.another(self.connection) => {
+                    self.connection = another;
+                    subscription.state.lock().intake.doubt_acks();
+                    self.send_acks().await;
+                }
+                _ = tick.tick() => {
+                    if self.is_up() {
+                        self.keep_meanwhile().await;
+                        self.beat(self.lease() / 3).await;
+                    }
+                }
+            }
+        }
+        while let Ok(sequence) = notes.try_recv() {
+            self.subscription.link.remove_note(&subscription.consumer, sequence).await;
+        }
+        let _ = tokio::time::timeout(LAST_ACKS, self.last_acks()).await;
+        if self.pin.is_some() && self.is_up() {
+            let stream = &subscription.link.settings.stream;
+            let subject = format!("CONSUMER.UNPIN.{stream}.{}", subscription.consumer);
+            let group = serde_json::json!({ "group": PRIORITY_GROUP });
+            let unpin = subscription.link.api::<IgnoredAny>(subject, &group);
+            let _ = tokio::time::timeout(Duration::from_secs(1), unpin).await;
+        }
+    }
+
+    /// Waits until the server has every ack.
+    async fn last_acks(&mut self) {
+        self.send_acks().await;
+        let last = self.subscription.state.lock().intake.last_ack();
+        let Some((number, reply)) = last else { return };
+        let request = async_nats::client::Request::new().payload(ACK);
+        if self.subscription.link.client.send_request(reply, request).await.is_ok() {
+            self.subscription.state.lock().intake.confirm_acks(number);
+        }
+    }
+}
+
+async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Link {
+    /// What was noted of an event for a consumer.
+    async fn note(&self, consumer: &str, sequence: u64) -> Option<Bytes> {
+        let subject = self.settings.note_subject(consumer, sequence);
+        let bucket = format!("KV_{}", self.settings.parked());
+        let stream = self.jetstream.get_stream_no_info(bucket).await.ok()?;
+        for attempt in 1..=3 {
+            match stream.get_last_raw_message_by_subject(&subject).await {
+                Ok(message) => return Some(message.payload),
+                Err(error)
+                    if error.kind()
+                        == async_nats::jetstream::stream::LastRawMessageErrorKind::NoMessageFound =>
+                {
+                    return None;
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(100 * attempt)).await,
+            }
+        }
+        None
+    }
+
+    /// Removes what was noted.
+    async fn remove_note(&self, consumer: &str, sequence: u64) {
+        let subject = self.settings.note_subject(consumer, sequence);
+        let request = serde_json::json!({ "filter": subject });
+        let bucket = self.settings.parked();
+        let _: Result<IgnoredAny, Refusal> = self.api(format!("STREAM.PURGE.KV_{bucket}"), &request).await;
+    }
+}

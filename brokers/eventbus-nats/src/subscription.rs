@@ -1,0 +1,222 @@
+//! A subscription of this process: what its reader, its settler and its task share.
+
+use crate::connection::Link;
+use crate::intake::{Intake, Waiting};
+use crate::publish::Outlet;
+use async_nats::subject::Subject;
+use bytes::Bytes;
+use eventbus_core::Pattern;
+use eventbus_core::foreign;
+use eventbus_core::lock::{Lock, Rank};
+use eventbus_core::waiters::Waiters;
+use futures_util::FutureExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
+
+pub(crate) const ACK: Bytes = Bytes::from_static(b"+ACK");
+pub(crate) const NAK: Bytes = Bytes::from_static(b"-NAK");
+pub(crate) const WORKING: Bytes = Bytes::from_static(b"+WPI");
+
+/// How many messages are asked for ahead of the reader.
+pub(crate) const AHEAD: usize = 512;
+/// Of a lease, the part after which no handler is begun that the server was not asked for.
+const SURE: f64 = 0.6;
+
+/// A subscription, as long as its task runs.
+pub(crate) struct Subscription {
+    pub(crate) link: Arc<Link>,
+    pub(crate) outlet: Arc<Outlet>,
+    pub(crate) group: String,
+    pub(crate) pattern: Pattern,
+    /// The name of its consumer.
+    pub(crate) consumer: String,
+    /// Several processes handle the group at once.
+    pub(crate) competing: bool,
+    pub(crate) state: Lock<State>,
+    /// Wakes the task: there is room, an ack that could not be sent, or the end.
+    pub(crate) bell: Notify,
+    /// What the task removes from the bucket.
+    pub(crate) settled_notes: UnboundedSender<u64>,
+    /// The same as that of the intake.
+    pub(crate) epoch: AtomicU64,
+    /// Milliseconds since `begun` until which nobody else has the group.
+    sure_until: AtomicU64,
+    begun: Instant,
+    /// Another process has the group.
+    pub(crate) stands_by: AtomicBool,
+    /// Somebody waits until nothing is left.
+    pub(crate) changed: Waiters,
+}
+
+pub(crate) struct State {
+    pub(crate) intake: Intake,
+    pub(crate) waker: Option<Waker>,
+    /// What the reader is to be told.
+    pub(crate) failed: Option<String>,
+    /// Nobody reads any more.
+    pub(crate) closed: bool,
+    /// The broker is closed: nothing is waited for.
+    pub(crate) ends: bool,
+    /// The task has ended.
+    pub(crate) ended: bool,
+}
+
+impl Subscription {
+    pub(crate) fn new(
+        link: Arc<Link>,
+        outlet: Arc<Outlet>,
+        (group, pattern): (String, Pattern),
+        consumer: String,
+        competing: bool,
+        settled_notes: UnboundedSender<u64>,
+    ) -> Self {
+        let state = State {
+            intake: Intake::default(),
+            waker: None,
+            failed: None,
+            closed: false,
+            ends: false,
+            ended: false,
+        };
+        Self {
+            link,
+            outlet,
+            group,
+            pattern,
+            consumer,
+            competing,
+            state: Lock::new(Rank::BROKER_INNER, state),
+            bell: Notify::new(),
+            settled_notes,
+            epoch: AtomicU64::new(0),
+            sure_until: AtomicU64::new(0),
+            begun: Instant::now(),
+            stands_by: AtomicBool::new(false),
+            changed: Waiters::new(),
+        }
+    }
+
+    fn since_begun(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.begun).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The group was ours at `evidence`, and is so as long as the server waits for a silent process.
+    pub(crate) fn is_sure_from(&self, evidence: Instant) {
+        let until = self.since_begun(evidence + self.link.settings.ack_wait);
+        self.sure_until.fetch_max(until, Ordering::AcqRel);
+    }
+
+    /// Whether nobody else can have what was handed out in that epoch.
+    pub(crate) fn is_sure(&self, epoch: u64) -> bool {
+        self.epoch.load(Ordering::Acquire) == epoch
+            && self.since_begun(Instant::now()) < self.sure_until.load(Ordering::Acquire)
+    }
+
+    /// Whether a handler may be begun: the server said a moment ago that the group is ours.
+    pub(crate) fn may_begin(&self) -> bool {
+        let spare = self.link.settings.ack_wait.mul_f64(1.0 - SURE);
+        self.since_begun(Instant::now() + spare) < self.sure_until.load(Ordering::Acquire)
+    }
+
+    /// How long ago the last evidence was, at least, so that another is asked for.
+    pub(crate) fn lease_left(&self) -> Duration {
+        let left = self.sure_until.load(Ordering::Acquire).saturating_sub(self.since_begun(Instant::now()));
+        Duration::from_millis(left)
+    }
+
+    /// Everything here may be another process's by now.
+    pub(crate) fn lose(&self, pauses: bool) {
+        let (lost, epoch) = {
+            let mut state = self.state.lock();
+            let lost = state.intake.lose(pauses);
+            (lost, state.intake.epoch())
+        };
+        self.epoch.store(epoch, Ordering::Release);
+        // Events are dropped without the lock.
+        drop(lost);
+        self.changed.tell();
+    }
+
+    /// Wakes the reader where there is something for it.
+    pub(crate) fn wake(&self) {
+        let waker = {
+            let mut state = self.state.lock();
+            let has_some = state.intake.has_some() || state.failed.is_some() || state.closed;
+            if has_some { state.waker.take() } else { None }
+        };
+        if let Some(waker) = waker {
+            foreign::tell("a waker", || waker.wake());
+        }
+    }
+
+    /// The reader is to know that something is wrong.
+    pub(crate) fn fail(&self, said: String) {
+        self.state.lock().failed = Some(said);
+        self.wake();
+    }
+
+    /// Sends something to the server at once, where there is room for it.
+    pub(crate) fn send_now(&self, reply: Subject, payload: Bytes) -> bool {
+        self.link.client.publish(reply, payload).now_or_never().is_some_and(|sent| sent.is_ok())
+    }
+
+    /// Gives a delivery back that was dropped unsettled.
+    pub(crate) fn give_back(&self, epoch: u64, waiting: Waiting) {
+        let mut dropped = None;
+        let released = {
+            let mut state = self.state.lock();
+            if epoch != state.intake.epoch() || !state.intake.holds(waiting.sequence) {
+                dropped = Some(waiting);
+                None
+            } else if state.closed {
+                let sequence = waiting.sequence;
+                dropped = Some(waiting);
+                state.intake.release(sequence)
+            } else {
+                state.intake.put(waiting);
+                None
+            }
+        };
+        drop(dropped);
+        match released {
+            Some(reply) => {
+                // Where there is no room for it, the server delivers it again a little later.
+                self.send_now(reply, NAK);
+                self.bell.notify_one();
+            }
+            None => self.wake(),
+        }
+    }
+
+    /// Nobody reads any more.
+    pub(crate) fn close(&self) {
+        self.state.lock().closed = true;
+        self.wake();
+        self.bell.notify_one();
+    }
+
+    /// The broker is closed.
+    pub(crate) fn end(&self) {
+        {
+            let mut state = self.state.lock();
+            (state.closed, state.ends) = (true, true);
+        }
+        self.wake();
+        self.bell.notify_one();
+    }
+
+    /// Resolves once the task has ended.
+    pub(crate) async fn ended(&self) {
+        self.changed.until(|| self.state.lock().ended.then_some(())).await;
+    }
+
+    /// Whether nothing is open here.
+    pub(crate) fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        state.intake.held() == 0 && state.intake.unconfirmed() == 0
+    }
+}

@@ -1,0 +1,151 @@
+//! What the tests share: the server, and a stream of its own for each.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses some of it")]
+
+use eventbus::broker::{Deliveries, Received, SubscribeRequest};
+use eventbus::subscription::Pattern;
+use eventbus::{Envelope, EventId, Start, Topic};
+use eventbus_nats::{NatsBroker, NatsBrokerBuilder};
+use std::future::poll_fn;
+use std::path::Path;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+/// As long as anything that is waited for may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The address of the server for tests.
+pub fn server() -> String {
+    setting("EVENTBUS_TEST_NATS_URL").unwrap_or_else(|| {
+        panic!(
+            "there is no NATS server for tests; run `cargo xtask brokers up nats`, or set EVENTBUS_TEST_NATS_URL to the \
+             address of one with JetStream"
+        )
+    })
+}
+
+/// A variable of the environment, or of the file that `cargo xtask brokers` leaves.
+pub fn setting(name: &str) -> Option<String> {
+    if let Ok(value) = std::env::var(name) {
+        return Some(value);
+    }
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/brokers/env");
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("export ").unwrap_or(line).strip_prefix(name)?.strip_prefix('='));
+    line.map(|value| value.trim_matches(['"', '\'']).to_owned())
+}
+
+/// A stream of its own, which is removed at the end.
+pub struct Place {
+    pub name: String,
+    pub server: String,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        Self::at(server())
+    }
+
+    pub fn at(server: String) -> Self {
+        Self { name: format!("T{:x}", fastrand::u64(..)), server }
+    }
+
+    /// The address of a broker on it.
+    pub fn url(&self) -> String {
+        let Self { name, server } = self;
+        let sign = if server.contains('?') { '&' } else { '?' };
+        format!("{server}{sign}stream={name}&prefix={name}&ack_wait=2s")
+    }
+
+    pub fn builder(&self) -> NatsBrokerBuilder {
+        NatsBroker::builder(&self.url()).unwrap()
+    }
+
+    pub async fn broker(&self) -> NatsBroker {
+        self.builder().connect().await.unwrap()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Self { name, server } = self;
+        let (name, server) = (name.clone(), server.clone());
+        // A runtime of its own, since that of the test may be at its end.
+        let removed = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let builder =
+                    NatsBroker::builder(&format!("{server}?stream={name}&prefix={name}&connect_timeout=2s"));
+                let Ok(broker) = builder.unwrap().connect().await else { return };
+                let jetstream = async_nats::jetstream::new(broker.client());
+                for stream in [name.clone(), format!("{name}-DEAD"), format!("KV_{name}-PARKED")] {
+                    let _ = jetstream.delete_stream(stream).await;
+                }
+            });
+        });
+        let _ = removed.join();
+    }
+}
+
+pub fn event(topic: &str, key: &str, number: u64) -> Arc<Envelope> {
+    Arc::new(Envelope::from_json(Topic::new(topic).unwrap(), &number).unwrap().with_key(key))
+}
+
+pub fn number(received: &Received) -> u64 {
+    serde_json::from_slice(received.receipt.envelope.payload().unwrap()).unwrap()
+}
+
+pub fn request(group: &str, pattern: &str) -> SubscribeRequest {
+    SubscribeRequest::new(group, Pattern::new(pattern).unwrap())
+}
+
+pub fn early(group: &str, pattern: &str) -> SubscribeRequest {
+    let mut request = request(group, pattern);
+    request.start = Start::Earliest;
+    request
+}
+
+/// Receives at least one delivery.
+pub async fn receive(deliveries: &mut Box<dyn Deliveries>, limit: usize) -> Vec<Received> {
+    let mut received = Vec::new();
+    let receiving = poll_fn(|context| deliveries.poll_receive(context, &mut received, limit));
+    tokio::time::timeout(PATIENCE, receiving).await.expect("something comes").unwrap();
+    received
+}
+
+/// Receives so many deliveries.
+pub async fn receive_all(deliveries: &mut Box<dyn Deliveries>, count: usize) -> Vec<Received> {
+    let mut received = Vec::new();
+    while received.len() < count {
+        let more = receive(deliveries, count - received.len()).await;
+        assert!(!more.is_empty(), "the subscription has ended after {} deliveries", received.len());
+        received.extend(more);
+    }
+    received
+}
+
+/// Whether something is at hand now.
+pub async fn has_some(deliveries: &mut Box<dyn Deliveries>, into: &mut Vec<Received>) -> bool {
+    poll_fn(|context| Poll::Ready(deliveries.poll_receive(context, into, 1_000).is_ready())).await
+}
+
+pub async fn ack(received: Received) {
+    let Received { receipt, settler, .. } = received;
+    settler.ack(receipt).await.unwrap();
+}
+
+/// Waits until something is so.
+pub async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let begun = Instant::now();
+    while !is_so().await {
+        assert!(begun.elapsed() < PATIENCE, "{what} within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+pub fn id(text: &str) -> EventId {
+    EventId::new(text)
+}
