@@ -753,7 +753,7 @@ async fn ten_thousand_dead_letters_go_again_once_each() {
     let letters = dead_letters.list().await.unwrap();
     assert_eq!(letters.len(), 10_000);
     for (id, _) in &letters {
-        assert!(dead_letters.republish(&id, None).await.unwrap());
+        assert!(dead_letters.republish(id, None).await.unwrap());
     }
     bus.settled().await.unwrap();
     assert_eq!(seen.sorted(), (0..10_000).collect::<Vec<_>>());
@@ -791,7 +791,7 @@ async fn dead_letters_that_go_again_and_wait_for_long_keep_no_others_out() {
     let letters = dead_letters.list().await.unwrap();
     let (last, waiting) = letters.split_last().unwrap();
     for (id, _) in waiting {
-        assert!(dead_letters.republish(&id, None).await.unwrap());
+        assert!(dead_letters.republish(id, None).await.unwrap());
     }
     until("they wait", async || seen.len() as u64 == MANY).await;
     assert!(dead_letters.republish(&last.0, None).await.unwrap());
