@@ -22,21 +22,27 @@ pub(crate) fn edit(payload: &[u8], is_json: bool) -> Result<Option<Vec<u8>>> {
     if after == before {
         return Ok(None);
     }
-    Ok(Some(if is_json { after.trim_ascii().to_vec() } else { after }))
+    Ok(Some(if is_json { unmarked(after).map_err(failed)?.trim_ascii().to_vec() } else { after }))
 }
 
 /// The payload in a file, or on standard input for `-`.
-pub(crate) fn read(file: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read(file: &Path, is_json: bool) -> Result<Vec<u8>> {
     let mut payload = Vec::new();
     let read = if file == Path::new("-") {
         io::stdin().read_to_end(&mut payload).map(|_| ())
     } else {
         fs::read(file).map(|bytes| payload = bytes)
     };
-    match read {
-        Ok(()) => Ok(payload),
+    match read.and_then(|()| if is_json { unmarked(payload) } else { Ok(payload) }) {
+        Ok(payload) => Ok(payload),
         Err(error) => Err(Failure::new(format!("cannot read {}: {error}", file.display()))),
     }
+}
+
+fn unmarked(payload: Vec<u8>) -> io::Result<Vec<u8>> {
+    let mut rest = Vec::new();
+    json::unmarked(io::Cursor::new(payload))?.read_to_end(&mut rest)?;
+    Ok(rest)
 }
 
 fn open(file: &Path) -> Result {

@@ -4,6 +4,7 @@ use eventbus_core::media_type;
 use eventbus_core::printable::is_hostile;
 use serde::de::IgnoredAny;
 use std::fmt::Write;
+use std::io::{self, BufRead, Cursor, Read};
 
 /// Whether a payload of this media type is JSON. Without a type, CloudEvents takes it for JSON.
 pub(crate) fn is_json(content_type: &str) -> bool {
@@ -15,6 +16,26 @@ pub(crate) fn check(bytes: &[u8]) -> Result<&str, serde_json::Error> {
     serde_json::from_slice::<IgnoredAny>(bytes)?;
     // Whatever passes is UTF-8, but for what stands in strings that nobody looked at.
     std::str::from_utf8(bytes).map_err(serde::de::Error::custom)
+}
+
+/// A text that is to be JSON, without the mark that editors and shells of Windows put before it.
+///
+/// # Errors
+/// Where the mark is that of UTF-16, in which they write as well.
+pub(crate) fn unmarked(mut text: impl BufRead + 'static) -> io::Result<Box<dyn BufRead>> {
+    const MARKS: [&[u8]; 3] = ["\u{feff}".as_bytes(), b"\xff\xfe", b"\xfe\xff"];
+    let (mut first, mut byte) = (Vec::new(), [0]);
+    // No further than it may be one: whoever writes the text may take its time.
+    while MARKS.iter().any(|mark| mark.starts_with(&first) && mark.len() > first.len())
+        && text.read_exact(&mut byte).is_ok()
+    {
+        first.extend(byte);
+    }
+    match MARKS.iter().position(|mark| *mark == first) {
+        Some(0) => Ok(Box::new(text)),
+        Some(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "it is in UTF-16, and JSON is in UTF-8")),
+        None => Ok(Box::new(Cursor::new(first).chain(text))),
+    }
 }
 
 /// The value in one line, without room between its parts; none for what is not JSON.
@@ -192,5 +213,22 @@ mod tests {
             assert!(is_json(json), "{json}");
         }
         assert!(!is_json("text/plain") && !is_json("application/jsonish"));
+    }
+
+    #[test]
+    fn a_mark_before_a_text_is_no_part_of_it_and_what_is_like_one_is() {
+        for (text, read) in [
+            (&b"\xef\xbb\xbf{}"[..], &b"{}"[..]),
+            (b"\xef\xbb\xbf\xef\xbb\xbf{}", b"\xef\xbb\xbf{}"),
+            (b"\xef\xbb", b"\xef\xbb"),
+            (b"\xff", b"\xff"),
+            (b"{}", b"{}"),
+            (b"", b""),
+        ] {
+            let mut rest = Vec::new();
+            unmarked(text).unwrap().read_to_end(&mut rest).unwrap();
+            assert_eq!(rest, read);
+        }
+        assert!(unmarked(&b"\xff\xfe{\0}\0"[..]).is_err() && unmarked(&b"\xfe\xff\0{\0}"[..]).is_err());
     }
 }

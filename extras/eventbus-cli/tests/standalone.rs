@@ -176,6 +176,72 @@ fn the_first_event_that_the_log_refuses_is_named_whatever_comes_behind_it() {
 }
 
 #[test]
+fn a_text_that_windows_has_marked_is_read_as_one_without_a_mark() {
+    let logs = Logs::new();
+    let file = logs.0.path().join("input");
+    let publish = |input: &[u8], arguments: &[&str], code| {
+        std::fs::write(&file, input).unwrap();
+        let mut publish = logs.eventbus("a.db", &[&["publish"], arguments].concat());
+        ended(publish.stdin(std::fs::File::open(&file).unwrap()), code)
+    };
+    publish("\u{feff}{\"a\": 1}\r\n".as_bytes(), &["a"], 0);
+    publish("\u{feff}1\r\n2\r\n".as_bytes(), &["a", "--lines"], 0);
+    let event = r#"{"specversion":"1.0","id":"3","source":"/t","type":"a","data":3}"#;
+    publish(format!("\u{feff}[{event}]\r\n").as_bytes(), &["a", "--cloudevents"], 0);
+    // What is no JSON is published to the letter.
+    publish("\u{feff}4".as_bytes(), &["a", "--content-type", "text/plain"], 0);
+    for arguments in [&["a"][..], &["a", "--lines"], &["--cloudevents"]] {
+        let refused = publish(b"\xff\xfe5\0", arguments, 1);
+        assert!(text(&refused.stderr).contains("it is in UTF-16"), "{refused:?}");
+    }
+    let log = ended(&mut logs.eventbus("a.db", &["log", "--json"]), 0);
+    let payloads =
+        [r#""data":{"a":1}"#, r#""data":1"#, r#""data":2"#, r#""data":3"#, r#""data_base64":"77u/NA==""#];
+    assert_eq!(text(&log.stdout).lines().count(), payloads.len(), "{log:?}");
+    for (line, payload) in text(&log.stdout).lines().zip(payloads) {
+        assert!(line.contains(payload), "{payload}: {line}");
+    }
+}
+
+#[test]
+fn what_begins_with_a_minus_is_a_value_where_one_stands() {
+    let logs = Logs::new();
+    ended(&mut logs.eventbus("a.db", &["publish", "degrees.measured", "-7", "--key", "-1"]), 0);
+    for arguments in [&["--key", "-1"][..], &["--since", "-2h"]] {
+        let log = ended(&mut logs.eventbus("a.db", &[&["log", "--json"], arguments].concat()), 0);
+        assert!(text(&log.stdout).contains("\"data\":-7"), "{arguments:?}: {log:?}");
+    }
+    for (arguments, told) in [
+        (&["log", "-n", "-4"][..], "invalid value '-4' for '--limit"),
+        (&["log", "--after", "-1"], "`-1` is no offset"),
+        (&["log", "--since", "--json"], "`--json` is no time"),
+        (&["groups", "seek", "mail", "-1", "--yes"], "`-1` is no offset"),
+        (&["tail", "--last", "-1"], "invalid value '-1' for '--last"),
+    ] {
+        let refused = ended(&mut logs.eventbus("a.db", arguments), 2);
+        assert!(text(&refused.stderr).contains(told), "{arguments:?}: {refused:?}");
+    }
+}
+
+#[test]
+fn a_log_is_piped_into_another_one_to_its_end() {
+    let logs = Logs::new();
+    let lines = logs.0.path().join("lines");
+    std::fs::write(&lines, (0..2_345).map(|number| format!("{number}\n")).collect::<String>()).unwrap();
+    let lines = std::fs::File::open(&lines).unwrap();
+    ended(logs.eventbus("a.db", &["publish", "a", "--lines"]).stdin(lines), 0);
+    let count = |arguments: &[&str]| {
+        let log = ended(&mut logs.eventbus("a.db", &[&["log"], arguments].concat()), 0);
+        (text(&log.stdout).lines().count(), text(&log.stderr).contains("there are more"))
+    };
+    assert_eq!(count(&["--json"]), (2_345, false));
+    assert_eq!(count(&["--json", "--newest"]), (2_345, false));
+    assert_eq!(count(&["--json", "--limit", "1234"]), (1_234, true));
+    assert_eq!(count(&["--json", "--limit", "2345"]), (2_345, false));
+    assert_eq!(count(&[]), (1 + 100, true));
+}
+
+#[test]
 fn what_comes_slowly_is_published_as_it_comes() {
     let logs = Logs::new();
     for (arguments, line) in [

@@ -1,5 +1,6 @@
 //! `dead-letters`: what subscriptions gave up on.
 
+use super::log;
 use crate::editor;
 use crate::event::{self, Facts};
 use crate::failure::{Failure, Result};
@@ -37,11 +38,11 @@ pub(crate) enum DeadLetters {
         #[command(flatten)]
         filter: Filter,
         /// Only those behind this one: the next page
-        #[arg(long, value_name = "ID", value_parser = letter_id)]
+        #[arg(long, value_name = "ID", value_parser = letter_id, allow_negative_numbers = true)]
         after: Option<DeadLetterId>,
-        /// At most so many
-        #[arg(long, value_name = "N", default_value_t = 100)]
-        limit: usize,
+        /// At most so many; for people 100 where nothing is said, with `--json` all of them
+        #[arg(long, value_name = "N", allow_negative_numbers = true)]
+        limit: Option<usize>,
     },
     /// Show a dead letter in full
     Show {
@@ -133,11 +134,7 @@ impl DeadLetters {
         let store = bus.dead_letters()?;
         match self {
             Self::List { filter, after, limit } => {
-                let mut query = filter.clone().query();
-                (query.after, query.limit) = (after, limit.saturating_add(1));
-                let letters = store.find(query).await?;
-                let none = if letters.is_empty() { filter.none(&*store).await? } else { String::new() };
-                list(session, letters, limit, &none)?;
+                list(session, &*store, filter, after, limit).await?;
             }
             Self::Show { id } => {
                 let letter = find(session, &*store, &id).await?;
@@ -158,17 +155,31 @@ impl DeadLetters {
     }
 }
 
-fn list(session: &mut Session, mut letters: DeadLetterList, limit: usize, none: &str) -> Result {
-    let more = letters.len() > limit;
-    letters.truncate(limit);
+async fn list(
+    session: &mut Session,
+    store: &dyn Store,
+    filter: Filter,
+    after: Option<DeadLetterId>,
+    limit: Option<usize>,
+) -> Result {
+    let mut query = filter.clone().query();
+    query.after = after;
     let out = &mut session.out;
-    if out.json {
+    let limit = limit.unwrap_or_else(|| log::limit(out));
+    let mut table = Table::new(COLUMNS);
+    let (mut seen, mut last) = (0, None);
+    let more = loop {
+        let page = log::PAGE.min(limit - seen);
+        // One more tells whether there are more.
+        query.limit = page + 1;
+        let mut letters = store.find(query.clone()).await?;
+        let more = letters.len() > page;
+        letters.truncate(page);
         for (id, letter) in &letters {
-            out.object(object(id, letter)?)?;
-        }
-    } else {
-        let mut table = Table::new(COLUMNS);
-        for (id, letter) in &letters {
+            if out.json {
+                out.object(object(id, letter)?)?;
+                continue;
+            }
             table.push(vec![
                 cell(id.to_string()),
                 cell(&letter.group),
@@ -180,9 +191,17 @@ fn list(session: &mut Session, mut letters: DeadLetterList, limit: usize, none: 
                 cell(&letter.reason),
             ]);
         }
-        out.table(&table, none)?;
+        (seen, last) = (seen + letters.len(), letters.pop().map(|(id, _)| id).or(last));
+        if !more || seen == limit {
+            break more;
+        }
+        query.after.clone_from(&last);
+    };
+    if !out.json {
+        let none = if table.is_empty() { filter.none(store).await? } else { String::new() };
+        out.table(&table, &none)?;
     }
-    if let Some((last, _)) = letters.last().filter(|_| more) {
+    if let Some(last) = last.filter(|_| more) {
         out.flush()?;
         out.remark(&format!("there are more: --after {last}, or a higher --limit"));
     }
@@ -242,7 +261,7 @@ async fn edit(session: &mut Session, bus: &Bus, id: &DeadLetterId, from: Option<
     let envelope = &letter.envelope;
     let is_json = json::is_json(envelope.content_type());
     let payload = match from {
-        Some(file) => editor::read(&file)?,
+        Some(file) => editor::read(&file, is_json)?,
         None => match editor::edit(envelope.payload()?, is_json)? {
             Some(payload) => payload,
             None => {

@@ -32,7 +32,7 @@ pub(crate) enum Groups {
         #[command(flatten)]
         group: Group,
         /// Behind this offset, at the `beginning` or at the `end`
-        #[arg(value_name = "OFFSET", value_parser = when::cursor)]
+        #[arg(value_name = "OFFSET", value_parser = when::cursor, allow_negative_numbers = true)]
         cursor: Cursor,
     },
     /// Give the cursor, the backlog and the dead letters of a group to another one; asks as `seek` does

@@ -4,7 +4,7 @@ use super::publish;
 use crate::event;
 use crate::failure::{Failure, Result};
 use crate::json::Object;
-use crate::output::{DIM, paint};
+use crate::output::{DIM, Output, paint};
 use crate::session::Session;
 use crate::table::Table;
 use crate::when;
@@ -13,6 +13,15 @@ use eventbus_core::printable::printable;
 use eventbus_core::{EventId, Pattern};
 use jiff::Timestamp;
 
+/// How many are asked for at once: a list of any length takes the memory of so many, and each may have megabytes.
+pub(super) const PAGE: usize = 128;
+
+/// How many are shown where nothing is said. Whoever reads JSON may be a program, which would take the first ones for
+/// all there are.
+pub(super) fn limit(out: &Output) -> usize {
+    if out.json { usize::MAX } else { 100 }
+}
+
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Log {
     #[command(subcommand)]
@@ -20,11 +29,11 @@ pub(crate) struct Log {
     #[command(flatten)]
     filter: Filter,
     /// Only events behind this offset, or with `--newest` before it: the next page
-    #[arg(long, value_name = "OFFSET", value_parser = when::offset)]
+    #[arg(long, value_name = "OFFSET", value_parser = when::offset, allow_hyphen_values = true)]
     after: Option<Offset>,
-    /// At most so many events
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
-    limit: usize,
+    /// At most so many events; for people 100 where nothing is said, with `--json` all of them
+    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true)]
+    limit: Option<usize>,
     /// The latest events first
     #[arg(long)]
     newest: bool,
@@ -36,7 +45,7 @@ struct Filter {
     /// Only events on these topics: `order.placed`, `order.*`, `order.>`
     pattern: Option<Pattern>,
     /// Only events with this key
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     key: Option<String>,
     /// Only events of this type
     #[arg(long = "type", value_name = "TYPE")]
@@ -45,10 +54,10 @@ struct Filter {
     #[arg(long, value_name = "ID")]
     correlation: Option<String>,
     /// Only events from this time on: RFC 3339, a day, or how long ago (`2h`)
-    #[arg(long, value_name = "TIME", value_parser = when::time)]
+    #[arg(long, value_name = "TIME", value_parser = when::time, allow_hyphen_values = true)]
     since: Option<Timestamp>,
     /// Only events before this time
-    #[arg(long, value_name = "TIME", value_parser = when::time, visible_alias = "before")]
+    #[arg(long, value_name = "TIME", value_parser = when::time, visible_alias = "before", allow_hyphen_values = true)]
     until: Option<Timestamp>,
 }
 
@@ -115,29 +124,39 @@ impl Log {
         query.correlation_id = correlation.map(EventId::new);
         (query.since, query.before, query.after) = (since, until, self.after);
         query.newest_first = self.newest;
-        // One more tells whether there are more.
-        query.limit = self.limit.saturating_add(1);
-        let mut events = log.query(query).await?;
-        let more = events.len() > self.limit;
-        events.truncate(self.limit);
         let out = &mut session.out;
-        if out.json {
+        let limit = self.limit.unwrap_or_else(|| limit(out));
+        let mut table = Table::new(event::COLUMNS);
+        let (mut seen, mut last) = (0, None);
+        let more = loop {
+            let page = PAGE.min(limit - seen);
+            // One more tells whether there are more.
+            query.limit = page + 1;
+            let mut events = log.query(query.clone()).await?;
+            let more = events.len() > page;
+            events.truncate(page);
             for event in &events {
-                out.object(event::object(Some(event.offset), &event.envelope)?)?;
+                if out.json {
+                    out.object(event::object(Some(event.offset), &event.envelope)?)?;
+                } else {
+                    table.push(event::row(event, out.time(event.envelope.time()))?);
+                }
             }
-        } else {
-            let mut table = Table::new(event::COLUMNS);
-            for event in &events {
-                table.push(event::row(event, out.time(event.envelope.time()))?);
+            (seen, last) = (seen + events.len(), events.last().map(|event| event.offset).or(last));
+            if !more || seen == limit {
+                break more;
             }
+            query.after = last;
+        };
+        if !out.json {
             out.table(&table, "no event meets all of that")?;
         }
-        if let Some(pattern) = pattern.filter(|_| events.is_empty()) {
+        if let Some(pattern) = pattern.filter(|_| seen == 0) {
             publish::doubt(out, &pattern);
         }
-        if let Some(last) = events.last().filter(|_| more) {
+        if let Some(last) = last.filter(|_| more) {
             out.flush()?;
-            out.remark(&format!("there are more: --after {}, or a higher --limit", last.offset));
+            out.remark(&format!("there are more: --after {last}, or a higher --limit"));
         }
         Ok(())
     }

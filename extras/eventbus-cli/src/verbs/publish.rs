@@ -31,7 +31,7 @@ pub(crate) struct Publish {
     #[arg(value_name = "TOPIC", required_unless_present = "cloudevents", value_parser = place)]
     place: Option<Place>,
     /// The payload; `-` or nothing reads it from standard input
-    #[arg(value_name = "JSON")]
+    #[arg(value_name = "JSON", allow_negative_numbers = true)]
     payload: Option<String>,
     /// Publish each line of the payload as an event of its own
     #[arg(long, conflicts_with = "id")]
@@ -44,19 +44,19 @@ pub(crate) struct Publish {
     )]
     cloudevents: bool,
     /// The key: events with one key are handled in publish order
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     key: Option<String>,
     /// A header; may be repeated
     #[arg(long = "header", value_name = "NAME=VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
     /// What the event is about
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     subject: Option<String>,
     /// The id, in place of a fresh UUID
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     id: Option<String>,
     /// The version of the payload's shape
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     event_version: u32,
     /// The media type of the payload; one that is no JSON is published as it is
     #[arg(long, value_name = "TYPE", default_value = "application/json")]
@@ -89,11 +89,14 @@ fn header(text: &str) -> Result<(String, String), String> {
 
 impl Publish {
     pub(super) async fn execute(self, session: &mut Session) -> Result {
+        let json = self.cloudevents || json::is_json(&self.content_type);
         let source = match &self.place {
-            None => Source { topic: None, payload: self.payload.clone() },
-            Some(Place::Topic(topic)) => Source { topic: Some(topic.clone()), payload: self.payload.clone() },
+            None => Source { topic: None, payload: self.payload.clone(), json },
+            Some(Place::Topic(topic)) => {
+                Source { topic: Some(topic.clone()), payload: self.payload.clone(), json }
+            }
             Some(Place::Events(events)) if self.cloudevents && self.payload.is_none() => {
-                Source { topic: None, payload: Some(events.clone()) }
+                Source { topic: None, payload: Some(events.clone()), json }
             }
             Some(Place::Events(_)) => {
                 return Err(Failure::Usage("the topic stands first: `publish TOPIC JSON`".to_owned()));
@@ -117,7 +120,8 @@ impl Publish {
 
     async fn publish_one(&self, bus: &Bus, out: &mut Output, source: Source) -> Result {
         let mut payload = Vec::new();
-        source.open().read_to_end(&mut payload).map_err(|error| Failure::new(cannot_read(&error)))?;
+        let read = source.open().and_then(|mut text| text.read_to_end(&mut payload));
+        read.map_err(|error| Failure::new(cannot_read(&error)))?;
         let Some(topic) = source.topic else { return Err(Failure::Usage("name a topic".to_owned())) };
         let envelope = self.envelope(topic, payload.into()).map_err(Failure::new)?;
         Doubts::default().say(out, &envelope);
@@ -202,7 +206,13 @@ impl Publish {
                 let event = self.envelope(topic, line);
                 event.map(|event| (number, event)).map_err(|error| format!("line {number}: {error}"))
             };
-            let text = source.open();
+            let text = match source.open() {
+                Ok(text) => text,
+                Err(error) => {
+                    let _ = read.blocking_send(Err(cannot_read(&error)));
+                    return;
+                }
+            };
             let mut events: Box<dyn Iterator<Item = _>> = match self.cloudevents {
                 true => Box::new(cloudevents::events(text).enumerate().map(of_event)),
                 false => Box::new(lines(text).map(of_line)),
@@ -221,14 +231,17 @@ impl Publish {
 struct Source {
     topic: Option<Topic>,
     payload: Option<String>,
+    /// Whether they are JSON; others are published to the letter.
+    json: bool,
 }
 
 impl Source {
-    fn open(&self) -> Box<dyn BufRead> {
-        match self.payload.as_deref() {
+    fn open(&self) -> io::Result<Box<dyn BufRead>> {
+        let text: Box<dyn BufRead> = match self.payload.as_deref() {
             Some(payload) if payload != "-" => Box::new(io::Cursor::new(payload.to_owned())),
             _ => Box::new(io::stdin().lock()),
-        }
+        };
+        if self.json { json::unmarked(text) } else { Ok(text) }
     }
 }
 

@@ -28,13 +28,13 @@ pub(crate) struct Replay {
     /// The group
     group: String,
     /// Where to begin: `beginning`, an offset, or a time (RFC 3339, a day, or how long ago: `2h`)
-    #[arg(long, value_name = "PLACE", default_value = "beginning", value_parser = when::from)]
+    #[arg(long, value_name = "PLACE", default_value = "beginning", value_parser = when::from, allow_hyphen_values = true)]
     from: ReplayFrom,
     /// Where to end: `now`, `live` (never), an offset, or a time
-    #[arg(long, value_name = "PLACE", default_value = "now", value_parser = when::until)]
+    #[arg(long, value_name = "PLACE", default_value = "now", value_parser = when::until, allow_hyphen_values = true)]
     until: ReplayUntil,
     /// How many events are delivered in a second at most
-    #[arg(long, value_name = "EVENTS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "EVENTS", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
     /// Also where a handler is registered with `replay = false`, as one with effects outside is
     #[arg(long)]

@@ -16,10 +16,10 @@ pub(crate) struct Tail {
     /// Only events on these topics: `order.placed`, `order.*`, `order.>`
     pattern: Option<Pattern>,
     /// Begin with the latest events that there are
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     last: usize,
     /// End after so many events
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     limit: Option<usize>,
 }
 
