@@ -382,7 +382,7 @@ async fn dead_letters_are_listed_mended_and_purged() {
             "no such dead letters; of groups that have some, there are: `stock`; did you mean \"stock\"?";
         assert!(slip.code == 0 && slip.error.contains(said), "{slip:?}");
     }
-    let id = &letter["id"];
+    let id = letter["id"].as_str().unwrap();
     let shown = shop("dead", &format!("dead-letters show {id}")).await.out;
     assert!(shown.contains("reserve") && shown.contains("\"item\": \"unicorn\""), "{shown}");
     assert_eq!(shop("dead", "dead-letters show 99").await.code, 3);
