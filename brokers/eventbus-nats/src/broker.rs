@@ -1,14 +1,18 @@
 //! The broker: what its publishers and subscriptions share, and the contract that it keeps.
 
+use crate::audit::NatsAuditLog;
 use crate::config::{NatsBrokerBuilder, Settings};
 use crate::connection::Link;
+use crate::dead_letters::NatsDeadLetters;
+use crate::groups::NatsGroups;
 use crate::publish::Outlet;
+use crate::replay::NatsHistory;
 use crate::subscribe;
 use crate::subscription::Subscription;
 use async_nats::Client;
 use eventbus_core::broker::{
-    Attempts, Backlog, Broker, BrokerFuture, Connection, Deliveries, Features, OpenedBroker, Standing,
-    SubscribeRequest,
+    Attempts, AuditLog, Backlog, Broker, BrokerFuture, Connection, DeadLetters, Deliveries, Features, Groups,
+    OpenedBroker, Replayable, Standing, SubscribeRequest,
 };
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::{BrokerError, Envelope, PublishError};
@@ -82,7 +86,7 @@ impl NatsBroker {
 }
 
 impl Shared {
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let task = tokio::spawn(task).abort_handle();
         let mut tasks = self.tasks.lock();
         tasks.retain(|task| !task.is_finished());
@@ -228,6 +232,22 @@ impl Broker for NatsBroker {
             shared.spawn(task);
             Ok(Box::new(deliveries) as Box<dyn Deliveries>)
         })
+    }
+
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
+        Some(Arc::new(NatsDeadLetters(Arc::clone(self.shared()))))
+    }
+
+    fn replayable(&self) -> Option<Arc<dyn Replayable>> {
+        Some(Arc::new(NatsHistory(Arc::clone(self.shared()))))
+    }
+
+    fn audit_log(&self) -> Option<Arc<dyn AuditLog>> {
+        Some(Arc::new(NatsAuditLog(Arc::clone(self.shared()))))
+    }
+
+    fn groups(&self) -> Option<Arc<dyn Groups>> {
+        Some(Arc::new(NatsGroups(Arc::clone(self.shared()))))
     }
 
     fn settled(&self) -> Option<BrokerFuture<()>> {

@@ -9,15 +9,19 @@
 
 #![forbid(unsafe_code)]
 
+mod audit;
 mod broker;
 mod config;
 mod connection;
 mod dead_letters;
 mod delivery;
+mod groups;
 mod intake;
 mod notes;
 mod publish;
 mod pulls;
+mod replay;
+mod scan;
 mod subscribe;
 mod subscription;
 mod topology;

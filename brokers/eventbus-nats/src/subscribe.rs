@@ -61,8 +61,9 @@ pub(crate) async fn open(
     let (is_new, info) = link.ensure_consumer(&wanted).await?;
     let mut warnings = Vec::new();
     if is_new && start == Start::Latest {
-        let earlier = link.count(&link.settings.subject(pattern.as_str())).await.unwrap_or(0);
-        warnings.extend(skipped(&group, &pattern, earlier));
+        let counts = link.counts(&link.settings.stream, &link.settings.subject(pattern.as_str())).await;
+        let earlier = counts.unwrap_or_default().iter().map(|(_, count)| *count as usize).sum();
+        warnings.extend(skipped(&group, &pattern, earlier, None));
     }
     if pinned(&info).is_some() {
         warnings.push(format!(
@@ -106,17 +107,6 @@ pub(crate) async fn open(
         subscription: Arc::clone(&subscription),
     };
     Ok((subscription, deliveries, task.run(messages, notes)))
-}
-
-impl Link {
-    /// How many events there are on these subjects.
-    pub(crate) async fn count(&self, subjects: &str) -> Result<usize, Refusal> {
-        let request = serde_json::json!({ "subjects_filter": subjects });
-        let stream = &self.settings.stream;
-        let info: serde_json::Value = self.api(format!("STREAM.INFO.{stream}"), &request).await?;
-        let counts = info["state"]["subjects"].as_object().into_iter().flat_map(|counts| counts.values());
-        Ok(counts.filter_map(|count| count.as_u64()).sum::<u64>() as usize)
-    }
 }
 
 /// The process that has the group, by the name that the server has given it.
@@ -748,7 +738,7 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
 
 impl Link {
     /// What was noted of an event for a consumer.
-    async fn note(&self, consumer: &str, sequence: u64) -> Option<Bytes> {
+    pub(crate) async fn note(&self, consumer: &str, sequence: u64) -> Option<Bytes> {
         let subject = self.settings.note_subject(consumer, sequence);
         let bucket = format!("KV_{}", self.settings.parked());
         let stream = self.jetstream.get_stream_no_info(bucket).await.ok()?;

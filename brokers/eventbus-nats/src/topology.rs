@@ -33,9 +33,24 @@ impl Settings {
         format!("{}.{topic}", self.prefix)
     }
 
+    /// The subjects of what is delivered again to one consumer only.
+    pub(crate) fn again(&self, consumer: &str, topic: &str) -> String {
+        format!("{}-again.{consumer}.{topic}", self.prefix)
+    }
+
+    /// The subjects of all dead letters.
+    pub(crate) fn dead_subjects(&self) -> String {
+        format!("{}-dead.>", self.prefix)
+    }
+
+    /// The part of these subjects that stands for a group.
+    pub(crate) fn dead_token(&self, group: &str) -> String {
+        group.replace('.', "/")
+    }
+
     /// The subject of a dead letter.
     pub(crate) fn dead_subject(&self, group: &str, topic: &str) -> String {
-        format!("{}-dead.{}.{topic}", self.prefix, safe(group))
+        format!("{}-dead.{}.{topic}", self.prefix, self.dead_token(group))
     }
 
     /// The topic of a subject of any of these kinds.
@@ -72,6 +87,11 @@ pub(crate) fn consumer_name(group: &str, pattern: &str) -> String {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
     format!("{readable}-{hash:016x}")
+}
+
+/// Whose a consumer is: its group and its pattern. None, where it is not one of ours.
+pub(crate) fn owner(config: &consumer::Config) -> Option<(&str, &str)> {
+    Some((config.metadata.get(GROUP)?, config.metadata.get(PATTERN)?))
 }
 
 impl Link {
@@ -326,7 +346,8 @@ impl Link {
         self.api(subject, &Request { stream_name: stream, config: &config, action }).await
     }
 
-    fn consumer(&self, name: &str, wanted: &Wanted<'_>) -> consumer::Config {
+    /// How a consumer is made.
+    pub(crate) fn consumer(&self, name: &str, wanted: &Wanted<'_>) -> consumer::Config {
         let metadata = [(GROUP, wanted.group), (PATTERN, wanted.pattern.as_str())];
         consumer::Config {
             durable_name: Some(name.to_owned()),
@@ -452,7 +473,7 @@ mod tests {
         let settings = crate::config::NatsBrokerBuilder::parse("nats://a?prefix=shop.v1").unwrap().0;
         for subject in [
             settings.subject("order.placed"),
-            "shop.v1-again.group-1.order.placed".to_owned(),
+            settings.again("group-1", "order.placed"),
             settings.dead_subject("a.b", "order.placed"),
         ] {
             assert_eq!(settings.topic_of(&subject), "order.placed", "{subject}");

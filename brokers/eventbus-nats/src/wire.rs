@@ -33,6 +33,10 @@ const CONTENT_TYPE: HeaderName = HeaderName::from_static("content-type");
 /// Carries a header that NATS cannot carry under its own name or with its own value: `name=value`, both
 /// percent-encoded.
 const ENCODED: HeaderName = HeaderName::from_static("eventbus-header");
+/// On what is delivered again to one group: the place at which it was published.
+pub(crate) const AGAIN: &str = "eventbus-again";
+/// On such a message whose payload is another one than was published.
+pub(crate) const MENDED: &str = "eventbus-mended";
 /// The subject of a message whose own is no topic.
 const SUBJECT: &str = "eventbus-subject";
 
@@ -124,7 +128,7 @@ fn is_free(name: &str) -> bool {
         && !begins("ce-")
         && !begins("nats-")
         && !begins("eventbus-header")
-        && !begins(SUBJECT)
+        && ![SUBJECT, AGAIN, MENDED].into_iter().any(begins)
         && !name.eq_ignore_ascii_case("content-type")
 }
 
@@ -213,8 +217,10 @@ pub(crate) fn read(
                 let (name, value) = value.split_once('=').unwrap_or((value, ""));
                 others.append(percent_decode(name), percent_decode(value));
             } else if !name.get(..5).is_some_and(|prefix| prefix.eq_ignore_ascii_case("nats-")) {
-                // What the server has added says nothing of the event.
-                others.append(name, value);
+                // What the server has added says nothing of the event, and neither does what we have.
+                if name != AGAIN && name != MENDED {
+                    others.append(name, value);
+                }
             }
         }
     }

@@ -65,7 +65,7 @@ async fn what_was_settled_is_not_delivered_to_the_next_process_and_the_rest_is_a
         broker.publish(event("a.b", "k", number)).await.unwrap();
     }
     for received in receive_all(&mut deliveries, 10).await {
-        if number(&received) % 2 == 0 {
+        if number(&received).is_multiple_of(2) {
             ack(received).await;
         } else {
             received.settler.release(received.receipt);

@@ -137,6 +137,15 @@ pub async fn ack(received: Received) {
     settler.ack(receipt).await.unwrap();
 }
 
+/// Gives back what was received, as a bus does that ends; its numbers.
+pub fn give_back(received: Vec<Received>) -> Vec<u64> {
+    let numbers = received.iter().map(number).collect();
+    for Received { receipt, settler, .. } in received {
+        settler.release(receipt);
+    }
+    numbers
+}
+
 /// Waits until something is so.
 pub async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
     let begun = Instant::now();
