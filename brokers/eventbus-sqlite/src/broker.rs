@@ -159,6 +159,7 @@ impl Broker for SqliteBroker {
         features.patterns = true;
         features.start_earliest = true;
         features.multi_process = true;
+        features.deduplicates = true;
         features.attempts = Attempts::Noted;
         features.backlog = Backlog::Exactly;
         features.max_payload = Some(self.store().settings.max_payload);

@@ -20,6 +20,8 @@ pub struct Features {
     pub competing: bool,
     /// Processes that have a group share it by key: order by key holds across all of them.
     pub shared_by_key: bool,
+    /// An event that is published again, with the source and the id of one that is stored, is not stored again.
+    pub deduplicates: bool,
     /// What is known of an event's attempts after a crash.
     pub attempts: Attempts,
     /// How well the broker knows what a group has yet to settle.
@@ -72,6 +74,7 @@ impl Features {
             multi_process: false,
             competing: false,
             shared_by_key: false,
+            deduplicates: false,
             attempts: Attempts::Lost,
             backlog: Backlog::Unknown,
             max_payload: None,

@@ -146,6 +146,69 @@ pub trait Broker: Send + Sync + 'static {
     }
 }
 
+/// A broker that several hold.
+impl<B: Broker + ?Sized> Broker for Arc<B> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn address(&self) -> Option<String> {
+        (**self).address()
+    }
+
+    fn features(&self) -> Features {
+        (**self).features()
+    }
+
+    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
+        (**self).publish(envelope)
+    }
+
+    fn publish_all(&self, envelopes: Vec<Arc<Envelope>>) -> BrokerFuture<Vec<Result<(), PublishError>>> {
+        (**self).publish_all(envelopes)
+    }
+
+    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
+        (**self).subscribe(request)
+    }
+
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
+        (**self).dead_letters()
+    }
+
+    fn replayable(&self) -> Option<Arc<dyn Replayable>> {
+        (**self).replayable()
+    }
+
+    fn audit_log(&self) -> Option<Arc<dyn AuditLog>> {
+        (**self).audit_log()
+    }
+
+    fn groups(&self) -> Option<Arc<dyn Groups>> {
+        (**self).groups()
+    }
+
+    fn settled(&self) -> Option<BrokerFuture<()>> {
+        (**self).settled()
+    }
+
+    fn connection(&self) -> Connection {
+        (**self).connection()
+    }
+
+    fn standing(&self, request: &SubscribeRequest) -> Standing {
+        (**self).standing(request)
+    }
+
+    fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
+        (**self).drain(subscriptions)
+    }
+
+    fn close(&self) -> BrokerFuture<Result<(), BrokerError>> {
+        (**self).close()
+    }
+}
+
 /// An open subscription at a broker, from which one reader receives.
 pub trait Deliveries: Send {
     /// Moves at most `limit` deliveries into `into`, as many as are at hand.
