@@ -2,7 +2,7 @@
 
 mod support;
 
-use eventbus::broker::{Broker, BrokerFuture, Deliveries, Features, Received, SubscribeRequest};
+use eventbus::broker::{Broker, BrokerFuture, DeadLetters, Deliveries, Features, Received, SubscribeRequest};
 use eventbus::bus::BusBuilder;
 use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
@@ -378,6 +378,10 @@ impl Broker for Pondering {
         BrokerFuture::new(async move {
             Ok(Box::new(PonderingDeliveries(opening.await?, broker)) as Box<dyn Deliveries>)
         })
+    }
+
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
+        self.broker.dead_letters()
     }
 }
 

@@ -8,10 +8,11 @@ use eventbus::broker::{
     AuditQuery, Broker, BrokerFuture, DeadLetter, Deliveries, Features, Offset, Parked, Receipt, Received,
     ReplayFrom, ReplayRequest, ReplayUntil, Settler, SubscribeRequest,
 };
+use eventbus::bus::{BusBuilder, On};
 use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
 use eventbus::subscription::Pattern;
-use eventbus::{Bus, Envelope, Error, PublishError, subscribe};
+use eventbus::{Bus, Envelope, Error, PublishError, Start, subscribe};
 use keeper::Keeper;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -257,7 +258,7 @@ impl Settler for Pipe {
 #[tokio::test(start_paused = true)]
 async fn a_broker_from_outside_runs_the_same_handlers_and_recovers_by_itself() {
     let pipe = Pipe::default();
-    let bus = Bus::builder().only([] as [&str; 0]).broker(pipe.clone()).await.unwrap();
+    let bus = Bus::builder().only([] as [&str; 0]).dead_letter(false).broker(pipe.clone()).await.unwrap();
     let seen = Seen::new();
     let pings = seen.clone();
     bus.on(move |ping: Arc<Ping>| {
@@ -284,7 +285,7 @@ async fn a_broker_from_outside_runs_the_same_handlers_and_recovers_by_itself() {
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_finishes_what_is_handled_and_leaves_the_rest_to_a_broker_that_keeps_it() {
     let pipe = Pipe::default();
-    let bus = Bus::builder().only([] as [&str; 0]).broker(pipe.clone()).await.unwrap();
+    let bus = Bus::builder().only([] as [&str; 0]).dead_letter(false).broker(pipe.clone()).await.unwrap();
     bus.on(|_: Arc<Ping>| tokio::time::sleep(Duration::from_secs(1))).concurrency(2).await.unwrap();
     for number in 0..10 {
         bus.publish(&Ping { number }).await.unwrap();
@@ -297,13 +298,32 @@ async fn a_shutdown_finishes_what_is_handled_and_leaves_the_rest_to_a_broker_tha
 }
 
 #[tokio::test]
-async fn a_pattern_is_refused_where_the_broker_has_none() {
-    let bus = Bus::builder().only([] as [&str; 0]).broker(Pipe::default()).await.unwrap();
-    let error = bus.on_topic("ping.*", |_| async {}).await.unwrap_err().to_string();
-    assert!(
-        error.contains("pipe") && error.contains("\"ping.*\"") && error.contains("tests/broker_contract.rs"),
-        "{error}"
-    );
+async fn what_a_broker_has_not_is_refused_at_start_up_and_everything_of_it_is_named() {
+    let refused = async |builder: BusBuilder, option: fn(On) -> On| {
+        let bus = builder.without_subscriptions().broker(Pipe::default()).await.unwrap();
+        let error = option(bus.on_topic("ping.*", |_| async {})).await.unwrap_err();
+        let Error::Startup(mistakes) = error else { panic!("{error}") };
+        for mistake in mistakes.mistakes() {
+            assert!(
+                mistake.contains("tests/broker_contract.rs") && mistake.contains("the pipe broker"),
+                "{mistake}"
+            );
+        }
+        mistakes.mistakes().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let all = refused(Bus::builder(), |on| on.start(Start::Earliest)).await;
+    let by_the_bus = refused(Bus::builder().start(Start::Earliest), |on| on).await;
+    for mistakes in [&all, &by_the_bus] {
+        let words = ["`start = \"earliest\"`", "\"ping.*\"", "`competing`", "`dead_letter = false`"];
+        assert_eq!(mistakes.len(), words.len(), "{mistakes:?}");
+        for (mistake, word) in mistakes.iter().zip(words) {
+            assert!(mistake.contains(word), "{word}: {mistake}");
+        }
+    }
+    assert!(!all[0].contains("as the bus says") && by_the_bus[0].contains("as the bus says"));
+    let modest = Bus::builder().start(Start::Earliest).dead_letter(false);
+    let pattern = refused(modest, |on| on.start(Start::Latest).competing(true)).await;
+    assert_eq!(pattern.len(), 1, "what it says itself counts: {pattern:?}");
 }
 
 #[tokio::test]
@@ -500,7 +520,7 @@ impl Settler for Rude {
 async fn a_broker_may_ring_while_it_is_asked_and_its_panics_stop_nobody() {
     std::panic::set_hook(Box::new(|_| {}));
     let rude = Rude::default();
-    let bus = Bus::builder().only([] as [&str; 0]).broker(rude.clone()).await.unwrap();
+    let bus = Bus::builder().only([] as [&str; 0]).dead_letter(false).broker(rude.clone()).await.unwrap();
     let seen = support::pings(&bus, "pings").await;
     for number in 0..20 {
         bus.publish(&Ping { number }).await.unwrap();

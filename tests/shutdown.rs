@@ -3,7 +3,7 @@
 mod support;
 
 use eventbus::broker::{
-    Broker, BrokerFuture, Deliveries, Features, OpenedBroker, Received, Scheme, SubscribeRequest,
+    Broker, BrokerFuture, DeadLetters, Deliveries, Features, OpenedBroker, Received, Scheme, SubscribeRequest,
 };
 use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
@@ -287,6 +287,10 @@ impl Broker for Stubborn {
         self.0.subscribe(request)
     }
 
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
+        self.0.dead_letters()
+    }
+
     fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
         self.0.drain(subscriptions)
     }
@@ -391,6 +395,10 @@ impl Broker for Slow {
         BrokerFuture::new(async move {
             Ok(Box::new(SlowDeliveries(opening.await?, asked)) as Box<dyn Deliveries>)
         })
+    }
+
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
+        self.0.dead_letters()
     }
 }
 

@@ -6,7 +6,7 @@
 //! }
 //! ```
 
-use crate::broker::{Features, GroupState, Start};
+use crate::broker::{Broker, GroupState, Start};
 use crate::choice::{choice, meant};
 use crate::command_line::command;
 use crate::counted::{count, counted};
@@ -17,7 +17,7 @@ use crate::foreign::{Panicked, call};
 use crate::printable::printable;
 use crate::registry::{self, Catalog, Subscriber};
 use crate::state::States;
-use crate::subscription::{StateType, Subscription};
+use crate::subscription::{Policy, StateType, Subscription};
 use eventbus_grammar::{MAX_GROUP, is_group, matches, overlap};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -98,27 +98,41 @@ pub(crate) fn check_new(known: &[&Subscription], new: &Subscription) -> Findings
     findings
 }
 
-/// Checks subscriptions against the states and the broker that they are to run with.
+/// Checks subscriptions against the states and the broker that they are to run with; what they leave out is as `rules` say.
 pub(crate) fn check_fit(
     subscriptions: &[&Subscription],
+    rules: Policy,
     states: &States,
-    broker: &str,
-    features: Features,
+    broker: &dyn Broker,
 ) -> Vec<String> {
     let mut mistakes = missing_states(subscriptions, states);
+    let (features, name) = (broker.features(), broker.name());
+    let keeps_dead_letters = broker.dead_letters().is_some();
     for subscription in subscriptions {
-        if subscription.options.start == Some(Start::Earliest) && !features.start_earliest {
+        let (who, policy) = (describe(subscription), subscription.policy(rules));
+        if policy.start == Start::Earliest && !features.start_earliest {
+            let by = if subscription.options.start.is_some() { "" } else { ", as the bus says," };
             mistakes.push(format!(
-                "{} sets `start = \"earliest\"`, and the {broker} broker keeps no earlier events; \
-                 leave the option out, or use a broker with a log",
-                describe(subscription)
+                "{who} is to begin{by} with `start = \"earliest\"`, and the {name} broker keeps no earlier events; \
+                 leave the option out, or use a broker with a log"
             ));
         }
         if subscription.pattern.contains(['*', '>']) && !features.patterns {
             mistakes.push(format!(
-                "{} listens on the pattern \"{}\", and the {broker} broker has no patterns; name a topic",
-                describe(subscription),
+                "{who} listens on the pattern \"{}\", and the {name} broker has no patterns; name a topic",
                 subscription.pattern
+            ));
+        }
+        if !policy.competing && !features.key_order {
+            mistakes.push(format!(
+                "{who} needs events of one key in their order, and the {name} broker keeps none; set `competing` where \
+                 their order means nothing, or use a broker that keeps it"
+            ));
+        }
+        if policy.dead_letter && !keeps_dead_letters {
+            mistakes.push(format!(
+                "{who} wants what it gives up to be kept, and the {name} broker keeps no dead letters; set \
+                 `dead_letter = false` to have it logged and dropped, or use a broker that keeps them"
             ));
         }
     }

@@ -3,9 +3,11 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this")]
 
 use eventbus::broker::{
-    Broker, BrokerFuture, DeadLetter, Deliveries, Features, GroupState, Groups, Offset, Parked, Receipt,
-    Received, Replay, ReplayFrom, ReplayRequest, ReplayUntil, Replayable, Settler, SubscribeRequest,
+    Broker, BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters, Deliveries,
+    Features, GroupState, Groups, Offset, Parked, Receipt, Received, Replay, ReplayFrom, ReplayRequest,
+    ReplayUntil, Replayable, Settler, SubscribeRequest,
 };
+use eventbus::bytes::Bytes;
 use eventbus::error::BrokerError;
 use eventbus::subscription::Pattern;
 use eventbus::{Envelope, PublishError};
@@ -103,7 +105,7 @@ impl Broker for Keeper {
 
     fn features(&self) -> Features {
         let mut features = Features::none();
-        (features.durable, features.patterns) = (true, true);
+        (features.durable, features.key_order, features.patterns) = (true, true, true);
         features
     }
 
@@ -142,12 +144,33 @@ impl Broker for Keeper {
         })))
     }
 
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
+        Some(Arc::new(self.clone()))
+    }
+
     fn replayable(&self) -> Option<Arc<dyn Replayable>> {
         Some(Arc::new(self.clone()))
     }
 
     fn groups(&self) -> Option<Arc<dyn Groups>> {
         Some(Arc::new(self.clone()))
+    }
+}
+
+/// It is looked at, and nothing is done to it.
+impl DeadLetters for Keeper {
+    fn find(&self, query: DeadLetterQuery) -> BrokerFuture<Result<DeadLetterList, BrokerError>> {
+        let state = self.state();
+        let named = (0..).map(DeadLetterId::from).zip(state.dead_letters.iter().cloned().map(Arc::new));
+        BrokerFuture::ready(Ok(named.filter(|(id, letter)| query.matches(id, letter)).collect()))
+    }
+
+    fn republish(&self, _: &DeadLetterId, _: Option<Bytes>) -> BrokerFuture<Result<bool, BrokerError>> {
+        BrokerFuture::ready(Err(BrokerError::new("the keeper only keeps")))
+    }
+
+    fn purge(&self, _: &DeadLetterId) -> BrokerFuture<Result<bool, BrokerError>> {
+        BrokerFuture::ready(Err(BrokerError::new("the keeper only keeps")))
     }
 }
 

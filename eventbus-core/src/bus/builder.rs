@@ -309,7 +309,7 @@ impl BusBuilder {
         let mistakes = &mut findings.mistakes;
         mistakes.extend(census::check_packages(&self.expected));
         mistakes.extend(census::check_groups("only", self.only.as_deref().unwrap_or_default()));
-        mistakes.extend(census::check_fit(subscriptions, &self.states, broker.name(), broker.features()));
+        mistakes.extend(census::check_fit(subscriptions, self.policy, &self.states, broker));
         // A bus without subscriptions says nothing about those of its program.
         if !subscriptions.is_empty()
             && let Some(groups) = broker.groups()

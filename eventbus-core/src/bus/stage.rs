@@ -110,8 +110,7 @@ impl<'a> Opening<'a> {
     /// Takes the group of `new`, if the checks find nothing against it beside those that there are.
     pub(super) fn begin(shared: &'a Shared, new: &Subscription) -> Result<Self> {
         let subscription = Arc::new(new.clone());
-        let broker = &shared.broker;
-        let unfit = census::check_fit(&[new], &shared.states, broker.name(), broker.features());
+        let unfit = census::check_fit(&[new], shared.policy, &shared.states, &*shared.broker);
         let mut stage = shared.stage.lock();
         if stage.closed {
             return Err(Error::Closed);
