@@ -39,11 +39,15 @@
 //! # });
 //! ```
 //!
+//! The Cargo feature `conformance` has the suite that every broker passes, for authors of others: [`conformance`].
+//!
 //! All tests of a binary share one registry, so a test chooses the subscriptions that it is about with
 //! [`BusBuilder::only`](eventbus_core::BusBuilder::only).
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod record;
 mod strict;
 mod test_bus;
