@@ -91,10 +91,7 @@ impl AuditLog for Store {
 
     fn wait(&self, offset: Option<Offset>) -> BrokerFuture<Result<(), BrokerError>> {
         let Some(store) = self.this() else { return BrokerFuture::ready(Err(crate::writes::closed())) };
-        BrokerFuture::new(async move {
-            store.stored_after(offset.map_or(0, place)).await;
-            Ok(())
-        })
+        BrokerFuture::new(async move { store.stored_after(offset.map_or(0, place)).await })
     }
 
     fn latest(&self) -> BrokerFuture<Result<Option<Offset>, BrokerError>> {

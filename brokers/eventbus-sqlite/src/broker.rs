@@ -16,6 +16,8 @@ use eventbus_core::broker::{
     OpenedBroker, Replayable, SKIPPED, Standing, Start, SubscribeRequest, skipped,
 };
 use eventbus_core::lock::{Lock, Locked, Rank};
+use eventbus_core::log;
+use eventbus_core::printable::printable;
 use eventbus_core::waiters::Waiters;
 use eventbus_core::{BrokerError, DecodeError, Envelope, PublishError};
 use std::collections::HashSet;
@@ -402,11 +404,24 @@ impl Store {
         self.head.load(Ordering::Acquire)
     }
 
-    /// Resolves once everything is settled that subscriptions of this process listen on.
+    /// Resolves once everything is settled that subscriptions of this process listen on, or can be no more.
     async fn settled(&self) {
         loop {
-            let elsewhere = self.saved.until(|| self.settled_here()).await;
-            if !self.is_backlogged(&elsewhere).await {
+            let look = || match self.settled_here() {
+                Some(elsewhere) => Some(Ok(elsewhere)),
+                None => self.writes.over().map(Err),
+            };
+            let found = match self.saved.until(look).await {
+                Ok(elsewhere) if !self.is_backlogged(&elsewhere).await => return,
+                // Nobody takes over any more what other processes leave.
+                Ok(_) => self.writes.over().map_or(Ok(()), Err),
+                Err(over) => Err(over),
+            };
+            if let Err(over) = found {
+                log::error!(
+                    target: "eventbus", error = %printable(&over),
+                    "nobody waits any longer until everything is settled: what is left is handled by the next process"
+                );
                 return;
             }
             let pause = {
@@ -438,8 +453,17 @@ impl Store {
         })
     }
 
+    /// Lets whoever waits for the writer see that it has ended.
+    pub(crate) fn tell_end(&self) {
+        self.saved.tell();
+        self.stored.tell();
+    }
+
     /// Resolves once there is an event behind `position`.
-    pub(crate) async fn stored_after(&self, position: i64) {
+    ///
+    /// # Errors
+    /// Where nobody looks for one any more.
+    pub(crate) async fn stored_after(&self, position: i64) -> Result<(), BrokerError> {
         struct Follower<'a>(&'a Store);
         impl Drop for Follower<'_> {
             fn drop(&mut self) {
@@ -450,7 +474,11 @@ impl Store {
         self.followers.fetch_add(1, Ordering::AcqRel);
         let _follower = Follower(self);
         self.writes.wake();
-        self.stored.until(|| (self.head() > position).then_some(())).await;
+        let look = || match self.head() > position {
+            true => Some(Ok(())),
+            false => self.writes.over().map(Err),
+        };
+        self.stored.until(look).await
     }
 }
 

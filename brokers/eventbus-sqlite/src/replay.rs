@@ -127,8 +127,10 @@ impl History {
         let history = Arc::clone(self);
         self.runtime.spawn(async move {
             let (group, pattern, until) = (history.group.clone(), history.pattern.clone(), history.until);
-            if until.is_none() {
-                history.store.stored_after(position).await;
+            if until.is_none()
+                && let Err(error) = history.store.stored_after(position).await
+            {
+                return history.change(|state| state.fail(error));
             }
             let read = move |reader: &mut Reader| {
                 let mut page = reader.read_after(&pattern, position, until)?;
@@ -136,17 +138,15 @@ impl History {
                 Ok(page)
             };
             let read = history.store.readers.read(read).await;
-            history.change(|state| {
-                state.fetching = false;
-                match read {
-                    Ok(page) => history.take_in(state, page),
-                    Err(error) => state.error = Some(error),
-                }
+            history.change(|state| match read {
+                Ok(page) => history.take_in(state, page),
+                Err(error) => state.fail(error),
             });
         });
     }
 
     fn take_in(&self, state: &mut HistoryState, page: Page) {
+        state.fetching = false;
         state.position = page.position;
         state.complete = page.complete && self.until.is_some();
         for event in page.events {
@@ -161,6 +161,12 @@ impl History {
 }
 
 impl HistoryState {
+    /// Nothing was read ahead.
+    fn fail(&mut self, error: BrokerError) {
+        self.fetching = false;
+        self.error = Some(error);
+    }
+
     /// Where to read ahead from, if that is called for; then it is being done.
     fn begin_fetch(&mut self) -> Option<i64> {
         let enough = self.at_hand.len() >= EVENTS || self.at_hand_bytes >= READ_AHEAD_BYTES;

@@ -144,7 +144,8 @@ impl Writer {
                 let store = Arc::clone(&self.store);
                 // The last connection that closes tidies the file up.
                 drop(self);
-                return store.writes.end(closed);
+                store.writes.end(closed);
+                return store.tell_end();
             }
             self.wake(WAKES);
             self.look_around(Instant::now());
@@ -465,6 +466,7 @@ impl Drop for Writer {
             for claim in claims.iter() {
                 claim.fail(panicked());
             }
+            self.store.tell_end();
         }
         // Those that end later see for themselves that nobody writes.
         for claim in claims.iter().filter(|claim| claim.has_ended()) {
@@ -520,8 +522,11 @@ mod tests {
     use super::WAKES;
     use crate::SqliteBroker;
     use crate::faults::request;
-    use eventbus_core::broker::Broker;
-    use eventbus_core::{Envelope, PublishError, Topic};
+    use eventbus_core::broker::{
+        Broker, Deliveries, Parked, Received, ReplayFrom, ReplayRequest, ReplayUntil,
+    };
+    use eventbus_core::{BrokerError, Envelope, Pattern, PublishError, Topic};
+    use jiff::Timestamp;
     use rusqlite::Connection;
     use std::future::poll_fn;
     use std::sync::Arc;
@@ -529,6 +534,7 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::task::{Context, Wake, Waker};
     use std::time::{Duration, Instant};
+    use tokio::task::JoinSet;
     use tokio::time::timeout;
 
     #[tokio::test]
@@ -553,6 +559,93 @@ mod tests {
             let error = broker.close().await.unwrap_err().to_string();
             assert!(error.contains("panicked"), "{error}");
         }
+    }
+
+    /// What waits for the writer of a log, which has an event that is not settled: each says whether it ended with an
+    /// error.
+    async fn all_that_wait(broker: &SqliteBroker) -> (Received, JoinSet<(&'static str, bool)>) {
+        let mut deliveries = broker.subscribe(request("g")).await.unwrap();
+        let envelope = Envelope::from_json(Topic::from_static("number.counted"), &1).unwrap();
+        broker.publish(Arc::new(envelope)).await.unwrap();
+        let received = receive(&mut *deliveries).await.unwrap().remove(0);
+        let log = broker.audit_log().unwrap();
+        let latest = log.latest().await.unwrap().unwrap();
+        let live = ReplayRequest {
+            group: "g".to_owned(),
+            pattern: Pattern::new(">").unwrap(),
+            from: ReplayFrom::After(latest),
+            until: ReplayUntil::Live,
+        };
+        let mut replay = broker.replayable().unwrap().replay(live).await.unwrap();
+        let (settled, waits) = (Broker::settled(broker).unwrap(), log.wait(Some(latest)));
+        let mut all = JoinSet::new();
+        all.spawn(async move { ("log", waits.await.is_err()) });
+        all.spawn(async move { ("replay", receive(&mut *replay.deliveries).await.is_err()) });
+        all.spawn(async move {
+            settled.await;
+            drop(deliveries);
+            ("settled", false)
+        });
+        (received, all)
+    }
+
+    async fn receive(deliveries: &mut dyn Deliveries) -> Result<Vec<Received>, BrokerError> {
+        let mut received = Vec::new();
+        while received.is_empty() {
+            poll_fn(|context| deliveries.poll_receive(context, &mut received, 1)).await?;
+        }
+        Ok(received)
+    }
+
+    /// Each ends, those with errors that have some.
+    async fn end(mut all: JoinSet<(&'static str, bool)>) {
+        while let Some(ended) = timeout(Duration::from_secs(20), all.join_next()).await.expect("each ends") {
+            let (which, failed) = ended.unwrap();
+            assert_eq!(failed, which != "settled", "{which}");
+        }
+    }
+
+    fn tomorrow() -> Parked {
+        let now = Timestamp::now();
+        Parked { first_failed_at: now, last_failed_at: now, due: now + Duration::from_secs(86_400) }
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_writer_that_has_panicked() {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = SqliteBroker::open(folder.path().join("log.db")).await.unwrap();
+        let (received, mut all) = all_that_wait(&broker).await;
+        let (go, goes) = channel();
+        let job = broker.store().writes.run(move |_| -> rusqlite::Result<()> {
+            goes.recv().expect("it goes on");
+            panic!("on purpose")
+        });
+        let Received { receipt, settler, .. } = received;
+        let parked = settler.park(&receipt, tomorrow());
+        all.spawn(async move { ("park", parked.await.is_err()) });
+        tokio::task::yield_now().await;
+        go.send(()).unwrap();
+        job.await.unwrap_err();
+        end(all).await;
+        let mut late = JoinSet::new();
+        let (settled, parked) = (Broker::settled(&broker).unwrap(), settler.park(&receipt, tomorrow()));
+        late.spawn(async move { ("park", parked.await.is_err()) });
+        late.spawn(async move {
+            settled.await;
+            ("settled", false)
+        });
+        end(late).await;
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_log_that_was_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = SqliteBroker::open(folder.path().join("log.db")).await.unwrap();
+        let (received, mut all) = all_that_wait(&broker).await;
+        broker.close().await.unwrap();
+        let parked = received.settler.park(&received.receipt, tomorrow());
+        all.spawn(async move { ("park", parked.await.is_err()) });
+        end(all).await;
     }
 
     #[tokio::test]

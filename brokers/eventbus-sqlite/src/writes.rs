@@ -11,8 +11,11 @@ use eventbus_core::lock::{Lock, Locked, Rank};
 use eventbus_core::waiters::Waiters;
 use eventbus_core::{BrokerError, PublishError, foreign};
 use rusqlite::Connection;
+use std::future::poll_fn;
 use std::mem::take;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Condvar, OnceLock};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -193,6 +196,23 @@ impl Writes {
     /// Resolves once the writer has ended; tells whether all was written.
     pub(crate) async fn ended(&self) -> Result<(), BrokerError> {
         self.ended.until(|| self.end.get().cloned()).await.map_err(BrokerError::new)
+    }
+
+    /// Waits for an answer that the writer gives, or the last one that it has given; none where it has ended without.
+    pub(crate) async fn answered<T>(&self, mut answered: oneshot::Receiver<T>) -> Option<T> {
+        let mut ended = pin!(self.ended());
+        poll_fn(|context| match Pin::new(&mut answered).poll(context) {
+            Poll::Ready(answer) => Poll::Ready(answer.ok()),
+            // It may have answered in between.
+            Poll::Pending => ended.as_mut().poll(context).map(|_| answered.try_recv().ok()),
+        })
+        .await
+    }
+
+    /// Why nobody writes any more, once that is so.
+    pub(crate) fn over(&self) -> Option<BrokerError> {
+        let end = self.end.get().cloned();
+        end.map(|end| end.map_or_else(BrokerError::new, |()| closed()))
     }
 
     /// The writer has ended.

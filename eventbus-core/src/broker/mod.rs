@@ -115,7 +115,8 @@ pub trait Broker: Send + Sync + 'static {
     }
 
     /// Resolves once every event that was stored is settled by every subscription of this process, where the broker
-    /// can tell; retries that wait count as not settled.
+    /// can tell; retries that wait count as not settled. It resolves too once nothing can be settled any more, as after
+    /// the broker was closed: what is left then is an error line.
     fn settled(&self) -> Option<BrokerFuture<()>> {
         None
     }

@@ -194,7 +194,8 @@ impl Bus {
     /// ```
     ///
     /// A handler that awaits this waits for itself, since its own event is not settled. Where the bus was not started, so
-    /// that nothing is handled, a warning says so after a second.
+    /// that nothing is handled, a warning says so after a second. Where a log has ended meanwhile, so that nothing more can
+    /// be settled, it resolves with an error line.
     ///
     /// # Errors
     /// Where the broker cannot tell.

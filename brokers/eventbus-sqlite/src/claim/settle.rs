@@ -13,6 +13,7 @@ use crate::writes::When;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::{Begin, BrokerFuture, DeadLetter, FailureKind, Parked, Receipt, Settler};
 use jiff::Timestamp;
+use std::sync::Arc;
 use tokio::sync::oneshot;
 
 /// What is said of an event whose row is not what was written.
@@ -122,10 +123,13 @@ impl Claim {
         answered: oneshot::Receiver<Result<(), NotSaved>>,
     ) -> BrokerFuture<Result<(), BrokerError>> {
         self.save(Some(When::Now));
-        let lost = self.lost();
-        BrokerFuture::new(
-            async move { answered.await.unwrap_or(Err(lost.into())).map_err(NotSaved::into_error) },
-        )
+        let (store, lost) = (Arc::clone(&self.store), self.lost());
+        BrokerFuture::new(async move {
+            match store.writes.answered(answered).await {
+                Some(answer) => answer.map_err(NotSaved::into_error),
+                None => Err(store.writes.over().unwrap_or(lost)),
+            }
+        })
     }
 
     /// An attempt at the event at `at` has ended, and with it the process has not. `true`: that is to be saved at once.
