@@ -3,7 +3,7 @@
 use crate::broker::Store;
 use crate::offsets::{offset_of, place};
 use crate::reader::Reader;
-use crate::wire::{COLUMNS, StoredId, seconds};
+use crate::wire::{COLUMNS, Stored, StoredId, seconds};
 use eventbus_core::BrokerError;
 use eventbus_core::broker::{AuditLog, AuditQuery, BrokerFuture, Offset, Recorded};
 use eventbus_core::log;
@@ -18,6 +18,50 @@ struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
+    fn of(reader: &Reader, query: &'a AuditQuery) -> rusqlite::Result<Self> {
+        let mut asked =
+            Asked { sql: format!("select {COLUMNS} from event e where true"), parameters: Vec::new() };
+        if let Some(pattern) = query.pattern.as_ref().filter(|pattern| pattern.as_str() != ">") {
+            match reader.topics(pattern)?[..] {
+                [topic] => asked.and("e.topic = ?", topic),
+                ref topics => {
+                    // Whoever goes on behind a place reads on from there: by the index, each page would sort all that
+                    // is left.
+                    let topic = if query.after.is_some() { "+e.topic" } else { "e.topic" };
+                    let topics = json!(topics).to_string();
+                    asked.and(&format!("{topic} in (select value from json_each(?))"), topics);
+                }
+            }
+        }
+        if let Some(id) = &query.id {
+            asked.and("e.id = ?", StoredId(id));
+        }
+        if let Some(key) = &query.key {
+            asked.and("e.key = ?", key);
+        }
+        if let Some(event_type) = &query.event_type {
+            asked.and("coalesce(e.type, (select name from topic where id = e.topic)) = ?", event_type);
+        }
+        if let Some(id) = &query.correlation_id {
+            asked.and("(e.correlation = ? or (e.correlation is null and e.id = ?))", StoredId(id));
+        }
+        for (time, comparison) in [(query.since, ">="), (query.before, "<")] {
+            if let Some((seconds, nanosecond)) = time.map(seconds) {
+                asked.and(&format!("(e.time, e.nanosecond) {comparison} ({seconds}, ?)"), nanosecond);
+            }
+        }
+        if let Some(offset) = query.offset {
+            asked.and("e.offset = ?", place(offset));
+        }
+        if let Some(after) = query.after {
+            asked.and(if query.newest_first { "e.offset < ?" } else { "e.offset > ?" }, place(after));
+        }
+        let order = if query.newest_first { "desc" } else { "asc" };
+        let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
+        asked.sql.push_str(&format!(" order by e.offset {order} limit {limit}"));
+        Ok(asked)
+    }
+
     /// Adds a condition on `parameter`, which stands at each question mark.
     fn and<P: ToSql + Clone + 'a>(&mut self, condition: &str, parameter: P) {
         self.sql.push_str(" and ");
@@ -28,50 +72,31 @@ impl<'a> Asked<'a> {
     }
 }
 
+/// What is not what was published is left out, and what comes behind it takes its place: fewer than were asked for are
+/// all there are.
 fn query(reader: &mut Reader, query: &AuditQuery) -> rusqlite::Result<Vec<Recorded>> {
-    let mut asked =
-        Asked { sql: format!("select {COLUMNS} from event e where true"), parameters: Vec::new() };
-    if let Some(pattern) = query.pattern.as_ref().filter(|pattern| pattern.as_str() != ">") {
-        match reader.topics(pattern)?[..] {
-            [topic] => asked.and("e.topic = ?", topic),
-            ref topics => {
-                asked.and("e.topic in (select value from json_each(?))", json!(topics).to_string());
-            }
+    let (mut rest, mut found) = (query.clone(), Vec::new());
+    loop {
+        rest.limit = query.limit - found.len();
+        let read = select(reader, &rest)?;
+        let is_all = read.len() < rest.limit;
+        rest.after = read.last().map(|event| offset_of(event.offset));
+        let intact = read.into_iter().filter(|event| event.intact || tell_damaged(event.offset));
+        found.extend(
+            intact.map(|event| Recorded { offset: offset_of(event.offset), envelope: event.envelope }),
+        );
+        if is_all || found.len() == query.limit {
+            return Ok(found);
         }
     }
-    if let Some(id) = &query.id {
-        asked.and("e.id = ?", StoredId(id));
-    }
-    if let Some(key) = &query.key {
-        asked.and("e.key = ?", key);
-    }
-    if let Some(event_type) = &query.event_type {
-        asked.and("coalesce(e.type, (select name from topic where id = e.topic)) = ?", event_type);
-    }
-    if let Some(id) = &query.correlation_id {
-        asked.and("(e.correlation = ? or (e.correlation is null and e.id = ?))", StoredId(id));
-    }
-    for (time, comparison) in [(query.since, ">="), (query.before, "<")] {
-        if let Some((seconds, nanosecond)) = time.map(seconds) {
-            asked.and(&format!("(e.time, e.nanosecond) {comparison} ({seconds}, ?)"), nanosecond);
-        }
-    }
-    if let Some(offset) = query.offset {
-        asked.and("e.offset = ?", place(offset));
-    }
-    if let Some(after) = query.after {
-        asked.and(if query.newest_first { "e.offset < ?" } else { "e.offset > ?" }, place(after));
-    }
-    let order = if query.newest_first { "desc" } else { "asc" };
-    let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
-    asked.sql.push_str(&format!(" order by e.offset {order} limit {limit}"));
-    let parameters: Vec<&dyn ToSql> = asked.parameters.iter().map(|parameter| &**parameter).collect();
-    let found = reader.select(&asked.sql, &parameters[..], |_| Ok(()))?;
-    Ok(found
-        .into_iter()
-        .filter(|(event, ())| event.intact || tell_damaged(event.offset))
-        .map(|(event, ())| Recorded { offset: offset_of(event.offset), envelope: event.envelope })
-        .collect())
+}
+
+/// The events that `query` describes, whatever has become of them.
+fn select(reader: &mut Reader, query: &AuditQuery) -> rusqlite::Result<Vec<Stored>> {
+    let Asked { sql, parameters } = Asked::of(reader, query)?;
+    let parameters: Vec<&dyn ToSql> = parameters.iter().map(|parameter| &**parameter).collect();
+    let found = reader.select(&sql, &parameters[..], |_| Ok(()))?;
+    Ok(found.into_iter().map(|(event, ())| event).collect())
 }
 
 /// What is not what was published is not shown as if it were.
@@ -100,5 +125,42 @@ impl AuditLog for Store {
             let head = readers.read(|reader| reader.head()).await?;
             Ok((head > 0).then(|| offset_of(head)))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SqliteBroker;
+    use eventbus_core::broker::Broker;
+    use eventbus_core::{Envelope, Pattern, Topic};
+
+    #[tokio::test]
+    async fn what_is_behind_a_place_is_read_from_there_and_not_sorted_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = SqliteBroker::open(folder.path().join("log.db")).await.unwrap();
+        for topic in ["order.placed", "order.paid", "user.created"] {
+            let event = Envelope::from_bytes(Topic::new(topic).unwrap(), "application/json", "{}".into());
+            broker.publish(Arc::new(event)).await.unwrap();
+        }
+        let plan = async |pattern: &str, newest_first| {
+            let mut query = AuditQuery::default();
+            (query.pattern, query.after) = (Some(Pattern::new(pattern).unwrap()), Some(offset_of(1)));
+            query.newest_first = newest_first;
+            let explain = move |reader: &mut Reader| {
+                let Asked { sql, parameters } = Asked::of(reader, &query)?;
+                let mut plan = reader.connection.prepare(&format!("explain query plan {sql}"))?;
+                let parameters: Vec<&dyn ToSql> = parameters.iter().map(|parameter| &**parameter).collect();
+                let lines = plan.query_map(&parameters[..], |row| row.get::<_, String>("detail"))?;
+                lines.collect::<rusqlite::Result<Vec<_>>>()
+            };
+            broker.store().readers.read(explain).await.unwrap().join("\n")
+        };
+        for pattern in ["order.>", "order.paid", "*.*", ">"] {
+            for newest_first in [false, true] {
+                let plan = plan(pattern, newest_first).await;
+                assert!(!plan.contains("TEMP B-TREE"), "{pattern}, newest first {newest_first}: {plan}");
+            }
+        }
     }
 }

@@ -162,6 +162,30 @@ async fn a_damaged_event_becomes_a_dead_letter_and_those_around_it_are_handled()
     assert_eq!(damaged, [2, 3, 4].map(|offset| (offset, FailureKind::Damaged)));
 }
 
+#[tokio::test]
+async fn a_list_of_the_audit_log_goes_on_behind_a_damaged_event() {
+    let log = Log::new();
+    let bus = log.bus().await;
+    publish_pings(&bus, 1..10).await;
+    bus.shutdown().await.unwrap();
+    let damage = "update event set payload = cast('{\"number\":9}' as blob) where offset in (2, 3, 7)";
+    Connection::open(log.path()).unwrap().execute_batch(damage).unwrap();
+    let broker = log.broker().await;
+    let log = broker.audit_log().unwrap();
+    let places = async |newest_first, limit| {
+        let mut query = AuditQuery::default();
+        (query.newest_first, query.limit) = (newest_first, limit);
+        let found = log.query(query).await.unwrap();
+        found.iter().map(|event| event.offset.get()).collect::<Vec<_>>()
+    };
+    // Fewer than were asked for would be all there are.
+    assert_eq!(places(false, 2).await, [1, 4]);
+    assert_eq!(places(false, 5).await, [1, 4, 5, 6, 8]);
+    assert_eq!(places(true, 3).await, [9, 8, 6]);
+    assert_eq!(places(false, 7).await, [1, 4, 5, 6, 8, 9]);
+    assert_eq!(places(false, 0).await, [] as [u128; 0]);
+}
+
 /// A handler that takes one event at a time, or some.
 #[subscribe("ping.sent", group = "single", retries = 2)]
 async fn single(ping: Ping, seen: State<Seen<u64>>) {

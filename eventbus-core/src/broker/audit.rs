@@ -81,7 +81,7 @@ pub struct AuditQuery {
     pub after: Option<Offset>,
     /// The latest first. Default: the earliest first.
     pub newest_first: bool,
-    /// At most so many. Default: 1,000.
+    /// At most so many; where there are fewer, they are all there are. Default: 1,000.
     pub limit: usize,
 }
 
