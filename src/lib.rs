@@ -17,7 +17,8 @@ pub use eventbus_core::{bytes, jiff};
 pub mod bus {
     #[doc(inline)]
     pub use eventbus_core::{
-        BusBuilder, On, Rebuilding, ReplayProgress, ReplayReport, Replaying, SubscriptionHandle,
+        BusBuilder, Health, On, Rebuilding, ReplayProgress, ReplayReport, Replaying, SubscriptionHandle,
+        SubscriptionHealth, SubscriptionState,
     };
 }
 

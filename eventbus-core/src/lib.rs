@@ -75,7 +75,10 @@ mod worker;
 
 pub use backoff::Backoff;
 pub use broker::{Broker, Start};
-pub use bus::{Bus, BusBuilder, On, Rebuilding, ReplayProgress, ReplayReport, Replaying, SubscriptionHandle};
+pub use bus::{
+    Bus, BusBuilder, Health, On, Rebuilding, ReplayProgress, ReplayReport, Replaying, SubscriptionHandle,
+    SubscriptionHealth, SubscriptionState,
+};
 pub use codec::{Codec, Json};
 pub use delivery::Delivery;
 pub use envelope::Envelope;

@@ -14,6 +14,8 @@ mod run;
 mod source;
 #[path = "../../eventbus-core/src/worker/table.rs"]
 mod table;
+#[path = "../../eventbus-core/src/worker/vitals.rs"]
+mod vitals;
 
 pub(crate) use lanes::Lanes;
 pub(crate) use watchdog::Watchdog;

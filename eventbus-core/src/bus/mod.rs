@@ -4,6 +4,7 @@ mod address;
 mod builder;
 mod causes;
 mod dropped;
+mod health;
 mod home;
 mod on;
 mod pace;
@@ -15,6 +16,7 @@ mod signal;
 mod stage;
 
 pub use builder::BusBuilder;
+pub use health::{Health, SubscriptionHealth, SubscriptionState};
 pub use on::{On, SubscriptionHandle};
 pub use rebuild::Rebuilding;
 pub use replay::{ReplayProgress, ReplayReport, Replaying};

@@ -12,6 +12,7 @@ use super::pulse::Pulse;
 use super::source::{Answer, Next, Reader, Source};
 use super::table::LaneTable;
 use super::threads::Threads;
+use super::vitals::Vitals;
 use super::watchdog::{Look, Minded, Watchdog};
 use crate::broker::{Acker, DeadLetter, Deliveries, Parked, Received};
 use crate::delivery::{Delivery, Scope};
@@ -65,6 +66,21 @@ pub(crate) struct Tally {
     pub(crate) given_up: u64,
     /// Handled, and the broker did not take the answer; or not held any more.
     pub(crate) unsettled: u64,
+}
+
+/// How a subscription is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Life {
+    /// How many deliveries are at hand, ready or handled.
+    pub(crate) at_hand: usize,
+    /// How many wait behind others of their key, or for their next attempt.
+    pub(crate) held_back: usize,
+    /// How many of those wait for their next attempt.
+    pub(crate) parked: usize,
+    /// How long ago an attempt has ended; nothing, where none has.
+    pub(crate) last_ended: Option<Duration>,
+    /// How long something has been at hand without that an attempt has ended.
+    pub(crate) stuck: Duration,
 }
 
 /// A delivery that is not settled yet.
@@ -166,6 +182,9 @@ struct State {
     /// none has it in hand while it sleeps.
     gathered: Vec<Open>,
     tally: Tally,
+    /// How many attempts have ended and are to be made again.
+    parked: u64,
+    vitals: Vitals,
     stopped: bool,
     /// Something was given back when they were stopped, so they do not finish any more.
     cut_short: bool,
@@ -181,6 +200,12 @@ impl State {
     /// Whether there is nothing left, and nothing more to come.
     fn is_finished(&self) -> bool {
         self.source.is_ended() && self.table.held() == 0 && !self.cut_short
+    }
+
+    /// Notes how far it has got, now.
+    fn look(&mut self, now: Instant) {
+        let Tally { acked, given_up, unsettled, .. } = self.tally;
+        self.vitals.look(now, acked + given_up + unsettled + self.parked, self.table.active());
     }
 
     /// Whether nothing is being handled, and nobody asks the broker.
@@ -216,6 +241,8 @@ impl Lanes {
             tasks: Vec::new(),
             gathered: Vec::new(),
             tally: Tally::default(),
+            parked: 0,
+            vitals: Vitals::default(),
             stopped: false,
             cut_short: false,
             given_back: 0,
@@ -345,6 +372,20 @@ impl Lanes {
     /// What became of the deliveries so far.
     pub(crate) fn tally(&self) -> Tally {
         self.state.lock().tally
+    }
+
+    /// How they are.
+    pub(crate) fn life(&self) -> Life {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        state.look(now);
+        Life {
+            at_hand: state.table.active(),
+            held_back: state.table.held_back(),
+            parked: state.table.parked(),
+            last_ended: state.vitals.last_ended(now),
+            stuck: state.vitals.stuck(now),
+        }
     }
 
     /// Resolves once nothing is being handled, and the broker is not being asked.
@@ -574,6 +615,7 @@ impl Minded for Lanes {
     /// Puts another worker in the place of one that was called and is late, or calls one if those at work take long.
     fn look(self: Arc<Self>) -> Look {
         let mut turn = self.turn();
+        turn.look(Instant::now());
         let seen = turn.crew.look_at_polls();
         self.threads.saw(seen.pace);
         // With one thread, whoever is late would be so in any place.
@@ -706,6 +748,7 @@ impl Turn<'_> {
             self.chores.push(Chore::GiveBack(open));
         } else {
             open.due = Some(after(delay));
+            self.parked += 1;
             let key = open.key().cloned();
             let parked = self.table.park(key.as_ref(), open.order, open);
             self.chores.extend(parked.map(|parked| Chore::Unpark(parked, delay)));
@@ -782,6 +825,7 @@ impl Turn<'_> {
         if self.stopped {
             return Poll::Ready(());
         }
+        self.look(Instant::now());
         if self.ask_again {
             // The budget of this poll may be what the broker lacks.
             drop(self);

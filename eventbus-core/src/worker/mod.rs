@@ -9,9 +9,10 @@ mod settle;
 mod source;
 mod table;
 mod threads;
+mod vitals;
 mod watchdog;
 
-pub(crate) use lanes::{Lanes, Tally, layered};
+pub(crate) use lanes::{Lanes, Life, Tally, layered};
 pub(crate) use watchdog::Watchdog;
 
 use self::crew::Place;

@@ -201,6 +201,11 @@ impl<T> LaneTable<T> {
         self.waiting + self.parked.len()
     }
 
+    /// How many wait for their next attempt.
+    pub(super) fn parked(&self) -> usize {
+        self.parked.len()
+    }
+
     /// How many are not settled.
     pub(super) fn held(&self) -> usize {
         self.active() + self.held_back()

@@ -27,7 +27,11 @@ async fn an_order_is_saved_and_every_consumer_does_its_part() {
     assert!(stock.as_array().unwrap().contains(&json!({ "sku": "pen", "left": 99_998 })), "{stock}");
     assert_eq!(shop.count("select count(*) from sent_mail where recipient = 'ada@example.com'").await, 1);
     assert_eq!(shop.get("/dead-letters").await, (200, json!([])));
-    assert_eq!(shop.get("/health").await, (200, json!({ "status": "ok" })));
+    let (status, health) = shop.get("/health").await;
+    assert_eq!((status, &health["connection"]["state"]), (200, &json!("up")));
+    let states: Vec<_> =
+        health["subscriptions"].as_array().unwrap().iter().map(|one| &one["state"]).collect();
+    assert!(!states.is_empty() && states.iter().all(|state| *state == "idle"), "{health}");
     shop.close().await;
 }
 

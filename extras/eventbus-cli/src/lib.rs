@@ -38,6 +38,7 @@
 //! | `publish` | publishes JSON or bytes, one event or one for each line |
 //! | `tail` | follows what is published |
 //! | `log` | asks the audit log; `log show` one event, `log causes` the tree of what caused what |
+//! | `status` | whether the broker answers, and whether each group gets on |
 //! | `dead-letters` | `list`, `show`, `edit`, `republish`, `purge` |
 //! | `groups` | `list`, `seek`, `move` and `drop` the cursors of groups |
 //! | `completions` | a script that completes all this in a shell |
@@ -101,7 +102,7 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done; also where a list is empty, and where the reader of the output has closed it |
-//! | 1 | failed, or `check` found mistakes; standard error says why |
+//! | 1 | failed, `check` found mistakes, or `status` a group that is stalled; standard error says why |
 //! | 2 | wrong usage; also where `replay`, `dead-letters purge`, `republish` (unless it names one) or `groups seek`, `move` and `drop` would have to ask and nobody can answer, since it is no terminal: `--yes` does it then |
 //! | 3 | the event, dead letter or group that was named is not there |
 //! | 130, 143 | ended by Ctrl-C, by SIGTERM; `run` and `replay --until live` end so with 0 |

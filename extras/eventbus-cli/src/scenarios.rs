@@ -411,7 +411,8 @@ async fn a_dead_letter_is_not_mended_with_what_is_no_json() {
     business("broken").await;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "{").unwrap();
-    let id = &shop("broken", "dead-letters list --json").await.lines()[0]["id"];
+    let listed = shop("broken", "dead-letters list --json").await.lines();
+    let id = listed[0]["id"].as_str().unwrap();
     let edited = shop("broken", &format!("dead-letters edit {id} --payload {}", file.path().display())).await;
     assert!(edited.code == 1 && edited.error.contains("no JSON"), "{edited:?}");
     assert_eq!(shop("broken", "dead-letters list --json").await.lines().len(), 1);

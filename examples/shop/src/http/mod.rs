@@ -18,9 +18,9 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use eventbus::Bus;
 use eventbus::broker::{DeadLetterId, DeadLetterQuery};
+use eventbus::bus::Health;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 /// What the handlers of requests work with.
 #[derive(Clone)]
@@ -136,11 +136,10 @@ async fn dead_letters(
     Ok(Json(letters.collect()))
 }
 
-/// Whether the database and the log answer.
-async fn health(State(app): State<App>) -> Result<Json<serde_json::Value>, ApiError> {
+/// Whether the database answers, and every subscription gets on.
+async fn health(State(app): State<App>) -> Result<(StatusCode, Json<Health>), ApiError> {
     app.database.read(|connection| connection.query_row("select 1", [], |_| Ok(()))).await?;
-    let mut one = DeadLetterQuery::default();
-    one.limit = 1;
-    app.bus.dead_letters()?.find(one).await.map_err(eventbus::Error::from)?;
-    Ok(Json(json!({ "status": "ok" })))
+    let health = app.bus.health().await;
+    let status = if health.is_healthy() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Ok((status, Json(health)))
 }

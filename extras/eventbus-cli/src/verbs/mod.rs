@@ -7,6 +7,7 @@ mod log;
 mod publish;
 mod replay;
 mod run;
+mod status;
 mod subscriptions;
 mod tail;
 mod topics;
@@ -52,6 +53,8 @@ pub(crate) enum BrokerVerb {
     Tail(tail::Tail),
     /// Ask what was published
     Log(Box<log::Log>),
+    /// Show whether the broker answers, and whether each group gets on
+    Status,
     /// List, show, mend, re-publish and purge what subscriptions gave up on
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
@@ -93,6 +96,7 @@ impl BrokerVerb {
             Self::Publish(publish) => publish.execute(session).await,
             Self::Tail(tail) => tail.execute(session).await,
             Self::Log(log) => log.execute(session).await,
+            Self::Status => status::execute(session).await,
             Self::DeadLetters(dead_letters) => dead_letters.execute(session).await,
             Self::Groups(groups) => groups.execute(session).await,
         }

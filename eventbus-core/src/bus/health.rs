@@ -1,0 +1,306 @@
+//! The health of a bus: whether each subscription gets on, not only whether there is a connection.
+
+use super::Bus;
+use crate::broker::{Connection, GroupState, Standing};
+use crate::foreign;
+use crate::log;
+use crate::printable::printable;
+use crate::subscription::Subscription;
+use crate::worker::{Lanes, Life};
+use jiff::{SignedDuration, Timestamp};
+use serde::{Serialize, Serializer};
+use std::fmt;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long a broker may take to say what its groups have yet to settle.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How much longer than its time limit an attempt may take, and how long a backlog may wait for its first attempt, before
+/// a subscription counts as stalled.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How a bus is at one moment; from [`Bus::health`].
+///
+/// It can be written as JSON: `serde_json::to_value(&health)`, or axum's `Json(health)`.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Health {
+    /// The name of the broker.
+    pub broker: String,
+    /// Whether the broker can be reached.
+    #[serde(serialize_with = "connection")]
+    pub connection: Connection,
+    /// Whether the bus was shut down.
+    pub closed: bool,
+    /// Each subscription, in the order of [`Bus::subscriptions`].
+    pub subscriptions: Vec<SubscriptionHealth>,
+}
+
+/// How one subscription is.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct SubscriptionHealth {
+    /// Its group.
+    pub group: String,
+    /// The topics that it listens on.
+    pub pattern: String,
+    /// Whether it gets on.
+    pub state: SubscriptionState,
+    /// How many events it has yet to settle, where the broker can tell; the others know what they have handed out.
+    pub backlog: u64,
+    /// How many of them wait for their next attempt.
+    pub parked: u64,
+    /// How long ago the oldest of them was stored, where the broker can tell. In JSON in seconds.
+    #[serde(serialize_with = "seconds", rename = "oldest_seconds")]
+    pub oldest: Option<Duration>,
+    /// When an attempt has last ended, with success or without; none yet in this process.
+    #[serde(serialize_with = "text")]
+    pub last_handled: Option<Timestamp>,
+}
+
+/// Whether a subscription gets on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum SubscriptionState {
+    /// The bus was not started, or was shut down.
+    Stopped,
+    /// The broker cannot be reached.
+    Connecting,
+    /// Another process handles the group.
+    StandingBy,
+    /// It has something to do, and does it.
+    Progressing,
+    /// It has nothing to do; retries may wait until they are due.
+    Idle,
+    /// It has something to do, and does not get on: a handler hangs beyond its time limit, or what is stored does not
+    /// arrive.
+    Stalled,
+}
+
+impl fmt::Display for SubscriptionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stopped => "stopped",
+            Self::Connecting => "connecting",
+            Self::StandingBy => "standing-by",
+            Self::Progressing => "progressing",
+            Self::Idle => "idle",
+            Self::Stalled => "stalled",
+        })
+    }
+}
+
+impl Health {
+    /// Whether the bus was not shut down, its broker can be reached, and every subscription gets on, has nothing to do, or stands by.
+    ///
+    /// A bus that has no subscriptions, since it only publishes, is healthy while its broker can be reached.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        use SubscriptionState::{Idle, Progressing, StandingBy};
+        let well = |one: &SubscriptionHealth| matches!(one.state, Progressing | Idle | StandingBy);
+        !self.closed && self.connection == Connection::Up && self.subscriptions.iter().all(well)
+    }
+}
+
+impl Bus {
+    /// How this bus is now: whether its broker can be reached, and whether each subscription gets on.
+    ///
+    /// For the health check of a service. A connection alone says little: a subscription may hang while it stands.
+    ///
+    /// ```
+    /// # async fn healthz(bus: eventbus::Bus) -> (u16, String) {
+    /// let health = bus.health().await;
+    /// let status = if health.is_healthy() { 200 } else { 503 };
+    /// # let answer =
+    /// (status, serde_json::to_string(&health).unwrap_or_default())
+    /// # ; answer
+    /// # }
+    /// ```
+    ///
+    /// It answers within two seconds, also where the broker does not; then what has to be asked of the broker is not in it.
+    ///
+    /// # Cancel safety
+    /// Dropped, nothing has changed.
+    pub async fn health(&self) -> Health {
+        let broker = &self.shared.broker;
+        let connection = foreign::call("a broker", || broker.connection()).unwrap_or(Connection::Up);
+        let groups = if connection == Connection::Up { self.known_groups().await } else { Vec::new() };
+        let (lanes, running, closed) = {
+            let stage = self.shared.stage.lock();
+            (stage.lanes.clone(), stage.running, stage.closed)
+        };
+        let health = |lanes: &std::sync::Arc<Lanes>| {
+            let subscription = lanes.subscription();
+            let known = groups
+                .iter()
+                .find(|one| one.group == subscription.group && one.pattern == subscription.pattern);
+            let seen = Seen {
+                running: running && !closed,
+                connected: connection == Connection::Up,
+                standing: self.standing(lanes),
+                limit: lanes.policy().timeout,
+                life: lanes.life(),
+            };
+            seen.health(subscription, known, Timestamp::now())
+        };
+        let subscriptions = lanes.iter().map(health).collect();
+        Health { broker: broker.name().to_owned(), connection, closed, subscriptions }
+    }
+
+    /// What the broker knows of groups, where it knows any and answers in time.
+    async fn known_groups(&self) -> Vec<GroupState> {
+        let Some(groups) = self.shared.broker.groups() else { return Vec::new() };
+        let asked = foreign::run("a broker", || groups.list());
+        let problem = match timeout(PATIENCE, asked).await {
+            Ok(Ok(Ok(known))) => return known,
+            Ok(Ok(Err(error))) => error.to_string(),
+            Ok(Err(panicked)) => panicked.to_string(),
+            Err(_) => format!("it took longer than {PATIENCE:?}"),
+        };
+        log::warn!(
+            target: "eventbus", error = %printable(problem),
+            "the broker did not say what its groups have yet to settle, so the health of the bus lacks it"
+        );
+        Vec::new()
+    }
+
+    fn standing(&self, lanes: &Lanes) -> Standing {
+        let request = lanes.subscription().request(lanes.policy());
+        let asked = request
+            .ok()
+            .and_then(|request| foreign::call("a broker", || self.shared.broker.standing(&request)).ok());
+        asked.unwrap_or(Standing::Active)
+    }
+}
+
+/// What is seen of one subscription.
+struct Seen {
+    running: bool,
+    connected: bool,
+    standing: Standing,
+    /// How long one attempt may take.
+    limit: Duration,
+    life: Life,
+}
+
+impl Seen {
+    fn health(
+        &self,
+        subscription: &Subscription,
+        known: Option<&GroupState>,
+        now: Timestamp,
+    ) -> SubscriptionHealth {
+        let life = &self.life;
+        let held = (life.at_hand + life.held_back) as u64;
+        let age = |at: Timestamp| Duration::try_from(now.duration_since(at)).unwrap_or_default();
+        let backlog = known.map_or(held, |known| known.backlog.max(held));
+        let parked = known.map_or(0, |known| known.parked).max(life.parked as u64);
+        let oldest = known.and_then(|known| known.oldest).map(age);
+        let handled_ago = life.last_ended.and_then(|ago| SignedDuration::try_from(ago).ok());
+        SubscriptionHealth {
+            group: subscription.group.to_string(),
+            pattern: subscription.pattern.to_string(),
+            state: self.state(backlog, parked, oldest),
+            backlog,
+            parked,
+            oldest,
+            last_handled: handled_ago.and_then(|ago| now.checked_sub(ago).ok()),
+        }
+    }
+
+    fn state(&self, backlog: u64, parked: u64, oldest: Option<Duration>) -> SubscriptionState {
+        let Self { life, limit, .. } = self;
+        if !self.running {
+            return SubscriptionState::Stopped;
+        }
+        if !self.connected {
+            return SubscriptionState::Connecting;
+        }
+        if self.standing == Standing::StandingBy {
+            return SubscriptionState::StandingBy;
+        }
+        if life.at_hand > 0 {
+            let hangs = life.stuck > limit.saturating_add(GRACE);
+            return if hangs { SubscriptionState::Stalled } else { SubscriptionState::Progressing };
+        }
+        if backlog <= parked {
+            return SubscriptionState::Idle;
+        }
+        // There is something at the broker, and nothing here.
+        let waits = [oldest, life.last_ended].into_iter().flatten().min().unwrap_or_default();
+        if waits > GRACE { SubscriptionState::Stalled } else { SubscriptionState::Progressing }
+    }
+}
+
+fn connection<S: Serializer>(connection: &Connection, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    #[serde(tag = "state", rename_all = "kebab-case")]
+    enum Written<'a> {
+        Up,
+        Lost { since: String, error: &'a str },
+    }
+    let written = match connection {
+        Connection::Up => Written::Up,
+        Connection::Lost { since, error } => Written::Lost { since: since.to_string(), error },
+    };
+    written.serialize(serializer)
+}
+
+fn seconds<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    duration.map(|duration| duration.as_secs_f64()).serialize(serializer)
+}
+
+fn text<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| time.to_string()).serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn seen(at_hand: usize, held_back: usize, parked: usize) -> Seen {
+        let life = Life { at_hand, held_back, parked, last_ended: None, stuck: Duration::ZERO };
+        Seen { running: true, connected: true, standing: Standing::Active, limit: 60 * SECOND, life }
+    }
+
+    #[test]
+    fn a_subscription_gets_on_while_attempts_end_within_their_limit() {
+        let mut seen = seen(1, 0, 0);
+        seen.life.stuck = 65 * SECOND;
+        assert_eq!(seen.state(1, 0, None), SubscriptionState::Progressing);
+        seen.life.stuck = 71 * SECOND;
+        assert_eq!(seen.state(1, 0, None), SubscriptionState::Stalled);
+        seen.limit = Duration::MAX;
+        assert_eq!(seen.state(1, 0, None), SubscriptionState::Progressing);
+    }
+
+    #[test]
+    fn retries_that_wait_are_no_work_and_what_does_not_arrive_is_a_stall() {
+        assert_eq!(seen(0, 3, 3).state(3, 3, Some(900 * SECOND)), SubscriptionState::Idle);
+        assert_eq!(seen(0, 0, 0).state(0, 0, None), SubscriptionState::Idle);
+        let mut stuck = seen(0, 0, 0);
+        assert_eq!(stuck.state(1, 0, Some(SECOND)), SubscriptionState::Progressing, "it is about to come");
+        assert_eq!(stuck.state(1, 0, Some(11 * SECOND)), SubscriptionState::Stalled);
+        stuck.life.last_ended = Some(SECOND);
+        assert_eq!(
+            stuck.state(1, 0, Some(11 * SECOND)),
+            SubscriptionState::Progressing,
+            "it works its way through"
+        );
+    }
+
+    #[test]
+    fn what_keeps_a_subscription_from_work_is_told_first() {
+        let mut seen = seen(1, 0, 0);
+        seen.life.stuck = 100 * SECOND;
+        seen.standing = Standing::StandingBy;
+        assert_eq!(seen.state(1, 0, None), SubscriptionState::StandingBy);
+        seen.connected = false;
+        assert_eq!(seen.state(1, 0, None), SubscriptionState::Connecting);
+        seen.running = false;
+        assert_eq!(seen.state(1, 0, None), SubscriptionState::Stopped);
+    }
+}
