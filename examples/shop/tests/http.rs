@@ -113,7 +113,7 @@ async fn what_is_out_of_stock_is_a_dead_letter_of_the_inventory_alone() {
     assert_eq!(letters[0]["group"], "shop.reserve");
     assert_eq!(letters[0]["reason"], "the order cannot be reserved: umbrella: 1 ordered, 0 in stock");
     assert_eq!(letters[0]["attempts"], 1);
-    let after = format!("/dead-letters?after={}", letters[0]["id"]);
+    let after = format!("/dead-letters?after={}", letters[0]["id"].as_str().unwrap());
     assert_eq!(shop.get(&after).await, (200, json!([])));
     let pens_left = "select left from stock where sku = 'pen'";
     assert_eq!(shop.count(pens_left).await, 100_000, "all items of an order are reserved, or none");
