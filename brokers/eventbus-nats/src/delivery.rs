@@ -99,10 +99,11 @@ impl NatsSettler {
     fn settle(&self, receipt: &Receipt) -> Result<(), BrokerError> {
         let Self(subscription) = self;
         let sequence = sequence(receipt);
+        // Where several processes handle the group at once, an ack takes nothing from another one.
+        let is_ours = subscription.competing || subscription.is_sure(receipt.token);
         let settled = {
             let mut state = subscription.state.lock();
-            // Where several processes handle the group at once, an ack takes nothing from another one.
-            let is_ours = subscription.competing || receipt.token == state.intake.epoch();
+            let is_ours = is_ours && (subscription.competing || receipt.token == state.intake.epoch());
             if is_ours { state.intake.settle(sequence) } else { None }
         };
         let Some(Settled { reply, noted }) = settled else { return Err(lost(subscription)) };

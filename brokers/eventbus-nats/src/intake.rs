@@ -66,7 +66,7 @@ pub(crate) struct Intake {
     acked: VecDeque<Acked>,
     /// The number of the first of them.
     first_ack: u64,
-    /// Nothing is handed out: what another process had open is not all here.
+    /// Nothing is handed out: something that is older is not here yet.
     waits: bool,
     /// How many came whose note is looked for.
     looked_up: usize,
@@ -147,6 +147,11 @@ impl Intake {
     /// Whether there is something to hand out.
     pub(crate) fn has_some(&self) -> bool {
         !self.waits && !self.at_hand.is_empty()
+    }
+
+    /// Nothing more is handed out until everything is here that is open.
+    pub(crate) fn wait_for_all(&mut self) {
+        self.waits = true;
     }
 
     /// It has everything that was open elsewhere.
@@ -348,6 +353,23 @@ mod tests {
         assert!(intake.found(1, waiting(7), false) && intake.has_all(2));
         intake.go_on();
         assert_eq!(taken(&mut intake, 9), [7, 9]);
+    }
+
+    #[test]
+    fn what_was_lost_on_its_way_is_waited_for_and_what_is_handed_out_stays_so() {
+        let mut intake = Intake::default();
+        arrive(&mut intake, 1, false);
+        assert_eq!(taken(&mut intake, 9), [1]);
+        intake.wait_for_all();
+        arrive(&mut intake, 4, false);
+        assert!(taken(&mut intake, 9).is_empty() && !intake.has_all(4) && intake.epoch() == 0);
+        for sequence in [3, 2] {
+            arrive(&mut intake, sequence, true);
+            assert!(intake.found(0, waiting(sequence), false));
+        }
+        assert!(intake.has_all(4) && intake.settle(1).is_some());
+        intake.go_on();
+        assert_eq!(taken(&mut intake, 9), [2, 3, 4]);
     }
 
     #[test]

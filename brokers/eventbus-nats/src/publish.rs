@@ -199,7 +199,9 @@ impl Outlet {
                     let size = written.header_size;
                     return Err(Unsent::TooLarge { part: "headers", size, limit: MAX_HEADERS });
                 }
-                if size + written.header_size > limit + MAX_HEADERS.min(limit / 4) || size > limit {
+                // The server counts both together.
+                if size + written.header_size > limit {
+                    let limit = limit.saturating_sub(written.header_size);
                     return Err(Unsent::TooLarge { part: "payload", size, limit });
                 }
                 let subject = self.link.settings.subject(envelope.topic().as_str());

@@ -21,6 +21,7 @@ use eventbus_core::printable::printable;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use serde::de::IgnoredAny;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -93,7 +94,7 @@ pub(crate) async fn open(
         inbox,
         pulls: Pulls::default(),
         pin: None,
-        last_keep: None,
+        keeps: VecDeque::new(),
         takeover: None,
         lookups: FuturesUnordered::new(),
         queued: Vec::new(),
@@ -103,6 +104,7 @@ pub(crate) async fn open(
         ticks: 0,
         some_reply: None,
         latest: 0,
+        delivery: 0,
         broken: false,
         subscription: Arc::clone(&subscription),
     };
@@ -138,9 +140,9 @@ struct Task {
     pulls: Pulls,
     /// By this the server knows the process that has the group.
     pin: Option<String>,
-    /// When the server was asked last to keep the group for this process.
-    last_keep: Option<(u64, Instant)>,
-    /// Since when it is waited for what another process had open.
+    /// When the server was asked to keep the group for this process, by number; the latest few.
+    keeps: VecDeque<(u64, Instant)>,
+    /// It is waited for what another process had open, or what was lost on its way.
     takeover: Option<Takeover>,
     lookups: FuturesUnordered<BrokerFuture<Found>>,
     /// Redelivered messages whose notes are looked for later.
@@ -154,6 +156,8 @@ struct Task {
     some_reply: Option<String>,
     /// The place of the latest message that came.
     latest: u64,
+    /// The number of the latest delivery. Whoever has the group gets all of them.
+    delivery: u64,
     /// The consumer is gone.
     broken: bool,
 }
@@ -246,18 +250,21 @@ impl Task {
     }
 
     /// Asks the server to keep the group for this process: it answers at once, and gives no message, since none is as
-    /// small as this asks for.
+    /// small as is asked for.
     async fn keep(&mut self) {
         let Some(request) = self.keeping() else { return };
-        let number = self.last_keep.map_or(0, |(number, _)| number) + 1;
-        self.last_keep = Some((number, Instant::now()));
+        let number = self.keeps.back().map_or(0, |(number, _)| *number) + 1;
+        self.keeps.push_back((number, Instant::now()));
+        if self.keeps.len() > 8 {
+            self.keeps.pop_front();
+        }
         self.request(format!("k{number}"), request).await;
     }
 
     fn keeping(&self) -> Option<String> {
         let pin = self.pin.as_ref()?;
         Some(format!(
-            "{{\"batch\":1,\"max_bytes\":1,\"expires\":500000000,\"group\":\"{PRIORITY_GROUP}\",\"id\":\"{pin}\"}}"
+            "{{\"batch\":1,\"max_bytes\":1,\"no_wait\":true,\"group\":\"{PRIORITY_GROUP}\",\"id\":\"{pin}\"}}"
         ))
     }
 
@@ -314,7 +321,10 @@ impl Task {
             let pin = message.headers.as_ref().and_then(|headers| headers.get_last("Nats-Pin-Id"));
             if let Some(pin) = pin.map(|pin| pin.as_str()).filter(|pin| self.pin.as_deref() != Some(pin)) {
                 self.take_over(pin.to_owned()).await;
+            } else if place.delivery > self.delivery + 1 {
+                self.wait_for_all();
             }
+            self.delivery = place.delivery;
             if let Some(asked) = asked {
                 self.subscription.is_sure_from(asked);
             }
@@ -386,7 +396,7 @@ impl Task {
         let is_keep = number.starts_with('k');
         let number: u64 = number.get(1..).and_then(|number| number.parse().ok()).unwrap_or_default();
         let sent = if is_keep {
-            self.last_keep.filter(|(last, _)| *last == number).map(|(_, sent)| sent)
+            self.keeps.iter().find(|(other, _)| *other == number).map(|(_, sent)| *sent)
         } else if status == StatusCode::IDLE_HEARTBEAT {
             self.pulls.beat(number, now)
         } else {
@@ -396,6 +406,7 @@ impl Task {
         match status {
             StatusCode::PIN_ID_MISMATCH => self.lost_the_group(),
             StatusCode::IDLE_HEARTBEAT | StatusCode::TIMEOUT => self.is_still_ours(sent),
+            StatusCode::NOT_FOUND if is_keep => self.is_still_ours(sent),
             StatusCode::REQUEST_TERMINATED if description.contains("MaxBytes") => self.is_still_ours(sent),
             StatusCode::REQUEST_TERMINATED if !description.contains("Deleted") => {
                 // The server is shut down, or another one leads.
@@ -419,6 +430,13 @@ impl Task {
         // How long ago that was is not known.
         self.keep().await;
         self.subscription.stands_by.store(false, Ordering::Release);
+        self.takeover = Some(Takeover { asked: 0, next: None, open: 0 });
+        self.look();
+    }
+
+    /// Something was lost on its way, as when a connection is cut. It comes again, and what is newer waits for it.
+    fn wait_for_all(&mut self) {
+        self.subscription.state.lock().intake.wait_for_all();
         self.takeover = Some(Takeover { asked: 0, next: None, open: 0 });
         self.look();
     }
@@ -572,6 +590,10 @@ impl Task {
         self.keep().await;
         self.send_acks().await;
         self.beat(Duration::ZERO).await;
+        if self.pin.is_some() {
+            // What was on its way is not waited for until the server has waited for an ack of it.
+            self.wait_for_all();
+        }
     }
 
     /// Sends acks for which there was no room, or which may be lost.

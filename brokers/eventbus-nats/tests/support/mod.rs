@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses some of it")]
 
+pub mod faults;
+
 use eventbus::broker::{Deliveries, Received, SubscribeRequest};
 use eventbus::subscription::Pattern;
 use eventbus::{Envelope, EventId, Start, Topic};
@@ -36,6 +38,19 @@ pub fn setting(name: &str) -> Option<String> {
         .lines()
         .find_map(|line| line.strip_prefix("export ").unwrap_or(line).strip_prefix(name)?.strip_prefix('='));
     line.map(|value| value.trim_matches(['"', '\'']).to_owned())
+}
+
+/// A variable that comes with the server for tests.
+pub fn secure(name: &str) -> String {
+    setting(name).unwrap_or_else(|| {
+        panic!("{name} is not set; run `cargo xtask brokers up nats`, which begins a server with TLS and users as well")
+    })
+}
+
+/// Host and port of the server with TLS.
+pub fn secure_server() -> String {
+    let url = secure("EVENTBUS_TEST_NATS_TLS_URL");
+    url.rsplit('@').next().unwrap().to_owned()
 }
 
 /// A stream of its own, which is removed at the end.
@@ -76,9 +91,11 @@ impl Drop for Place {
         // A runtime of its own, since that of the test may be at its end.
         let removed = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let sign = if server.contains('?') { '&' } else { '?' };
             runtime.block_on(async {
-                let builder =
-                    NatsBroker::builder(&format!("{server}?stream={name}&prefix={name}&connect_timeout=2s"));
+                let builder = NatsBroker::builder(&format!(
+                    "{server}{sign}stream={name}&prefix={name}&connect_timeout=2s"
+                ));
                 let Ok(broker) = builder.unwrap().connect().await else { return };
                 let jetstream = async_nats::jetstream::new(broker.client());
                 for stream in [name.clone(), format!("{name}-DEAD"), format!("KV_{name}-PARKED")] {
