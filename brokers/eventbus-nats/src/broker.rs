@@ -190,6 +190,7 @@ impl Broker for NatsBroker {
         features.start_earliest = true;
         features.multi_process = true;
         features.competing = true;
+        features.deduplicates = true;
         features.attempts = Attempts::Noted;
         features.backlog = Backlog::Exactly;
         features.max_payload = Some(self.shared().link.max_payload());

@@ -140,9 +140,7 @@ impl Settler for NatsSettler {
     fn reject(&self, receipt: Receipt, letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
         let subscription = Arc::clone(&self.0);
         BrokerFuture::new(async move {
-            if !subscription.competing
-                && receipt.token != subscription.epoch.load(std::sync::atomic::Ordering::Acquire)
-            {
+            if !subscription.competing && !subscription.is_sure(receipt.token) {
                 return Err(lost(&subscription));
             }
             let message = dead_letter(&subscription.link, &letter, &subscription.consumer)?;

@@ -195,13 +195,11 @@ impl Outlet {
                         other => Unsent::Unwritable(other.into()),
                     })?;
                 let (size, limit) = (written.payload.len(), self.link.max_payload());
-                if written.header_size > MAX_HEADERS {
-                    let size = written.header_size;
-                    return Err(Unsent::TooLarge { part: "headers", size, limit: MAX_HEADERS });
+                if written.header_size > self.link.max_headers() {
+                    let (size, limit) = (written.header_size, self.link.max_headers());
+                    return Err(Unsent::TooLarge { part: "headers", size, limit });
                 }
-                // The server counts both together.
-                if size + written.header_size > limit {
-                    let limit = limit.saturating_sub(written.header_size);
+                if size > limit {
                     return Err(Unsent::TooLarge { part: "payload", size, limit });
                 }
                 let subject = self.link.settings.subject(envelope.topic().as_str());
@@ -368,9 +366,14 @@ impl Outlet {
 }
 
 impl Link {
-    /// The largest payload that the server takes.
+    /// The largest payload that is taken. The server counts the headers as well, so there is room left for them.
     pub(crate) fn max_payload(&self) -> usize {
-        self.client.max_payload()
+        self.client.max_payload().saturating_sub(self.max_headers())
+    }
+
+    /// The largest that the headers of a message may be together.
+    fn max_headers(&self) -> usize {
+        MAX_HEADERS.min(self.client.max_payload() / 4)
     }
 }
 

@@ -233,7 +233,7 @@ async fn an_event_whose_confirmation_is_lost_is_stored_once() {
     let proxy = Proxy::to(&support::server()).await;
     let place = support::Place::at(proxy.url());
     let broker = place.broker().await;
-    let direct = support::Place { name: place.name.clone(), server: support::server() };
+    let direct = place.by_way_of(support::server());
     let looking = direct.broker().await;
     proxy.mute(true);
     let publishing: Vec<_> = (0..100).map(|number| event("a.b", "k", number)).collect();
@@ -255,7 +255,6 @@ async fn an_event_whose_confirmation_is_lost_is_stored_once() {
     let numbers: Vec<u64> =
         stored.iter().map(|one| serde_json::from_slice(one.envelope.payload().unwrap()).unwrap()).collect();
     assert!(numbers.into_iter().eq(0..100), "each once, in order");
-    std::mem::forget(direct);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -265,7 +264,7 @@ async fn what_was_on_its_way_as_a_connection_was_cut_comes_before_what_is_newer(
     let place = support::Place::at(proxy.url());
     let broker = place.broker().await;
     let mut deliveries = broker.subscribe(request("g", ">")).await.unwrap();
-    let direct = support::Place { name: place.name.clone(), server: support::server() };
+    let direct = place.by_way_of(support::server());
     let other = direct.broker().await;
     other.publish(event("a.b", "k", 0)).await.unwrap();
     ack(receive_all(&mut deliveries, 1).await.remove(0)).await;
@@ -285,7 +284,6 @@ async fn what_was_on_its_way_as_a_connection_was_cut_comes_before_what_is_newer(
     assert!(other.publish_all(batch).await.iter().all(Result::is_ok));
     let received = receive_all(&mut deliveries, 40).await;
     assert!(received.iter().map(number).eq(1..=40), "{:?}", received.iter().map(number).collect::<Vec<_>>());
-    std::mem::forget(direct);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -338,7 +336,7 @@ async fn a_process_that_stood_still_handles_nothing_of_what_another_one_has_by_n
     let place = support::Place::at(proxy.url());
     let stuck = place.broker().await;
     let mut deliveries = stuck.subscribe(request("g", ">")).await.unwrap();
-    let direct = support::Place { name: place.name.clone(), server: support::server() };
+    let direct = place.by_way_of(support::server());
     let other = direct.broker().await;
     let batch = (0..30).map(|number| event("a.b", "k", number)).collect();
     assert!(other.publish_all(batch).await.iter().all(Result::is_ok));
@@ -359,7 +357,6 @@ async fn a_process_that_stood_still_handles_nothing_of_what_another_one_has_by_n
     }
     other.publish(event("a.b", "k", 30)).await.unwrap();
     assert_eq!(number(&receive(&mut standing_by, 1).await[0]), 30);
-    std::mem::forget(direct);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

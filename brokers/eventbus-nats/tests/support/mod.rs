@@ -57,6 +57,7 @@ pub fn secure_server() -> String {
 pub struct Place {
     pub name: String,
     pub server: String,
+    kept: bool,
 }
 
 impl Place {
@@ -65,12 +66,32 @@ impl Place {
     }
 
     pub fn at(server: String) -> Self {
-        Self { name: format!("T{:x}", fastrand::u64(..)), server }
+        Self { name: format!("T{:x}", fastrand::u64(..)), server, kept: false }
+    }
+
+    /// The one of this name on the server for tests, which stays there.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), server: server(), kept: true }
+    }
+
+    pub fn remove(mut self) {
+        self.kept = false;
+    }
+
+    /// The same stream by another way, which does not remove it.
+    pub fn by_way_of(&self, server: String) -> Self {
+        Self { name: self.name.clone(), server, kept: true }
+    }
+
+    /// Its name; the stream stays.
+    pub fn keep(mut self) -> String {
+        self.kept = true;
+        self.name.clone()
     }
 
     /// The address of a broker on it.
     pub fn url(&self) -> String {
-        let Self { name, server } = self;
+        let Self { name, server, .. } = self;
         let sign = if server.contains('?') { '&' } else { '?' };
         format!("{server}{sign}stream={name}&prefix={name}&ack_wait=2s")
     }
@@ -86,8 +107,10 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let Self { name, server } = self;
-        let (name, server) = (name.clone(), server.clone());
+        if self.kept {
+            return;
+        }
+        let (name, server) = (self.name.clone(), self.server.clone());
         // A runtime of its own, since that of the test may be at its end.
         let removed = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
