@@ -80,4 +80,34 @@ impl Features {
             max_payload: None,
         }
     }
+
+    /// Which of the processes that have a group handle it, in words, where several may have it.
+    pub(crate) fn sharing(self, competing: bool) -> Option<&'static str> {
+        if !self.multi_process {
+            return None;
+        }
+        Some(match (self.shared_by_key, self.competing && competing) {
+            (true, _) => "each handles the events of some keys, in their order",
+            (_, true) => "all handle it at once; order by key holds within each",
+            (false, false) => "one at a time handles it, in order by key, and the others stand by",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_handles_a_group_is_told_where_several_may_have_it() {
+        let mut features = Features::none();
+        assert_eq!(features.sharing(true), None);
+        features.multi_process = true;
+        assert!(features.sharing(true).unwrap().contains("stand by"), "this broker knows no other way");
+        features.competing = true;
+        assert!(features.sharing(true).unwrap().contains("at once"));
+        assert!(features.sharing(false).unwrap().contains("stand by"));
+        features.shared_by_key = true;
+        assert!(features.sharing(true).unwrap().contains("some keys"));
+    }
 }

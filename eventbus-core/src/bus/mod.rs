@@ -325,6 +325,12 @@ impl Bus {
         let layered = worker::layered(subscription, || worker.layered(&layers))?;
         let mut source = shared.home.inside(source).await??;
         shared.warn(foreign::call("a broker", || source.warnings()).unwrap_or_default());
+        if let Some(sharing) = shared.broker.features().sharing(policy.competing) {
+            log::info!(
+                target: "eventbus", group = %printable(&subscription.group), pattern = %printable(&subscription.pattern),
+                "of the processes that have this group, {}", printable(sharing)
+            );
+        }
         let watchdog = shared.watchdog.get_or_init(Watchdog::start);
         // Its tasks live where the bus lives, wherever this is called.
         let _entered = shared.home.enter()?;
