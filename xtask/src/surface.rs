@@ -139,7 +139,7 @@ fn between<'a>(text: &'a str, start: &'a str, end: &'a str) -> impl Iterator<Ite
 
 /// The text of a piece of a page, in one line.
 fn plain(html: &str) -> String {
-    let html = html.replace("<div class=\"where\">", " ");
+    let html = unfolded(html).replace("<div class=\"where\">", " ");
     let mut pieces = html.split('<');
     let first = pieces.next().unwrap_or_default();
     let behind_tags = pieces.filter_map(|piece| piece.split_once('>')).map(|(_, text)| text);
@@ -149,6 +149,14 @@ fn plain(html: &str) -> String {
     let text = text.replace("&nbsp;", " ").replace("&amp;", "&").replace('ⓘ', "");
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     text.replace("#[non_exhaustive]", "#[non_exhaustive] ").replace("( ", "(").replace(", )", ")")
+}
+
+/// A piece of a page without the words that fold a long declaration, such as "Show 15 methods".
+fn unfolded(html: &str) -> String {
+    let mut pieces = html.split("<summary");
+    let first = pieces.next().unwrap_or_default();
+    let behind = pieces.map(|piece| piece.split_once("</summary>").map_or(piece, |(_, rest)| rest));
+    [first].into_iter().chain(behind).collect()
 }
 
 /// The lines that only one of the two texts has, each behind `-` or `+`.
@@ -183,6 +191,13 @@ mod tests {
             "struct eventbus::outcome::Reason\n    pub struct Reason<'a> { /* private */ }\n    pub fn new() -> Self where T: X\n    \
              impl Clone for Reason\n"
         );
+    }
+
+    #[test]
+    fn a_declaration_that_is_folded_is_listed_as_one_that_is_not() {
+        let folded = "pub trait Broker {<details><summary class=\"hideme\"><span>Show 15 methods</span></summary> fn \
+                      name(&amp;self); }</details>";
+        assert_eq!(plain(folded), "pub trait Broker { fn name(&self); }");
     }
 
     #[test]
