@@ -6,17 +6,19 @@ use crate::json::{self, Object};
 use crate::output::{GOOD, Output, TOPIC, paint};
 use crate::session::Session;
 use crate::signals::Signals;
-use crate::text::counted;
+use crate::text::{count, counted};
 use bytes::Bytes;
+use eventbus_core::broker::{AuditLog, AuditQuery, Offset, Recorded};
 use eventbus_core::printable::printable;
 use eventbus_core::{Bus, Envelope, EventId, Pattern, PublishError, Topic, census};
 use eventbus_grammar::{distance, is_near};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::value::RawValue;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::IntoFuture;
 use std::io::{self, BufRead, IsTerminal, Read};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use tokio::sync::mpsc::{self, Receiver};
 use tracing::instrument::WithSubscriber;
@@ -106,12 +108,8 @@ impl Publish {
         if self.cloudevents || self.lines {
             let signals = Signals::listen().await?;
             let (again, one) = (self.cloudevents, if self.cloudevents { "event" } else { "line" });
-            publish_all(&bus, &mut session.out, self.read_all(source), one, signals).await?;
-            if again && !session.out.json {
-                session.out.remark(
-                    "an event that the embedded log has already, by source and id, is not stored again",
-                );
-            }
+            let news = if again { News::of(&bus).await } else { News::default() };
+            publish_all(&bus, &mut session.out, self.read_all(source), one, signals, news).await?;
         } else {
             self.publish_one(&bus, &mut session.out, source).await?;
         }
@@ -266,6 +264,86 @@ fn published(id: &EventId, topic: &Topic) -> Object {
     Object::new().text("id", id.to_string()).text("topic", topic)
 }
 
+/// Tells what a log has taken from what it had already, by source and id, and did not store again.
+#[derive(Default)]
+struct News {
+    /// The log, where it can be asked, and its latest place as far as it was looked at.
+    log: Option<(Arc<dyn AuditLog>, Option<Offset>)>,
+    /// What was stored behind that, and how often.
+    stored: BTreeMap<(String, EventId), usize>,
+}
+
+impl News {
+    async fn of(bus: &Bus) -> Self {
+        let Ok(log) = bus.audit_log() else { return Self::default() };
+        let latest = log.latest().await;
+        Self { log: latest.ok().map(|latest| (log, latest)), ..Self::default() }
+    }
+
+    /// Looks at what was stored meanwhile. A log that cannot be asked tells nothing: everything is new then.
+    async fn look(&mut self) {
+        self.stored.clear();
+        while let Some((log, latest)) = &mut self.log {
+            let mut query = AuditQuery::default();
+            query.after = *latest;
+            let Ok(found) = log.query(query).await else {
+                self.log = None;
+                return;
+            };
+            let Some(last) = found.last() else { return };
+            *latest = Some(last.offset);
+            for Recorded { envelope, .. } in found {
+                *self.stored.entry((envelope.source().to_owned(), envelope.id().clone())).or_default() += 1;
+            }
+        }
+    }
+
+    /// Whether an event that was published is one of those.
+    fn has(&mut self, source: String, id: &EventId) -> bool {
+        self.log.is_none()
+            || match self.stored.get_mut(&(source, id.clone())) {
+                Some(times) if *times > 0 => {
+                    *times -= 1;
+                    true
+                }
+                _ => false,
+            }
+    }
+}
+
+/// What has become of events so far.
+#[derive(Default)]
+struct Tally {
+    published: u64,
+    known: u64,
+    topics: BTreeSet<Topic>,
+}
+
+impl Tally {
+    fn known(&self) -> String {
+        match self.known {
+            0 => String::new(),
+            1 => ", 1 was there already".to_owned(),
+            known => format!(", {} were there already", count(known)),
+        }
+    }
+
+    /// As it stands in an error and beside the spinner.
+    fn told(&self) -> String {
+        format!("{} published{}", counted(self.published, "event"), self.known())
+    }
+
+    fn summary(&self) -> String {
+        let published = format!("{} {}", paint(GOOD, "published"), counted(self.published, "event"));
+        let to = match (self.topics.len(), self.topics.first()) {
+            (1, Some(topic)) => format!(" to {}", paint(TOPIC, topic)),
+            (0, _) => String::new(),
+            (topics, _) => format!(" to {}", counted(topics, "topic")),
+        };
+        format!("{published}{to}{}", self.known())
+    }
+}
+
 /// What about an event is doubtful, told once.
 #[derive(Default)]
 struct Doubts(BTreeSet<(Topic, u32)>);
@@ -335,16 +413,17 @@ async fn publish_all(
     mut events: Receiver<Result<(usize, Envelope), String>>,
     one: &str,
     mut signals: Signals,
+    mut news: News,
 ) -> Result {
     let bar = progress();
-    let (mut doubts, mut topics, mut done) = (Doubts::default(), BTreeSet::new(), 0_u64);
+    let (mut doubts, mut tally) = (Doubts::default(), Tally::default());
     loop {
         // What is at hand; whoever writes slowly is not waited for.
         let mut next = tokio::select! {
             biased;
             signal = signals.first() => {
                 bar.finish_and_clear();
-                out.error(&format!("ended by a signal ({} published)", counted(done, "event")));
+                out.error(&format!("ended by a signal ({})", tally.told()));
                 return Err(Failure::Ended(signal));
             }
             event = events.recv() => event,
@@ -362,43 +441,43 @@ async fn publish_all(
             let more = envelopes.len() < BATCH && wrong.is_none();
             next = if more { events.try_recv().ok() } else { None };
         }
-        let places: Vec<_> = envelopes.iter().map(|envelope| envelope.topic().clone()).collect();
+        let places: Vec<_> = envelopes
+            .iter()
+            .map(|envelope| (envelope.topic().clone(), envelope.source().to_owned()))
+            .collect();
         envelopes.iter().for_each(|envelope| doubts.say(out, envelope));
         // Nothing of an event is changed on its way, so it begins no trace.
         let results = publish_in_order(bus, envelopes).with_subscriber(NoSubscriber::new()).await;
-        for ((result, topic), number) in results.into_iter().zip(places).zip(numbers) {
+        news.look().await;
+        for ((result, (topic, source)), number) in results.into_iter().zip(places).zip(numbers) {
             match result {
                 Ok(id) => {
-                    done += 1;
+                    let (new, told) = (news.has(source, &id), published(&id, &topic));
                     if out.json {
-                        out.object(published(&id, &topic))?;
+                        out.object(if new { told } else { told.flag("known", true) })?;
                     }
-                    topics.insert(topic);
+                    if new {
+                        tally.published += 1;
+                        tally.topics.insert(topic);
+                    } else {
+                        tally.known += 1;
+                    }
                 }
                 Err(error) => refused = refused.or_else(|| Some(format!("{one} {number}: {error}"))),
             }
         }
         out.flush()?;
-        bar.set_position(done);
-        bar.set_message(counted(done, "event"));
+        bar.set_position(tally.published + tally.known);
+        bar.set_message(tally.told());
         // What is wrong came behind what was refused.
         if let Some(wrong) = refused.or(wrong) {
             bar.finish_and_clear();
-            return Err(Failure::new(format!("{wrong} ({} published)", counted(done, "event"))));
+            return Err(Failure::new(format!("{wrong} ({})", tally.told())));
         }
         if ended {
             bar.finish_and_clear();
-            return if out.json { Ok(()) } else { out.line(summary(done, &topics)) };
+            return if out.json { Ok(()) } else { out.line(tally.summary()) };
         }
-    }
-}
-
-fn summary(done: u64, topics: &BTreeSet<Topic>) -> String {
-    let published = format!("{} {}", paint(GOOD, "published"), counted(done, "event"));
-    match topics.len() {
-        0 => published,
-        1 => format!("{published} to {}", topics.iter().map(|topic| paint(TOPIC, topic)).collect::<String>()),
-        topics => format!("{published} to {}", counted(topics, "topic")),
     }
 }
 
