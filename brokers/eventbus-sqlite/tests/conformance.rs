@@ -9,13 +9,15 @@ struct Log;
 impl Fixture for Log {
     type Broker = SqliteBroker;
 
+    const LEASE: Duration = Duration::from_secs(3);
+
     async fn place() -> String {
         let folder = tempfile::tempdir().expect("a folder").keep();
         folder.join("log.db").into_os_string().into_string().expect("a path in UTF-8")
     }
 
     async fn open(place: &str) -> SqliteBroker {
-        let settings = SqliteBroker::builder(place).lease(Duration::from_secs(3));
+        let settings = SqliteBroker::builder(place).lease(Self::LEASE);
         settings.open().await.expect("the log opens")
     }
 

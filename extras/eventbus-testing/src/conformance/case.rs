@@ -34,10 +34,16 @@ pub(crate) struct Case {
     brokers: Mutex<Vec<Arc<dyn Broker>>>,
     /// What chance decides in this run.
     pub(super) seed: u64,
+    /// See [`Fixture::MANY`].
+    pub(super) many: u64,
+    /// See [`Fixture::LEASE`].
+    pub(super) lease: Duration,
+    /// The module whose tests these are.
+    pub(super) module: &'static str,
 }
 
 impl Case {
-    pub(super) async fn new<F: Fixture>(place: String, seed: u64) -> Arc<Self> {
+    pub(super) async fn new<F: Fixture>(place: String, module: &'static str, seed: u64) -> Arc<Self> {
         static RUNS: AtomicUsize = AtomicUsize::new(0);
         let open = |place: String| -> Opened {
             Box::pin(async move { Arc::new(F::open(&place).await) as Arc<dyn Broker> })
@@ -57,7 +63,24 @@ impl Case {
             buses: Mutex::default(),
             brokers: Mutex::default(),
             seed,
+            many: F::MANY,
+            lease: F::LEASE,
+            module,
         })
+    }
+
+    /// What the broker is called in errors.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Where it runs.
+    pub(super) fn place(&self) -> &str {
+        &self.place
     }
 
     /// What the broker says that it can do.
@@ -212,7 +235,7 @@ pub(super) fn number(delivery: &Delivery) -> u64 {
 
 pub(super) fn number_of(envelope: &Envelope) -> u64 {
     let payload = envelope.payload().expect("it has bytes");
-    serde_json::from_slice(payload).unwrap_or_else(|_| panic!("no number: {payload:?}"))
+    serde_json::from_slice(payload).unwrap_or_else(|_| panic!("no number: {} bytes", payload.len()))
 }
 
 pub(super) async fn until(patience: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {

@@ -2,10 +2,13 @@
 
 mod case;
 mod cases;
+mod process;
 mod reader;
 mod run;
 mod seen;
 
+#[doc(hidden)]
+pub use process::another_process;
 #[doc(hidden)]
 pub use run::{outcome, run};
 
@@ -24,6 +27,15 @@ pub trait Fixture: Send + Sync + 'static {
     /// other things, by a server that does too. Default: 60 s.
     const PATIENCE: Duration = Duration::from_secs(60);
 
+    /// How many events a case publishes that is about many. Default: 10,000, of which a broker that takes 1,000 in a second
+    /// has handled all before the [patience](Self::PATIENCE) is at its end.
+    const MANY: u64 = 10_000;
+
+    /// How long a broker waits, as [`open`](Self::open) makes it, for a process that does not answer, before it gives
+    /// others what that one has. A few seconds: a case handles an event for twice as long, and a busy machine may keep a
+    /// process waiting for one. Default: 10 s.
+    const LEASE: Duration = Duration::from_secs(10);
+
     /// A place of one run of one case, where no earlier run has left anything: the path of a file, an address, a name to put
     /// before others. It is a text, because other processes are told of it.
     ///
@@ -33,9 +45,6 @@ pub trait Fixture: Send + Sync + 'static {
 
     /// Opens a broker on a place, as another process would: it shares what the place has with other brokers there, and
     /// nothing else. A broker that is not [durable](eventbus_core::broker::Features::durable) is opened once for a place.
-    ///
-    /// Where it waits for processes that no longer answer, it should wait for a few seconds only, and longer than a busy
-    /// machine may keep a process waiting.
     fn open(place: &str) -> impl Future<Output = Self::Broker> + Send;
 
     /// Removes a place, after its brokers were closed. Default: nothing.
@@ -60,8 +69,14 @@ macro_rules! __conformance_tests {
         $($(
             #[test]
             fn $case() {
-                $crate::conformance::run::<$fixture>(::core::stringify!($case));
+                $crate::conformance::run::<$fixture>(::core::stringify!($case), ::core::module_path!());
             }
         )*)*
+
+        #[test]
+        #[ignore = "the other process of some cases, which run it by themselves"]
+        fn another_process() {
+            $crate::conformance::another_process::<$fixture>();
+        }
     };
 }

@@ -23,8 +23,8 @@ const WAITS: u32 = 8;
 /// # Panics
 /// Where the promise is not kept in one of the runs; the message has the seed.
 #[doc(hidden)]
-pub fn run<F: Fixture>(case: &str) {
-    if let Err(failures) = outcome::<F>(case, variable(TIMES).unwrap_or(1), variable(SEED)) {
+pub fn run<F: Fixture>(case: &str, module: &'static str) {
+    if let Err(failures) = outcome::<F>(case, module, variable(TIMES).unwrap_or(1), variable(SEED)) {
         panic!("{failures}");
     }
 }
@@ -34,12 +34,18 @@ pub fn run<F: Fixture>(case: &str) {
 /// # Errors
 /// What has failed in which run.
 #[doc(hidden)]
-pub fn outcome<F: Fixture>(case: &str, times: u64, seed: Option<u64>) -> Result<(), String> {
+pub fn outcome<F: Fixture>(
+    case: &str,
+    module: &'static str,
+    times: u64,
+    seed: Option<u64>,
+) -> Result<(), String> {
     let begin = cases::find(case);
     let seeds: Vec<_> = (0..times).map(|_| seed.unwrap_or_else(|| fastrand::u64(..))).collect();
     // A thread each, since a case stays on the thread that it began on; its handlers do not.
     let results: Vec<_> = thread::scope(|threads| {
-        let runs: Vec<_> = seeds.iter().map(|seed| threads.spawn(|| once::<F>(begin, *seed))).collect();
+        let runs: Vec<_> =
+            seeds.iter().map(|seed| threads.spawn(|| once::<F>(begin, module, *seed))).collect();
         runs.into_iter().map(|run| run.join().unwrap_or_else(|panic| Err(text(&*panic)))).collect()
     });
     let failed: Vec<_> = seeds.iter().zip(&results).filter(|(_, result)| result.is_err()).collect();
@@ -55,11 +61,11 @@ pub fn outcome<F: Fixture>(case: &str, times: u64, seed: Option<u64>) -> Result<
 }
 
 /// Runs a case in a fresh place, and leaves none of it.
-fn once<F: Fixture>(begin: cases::Begin, seed: u64) -> Result<(), String> {
+fn once<F: Fixture>(begin: cases::Begin, module: &'static str, seed: u64) -> Result<(), String> {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("the system gives a test its threads");
     let place = runtime.block_on(F::place());
-    let case = runtime.block_on(Case::new::<F>(place.clone(), seed));
+    let case = runtime.block_on(Case::new::<F>(place.clone(), module, seed));
     let limit = F::PATIENCE.saturating_mul(WAITS);
     let running = async { tokio::time::timeout(limit, begin(Arc::clone(&case))).await };
     // Its panic is an answer, after which everything is ended as after any other.

@@ -1,10 +1,15 @@
 //! The cases. Each is named after its promise; what it promises precisely stands before it.
 
 mod dead_letters;
+mod declaring;
 mod delivering;
 mod ending;
 mod failing;
+mod groups;
+mod history;
+mod load;
 mod ordering;
+mod sharing;
 mod starting;
 mod wire;
 
@@ -22,6 +27,9 @@ macro_rules! __conformance_cases {
     ([$($use_them:tt)+] $($first:tt)*) => {
         $($use_them)+! {
             $($first)*
+            declaring {
+                what_a_broker_declares_does_not_contradict_itself
+            }
             starting {
                 a_group_gets_all_that_is_published_after_it_subscribed
                 a_group_that_begins_at_the_earliest_event_gets_what_was_published_before
@@ -63,6 +71,33 @@ macro_rules! __conformance_cases {
             ending {
                 a_shutdown_flushes_what_is_being_published
                 what_a_shutdown_cuts_off_is_not_settled
+                shutdowns_under_load_lose_nothing
+                a_publish_beside_a_shutdown_is_confirmed_or_refused
+            }
+            sharing {
+                what_one_process_publishes_is_delivered_in_another
+                processes_that_compete_share_a_group_and_handle_each_event_once
+                order_by_key_holds_while_a_group_passes_from_one_process_to_the_next
+                after_a_process_is_killed_another_takes_over_in_order
+                what_a_killed_process_had_in_its_hands_is_delivered_again
+                attempts_after_a_crash_are_as_the_broker_declares
+                a_handler_may_take_longer_than_a_process_may_be_silent
+            }
+            load {
+                fifty_publishers_and_fifty_subscribers_miss_nothing
+                many_subscriptions_that_come_and_go_lose_nothing
+                what_waits_for_a_slow_handler_stays_at_the_broker
+            }
+            history {
+                a_replay_delivers_again_and_moves_nobody
+                a_replay_begins_and_ends_at_the_places_it_was_told
+                a_live_replay_goes_on_with_what_is_published
+                the_audit_log_answers_what_it_is_asked
+            }
+            groups {
+                groups_are_listed_with_what_they_have_to_do
+                groups_are_moved_renamed_and_dropped_only_while_nobody_handles_them
+                a_group_that_was_moved_to_a_place_goes_on_behind_it
             }
         }
     };
