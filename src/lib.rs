@@ -67,6 +67,10 @@ pub mod subscription {
 #[cfg(feature = "nats")]
 #[doc(inline)]
 pub use eventbus_nats as nats;
+#[cfg(feature = "redis")]
+#[doc(inline)]
+pub use eventbus_redis as redis;
+
 #[cfg(feature = "sqlite")]
 #[doc(inline)]
 pub use eventbus_sqlite as sqlite;

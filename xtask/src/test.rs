@@ -12,7 +12,7 @@ cargo xtask test [--embedded]
 /// The servers that tests find in their environment.
 const SERVERS: &[&str] = &["nats", "redis", "valkey"];
 /// The packages whose tests need a server: those of brokers that have one, and this one.
-const WITH_SERVERS: &[&str] = &["eventbus-nats", "xtask"];
+const WITH_SERVERS: &[&str] = &["eventbus-nats", "eventbus-redis", "xtask"];
 
 /// One command of a task, and why it is there.
 struct Step {

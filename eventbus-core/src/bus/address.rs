@@ -14,7 +14,19 @@ const VARIABLE: &str = "EVENTBUS_URL";
 /// The address where none is given.
 const DEFAULT: &str = "sqlite:eventbus.db";
 /// The schemes of our own brokers, each with the Cargo feature that it needs.
-const OUR_SCHEMES: &[(&str, &str)] = &[("nats", "nats"), ("sqlite", "sqlite"), ("tls", "nats")];
+const OUR_SCHEMES: &[(&str, &str)] = &[
+    ("nats", "nats"),
+    ("redis", "redis"),
+    ("redis+cluster", "redis"),
+    ("redis+sentinel", "redis"),
+    ("rediss", "redis"),
+    ("rediss+cluster", "redis"),
+    ("rediss+sentinel", "redis"),
+    ("sqlite", "sqlite"),
+    ("tls", "nats"),
+    ("valkey", "redis"),
+    ("valkeys", "redis"),
+];
 
 /// The address that the environment names.
 pub(super) fn from_env() -> Result<String> {

@@ -1,0 +1,578 @@
+//! What a process has of a group on a pattern: the deliveries at hand, those that are handed out, and until when they
+//! are its own.
+//!
+//! Two tasks work for a claim: the reader (`reader.rs`) takes the group over and puts deliveries at hand, on a connection
+//! of its own; the keeper (`keeper.rs`) saves what was settled and renews the lease, on the shared one.
+
+use crate::broker::Store;
+use crate::place::Place;
+use eventbus_core::broker::{Deliveries, Offset, Parked, Receipt, Received, Settler, SubscribeRequest};
+use eventbus_core::lock::{Lock, Locked, Rank};
+use eventbus_core::waiters::Waiters;
+use eventbus_core::{BrokerError, Envelope, Pattern, Topic, foreign};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use tokio::sync::Notify;
+
+/// With more bytes at hand than this, no more are read ahead.
+const AHEAD_BYTES: usize = 8 << 20;
+/// With more bytes handed out than this, no more are.
+const OUT_BYTES: usize = 64 << 20;
+/// How many deliveries are read ahead.
+const AHEAD: usize = 512;
+/// The same where processes compete, to begin with: what one has at hand, no other can have.
+const AHEAD_OF_OTHERS: usize = 16;
+
+/// A stream that a group reads.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) key: String,
+    pub(crate) topic: Topic,
+    /// It has dead letters that were published again, for this group only; they are gone once they are settled.
+    pub(crate) again: bool,
+}
+
+impl Source {
+    /// The name of a delivery among those that are parked.
+    pub(crate) fn field(&self, place: Place) -> String {
+        let kind = if self.again { "again/" } else { "" };
+        format!("{kind}{}/{place}", self.topic)
+    }
+}
+
+/// One open subscription.
+pub(crate) struct Claim {
+    pub(crate) store: Arc<Store>,
+    pub(crate) group: String,
+    pub(crate) pattern: Pattern,
+    /// Several processes handle the group at once: nobody has a lease on it.
+    pub(crate) competing: bool,
+    /// What this claim is called at the server.
+    pub(crate) consumer: String,
+    /// Until when the deliveries are ours, in milliseconds of the store's clock. Zero: they are not.
+    until: AtomicU64,
+    /// Deliveries with smaller tokens are of an earlier time, and somebody else's.
+    first: AtomicU64,
+    state: Lock<State>,
+    /// Rings for the reader: there is room, the claim was lost, or nobody reads any more.
+    pub(crate) reader: Notify,
+    /// Rings for the keeper: something was settled, or nobody reads any more.
+    pub(crate) keeper: Notify,
+    /// Tells when the group was left.
+    left: Waiters,
+}
+
+pub(crate) struct State {
+    /// The fence: what the server has as the token of whoever took the group over last. Empty where processes compete.
+    pub(crate) token: String,
+    next: u64,
+    pub(crate) sources: Vec<Arc<Source>>,
+    at_hand: BTreeMap<(Place, u64), Waiting>,
+    bytes: usize,
+    /// Handed out and not settled, by their tokens.
+    open: HashMap<u64, Open>,
+    /// How many bytes these have.
+    out: usize,
+    /// Settled, and not yet saved.
+    settled: Vec<Settled>,
+    /// Settled, and being saved.
+    saving: Vec<(usize, Place)>,
+    /// How many are read ahead.
+    ahead: usize,
+    waker: Option<Waker>,
+    error: Option<BrokerError>,
+    /// Nobody reads any more.
+    ended: bool,
+    /// The group is to be left, whatever is open.
+    hurried: bool,
+    left: bool,
+}
+
+/// A delivery at hand.
+pub(crate) struct Waiting {
+    pub(crate) source: usize,
+    pub(crate) place: Place,
+    /// The place of the event in its topic.
+    pub(crate) offset: Offset,
+    pub(crate) envelope: Arc<Envelope>,
+    pub(crate) noted: Noted,
+    pub(crate) alone: bool,
+    pub(crate) size: usize,
+}
+
+/// What is known of earlier attempts.
+#[derive(Clone, Copy)]
+pub(crate) struct Noted {
+    pub(crate) attempt: u32,
+    pub(crate) parked: Option<Parked>,
+    /// The server has a note of that.
+    pub(crate) kept: bool,
+}
+
+impl Noted {
+    pub(crate) const FIRST: Self = Self { attempt: 1, parked: None, kept: false };
+}
+
+/// A delivery that is handed out.
+#[derive(Clone, Copy)]
+pub(crate) struct Open {
+    pub(crate) source: usize,
+    pub(crate) place: Place,
+    pub(crate) noted: Noted,
+    alone: bool,
+    size: usize,
+}
+
+/// A delivery that was settled.
+#[derive(Clone, Copy)]
+pub(crate) struct Settled {
+    pub(crate) source: usize,
+    pub(crate) place: Place,
+    /// The server has a note that it was parked.
+    pub(crate) kept: bool,
+}
+
+impl Claim {
+    pub(crate) fn new(store: Arc<Store>, request: &SubscribeRequest) -> Arc<Self> {
+        let competing = request.competing;
+        let consumer = store.consumer();
+        Arc::new(Self {
+            store,
+            group: request.group.clone(),
+            pattern: request.pattern.clone(),
+            competing,
+            consumer,
+            until: AtomicU64::new(0),
+            first: AtomicU64::new(0),
+            state: Lock::new(
+                Rank::BROKER,
+                State {
+                    token: String::new(),
+                    next: 0,
+                    sources: Vec::new(),
+                    at_hand: BTreeMap::new(),
+                    bytes: 0,
+                    open: HashMap::new(),
+                    out: 0,
+                    settled: Vec::new(),
+                    saving: Vec::new(),
+                    ahead: if competing { AHEAD_OF_OTHERS } else { AHEAD },
+                    waker: None,
+                    error: None,
+                    ended: false,
+                    hurried: false,
+                    left: false,
+                },
+            ),
+            reader: Notify::new(),
+            keeper: Notify::new(),
+            left: Waiters::new(),
+        })
+    }
+
+    pub(crate) fn state(&self) -> Locked<'_, State> {
+        self.state.lock()
+    }
+
+    /// Whether the deliveries are ours now. Once it has said no it says so until the group is taken over again: what was
+    /// dropped for that reason comes again then.
+    pub(crate) fn is_ours(&self) -> bool {
+        loop {
+            let until = self.until.load(Ordering::Acquire);
+            if self.store.clock() < until {
+                return true;
+            }
+            if until == 0
+                || self.until.compare_exchange(until, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            {
+                return false;
+            }
+        }
+    }
+
+    /// The server has confirmed that they are ours until then. `false`: that comes too late.
+    pub(crate) fn extend(&self, until: u64) -> bool {
+        loop {
+            let known = self.until.load(Ordering::Acquire);
+            if known == 0 || self.store.clock() >= known {
+                return false;
+            }
+            let until = until.max(known);
+            if self.until.compare_exchange(known, until, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return true;
+            }
+        }
+    }
+
+    /// A new time begins: the group was taken over, under this token.
+    pub(crate) fn begin(&self, token: String, until: u64) {
+        self.lose();
+        self.state().token = token;
+        self.until.store(until, Ordering::Release);
+        foreign::tell("a waker", || self.keeper.notify_one());
+    }
+
+    /// The deliveries of this time are somebody else's from now on.
+    pub(crate) fn lose(&self) {
+        let (at_hand, waker);
+        {
+            let mut state = self.state();
+            self.until.store(0, Ordering::Release);
+            self.first.store(state.next, Ordering::Release);
+            at_hand = std::mem::take(&mut state.at_hand);
+            (state.bytes, state.out) = (0, 0);
+            state.open.clear();
+            state.settled.clear();
+            waker = state.waker.take();
+        }
+        drop((at_hand, waker));
+        foreign::tell("a waker", || self.reader.notify_one());
+    }
+
+    /// The first token of this time.
+    pub(crate) fn first_token(&self) -> u64 {
+        self.first.load(Ordering::Acquire)
+    }
+
+    /// Whether a delivery is of this time.
+    fn knows(&self, receipt: &Receipt) -> bool {
+        receipt.token >= self.first_token()
+    }
+
+    pub(crate) fn holds(&self, receipt: &Receipt) -> bool {
+        self.knows(receipt) && self.is_ours()
+    }
+
+    /// Whether a delivery was settled here already.
+    pub(crate) fn is_settled(&self, receipt: &Receipt) -> bool {
+        self.knows(receipt) && !self.state().open.contains_key(&receipt.token)
+    }
+
+    /// What is handed out under this receipt, if it is ours.
+    pub(crate) fn open(&self, receipt: &Receipt) -> Option<(Open, Arc<Source>, String)> {
+        let state = self.state();
+        let open = *state.open.get(&receipt.token)?;
+        Some((open, Arc::clone(&state.sources[open.source]), state.token.clone()))
+    }
+
+    /// Settles what is handed out under this receipt; once more is as well. `false`: it is not ours.
+    pub(crate) fn settle(&self, receipt: &Receipt) -> bool {
+        let (ring, waker);
+        {
+            let mut state = self.state();
+            let Some(open) = state.take(receipt.token) else { return self.knows(receipt) };
+            let Open { source, place, noted, .. } = open;
+            state.settled.push(Settled { source, place, kept: noted.kept });
+            ring = state.settled.len() == 1 || state.settled.len() == crate::keeper::MANY || state.ended;
+            waker = state.waker_for_room(open);
+        }
+        wake(waker);
+        if ring {
+            foreign::tell("a waker", || self.keeper.notify_one());
+        }
+        true
+    }
+
+    /// It was settled at the server already.
+    pub(crate) fn forget(&self, receipt: &Receipt) {
+        let (ended, waker);
+        {
+            let mut state = self.state();
+            let open = state.take(receipt.token);
+            ended = state.ended;
+            waker = open.and_then(|open| state.waker_for_room(open));
+        }
+        wake(waker);
+        if ended {
+            foreign::tell("a waker", || self.keeper.notify_one());
+        }
+    }
+
+    /// Remembers what is noted of a delivery that is handed out.
+    pub(crate) fn note(&self, receipt: &Receipt, noted: Noted) {
+        if let Some(open) = self.state().open.get_mut(&receipt.token) {
+            open.noted = noted;
+        }
+    }
+
+    /// Takes back what was handed out, and not settled.
+    pub(crate) fn put_back(&self, receipt: Receipt) {
+        let (waker, ended);
+        {
+            let mut state = self.state();
+            let Some(Open { source, place, noted, alone, size }) = state.take(receipt.token) else { return };
+            ended = state.ended;
+            let Receipt { envelope, offset, attempt, .. } = receipt;
+            let noted = Noted { attempt, ..noted };
+            state.put(Waiting { source, place, offset, envelope, noted, alone, size });
+            waker = state.waker.take();
+        }
+        wake(waker);
+        if ended {
+            foreign::tell("a waker", || self.keeper.notify_one());
+        }
+    }
+
+    /// Puts deliveries at hand.
+    pub(crate) fn put_at_hand(&self, deliveries: Vec<Waiting>) {
+        let waker = {
+            let mut state = self.state();
+            deliveries.into_iter().for_each(|delivery| state.put(delivery));
+            state.waker.take()
+        };
+        wake(waker);
+    }
+
+    /// Tells whoever reads here that something is wrong.
+    pub(crate) fn fail(&self, error: BrokerError) {
+        let (waker, earlier);
+        {
+            let mut state = self.state();
+            earlier = state.error.replace(error);
+            waker = state.waker.take();
+        }
+        drop(earlier);
+        wake(waker);
+    }
+
+    /// How many more deliveries may be read ahead.
+    pub(crate) fn room(&self) -> usize {
+        let state = self.state();
+        if state.bytes >= AHEAD_BYTES { 0 } else { state.ahead.saturating_sub(state.at_hand.len()) }
+    }
+
+    /// Reads further ahead where handlers are faster than that, and less far where they are not.
+    pub(crate) fn adapt(&self, full: bool) {
+        if self.competing {
+            let mut state = self.state();
+            state.ahead = match (state.at_hand.is_empty(), full) {
+                (true, true) => (state.ahead * 2).min(AHEAD),
+                (false, _) => (state.ahead / 2).max(AHEAD_OF_OTHERS),
+                _ => state.ahead,
+            };
+        }
+    }
+
+    /// Which deliveries are at hand, handed out, or settled and not yet saved.
+    pub(crate) fn known(&self) -> Vec<(usize, Place)> {
+        let state = self.state();
+        let at_hand = state.at_hand.values().map(|waiting| (waiting.source, waiting.place));
+        let open = state.open.values().map(|open| (open.source, open.place));
+        let settled = state.settled.iter().map(|settled| (settled.source, settled.place));
+        at_hand.chain(open).chain(settled).chain(state.saving.iter().copied()).collect()
+    }
+
+    /// What competing processes have to say that they still have: with the tokens, where these are known.
+    pub(crate) fn held(&self) -> Vec<(usize, Place)> {
+        let state = self.state();
+        let at_hand = state.at_hand.values().map(|waiting| (waiting.source, waiting.place));
+        at_hand.chain(state.open.values().map(|open| (open.source, open.place))).collect()
+    }
+
+    /// Other processes have these by now.
+    pub(crate) fn lose_some(&self, lost: &[(usize, Place)]) {
+        let mut dropped = Vec::new();
+        let mut state = self.state();
+        let state = &mut *state;
+        state.open.retain(|_, open| !lost.contains(&(open.source, open.place)));
+        state.out = state.open.values().map(|open| open.size).sum();
+        let is_gone = |waiting: &Waiting| lost.contains(&(waiting.source, waiting.place));
+        let gone: Vec<_> =
+            state.at_hand.iter().filter(|(_, waiting)| is_gone(waiting)).map(|(key, _)| *key).collect();
+        for key in gone {
+            if let Some(waiting) = state.at_hand.remove(&key) {
+                state.bytes -= waiting.size;
+                dropped.push(waiting);
+            }
+        }
+    }
+
+    /// Takes what was settled, to save it.
+    pub(crate) fn begin_save(&self) -> Vec<Settled> {
+        let mut state = self.state();
+        let settled = std::mem::take(&mut state.settled);
+        state.saving = settled.iter().map(|settled| (settled.source, settled.place)).collect();
+        settled
+    }
+
+    /// It is saved, or is to be saved later.
+    pub(crate) fn end_save(&self, later: Vec<Settled>) {
+        let mut state = self.state();
+        state.saving.clear();
+        if !later.is_empty() {
+            let since = std::mem::replace(&mut state.settled, later);
+            state.settled.extend(since);
+        }
+    }
+
+    pub(crate) fn unsaved(&self) -> usize {
+        self.state().settled.len()
+    }
+
+    /// Whether nobody reads here any more.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.state().ended
+    }
+
+    /// Whether the group can be left: nobody reads any more, and nothing is handed out.
+    pub(crate) fn is_over(&self) -> bool {
+        let state = self.state();
+        state.ended && (state.open.is_empty() || state.hurried)
+    }
+
+    /// Nobody reads here any more. `now`: whatever is handed out.
+    pub(crate) fn end(&self, now: bool) {
+        let dropped = {
+            let mut state = self.state();
+            state.ended = true;
+            state.hurried |= now;
+            state.bytes = 0;
+            (std::mem::take(&mut state.at_hand), state.waker.take())
+        };
+        drop(dropped);
+        foreign::tell("a waker", || self.reader.notify_one());
+        foreign::tell("a waker", || self.keeper.notify_one());
+    }
+
+    /// The group was left.
+    pub(crate) fn end_leaving(&self) {
+        self.state().left = true;
+        self.left.tell();
+    }
+
+    /// Resolves once the group was left.
+    pub(crate) async fn left(&self) {
+        self.left.until(|| self.state().left.then_some(())).await;
+    }
+
+    /// Whether everything that was put at hand is settled and saved.
+    pub(crate) fn is_idle(&self) -> bool {
+        let state = self.state();
+        state.at_hand.is_empty()
+            && state.open.is_empty()
+            && state.settled.is_empty()
+            && state.saving.is_empty()
+    }
+}
+
+impl State {
+    /// Takes out what is handed out under this token.
+    fn take(&mut self, token: u64) -> Option<Open> {
+        let open = self.open.remove(&token)?;
+        self.out -= open.size;
+        Some(open)
+    }
+
+    /// Whom to wake since there is room again for what is handed out.
+    fn waker_for_room(&mut self, taken: Open) -> Option<Waker> {
+        let was_full = self.out + taken.size >= OUT_BYTES;
+        if was_full && self.out < OUT_BYTES { self.waker.take() } else { None }
+    }
+
+    fn put(&mut self, waiting: Waiting) {
+        if self.ended {
+            return;
+        }
+        let token = self.next;
+        self.next += 1;
+        self.bytes += waiting.size;
+        self.at_hand.insert((waiting.place, token), waiting);
+    }
+}
+
+/// How much a delivery at hand takes, roughly.
+pub(crate) fn size(envelope: &Envelope) -> usize {
+    envelope.payload().map_or(0, |payload| payload.len()) + 256
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        foreign::tell("a waker", || waker.wake());
+    }
+}
+
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claim")
+            .field("group", &self.group)
+            .field("pattern", &self.pattern)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The reader's end of a claim, which a bus asks.
+pub(crate) struct RedisDeliveries {
+    pub(crate) claim: Arc<Claim>,
+    pub(crate) settler: Arc<dyn Settler>,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl RedisDeliveries {
+    fn receive(
+        &self,
+        into: &mut Vec<Received>,
+        limit: usize,
+        waker: Option<Waker>,
+    ) -> Option<Result<(), BrokerError>> {
+        let before = into.len();
+        let (error, earlier, low);
+        {
+            let mut state = self.claim.state();
+            error = state.error.take();
+            while into.len() - before < limit {
+                if state.out >= OUT_BYTES {
+                    break;
+                }
+                let Some(((place, token), waiting)) = state.at_hand.pop_first() else { break };
+                let Waiting { source, offset, envelope, noted, alone, size, .. } = waiting;
+                state.bytes -= size;
+                state.out += size;
+                state.open.insert(token, Open { source, place, noted, alone, size });
+                let receipt = Receipt { envelope, offset, attempt: noted.attempt, token };
+                let (parked, settler) = (noted.parked, Arc::clone(&self.settler));
+                into.push(Received { receipt, replayed: false, parked, alone, settler });
+            }
+            low = state.at_hand.len() < state.ahead / 2 + 1;
+            let wait = into.len() == before && error.is_none();
+            earlier = waker.filter(|_| wait).and_then(|waker| state.waker.replace(waker));
+        }
+        drop(earlier);
+        if low && into.len() > before {
+            foreign::tell("a waker", || self.claim.reader.notify_one());
+        }
+        match error {
+            Some(error) => Some(Err(error)),
+            None => (into.len() > before).then_some(Ok(())),
+        }
+    }
+}
+
+impl Deliveries for RedisDeliveries {
+    fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut Vec<Received>,
+        limit: usize,
+    ) -> Poll<Result<(), BrokerError>> {
+        if let Some(received) = self.receive(into, limit, None) {
+            return Poll::Ready(received);
+        }
+        // A waker is code of others, and is not to be cloned under the lock.
+        let waker = context.waker().clone();
+        self.receive(into, limit, Some(waker)).map_or(Poll::Pending, Poll::Ready)
+    }
+
+    fn warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+}
+
+impl Drop for RedisDeliveries {
+    /// Leaves the group to whoever comes next, once what is handed out is settled or given back.
+    fn drop(&mut self) {
+        self.claim.end(false);
+    }
+}

@@ -1,0 +1,165 @@
+//! The keeper of a claim: saves what was settled, keeps the lease, and leaves the group in the end.
+
+use crate::claim::Claim;
+use crate::entry;
+use crate::script;
+use crate::trouble::Trouble;
+use eventbus_core::log;
+use eventbus_core::printable::printable;
+use redis::Value;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// So many settled deliveries are saved at once; fewer wait a moment for others.
+pub(crate) const MANY: usize = 64;
+const MOMENT: Duration = Duration::from_millis(1);
+/// How long to wait with what the server has refused.
+const LATER: Duration = Duration::from_secs(1);
+/// The most deliveries that one script looks at.
+const BEATS: usize = 500;
+
+pub(crate) async fn keep(claim: Arc<Claim>) {
+    let lease = claim.store.settings.lease;
+    let mut due = Instant::now() + lease / 3;
+    while !claim.is_over() {
+        if claim.unsaved() == 0 {
+            tokio::select! {
+                () = claim.keeper.notified() => {}
+                () = tokio::time::sleep_until(due) => {}
+            }
+        }
+        if (1..MANY).contains(&claim.unsaved()) && !claim.is_ended() {
+            tokio::select! {
+                () = claim.keeper.notified() => {}
+                () = tokio::time::sleep(MOMENT) => {}
+            }
+        }
+        if let Err(trouble) = claim.save().await {
+            wait_out(&claim, &trouble).await;
+        }
+        if Instant::now() >= due {
+            due = Instant::now() + lease / 3;
+            if let Err(trouble) = claim.renew().await {
+                wait_out(&claim, &trouble).await;
+                due = Instant::now();
+            }
+        }
+    }
+    claim.leave().await;
+}
+
+/// Waits until it may go better.
+async fn wait_out(claim: &Claim, trouble: &Trouble) {
+    if trouble.broken {
+        // Whoever connects tells what is wrong.
+        tokio::select! {
+            _ = claim.store.link.wait() => {}
+            () = tokio::time::sleep(LATER) => {}
+        }
+    } else {
+        log::warn!(
+            target: "eventbus", group = %printable(&claim.group), error = %printable(trouble),
+            "the server does not take what was settled; trying again in {LATER:?}"
+        );
+        tokio::time::sleep(LATER).await;
+    }
+}
+
+impl Claim {
+    /// Has the deliveries for another while.
+    async fn renew(self: &Arc<Self>) -> Result<(), Trouble> {
+        if !self.is_ours() {
+            // The reader takes the group over again.
+            return Ok(());
+        }
+        let lease = self.store.settings.lease;
+        let until = self.store.clock_after(lease);
+        let first = self.first_token();
+        let kept = match self.competing {
+            true => self.beat().await?,
+            false => {
+                let token = self.state().token.clone();
+                let mut call = script::RENEW.call(&self.store.keys);
+                call.arg(&self.group).arg(self.pattern.as_str()).arg(token).arg(millis(lease));
+                self.store.link.value("cannot renew a lease", &call).await? == Value::Int(1)
+            }
+        };
+        if self.first_token() == first && !(kept && self.extend(until)) {
+            log::warn!(
+                target: "eventbus", group = %printable(&self.group), pattern = %printable(&self.pattern),
+                "the lease on a group was lost; what is not settled is delivered again by whoever has it next"
+            );
+            self.lose();
+        }
+        Ok(())
+    }
+
+    /// Says that this process is there, and has what it has. What others have by now is dropped.
+    pub(crate) async fn beat(&self) -> Result<bool, Trouble> {
+        let lease = self.store.settings.lease;
+        let held = self.held();
+        let mut lost = Vec::new();
+        let mut parts = held.chunks(BEATS);
+        loop {
+            let part = parts.next().unwrap_or_default();
+            let mut call = script::BEAT.call(&self.store.keys);
+            call.arg(&self.group).arg(self.pattern.as_str()).arg(&self.consumer).arg(millis(lease));
+            {
+                let state = self.state();
+                for (source, place) in part {
+                    call.arg(&state.sources[*source].key).arg(place.to_string());
+                }
+            }
+            let answer = self.store.link.value("cannot keep deliveries", &call).await?;
+            for number in entry::list(answer) {
+                if let Value::Int(number) = number
+                    && let Some(one) = usize::try_from(number).ok().and_then(|number| part.get(number))
+                {
+                    lost.push(*one);
+                }
+            }
+            if part.len() < BEATS {
+                break;
+            }
+        }
+        // What was settled meanwhile is not pending any more, and not lost.
+        self.lose_some(&lost);
+        Ok(true)
+    }
+
+    /// Leaves the group to whoever comes next.
+    async fn leave(self: &Arc<Self>) {
+        while let Err(trouble) = self.save().await {
+            if !trouble.broken || self.store.link.is_closed() {
+                log::warn!(
+                    target: "eventbus", group = %printable(&self.group), error = %printable(&trouble),
+                    "what was settled last is not saved; it is delivered again"
+                );
+                break;
+            }
+        }
+        let call = {
+            let state = self.state();
+            let began = self.competing || !state.token.is_empty();
+            began.then(|| {
+                let mut call = script::LEAVE.call(&self.store.keys);
+                call.arg(&self.group).arg(self.pattern.as_str()).arg(&state.token).arg(&self.consumer);
+                state.sources.iter().for_each(|source| _ = call.arg(&source.key));
+                call
+            })
+        };
+        if let Some(call) = call
+            && let Err(trouble) = self.store.link.value("cannot leave a group", &call).await
+        {
+            log::debug!(target: "eventbus", error = %printable(trouble), "a group was left without a word");
+        }
+        self.lose();
+        self.store.remove(self);
+        self.end_leaving();
+    }
+}
+
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
+}

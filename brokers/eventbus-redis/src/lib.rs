@@ -1,0 +1,90 @@
+//! Redis Streams, or Valkey, as a broker of eventbus: a stream for each topic, a consumer group for each group.
+//!
+//! ```no_run
+//! # async fn connect() -> eventbus::Result<()> {
+//! let bus = eventbus::Bus::connect("redis://localhost").await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | address | |
+//! |---|---|
+//! | `redis://user:password@host:6379/0`, `valkey://…` | one server, and the number of its database |
+//! | `rediss://…`, `valkeys://…` | the same with TLS; `?ca=ca.pem` names the authority, `certificate` and `key` a certificate of the client |
+//! | `redis+sentinel://host:26379,other/mymaster` | the primary that sentinels know under this name; `rediss+sentinel` with TLS |
+//! | `redis+cluster://host,other` | the node of a cluster that has the slot of the bus; `rediss+cluster` with TLS |
+//!
+//! The methods of [`RedisBrokerBuilder`] are options of an address as well: `redis://localhost?prefix=shop&lease=5s`.
+//! Redis 7.0 is the oldest that is taken. To try it: `docker run -p 6379:6379 redis redis-server --appendonly yes`.
+//!
+//! # What it does
+//!
+//! | | |
+//! |---|---|
+//! | durable | yes, as far as the server is: start-up says what that means and warns where `Ok` means less than it says |
+//! | order by key | yes, over all topics of a pattern: one script gives every event its place |
+//! | patterns | yes; a new topic is found at once, and none of its events is missed |
+//! | start at the earliest event | yes |
+//! | processes of a group | one at a time, by a lease with a fence; the others stand by |
+//! | processes that compete | all at once; what one leaves undone is taken over |
+//! | publishing again with one id | stored once, for two minutes ([`duplicate_window`](RedisBrokerBuilder::duplicate_window)) |
+//! | attempts after a crash | as they were noted when a retry was parked |
+//! | backlog of a group | to the event |
+//! | largest payload | 8 MiB ([`max_payload`](RedisBrokerBuilder::max_payload)) |
+//! | dead letters | a stream for each group, `…:dead:<group>` |
+//! | replay, audit log | yes, by place and time, as far back as events are [kept](Retention) |
+//!
+//! - **Stored means stored** by the server, which answers once it has written its append-only file. With
+//!   `appendfsync everysec` a power cut may take the last second, and a failover what the replica had not received yet.
+//! - **A group is handled by one process** where order by key asks for it. A process that ends leaves it at once; one that
+//!   crashes keeps it for its [lease](RedisBrokerBuilder::lease), ten seconds by default. What it had open comes first then,
+//!   in order, before anything newer. The fence is checked in the same step as each settlement and each read, so that a
+//!   process which stood still for longer than its lease changes nothing when it goes on.
+//! - **Memory** of the server is what limits a bus: events are kept for ever by default. [`Retention`] removes what every
+//!   group has settled.
+//! - **Each subscription has a connection** of its own, on which it waits; publishes and settlements share one more.
+//! - **In a cluster** all keys of a bus have one hash tag and are on one node, since scripts need them together. Several
+//!   buses (prefixes) share a cluster; one bus is no faster there.
+//! - **Other programs** write events with `XADD eventbus:topic:order.placed '*' data '{"id":7}'`, and read them as fields:
+//!   `ce-id`, `ce-type`, `ce-time`, `content-type`, `h-<header>`, `data`. A topic that only others write to is known to
+//!   patterns once it is in the set `eventbus:topics`.
+//!
+//! The client library is within reach: [`RedisBroker::client`].
+
+#![forbid(unsafe_code)]
+
+mod audit;
+mod broker;
+mod claim;
+mod config;
+mod dead_letters;
+mod delivery;
+mod durability;
+mod entry;
+mod groups;
+mod history;
+mod keeper;
+mod keys;
+mod link;
+mod locate;
+mod merge;
+mod place;
+mod publish;
+mod reader;
+mod replay;
+mod retention;
+mod script;
+mod trouble;
+mod wire;
+
+pub use broker::RedisBroker;
+pub use config::{RedisBrokerBuilder, Retention};
+pub use redis;
+pub use wire::ContentMode;
+
+macro_rules! schemes {
+    ($($name:literal)*) => {$(
+        eventbus_core::register_scheme!(eventbus_core::broker::Scheme { name: $name, open: broker::open_address });
+    )*};
+}
+schemes! { "redis" "rediss" "valkey" "valkeys" "redis+cluster" "rediss+cluster" "redis+sentinel" "rediss+sentinel" }

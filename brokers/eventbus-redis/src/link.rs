@@ -1,0 +1,267 @@
+//! The link: the connection that publishes, settlements and questions share, and the task that keeps it up.
+
+use crate::durability::Server;
+use crate::locate::{Locator, Purpose};
+use crate::trouble::Trouble;
+use eventbus_core::lock::{Lock, Rank};
+use eventbus_core::waiters::Waiters;
+use eventbus_core::{BrokerError, foreign};
+use eventbus_server::connection::{ConnectionState, Failure, Lost, patiently, pause_before};
+use redis::aio::MultiplexedConnection;
+use redis::{Client, Cmd, FromRedisValue, Value};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// How often a connection on which nothing happens is looked at.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// The shared connection of a broker.
+pub(crate) struct Link {
+    pub(crate) locator: Locator,
+    /// How long a question waits for a connection.
+    patience: Duration,
+    /// Whether there is a connection, for whoever wants to know.
+    connection: ConnectionState,
+    state: Lock<State>,
+    changed: Waiters,
+    /// Wakes the task that keeps the connection up.
+    broken: Notify,
+}
+
+struct State {
+    live: Option<Live>,
+    generation: u64,
+    closed: bool,
+}
+
+/// A connection that works, as far as is known.
+#[derive(Clone)]
+pub(crate) struct Live {
+    pub(crate) connection: MultiplexedConnection,
+    pub(crate) client: Client,
+    /// Tells it from earlier ones.
+    pub(crate) generation: u64,
+}
+
+impl Live {
+    /// Sends a command.
+    pub(crate) async fn send(&mut self, command: &Cmd) -> redis::RedisResult<Value> {
+        self.connection.send_packed_command(command).await.and_then(Value::extract_error)
+    }
+}
+
+impl Link {
+    /// Connects, and waits for a server that does not answer as long as `connect_timeout` says. What is known of the
+    /// server comes with it.
+    pub(crate) async fn open(
+        locator: Locator,
+        address: &str,
+        connect_timeout: Duration,
+        response_timeout: Duration,
+    ) -> Result<(Arc<Self>, Server), BrokerError> {
+        let attempt = || async {
+            connect(&locator, 1).await.map_err(|trouble| match trouble.lasting {
+                true => Failure::Lasting(trouble.into()),
+                false => Failure::Passing(trouble.to_string()),
+            })
+        };
+        let (live, server) = patiently(address, connect_timeout, attempt).await?;
+        let link = Arc::new(Self {
+            locator,
+            patience: connect_timeout.max(response_timeout),
+            connection: ConnectionState::up(address),
+            state: Lock::new(Rank::LEAF, State { live: Some(live), generation: 1, closed: false }),
+            changed: Waiters::new(),
+            broken: Notify::new(),
+        });
+        tokio::spawn(keep(Arc::downgrade(&link)));
+        Ok((link, server))
+    }
+
+    /// The connection, where there is one.
+    pub(crate) fn live(&self) -> Option<Live> {
+        self.state.lock().live.clone()
+    }
+
+    /// The connection, once there is one; none, once the link is closed.
+    pub(crate) async fn wait(&self) -> Option<Live> {
+        self.changed
+            .until(|| {
+                let state = self.state.lock();
+                match (&state.live, state.closed) {
+                    (_, true) => Some(None),
+                    (Some(live), _) => Some(Some(live.clone())),
+                    (None, _) => None,
+                }
+            })
+            .await
+    }
+
+    /// Since when there is no connection.
+    pub(crate) fn lost(&self) -> Option<Lost> {
+        self.connection.lost()
+    }
+
+    /// Somebody has found out that a connection does not work any more.
+    pub(crate) fn report(&self, generation: u64, trouble: &Trouble) {
+        let gone = {
+            let mut state = self.state.lock();
+            if state.closed || state.generation != generation || state.live.is_none() {
+                return;
+            }
+            state.live.take()
+        };
+        drop(gone);
+        self.connection.is_lost(&trouble.to_string());
+        foreign::tell("a waker", || self.broken.notify_one());
+    }
+
+    /// Another connection was lost: this one is looked at as well.
+    pub(crate) fn suspect(&self) {
+        foreign::tell("a waker", || self.broken.notify_one());
+    }
+
+    /// Asks the server, once more where the connection was lost meanwhile. For what may be asked twice.
+    pub(crate) async fn ask<T: FromRedisValue>(&self, what: &str, command: &Cmd) -> Result<T, BrokerError> {
+        Ok(self.value(what, command).await.and_then(|value| {
+            redis::from_redis_value(value).map_err(|error| Trouble::lasting(what, error.to_string()))
+        })?)
+    }
+
+    /// As [`ask`](Self::ask), for an answer as it came.
+    pub(crate) async fn value(&self, what: &str, command: &Cmd) -> Result<Value, Trouble> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut live = match tokio::time::timeout(left, self.wait()).await {
+                Ok(Some(live)) => live,
+                Ok(None) => return Err(Trouble::lasting(what, "the broker is closed")),
+                Err(_) => {
+                    return Err(match self.lost() {
+                        Some(lost) => Trouble::late(what).because(&lost.error),
+                        None => Trouble::late(what),
+                    });
+                }
+            };
+            let trouble = match live.send(command).await {
+                Ok(value) => return Ok(value),
+                Err(error) => Trouble::of(what, &error),
+            };
+            if !trouble.broken {
+                return Err(trouble);
+            }
+            self.report(live.generation, &trouble);
+            if Instant::now() >= deadline {
+                return Err(trouble);
+            }
+        }
+    }
+
+    /// Ends the connection; whoever waits for one gets none.
+    pub(crate) fn close(&self) {
+        let gone = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            state.live.take()
+        };
+        drop(gone);
+        self.connection.close();
+        self.changed.tell();
+        foreign::tell("a waker", || self.broken.notify_one());
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+}
+
+/// Connects again when the connection is lost, until the link is closed or dropped.
+async fn keep(link: Weak<Link>) {
+    loop {
+        let Some(here) = link.upgrade() else { return };
+        if here.is_closed() {
+            return;
+        }
+        match here.live() {
+            Some(mut live) => {
+                // Whoever tells knows more, or suspects something.
+                let _ = tokio::time::timeout(IDLE, here.broken.notified()).await;
+                if here.live().is_some_and(|known| known.generation == live.generation)
+                    && let Err(error) = live.send(&redis::cmd("PING")).await
+                {
+                    let trouble = Trouble::of("the server does not answer", &error);
+                    if trouble.broken {
+                        here.report(live.generation, &trouble);
+                    }
+                }
+            }
+            None => connect_again(&here).await,
+        }
+    }
+}
+
+async fn connect_again(link: &Link) {
+    let mut pause = Pause::default();
+    let generation = link.state.lock().generation + 1;
+    while !link.is_closed() {
+        match connect(&link.locator, generation).await {
+            Ok((live, _)) => {
+                {
+                    let mut state = link.state.lock();
+                    (state.live, state.generation) = (Some(live), generation);
+                }
+                link.connection.is_up();
+                return link.changed.tell();
+            }
+            Err(trouble) => link.connection.is_lost(&trouble.to_string()),
+        }
+        tokio::time::sleep(pause.next()).await;
+    }
+}
+
+/// Connects, and looks at what kind of server that is.
+async fn connect(locator: &Locator, generation: u64) -> Result<(Live, Server), Trouble> {
+    let (client, connection) = locator.connect(Purpose::Shared).await?;
+    let mut live = Live { connection, client, generation };
+    let failed = |error| Trouble::of("cannot ask the server what it is", &error);
+    let info = match live.send(&redis::cmd("INFO")).await {
+        Ok(info) => redis::from_redis_value::<String>(info).ok(),
+        Err(error) => match Trouble::of("", &error) {
+            trouble if trouble.broken => return Err(failed(error)),
+            _ => None,
+        },
+    };
+    if info.as_deref().is_some_and(|info| info.contains("loading:1")) {
+        return Err(Trouble::passing("the server is not ready", "it reads its file"));
+    }
+    let mut config = Vec::new();
+    for name in ["appendfsync", "maxmemory-policy", "proto-max-bulk-len"] {
+        // Who may not ask goes without.
+        if let Ok(value) = live.send(redis::cmd("CONFIG").arg("GET").arg(name)).await {
+            config.extend(redis::from_redis_value::<Vec<(String, String)>>(value).unwrap_or_default());
+        }
+    }
+    let server = Server::read(info.as_deref(), &config);
+    let address = live.client.get_connection_info().addr().to_string();
+    // After a failover the address may name what is a replica by now, and no primary for a moment.
+    server.check(&address).map_err(|error| Trouble::lasting("cannot use the server", error.to_string()))?;
+    Ok((live, server))
+}
+
+/// The pauses between tries.
+#[derive(Default)]
+pub(crate) struct Pause {
+    tries: usize,
+}
+
+impl Pause {
+    pub(crate) fn next(&mut self) -> Duration {
+        self.tries += 1;
+        pause_before(self.tries + 1)
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.tries = 0;
+    }
+}

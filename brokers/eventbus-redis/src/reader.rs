@@ -1,0 +1,792 @@
+//! The reader of a claim: takes its group over, and puts deliveries at hand, on a connection of its own.
+//!
+//! It waits with `XREAD BLOCK`, which changes nothing, and then reads with `XREADGROUP` without waiting. A read that waits
+//! inside of the server would be served there while this process stands still: the entry would be pending with somebody
+//! who has lost the group. The read itself is guarded: a transaction that the server does not run once the token of the
+//! group is another one (`WATCH`), so that nothing comes into the hands of a process that was taken for dead.
+
+use crate::claim::{Claim, Noted, Source, Waiting, size};
+use crate::delivery::read_note;
+use crate::entry::{self, Entry};
+use crate::keeper::millis;
+use crate::link::Pause;
+use crate::locate::Purpose;
+use crate::merge::Merge;
+use crate::place::Place;
+use crate::script;
+use crate::trouble::Trouble;
+use crate::wire;
+use eventbus_core::broker::{Offset, Start, Topology};
+use eventbus_core::log;
+use eventbus_core::printable::printable;
+use eventbus_core::{Pattern, Topic};
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, Pipeline, Value};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long one wait at the server takes at most: so often it is looked for topics of others, and for a lost lease.
+const WAIT: Duration = Duration::from_secs(1);
+/// So many unfinished deliveries are taken over at once.
+const TAKE: usize = 100;
+/// How many of these are listed at once.
+const PAGE: usize = 1_000;
+
+/// Reads for a claim until it has ended, through any outage.
+pub(crate) async fn read(claim: Arc<Claim>) {
+    let mut pause = Pause::default();
+    while !claim.is_ended() {
+        let Err(trouble) = session(&claim, &mut pause).await else { continue };
+        let pause = pause.next();
+        if trouble.broken {
+            claim.store.link.suspect();
+            log::debug!(
+                target: "eventbus", group = %printable(&claim.group), error = %printable(&trouble),
+                "a subscription has lost its connection; trying again in {pause:?}"
+            );
+        } else {
+            claim.fail(trouble.into());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = claim.reader.notified() => {}
+        }
+    }
+}
+
+/// The life of one connection.
+async fn session(claim: &Arc<Claim>, pause: &mut Pause) -> Result<(), Trouble> {
+    let (_, connection) = claim.store.link.locator.connect(Purpose::Waiting).await?;
+    let patience = claim.store.settings.response_timeout;
+    let mut reader = Reader {
+        claim,
+        connection,
+        patience,
+        news: Place::START,
+        topics: 0,
+        numbers: HashMap::new(),
+        seen: Vec::new(),
+        left: VecDeque::new(),
+        notes: HashMap::new(),
+        mended: HashSet::new(),
+        merge: Merge::new(),
+        busy: 1,
+    };
+    reader.news = reader.latest_news().await?;
+    reader.find_topics().await?;
+    pause.reset();
+    while !claim.is_ended() {
+        if !claim.is_ours() {
+            if !reader.acquire().await? {
+                reader.stand_by().await?;
+                continue;
+            }
+            reader.find_topics().await?;
+        }
+        reader.take_over().await?;
+        reader.read_on().await?;
+    }
+    Ok(())
+}
+
+struct Reader<'a> {
+    claim: &'a Arc<Claim>,
+    connection: MultiplexedConnection,
+    /// How long the server may take for an answer.
+    patience: Duration,
+    /// The latest news that are known.
+    news: Place,
+    /// How many topics there were.
+    topics: usize,
+    /// The numbers of the streams, by their keys.
+    numbers: HashMap<Vec<u8>, usize>,
+    /// Of each stream: everything up to there was delivered.
+    seen: Vec<Place>,
+    /// Unfinished deliveries that are to be taken over, before anything newer.
+    left: VecDeque<Left>,
+    /// What is known of retries that waited.
+    notes: HashMap<String, Noted>,
+    /// The deliveries whose payloads were mended for this group.
+    mended: HashSet<String>,
+    /// What was read and has to wait for what comes before it.
+    merge: Merge<Entry>,
+    /// How many streams had something in the last read.
+    busy: usize,
+}
+
+/// An unfinished delivery.
+struct Left {
+    place: Place,
+    source: usize,
+    count: u64,
+    /// It is ours already.
+    own: bool,
+}
+
+impl Reader<'_> {
+    /// Sends one command, and waits for its answer no longer than `patience`.
+    async fn send(&mut self, what: &str, command: &Cmd) -> Result<Value, Trouble> {
+        let patience = self.patience;
+        self.send_for(what, command, patience).await
+    }
+
+    async fn send_for(&mut self, what: &str, command: &Cmd, patience: Duration) -> Result<Value, Trouble> {
+        let answer = self.connection.send_packed_command(command);
+        match tokio::time::timeout(patience, answer).await {
+            Ok(answer) => answer.and_then(Value::extract_error).map_err(|error| Trouble::of(what, &error)),
+            Err(_) => Err(Trouble::late(what)),
+        }
+    }
+
+    async fn latest_news(&mut self) -> Result<Place, Trouble> {
+        let mut command = redis::cmd("XREVRANGE");
+        command.arg(self.claim.store.keys.news()).arg("+").arg("-").arg("COUNT").arg(1);
+        let answer = self.send("cannot read the news of the bus", &command).await?;
+        Ok(entry::entries(answer).first().map_or(Place::START, |entry| entry.place))
+    }
+
+    /// Finds the streams that the group reads, and begins it on those that are new.
+    async fn find_topics(&mut self) -> Result<(), Trouble> {
+        let (claim, what) = (self.claim, "cannot find the topics of a subscription");
+        let keys = &claim.store.keys;
+        let matching = |answer| {
+            let topics = entry::list(answer).into_iter().filter_map(entry::text);
+            topics
+                .filter_map(|topic| Topic::new(topic).ok())
+                .filter(|topic| claim.pattern.matches(topic.as_str()))
+        };
+        let topics = match claim.pattern.is_exact() {
+            true => Topic::new(claim.pattern.as_str()).into_iter().collect(),
+            false => {
+                let answer = self.send(what, redis::cmd("SMEMBERS").arg(keys.topics())).await?;
+                self.topics = entry::list(answer.clone()).len();
+                matching(answer).collect::<Vec<_>>()
+            }
+        };
+        let agains = self.send(what, redis::cmd("SMEMBERS").arg(keys.agains(&claim.group))).await?;
+        let agains: Vec<Topic> = matching(agains).collect();
+        let resume = BTreeMap::new();
+        let call = register(claim, Start::Latest, &topics, &[], &resume);
+        let registered = Registered::read(self.send(what, &call).await?);
+        for (topic, last, problem) in registered.streams {
+            if problem.is_empty() {
+                let key = keys.topic(&topic);
+                self.add(Source { key, topic, again: false }, last);
+            } else if claim.pattern.is_exact() {
+                return Err(Trouble::said(format!("cannot subscribe to \"{topic}\""), &problem));
+            } else if !self.numbers.contains_key(keys.topic(&topic).as_bytes()) {
+                log::error!(
+                    target: "eventbus", group = %printable(&claim.group), topic = %printable(&topic),
+                    error = %printable(Trouble::said("the topic cannot be read", &problem)),
+                    "a topic is left out of a subscription"
+                );
+            }
+        }
+        for topic in agains {
+            let key = keys.again(&claim.group, &topic);
+            self.add(Source { key, topic, again: true }, Place::START);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, source: Source, seen: Place) {
+        if self.numbers.contains_key(source.key.as_bytes()) {
+            return;
+        }
+        let mut state = self.claim.state();
+        // Numbers stay through all sessions.
+        let known = state.sources.iter().position(|known| known.key == source.key);
+        let number = known.unwrap_or_else(|| {
+            state.sources.push(Arc::new(source));
+            state.sources.len() - 1
+        });
+        self.numbers.insert(state.sources[number].key.clone().into_bytes(), number);
+        drop(state);
+        if self.seen.len() <= number {
+            self.seen.resize(number + 1, Place::START);
+        }
+        self.seen[number] = seen;
+    }
+
+    /// The streams that are read, by their numbers.
+    fn sources(&self) -> Vec<(usize, Arc<Source>)> {
+        let state = self.claim.state();
+        let mut numbers: Vec<_> = self.numbers.values().copied().collect();
+        numbers.sort_unstable();
+        numbers.into_iter().map(|number| (number, Arc::clone(&state.sources[number]))).collect()
+    }
+
+    /// Takes the group over, if nobody else has it.
+    async fn acquire(&mut self) -> Result<bool, Trouble> {
+        // What was settled in an earlier time, and is still ours, is not to come again.
+        if self.claim.unsaved() > 0 {
+            let _ = tokio::time::timeout(self.patience, self.claim.save()).await;
+        }
+        self.claim.lose();
+        Ok(matches!(self.claim.acquire().await?, Acquired::Ours))
+    }
+
+    /// Waits until the group may be free.
+    async fn stand_by(&mut self) -> Result<(), Trouble> {
+        let mut command = redis::cmd("XREAD");
+        command
+            .arg("BLOCK")
+            .arg(millis(WAIT))
+            .arg("STREAMS")
+            .arg(self.claim.store.keys.news())
+            .arg(self.news.to_string());
+        self.wait(&command, true).await.map(drop)
+    }
+
+    /// Waits for entries: which streams have some. The news among them are taken note of.
+    async fn wait(&mut self, command: &Cmd, standing_by: bool) -> Result<Rung, Trouble> {
+        let claim = self.claim;
+        let patience = WAIT + self.patience;
+        let answer = {
+            let mut waiting = std::pin::pin!(self.send_for("the server does not answer", command, patience));
+            loop {
+                tokio::select! {
+                    answer = &mut waiting => break answer?,
+                    () = claim.reader.notified() => if claim.is_ended() || !(standing_by || claim.is_ours()) {
+                        return Ok(Rung::default());
+                    },
+                }
+            }
+        };
+        let mut rung = Rung::default();
+        let news = self.claim.store.keys.news();
+        for (key, entries) in entry::streams(answer) {
+            let Some(last) = entries.last().map(|entry| entry.place) else { continue };
+            if key == news.as_bytes() {
+                self.news = last;
+                rung.news = true;
+            } else if let Some(number) = self.numbers.get(&key) {
+                rung.streams.push((*number, last));
+            }
+        }
+        Ok(rung)
+    }
+
+    /// Finds what is unfinished: that comes first, in its order, whoever had it.
+    async fn take_over(&mut self) -> Result<(), Trouble> {
+        let (claim, what) = (self.claim, "cannot take a group over");
+        let keys = &claim.store.keys;
+        if !claim.competing && !self.watch().await? {
+            claim.lose();
+            return Ok(());
+        }
+        self.merge = Merge::new();
+        // What is known here is not to come twice.
+        let known: HashSet<_> = claim.known().into_iter().collect();
+        self.read_notes().await?;
+        let mended = self.send(what, redis::cmd("HKEYS").arg(keys.mended(&claim.group))).await?;
+        self.mended = entry::list(mended).into_iter().filter_map(entry::text).collect();
+        let mut left = self.pending(None).await?;
+        left.retain(|left| !known.contains(&(left.source, left.place)));
+        self.left = left.into();
+        self.tidy().await
+    }
+
+    /// Reads what is known of retries that waited.
+    async fn read_notes(&mut self) -> Result<(), Trouble> {
+        let parked = self.claim.store.keys.parked(&self.claim.group);
+        let notes = self.send("cannot read the notes of retries", redis::cmd("HGETALL").arg(parked)).await?;
+        let notes: Vec<_> = entry::list(notes).into_iter().filter_map(entry::text).collect();
+        let note = |pair: &[String]| Some((pair[0].clone(), read_note(pair.get(1)?)?));
+        self.notes = notes.chunks(2).filter_map(note).collect();
+        Ok(())
+    }
+
+    /// Lists unfinished deliveries in their order: all of them; where processes compete, our own, and those that have
+    /// been `idle` for so long.
+    async fn pending(&mut self, idle: Option<Duration>) -> Result<Vec<Left>, Trouble> {
+        let claim = self.claim;
+        let mut left = Vec::new();
+        for (number, source) in self.sources() {
+            let mut from = "-".to_owned();
+            loop {
+                let mut command = redis::cmd("XPENDING");
+                command.arg(&source.key).arg(&claim.group);
+                if let Some(idle) = idle {
+                    command.arg("IDLE").arg(millis(idle));
+                }
+                command.arg(&from).arg("+").arg(PAGE);
+                if claim.competing && idle.is_none() {
+                    command.arg(&claim.consumer);
+                }
+                let page = entry::pending(self.send("cannot list unfinished deliveries", &command).await?);
+                let full = page.len() == PAGE;
+                if let Some(last) = page.last() {
+                    from = format!("({}", last.place);
+                }
+                left.extend(page.into_iter().map(|pending| Left {
+                    place: pending.place,
+                    source: number,
+                    count: pending.count,
+                    own: pending.consumer == claim.consumer,
+                }));
+                if !full {
+                    break;
+                }
+            }
+        }
+        left.sort_unstable_by_key(|left| (left.place, left.source));
+        Ok(left)
+    }
+
+    /// Removes consumers of processes that are gone.
+    async fn tidy(&mut self) -> Result<(), Trouble> {
+        let claim = self.claim;
+        let mut call = script::TIDY.call(&claim.store.keys);
+        call.arg(&claim.group).arg(claim.pattern.as_str()).arg(&claim.consumer);
+        // Nobody else reads a group that is ours.
+        call.arg(if claim.competing { millis(claim.store.settings.lease * 2) } else { 0 });
+        self.sources().iter().for_each(|(_, source)| _ = call.arg(&source.key));
+        self.send("cannot remove consumers", &call).await.map(drop)
+    }
+
+    /// Guards what is read next; `false`: the group is somebody else's.
+    async fn watch(&mut self) -> Result<bool, Trouble> {
+        let key = self.claim.store.keys.token(&self.claim.group, &self.claim.pattern);
+        let token = self.claim.state().token.clone();
+        self.send("cannot watch a lease", redis::cmd("WATCH").arg(&key)).await?;
+        let known = self.send("cannot watch a lease", redis::cmd("GET").arg(&key)).await?;
+        Ok(entry::text(known).is_some_and(|known| known == token))
+    }
+
+    /// Runs commands that hand deliveries out, all at one moment. None: the group is somebody else's, and nothing was
+    /// handed out.
+    async fn guarded(&mut self, what: &str, commands: Vec<Cmd>) -> Result<Option<Vec<Value>>, Trouble> {
+        let (claim, count) = (self.claim, commands.len());
+        let mut pipeline = Pipeline::new();
+        if claim.competing {
+            commands.into_iter().for_each(|command| _ = pipeline.add_command(command));
+            let answers = self.run(what, &pipeline, count).await?;
+            return answers
+                .into_iter()
+                .map(|answer| checked(what, answer))
+                .collect::<Result<_, _>>()
+                .map(Some);
+        }
+        let key = claim.store.keys.token(&claim.group, &claim.pattern);
+        pipeline.cmd("MULTI");
+        commands.into_iter().for_each(|command| _ = pipeline.add_command(command));
+        pipeline.cmd("EXEC").cmd("WATCH").arg(&key).cmd("GET").arg(&key);
+        let mut answers = self.run(what, &pipeline, count + 4).await?;
+        let token = checked(what, answers.pop().unwrap_or_default())?;
+        let ours = entry::text(token).is_some_and(|token| token == claim.state().token);
+        answers.pop();
+        let executed = answers.pop().unwrap_or_default();
+        // What was wrong with one of them says more than that they were not run.
+        for queued in answers {
+            checked(what, queued)?;
+        }
+        match checked(what, executed)? {
+            Value::Array(answers) => {
+                if !ours {
+                    claim.lose();
+                    return Ok(None);
+                }
+                answers.into_iter().map(|answer| checked(what, answer)).collect::<Result<_, _>>().map(Some)
+            }
+            _ => {
+                if !ours {
+                    claim.lose();
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    async fn run(&mut self, what: &str, pipeline: &Pipeline, count: usize) -> Result<Vec<Value>, Trouble> {
+        let answers = self.connection.send_packed_commands(pipeline, 0, count);
+        match tokio::time::timeout(self.patience, answers).await {
+            Ok(answers) => answers.map_err(|error| Trouble::of(what, &error)),
+            Err(_) => Err(Trouble::late(what)),
+        }
+    }
+
+    /// Reads until the group is somebody else's, or nobody reads here any more.
+    async fn read_on(&mut self) -> Result<(), Trouble> {
+        let claim = self.claim;
+        let patience = claim.store.settings.lease;
+        let mut look_again = Instant::now() + patience / 2;
+        while !claim.is_ended() && claim.is_ours() {
+            if claim.competing && Instant::now() >= look_again {
+                look_again = Instant::now() + patience / 2;
+                self.take_from_others(patience).await?;
+            }
+            let room = claim.room().saturating_sub(self.merge.len());
+            if room == 0 && claim.room() == 0 {
+                tokio::select! {
+                    () = claim.reader.notified() => {}
+                    () = tokio::time::sleep(WAIT) => {}
+                }
+                continue;
+            }
+            if !self.left.is_empty() {
+                self.claim_left(room.clamp(1, TAKE)).await?;
+                continue;
+            }
+            match self.read_new(room.max(1)).await {
+                Ok(0) => {
+                    if !self.wait_for_entries().await? {
+                        self.find_topics().await?;
+                    }
+                }
+                Ok(_) => {}
+                Err(trouble) if trouble.is("NOGROUP") => self.begin_anew().await?,
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over some of what is unfinished.
+    async fn claim_left(&mut self, count: usize) -> Result<(), Trouble> {
+        let claim = self.claim;
+        let taken: Vec<Left> = self.left.drain(..count.min(self.left.len())).collect();
+        let idle = if claim.competing { claim.store.settings.lease } else { Duration::ZERO };
+        let (mut commands, mut numbers) = (Vec::new(), Vec::new());
+        for (number, source) in self.sources() {
+            for own in [true, false] {
+                let of_source = taken.iter().filter(|left| left.source == number && left.own == own);
+                let mut of_source = of_source.peekable();
+                if of_source.peek().is_none() {
+                    continue;
+                }
+                let mut command = redis::cmd("XCLAIM");
+                let idle = if own || idle.is_zero() { 0 } else { millis(idle) };
+                command.arg(&source.key).arg(&claim.group).arg(&claim.consumer).arg(idle);
+                of_source.for_each(|left| _ = command.arg(left.place.to_string()));
+                commands.push(command);
+                numbers.push(number);
+            }
+        }
+        let Some(answers) = self.guarded("cannot take deliveries over", commands).await? else {
+            taken.into_iter().rev().for_each(|left| self.left.push_front(left));
+            return Ok(());
+        };
+        let counts: HashMap<_, _> =
+            taken.iter().map(|left| ((left.source, left.place), left.count)).collect();
+        let mut deliveries = Vec::new();
+        for (number, answer) in numbers.into_iter().zip(answers) {
+            for entry in entry::entries(answer) {
+                let count = counts.get(&(number, entry.place)).copied().unwrap_or(1);
+                deliveries.push(self.delivery(number, entry, count).await?);
+            }
+        }
+        claim.put_at_hand(deliveries);
+        // Whoever had them has nothing any more.
+        if self.left.is_empty() { self.tidy().await } else { Ok(()) }
+    }
+
+    /// Where processes compete: what others have let lie, since they are gone.
+    async fn take_from_others(&mut self, idle: Duration) -> Result<(), Trouble> {
+        let left = self.pending(Some(idle)).await?;
+        // Ours are kept by beats.
+        self.left.extend(left.into_iter().filter(|left| !left.own));
+        if !self.left.is_empty() {
+            self.read_notes().await?;
+        }
+        self.tidy().await
+    }
+
+    /// Reads what nobody has read yet: how many entries.
+    async fn read_new(&mut self, room: usize) -> Result<usize, Trouble> {
+        let claim = self.claim;
+        let sources = self.sources();
+        if sources.is_empty() {
+            return Ok(0);
+        }
+        let (busy, all) = (self.busy.max(1), sources.len().max(1));
+        // Most streams have nothing most of the time, and each may have as much as that.
+        let limit = (room / busy).clamp(1, (16 * room / all).max(1));
+        let mut command = redis::cmd("XREADGROUP");
+        command.arg("GROUP").arg(&claim.group).arg(&claim.consumer).arg("COUNT").arg(limit).arg("STREAMS");
+        sources.iter().for_each(|(_, source)| _ = command.arg(&source.key));
+        sources.iter().for_each(|_| _ = command.arg(">"));
+        let clock = redis::cmd("GET").arg(claim.store.keys.clock()).clone();
+        let Some(answers) = self.guarded("cannot read events", vec![command, clock]).await? else {
+            return Ok(0);
+        };
+        let mut answers = answers.into_iter();
+        let found = entry::streams(answers.next().unwrap_or_default());
+        let clock = answers.next().as_ref().and_then(entry::place_of).unwrap_or(Place::START);
+        self.busy = found.len();
+        let mut read = Vec::with_capacity(found.len());
+        let (mut count, mut full) = (0, false);
+        for (key, entries) in found {
+            let Some(number) = self.numbers.get(&key).copied() else { continue };
+            if let Some(last) = entries.last() {
+                self.seen[number] = self.seen[number].max(last.place);
+            }
+            count += entries.len();
+            full |= entries.len() >= limit;
+            read.push((number, entries.into_iter().map(|entry| (entry.place, entry)).collect::<Vec<_>>()));
+        }
+        if count == 0 {
+            // Whatever there was at this moment was delivered to somebody.
+            self.seen.iter_mut().for_each(|seen| *seen = (*seen).max(clock));
+        }
+        let ready = self.merge.take(read, limit);
+        if count > 0 {
+            claim.adapt(full);
+        }
+        let mut deliveries = Vec::with_capacity(ready.len());
+        for (number, _, entry) in ready {
+            deliveries.push(self.delivery(number, entry, 0).await?);
+        }
+        if !deliveries.is_empty() {
+            claim.put_at_hand(deliveries);
+        }
+        Ok(count)
+    }
+
+    /// The delivery of an entry that was delivered so often before.
+    async fn delivery(&mut self, source: usize, mut entry: Entry, count: u64) -> Result<Waiting, Trouble> {
+        let stream = Arc::clone(&self.claim.state().sources[source]);
+        let place = entry.place;
+        let origin = if stream.again { wire::take_origin(&mut entry.fields).unwrap_or(place) } else { place };
+        let mut envelope = wire::read(stream.topic.clone(), origin, entry.fields);
+        let mut noted = Noted::FIRST;
+        if count > 0 || !self.mended.is_empty() {
+            let field = stream.field(place);
+            noted = self.notes.remove(&field).unwrap_or(noted);
+            if self.mended.contains(&field) {
+                let mut mended = redis::cmd("HGET");
+                mended.arg(self.claim.store.keys.mended(&self.claim.group)).arg(field);
+                let mended = self.send("cannot read a mended payload", &mended).await?;
+                if let Some(payload) = entry::bytes(mended) {
+                    envelope = envelope.with_payload(payload.into());
+                }
+            }
+        }
+        let size = size(&envelope);
+        Ok(Waiting {
+            source,
+            place,
+            offset: Offset::from(origin),
+            envelope: Arc::new(envelope),
+            noted,
+            // It may have ended the processes that had it.
+            alone: count > 2,
+            size,
+        })
+    }
+
+    /// Waits until some stream has an entry. `false`: the topics may be others by now.
+    async fn wait_for_entries(&mut self) -> Result<bool, Trouble> {
+        let claim = self.claim;
+        let sources = self.sources();
+        let wait = if claim.competing { WAIT.min(claim.store.settings.lease / 2) } else { WAIT };
+        let mut command = redis::cmd("XREAD");
+        command
+            .arg("COUNT")
+            .arg(1)
+            .arg("BLOCK")
+            .arg(millis(wait))
+            .arg("STREAMS")
+            .arg(claim.store.keys.news());
+        sources.iter().for_each(|(_, source)| _ = command.arg(&source.key));
+        command.arg(self.news.to_string());
+        sources.iter().for_each(|(number, _)| _ = command.arg(self.seen[*number].to_string()));
+        let rung = self.wait(&command, false).await?;
+        for (number, place) in &rung.streams {
+            // Once this is read, it was delivered to somebody.
+            self.seen[*number] = self.seen[*number].max(*place);
+        }
+        if rung.news {
+            return Ok(false);
+        }
+        // Somebody who knows nothing of this bus tells no news.
+        if rung.streams.is_empty() && !claim.pattern.is_exact() && !claim.is_ended() {
+            let count = redis::cmd("SCARD").arg(claim.store.keys.topics()).clone();
+            let count = self.send("cannot count the topics", &count).await?;
+            return Ok(count == Value::Int(self.topics as i64));
+        }
+        Ok(true)
+    }
+
+    /// The server has lost the group: it begins anew behind what is known, or with everything that came later.
+    async fn begin_anew(&mut self) -> Result<(), Trouble> {
+        let claim = self.claim;
+        log::error!(
+            target: "eventbus", group = %printable(&claim.group), pattern = %printable(&claim.pattern),
+            "the server does not know the group any more, most likely since its data was removed; it begins anew behind what \
+             was delivered, and events may be missing"
+        );
+        let mut resume = BTreeMap::new();
+        let mut topics = Vec::new();
+        for (number, source) in self.sources() {
+            if source.again {
+                self.numbers.remove(source.key.as_bytes());
+                continue;
+            }
+            let seen = self.seen[number];
+            let mut command = redis::cmd("XREVRANGE");
+            command.arg(&source.key).arg("+").arg("-").arg("COUNT").arg(1);
+            let last = entry::entries(self.send("cannot begin a group anew", &command).await?);
+            // A stream that ends before was removed, and everything in it is new.
+            let from = if last.first().is_some_and(|last| last.place < seen) { Place::START } else { seen };
+            resume.insert(source.topic.to_string(), from);
+            topics.push(source.topic.clone());
+        }
+        let call = register(claim, Start::Earliest, &topics, &[], &resume);
+        self.send("cannot begin a group anew", &call).await?;
+        self.numbers.clear();
+        self.find_topics().await
+    }
+}
+
+/// What a wait has ended with.
+#[derive(Default)]
+struct Rung {
+    news: bool,
+    /// Streams that have something behind what was seen, and where.
+    streams: Vec<(usize, Place)>,
+}
+
+fn checked(what: &str, answer: Value) -> Result<Value, Trouble> {
+    answer.extract_error().map_err(|error| Trouble::of(what, &error))
+}
+
+/// The call that makes a group known on its pattern, and begins it on these topics.
+pub(crate) fn register(
+    claim: &Claim,
+    start: Start,
+    topics: &[Topic],
+    overlapping: &[String],
+    resume: &BTreeMap<String, Place>,
+) -> Cmd {
+    let mut call = script::REGISTER.call(&claim.store.keys);
+    call.arg(&claim.group).arg(claim.pattern.as_str());
+    call.arg(if start == Start::Latest { "$" } else { "0-0" });
+    call.arg(if claim.store.settings.topology == Topology::Check { "check" } else { "create" });
+    call.arg(if claim.pattern.is_exact() { "1" } else { "0" }).arg(topics.len());
+    topics.iter().for_each(|topic| _ = call.arg(topic.as_str()));
+    call.arg(overlapping.len());
+    for pattern in overlapping {
+        call.arg(pattern).arg(if covers(claim.pattern.as_str(), pattern) { "1" } else { "0" });
+    }
+    for (topic, place) in resume {
+        call.arg(topic).arg(place.to_string());
+    }
+    call
+}
+
+/// Whether each topic that `inner` covers is covered by `outer`.
+fn covers(outer: &str, inner: &str) -> bool {
+    let (mut outer, mut inner) = (outer.split('.'), inner.split('.'));
+    loop {
+        match (outer.next(), inner.next()) {
+            (None, None) => return true,
+            (Some(">"), Some(_)) => return true,
+            (Some("*"), Some(segment)) if segment != ">" => {}
+            (Some(one), Some(other)) if one == other => {}
+            _ => return false,
+        }
+    }
+}
+
+/// What the server has answered to [`register`].
+pub(crate) struct Registered {
+    /// The group is known, or was made so.
+    pub(crate) known: bool,
+    /// How many events a new group skips.
+    pub(crate) skips: usize,
+    /// Of each topic, the last entry that was delivered, and what is wrong with it.
+    pub(crate) streams: Vec<(Topic, Place, String)>,
+}
+
+impl Registered {
+    pub(crate) fn read(answer: Value) -> Self {
+        let mut parts = entry::list(answer).into_iter();
+        let known = matches!(parts.next(), Some(Value::Int(_)));
+        let skips = match parts.next() {
+            Some(Value::Int(skips)) => usize::try_from(skips).unwrap_or(0),
+            _ => 0,
+        };
+        let mut streams = Vec::new();
+        while let (Some(topic), Some(last), Some(problem)) = (parts.next(), parts.next(), parts.next()) {
+            if let Some(Ok(topic)) = entry::text(topic).map(Topic::new) {
+                let last = entry::place_of(&last).unwrap_or_default();
+                streams.push((topic, last, entry::text(problem).unwrap_or_default()));
+            }
+        }
+        Self { known, skips, streams }
+    }
+}
+
+/// Whether a claim has its group.
+pub(crate) enum Acquired {
+    Ours,
+    /// Another one has it, under this token.
+    Others(String),
+}
+
+impl Claim {
+    /// Takes the group over, if nobody else has it.
+    pub(crate) async fn acquire(&self) -> Result<Acquired, Trouble> {
+        let lease = self.store.settings.lease;
+        let link = &self.store.link;
+        if self.competing {
+            let until = self.store.clock_after(lease);
+            self.beat().await?;
+            self.begin(String::new(), until);
+            return Ok(Acquired::Ours);
+        }
+        loop {
+            let patterns = redis::cmd("HKEYS").arg(self.store.keys.group(&self.group)).clone();
+            let patterns = entry::list(link.value("cannot take a group over", &patterns).await?);
+            let patterns =
+                patterns.into_iter().filter_map(entry::text).filter(|known| known != self.pattern.as_str());
+            let overlaps =
+                |known: &String| Pattern::new(known).is_ok_and(|known| known.overlaps(&self.pattern));
+            let (overlapping, others): (Vec<_>, Vec<_>) = patterns.partition(overlaps);
+            let token = self.store.token();
+            let until = self.store.clock_after(lease);
+            let mut call = script::ACQUIRE.call(&self.store.keys);
+            call.arg(&self.group)
+                .arg(self.pattern.as_str())
+                .arg(&token)
+                .arg(millis(lease))
+                .arg(overlapping.len());
+            overlapping.iter().chain(&others).for_each(|pattern| _ = call.arg(pattern));
+            let mut answer = entry::list(link.value("cannot take a group over", &call).await?).into_iter();
+            match answer.next().and_then(entry::text).as_deref() {
+                Some("HELD") => {
+                    self.begin(token, until);
+                    return Ok(Acquired::Ours);
+                }
+                // Another program has made a pattern known meanwhile.
+                Some("CHANGED") => {}
+                _ => {
+                    let other = answer.next().and_then(entry::text).unwrap_or_default();
+                    return Ok(Acquired::Others(other));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::covers;
+
+    #[test]
+    fn a_pattern_covers_another_where_it_has_all_of_its_topics() {
+        for (outer, inner) in
+            [("a.b", "a.b"), ("a.*", "a.b"), (">", "a.*.c"), ("a.>", "a.b.>"), ("*.b", "*.b"), (">", ">")]
+        {
+            assert!(covers(outer, inner), "{outer} {inner}");
+        }
+        for (outer, inner) in
+            [("a.b", "a.*"), ("a.*", "a.>"), ("a.*", "a.b.c"), ("a.>", "a"), ("a.b", "a.b.c"), ("a.*", "*.b")]
+        {
+            assert!(!covers(outer, inner), "{outer} {inner}");
+        }
+    }
+}

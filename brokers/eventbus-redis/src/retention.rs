@@ -1,0 +1,66 @@
+//! Retention: removing events that are no longer kept.
+//!
+//! Redis 8.2 can trim a stream behind what is acknowledged by itself (`XTRIM … ACKED`). It knows nothing of a group that
+//! listens on a pattern and has not met the topic yet, though, and Redis 7 and Valkey lack it; so the place is computed
+//! here, in the step that trims.
+
+use crate::broker::Store;
+use crate::entry;
+use crate::keeper::millis;
+use crate::script;
+use eventbus_core::log;
+use eventbus_core::printable::printable;
+use eventbus_core::{BrokerError, Pattern};
+use redis::Value;
+use std::sync::Weak;
+
+/// Applies the retention now and then, as long as there is the broker.
+pub(crate) async fn keep(store: Weak<Store>) {
+    loop {
+        let interval = match store.upgrade() {
+            Some(store) if !store.link.is_closed() => store.settings.retention_interval,
+            _ => return,
+        };
+        tokio::time::sleep(interval).await;
+        let Some(store) = store.upgrade() else { return };
+        if let Err(error) = store.trim().await {
+            log::warn!(target: "eventbus", error = %printable(&error), "the retention could not be applied");
+        }
+    }
+}
+
+impl Store {
+    async fn trim(&self) -> Result<(), BrokerError> {
+        let groups = redis::cmd("SMEMBERS").arg(self.keys.groups()).clone();
+        let groups: Vec<String> = self.link.ask("cannot list groups", &groups).await?;
+        let mut listening = Vec::new();
+        for group in groups {
+            let patterns = redis::cmd("HGETALL").arg(self.keys.group(&group)).clone();
+            let patterns = entry::list(self.link.value("cannot list groups", &patterns).await?);
+            let texts: Vec<_> = patterns.into_iter().filter_map(entry::text).collect();
+            for pair in texts.chunks(2) {
+                if let (Ok(pattern), Some(since)) = (Pattern::new(&pair[0]), pair.get(1)) {
+                    listening.push((group.clone(), pattern, since.clone()));
+                }
+            }
+        }
+        let all = Pattern::new(">").map_err(|error| BrokerError::new(error.to_string()))?;
+        let retention = &self.settings.retention;
+        for topic in self.topics(&all).await? {
+            let mut call = script::TRIM.call(&self.keys);
+            call.arg(topic.as_str());
+            call.arg(retention.age.map(|age| millis(age).to_string()).unwrap_or_default());
+            call.arg(retention.count.map(|count| count.to_string()).unwrap_or_default());
+            call.arg(if retention.unhandled { "1" } else { "0" });
+            for (group, _, since) in
+                listening.iter().filter(|(_, pattern, _)| pattern.matches(topic.as_str()))
+            {
+                call.arg(group).arg(since);
+            }
+            if let Value::Int(removed @ 1..) = self.link.value("cannot remove old events", &call).await? {
+                log::debug!(target: "eventbus", topic = %printable(&topic), removed, "events were removed");
+            }
+        }
+        Ok(())
+    }
+}

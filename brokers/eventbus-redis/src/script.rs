@@ -1,0 +1,45 @@
+//! Scripts: what has to happen in one step at the server.
+//!
+//! They are sent as text (`EVAL`): the server keeps what it has compiled by the digest of that, and after a restart there
+//! is nothing to be loaded first, in the middle of publishes that have an order.
+
+use crate::keys::Keys;
+use redis::Cmd;
+
+/// A script. Its key is the clock of the bus, by which a cluster finds its node; it puts together the names of others
+/// from the prefix, its first argument. All have one slot.
+pub(crate) struct Script(&'static str);
+
+impl Script {
+    /// A call, to which its arguments are added.
+    pub(crate) fn call(&self, keys: &Keys) -> Cmd {
+        let mut call = redis::cmd("EVAL");
+        call.arg(self.0).arg(1).arg(keys.clock()).arg(keys.prefix());
+        call
+    }
+}
+
+macro_rules! scripts {
+    ($($name:ident = $file:literal,)*) => {$(
+        pub(crate) const $name: Script = Script(include_str!(concat!("scripts/", $file, ".lua")));
+    )*};
+}
+scripts! {
+    ACK = "ack",
+    ACQUIRE = "acquire",
+    BEAT = "beat",
+    CHANGE = "change",
+    COUNT = "count",
+    GROUPS = "groups",
+    LATEST = "latest",
+    LEAVE = "leave",
+    PARK = "park",
+    PATTERNS = "patterns",
+    PUBLISH = "publish",
+    REGISTER = "register",
+    REJECT = "reject",
+    RENEW = "renew",
+    REPUBLISH = "republish",
+    TIDY = "tidy",
+    TRIM = "trim",
+}

@@ -1,0 +1,107 @@
+//! What several test binaries share: a server, and a part of it for each test.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this")]
+
+use eventbus_redis::{RedisBroker, RedisBrokerBuilder};
+use redis::{Cmd, FromRedisValue};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long to wait for what should happen soon.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A variable of the environment, or of the file that `cargo xtask brokers up` leaves.
+pub fn setting(name: &str) -> Option<String> {
+    let written = || {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/brokers/env");
+        let text = std::fs::read_to_string(file).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+    };
+    std::env::var(name).ok().or_else(written)
+}
+
+/// The address of the server for tests of this kind: `REDIS` or `VALKEY`.
+pub fn server(kind: &str) -> String {
+    let variable = format!("EVENTBUS_TEST_{kind}_URL");
+    setting(&variable).unwrap_or_else(|| {
+        panic!(
+            "there is no server for tests; run `cargo xtask brokers up {}`, or set {variable} to the address of one",
+            kind.to_lowercase()
+        )
+    })
+}
+
+/// A prefix that nobody had before.
+pub fn prefix() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a time after 1970");
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("test-{}-{}-{number}", std::process::id(), time.as_nanos())
+}
+
+/// Sends a command, past the broker.
+pub fn command<T: FromRedisValue>(url: &str, command: &Cmd) -> T {
+    let client = redis::Client::open(url).expect("an address");
+    let mut connection = client.get_connection().expect("a connection");
+    command.query(&mut connection).expect("the server takes the command")
+}
+
+/// Removes everything under a prefix.
+pub fn remove(url: &str, prefix: &str) {
+    let keys: Vec<String> = command(url, redis::cmd("KEYS").arg(format!("{prefix}:*")));
+    for keys in keys.chunks(1_000) {
+        command::<u64>(url, redis::cmd("UNLINK").arg(keys));
+    }
+}
+
+/// A part of a server that a test has for itself; what is in it is removed in the end.
+pub struct Place {
+    pub url: String,
+    pub prefix: String,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        Self::on(&server("REDIS"))
+    }
+
+    pub fn on(url: &str) -> Self {
+        Self { url: url.to_owned(), prefix: prefix() }
+    }
+
+    pub fn builder(&self) -> RedisBrokerBuilder {
+        RedisBroker::builder(&self.url).expect("an address").prefix(&self.prefix)
+    }
+
+    pub async fn broker(&self) -> RedisBroker {
+        self.builder().open().await.expect("the server takes the connection")
+    }
+
+    /// The name of a key.
+    pub fn key(&self, name: &str) -> String {
+        format!("{}:{name}", self.prefix)
+    }
+
+    /// Sends a command, past the broker.
+    pub fn command<T: FromRedisValue>(&self, sent: &Cmd) -> T {
+        command(&self.url, sent)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            remove(&self.url, &self.prefix);
+        }
+    }
+}
+
+/// Waits until `condition` holds.
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let since = Instant::now();
+    while !condition().await {
+        assert!(since.elapsed() < PATIENCE, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
