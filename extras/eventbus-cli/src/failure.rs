@@ -34,6 +34,18 @@ impl Failure {
         Self::NotFound(printable(text).to_string())
     }
 
+    /// As the end of a verb that changes something and could not write what it did: how far it came is told, since the
+    /// output does not say it.
+    pub(crate) fn halfway(self, done: impl Display) -> Self {
+        match self {
+            Self::Closed => {
+                Self::new(format_args!("nobody reads the output any more: ended halfway ({done})"))
+            }
+            Self::Failed(text) => Self::Failed(format!("{text} ({})", printable(done))),
+            other => other,
+        }
+    }
+
     /// The sentence for the person at the terminal, where one is left to say.
     pub(crate) fn text(&self) -> Option<&str> {
         match self {

@@ -6,7 +6,7 @@ use eventbus::bus::BusBuilder;
 use eventbus::{BoxError, Bus, Event, Outcome, State, subscribe};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::Duration;
 use std::{env, fs};
@@ -42,7 +42,7 @@ async fn main() -> ExitCode {
     if env::var_os(ROLE).is_some() {
         return eventbus_cli::main_with(build).await;
     }
-    let tests: [(&str, fn()); 8] = [
+    let tests: [(&str, fn()); 9] = [
         (
             "a_check_creates_no_log_and_says_that_there_is_none",
             a_check_creates_no_log_and_says_that_there_is_none,
@@ -56,6 +56,10 @@ async fn main() -> ExitCode {
         ("a_shell_can_complete_every_verb", a_shell_can_complete_every_verb),
         ("a_run_ends_with_a_signal", a_run_ends_with_a_signal),
         ("operators_and_the_program_meet_on_one_file", operators_and_the_program_meet_on_one_file),
+        (
+            "a_purge_whose_reader_has_left_before_its_end_says_how_far_it_came",
+            a_purge_whose_reader_has_left_before_its_end_says_how_far_it_came,
+        ),
         (
             "a_topic_that_was_renamed_is_told_of_and_dropped_without_what_is_live",
             a_topic_that_was_renamed_is_told_of_and_dropped_without_what_is_live,
@@ -190,6 +194,12 @@ impl Drop for Running {
     }
 }
 
+/// A pipe whose reader has left.
+fn closed() -> io::PipeWriter {
+    let (_reader, writer) = io::pipe().unwrap();
+    writer
+}
+
 /// Waits for a condition, up to ten seconds.
 #[track_caller]
 fn wait(condition: impl Fn() -> bool) {
@@ -292,4 +302,32 @@ fn a_topic_that_was_renamed_is_told_of_and_dropped_without_what_is_live() {
     let live = ended(&mut shop(&["groups", "drop", "mail", "--yes", "--url", &url]), 1);
     assert!(text(&live.stderr).contains("--live"), "{live:?}");
     assert_eq!(text(&ended(&mut shop(&["check", "--url", &url]), 0).stdout).lines().count(), 1);
+}
+
+fn a_purge_whose_reader_has_left_before_its_end_says_how_far_it_came() {
+    if !cfg!(target_os = "linux") {
+        return; // It stops the program as the test above does.
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("shop.db").display());
+    let operator = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_eventbus"));
+        command.args(arguments).env("EVENTBUS_URL", &url);
+        command
+    };
+    let program = Running::start(&url);
+    let many = folder.path().join("many");
+    fs::write(&many, "{\"id\":13}\n".repeat(400)).unwrap();
+    ended(operator(&["publish", "order.placed", "--lines"]).stdin(fs::File::open(&many).unwrap()), 0);
+    let letters = || {
+        let list = ended(&mut operator(&["dead-letters", "list", "--json"]), 0);
+        text(&list.stdout).lines().count()
+    };
+    wait(|| letters() == 400);
+    let mut purge = operator(&["dead-letters", "purge", "--all", "--yes", "--json"]);
+    let unread = ended(purge.stdout(closed()), 1);
+    let left = letters();
+    let told = format!("ended halfway ({} dead letters removed)", 400 - left);
+    assert!(left > 0 && text(&unread.stderr).contains(&told), "{told}: {unread:?}");
+    program.stop();
 }

@@ -71,14 +71,10 @@ fn looking_at_a_mistyped_path_is_an_error_and_creates_nothing() {
     assert!(text(&log.stdout).contains("order.placed"), "{log:?}");
 }
 
-#[test]
-fn a_reader_that_has_read_enough_ends_the_program_in_peace() {
-    let mut child = eventbus(&["publish", "a", "--lines", "--json"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+/// Ends `command` after the first line that it writes, with what it remarked. It is given more lines than a pipe holds.
+fn read_one_line(mut command: Command) -> (String, Option<i32>, String) {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = child.stdin.take().unwrap();
     let writer = std::thread::spawn(move || {
         for number in 0..50_000 {
@@ -94,9 +90,36 @@ fn a_reader_that_has_read_enough_ends_the_program_in_peace() {
     drop(output);
     let mut remarks = String::new();
     child.stderr.take().unwrap().read_to_string(&mut remarks).unwrap();
-    assert_eq!((child.wait().unwrap().code(), remarks.as_str()), (Some(0), ""));
-    assert!(first.starts_with(r#"{"id":""#), "{first}");
     writer.join().unwrap();
+    (first, child.wait().unwrap().code(), remarks)
+}
+
+#[test]
+fn a_publish_whose_reader_has_left_before_its_end_says_how_far_it_came() {
+    let logs = Logs::new();
+    let (first, code, remarks) = read_one_line(logs.eventbus("a.db", &["publish", "a", "--lines", "--json"]));
+    assert!(first.starts_with(r#"{"id":""#), "{first}");
+    let log = ended(&mut logs.eventbus("a.db", &["log", "--json"]), 0);
+    let published = text(&log.stdout).lines().count();
+    let said = remarks.trim_end().replace(',', "");
+    let expected =
+        format!("error: nobody reads the output any more: ended halfway ({published} events published)");
+    assert_eq!((code, said), (Some(1), expected));
+}
+
+#[test]
+fn a_reader_that_leaves_when_all_is_done_or_nothing_is_changed_ends_the_program_in_peace() {
+    let logs = Logs::new();
+    let lines = logs.0.path().join("lines");
+    std::fs::write(&lines, "1\n".repeat(2_000)).unwrap();
+    let (reader, closed) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = ended(logs.eventbus("a.db", &["publish", "a", "1", "--lines", "--json"]).stdout(closed), 0);
+    assert_eq!(text(&output.stderr), "");
+    ended(logs.eventbus("a.db", &["publish", "a", "--lines"]).stdin(std::fs::File::open(&lines).unwrap()), 0);
+    let (first, code, remarks) = read_one_line(logs.eventbus("a.db", &["log", "--json"]));
+    assert!(first.starts_with(r#"{"offset":"1""#), "{first}");
+    assert_eq!((code, remarks.as_str()), (Some(0), ""));
 }
 
 #[test]

@@ -331,13 +331,17 @@ async fn change(session: &mut Session, bus: &Bus, many: Many, change: Change) ->
     if asks && !session.out.confirm(&question, many.yes)? {
         return Ok(());
     }
-    let mut groups = BTreeSet::new();
-    for (id, letter) in letters {
+    let (all, mut count, mut groups) = (letters.len(), 0, BTreeSet::new());
+    for (at, (id, letter)) in letters.into_iter().enumerate() {
         let done =
             if change.republish { store.republish(&id, None).await? } else { store.purge(&id).await? };
         // Somebody else did it meanwhile, which is as good.
         if done {
-            said(session, &id, change.done, &letter.group)?;
+            count += 1;
+            said(session, &id, change.done, &letter.group).map_err(|failure| match at + 1 < all {
+                true => failure.halfway(format_args!("{} {}", counted(count, "dead letter"), change.done)),
+                false => failure,
+            })?;
             groups.insert(letter.group.clone());
         }
     }

@@ -416,7 +416,7 @@ async fn publish_all(
     mut news: News,
 ) -> Result {
     let bar = progress();
-    let (mut doubts, mut tally) = (Doubts::default(), Tally::default());
+    let (mut doubts, mut tally, mut told) = (Doubts::default(), Tally::default(), Ok(()));
     loop {
         // What is at hand; whoever writes slowly is not waited for.
         let mut next = tokio::select! {
@@ -428,6 +428,14 @@ async fn publish_all(
             }
             event = events.recv() => event,
         };
+        // What was published while nothing could be told of it may have been the last.
+        if told.is_err() {
+            bar.finish_and_clear();
+            return told.map_err(|failure: Failure| match next {
+                Some(_) => failure.halfway(tally.told()),
+                None => failure,
+            });
+        }
         let (mut numbers, mut envelopes) = (Vec::new(), Vec::new());
         let (mut refused, mut wrong, ended) = (None, None, next.is_none());
         while let Some(event) = next {
@@ -452,9 +460,10 @@ async fn publish_all(
         for ((result, (topic, source)), number) in results.into_iter().zip(places).zip(numbers) {
             match result {
                 Ok(id) => {
-                    let (new, told) = (news.has(source, &id), published(&id, &topic));
-                    if out.json {
-                        out.object(if new { told } else { told.flag("known", true) })?;
+                    let new = news.has(source, &id);
+                    if out.json && told.is_ok() {
+                        let object = published(&id, &topic);
+                        told = out.object(if new { object } else { object.flag("known", true) });
                     }
                     if new {
                         tally.published += 1;
@@ -466,7 +475,7 @@ async fn publish_all(
                 Err(error) => refused = refused.or_else(|| Some(format!("{one} {number}: {error}"))),
             }
         }
-        out.flush()?;
+        told = told.and_then(|()| out.flush());
         bar.set_position(tally.published + tally.known);
         bar.set_message(tally.told());
         // What is wrong came behind what was refused.
