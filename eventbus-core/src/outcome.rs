@@ -152,7 +152,9 @@ impl From<DecodeError> for Outcome {
 /// Marks an error as permanent: the delivery goes to the dead letters without another attempt.
 ///
 /// The mark is found anywhere in the chain of an error's sources, so it survives `?`, added context, and the variants of
-/// a `thiserror` enum, `#[error(transparent)]` as well.
+/// a `thiserror` enum, `#[error(transparent)]` as well. It is not found where it is itself the context of an
+/// `anyhow::Error`, which hides the types of contexts: mark the error below, and add a text as its context, or mark the
+/// `anyhow::Error` as a whole.
 ///
 /// ```
 /// use eventbus_core::{BoxError, Permanent};
