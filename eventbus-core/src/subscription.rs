@@ -103,7 +103,8 @@ macro_rules! with_options {
                 /// How many deliveries (or batches) one subscription handles at once. Default: the number of cores, at
                 /// least 4.
                 concurrency: usize,
-                /// Where a new group begins. Default: [`Start::Latest`](crate::broker::Start::Latest).
+                /// Where a new group begins; one that the broker knows goes on where it was. Default:
+                /// [`Start::Latest`](crate::broker::Start::Latest).
                 start: $crate::broker::Start,
                 /// Whether all processes that have the group handle it at once, where the broker is of a kind that has
                 /// one process at a time handle it otherwise: order by key then holds within each process only. Default:

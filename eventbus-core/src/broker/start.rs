@@ -6,6 +6,11 @@ use crate::topic::Pattern;
 
 /// Where a new group begins; a group that the broker knows goes on where it was.
 ///
+/// A start that is changed later therefore changes nothing, and no warning says so: a broker does not know where a group
+/// began. [`Bus::replay`](crate::Bus::replay) (`replay` on the command line) delivers the events before, beside the live
+/// ones; or, while no process handles the group, [`Groups::seek`](crate::broker::Groups::seek) (`groups seek`) moves it
+/// back. Either way the handler has what it handled before again.
+///
 /// ```
 /// use eventbus::{Bus, Start, subscribe};
 /// # use eventbus::Event;
