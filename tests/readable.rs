@@ -5,13 +5,14 @@ mod support;
 
 use bytes::Bytes;
 use eventbus::event::Codec;
-use eventbus::{BoxError, Bus, Envelope, Event, Outcome, PublishError};
+use eventbus::{BoxError, Bus, Envelope, Event, Outcome, PublishError, Topic};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::Arc;
-use support::Ping;
+use support::{Log, Ping};
 
 /// How many events of each type a release build reads back.
 const FIRST: usize = 16;
@@ -314,4 +315,43 @@ async fn debug_builds_read_back_every_event_and_release_builds_the_first_of_each
     assert_eq!(later.is_err(), cfg!(debug_assertions), "{later:?}");
     // Each type has its own count.
     assert!(bus.publish(&ArticleTagged { id: 1, tags: vec![] }).await.is_err());
+}
+
+/// How often the program was warned of something else than the event of a topic.
+fn warnings(log: &Log) -> usize {
+    log.text()
+        .lines()
+        .filter(|line| line.contains("WARN") && line.contains("what is published is not"))
+        .count()
+}
+
+#[tokio::test]
+async fn a_value_that_is_not_the_event_of_its_topic_is_warned_of_once() {
+    let (bus, _broker) = support::bus().await;
+    let (log, _guard) = Log::capture();
+    for _ in 0..3 {
+        bus.publish_to("article.tagged", &json!({ "identifier": 1 })).await.unwrap();
+    }
+    assert_eq!(warnings(&log), usize::from(cfg!(debug_assertions)), "{}", log.text());
+    if cfg!(debug_assertions) {
+        assert!(log.text().contains("`ArticleTagged` (tests/readable.rs:"), "{}", log.text());
+    }
+    let bytes = |text: &'static str| {
+        let topic = Topic::new("user.renamed").unwrap();
+        Envelope::from_bytes(topic, text, Bytes::from_static(b"\x00"))
+    };
+    bus.publish_envelopes([bytes("application/json"), bytes("image/png")]).await;
+    assert_eq!(warnings(&log), 2 * usize::from(cfg!(debug_assertions)), "{}", log.text());
+}
+
+#[tokio::test]
+async fn a_value_that_can_be_read_as_the_event_of_its_topic_is_not_warned_of() {
+    let (bus, _broker) = support::bus().await;
+    let (log, _guard) = Log::capture();
+    bus.publish_to("article.tagged", &json!({ "id": 1, "tags": [], "more": true })).await.unwrap();
+    // Nobody has a type for it, or not in this version.
+    bus.publish_to("article.removed", &1).await.unwrap();
+    let later = Envelope::from_json(Topic::new("article.tagged").unwrap(), &1).unwrap().with_version(7);
+    bus.publish_envelope(later).await.unwrap();
+    assert_eq!(warnings(&log), 0, "{}", log.text());
 }

@@ -3,8 +3,8 @@
 use crate::broker::{Broker, BrokerFuture};
 use crate::causation;
 use crate::envelope::Envelope;
-use crate::error::PublishError;
-use crate::event::{Event, IntoEvent};
+use crate::error::{DecodeError, PublishError};
+use crate::event::{Attributes, Event, EventMeta, IntoEvent};
 use crate::foreign::{self, Kept, Panicked, Wakers};
 use crate::gate::{Gate, Passage, Refused};
 use crate::id::EventId;
@@ -88,7 +88,8 @@ impl Publisher {
     }
 
     /// Publishes a value without an event type, as JSON. A topic that is not well-formed and a value without a
-    /// form in JSON are errors of the answer.
+    /// form in JSON are errors of the answer. Where the topic is that of an event type of this program, and the value none,
+    /// debug builds log a warning, once for each topic: handlers that take the event will give it up.
     ///
     /// ```
     /// # async fn place(bus: eventbus::Bus) -> Result<(), eventbus::PublishError> {
@@ -331,8 +332,12 @@ fn unconfirmed<T>(envelope: &Envelope, panicked: Panicked) -> Result<T, PublishE
 const STRANDED: &str = "the tokio runtime on which the bus was connected has ended, and its handlers with it; \
                         connect the bus on a runtime that lasts as long as the bus is used";
 
-/// How many circles are told of: topics may be made of data.
-const CIRCLES: usize = 256;
+/// How many circles, and how many topics, are told of: topics may be made of data.
+const TOLD: usize = 256;
+
+/// Reads the bytes of an envelope as the event type that the program has for it. The registry, which knows that, stands
+/// above.
+pub(crate) type ReadBytes = fn(&Envelope) -> Option<(&'static EventMeta, Result<Attributes, DecodeError>)>;
 
 fn wake(wakers: Vec<Waker>) {
     let mut all = Wakers::default();
@@ -351,6 +356,9 @@ pub(crate) struct Outlet {
     pub(crate) durable: bool,
     /// The circles that were stopped and told: what was to be published, and what caused it.
     circles: Lock<BTreeSet<(String, String)>>,
+    read_bytes: ReadBytes,
+    /// The topics of which it was told that something else than their event is published there.
+    mistaken: Lock<BTreeSet<Topic>>,
 }
 
 impl Outlet {
@@ -360,10 +368,21 @@ impl Outlet {
         causation_limit: u32,
         on_publish: Vec<PublishHook>,
         observers: Vec<Kept<Box<dyn Observer>>>,
+        read_bytes: ReadBytes,
     ) -> Self {
         let durable = broker.features().durable;
-        let (gate, circles) = (Gate::new(), Lock::new(Rank::LEAF, BTreeSet::new()));
-        Self { broker, source, causation_limit, on_publish, observers, gate, durable, circles }
+        Self {
+            broker,
+            source,
+            causation_limit,
+            on_publish,
+            observers,
+            gate: Gate::new(),
+            durable,
+            circles: Lock::new(Rank::LEAF, BTreeSet::new()),
+            read_bytes,
+            mistaken: Lock::new(Rank::LEAF, BTreeSet::new()),
+        }
     }
 
     /// From now on only handlers may publish, so that those that still run can finish.
@@ -455,15 +474,35 @@ impl Outlet {
             foreign::tell("a hook of `on_publish`", || hook(envelope));
         }
         envelope.check()?;
+        if cfg!(debug_assertions) && envelope.is_bytes() {
+            self.doubt(envelope);
+        }
         trace_context::link(envelope, cause.map(|cause| &**cause));
         Ok(passage)
+    }
+
+    /// Warns of bytes that are not the event of their topic. They are not refused: a handler of another version of the
+    /// program may read what this one cannot.
+    fn doubt(&self, envelope: &Envelope) {
+        let Some((event, Err(error))) = (self.read_bytes)(envelope) else { return };
+        let mut mistaken = self.mistaken.lock();
+        let new = mistaken.len() < TOLD && mistaken.insert(envelope.topic().clone());
+        drop(mistaken);
+        if new {
+            let event = format!("`{}` ({}:{})", event.name, event.file, event.line);
+            log::warn!(
+                target: "eventbus", topic = %printable(envelope.topic()), error = %printable(&error),
+                "what is published is not the event {} that this program has for the topic: handlers that take it give \
+                 this up; publish that event, or to another topic", printable(&event)
+            );
+        }
     }
 
     /// Its handler may well ignore the error, so the first of each circle is an error line.
     fn stop_circle(&self, topic: &Topic, cause: &Topic) -> PublishError {
         let (topic, cause) = (topic.to_string(), cause.to_string());
         let mut circles = self.circles.lock();
-        let new = circles.len() < CIRCLES && circles.insert((topic.clone(), cause.clone()));
+        let new = circles.len() < TOLD && circles.insert((topic.clone(), cause.clone()));
         drop(circles);
         let error = PublishError::CausationLimit { topic, cause, limit: self.causation_limit };
         if new {

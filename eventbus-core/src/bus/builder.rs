@@ -268,6 +268,7 @@ impl BusBuilder {
             self.causation_limit,
             self.on_publish,
             self.observers,
+            census::read,
         ));
         let home = Home::here(&outlet);
         let bus = Bus {

@@ -372,6 +372,11 @@ impl Envelope {
         self.payload.value()
     }
 
+    /// Whether bytes were published, and no event of a type.
+    pub(crate) fn is_bytes(&self) -> bool {
+        self.payload.is_bytes()
+    }
+
     /// The event that was published, where it was published in this process as an `E`.
     pub(crate) fn value<E: Event>(&self) -> Option<&E> {
         self.payload.value_ref()

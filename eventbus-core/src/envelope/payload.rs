@@ -82,6 +82,11 @@ impl Payload {
         }
     }
 
+    /// Whether it is bytes, of which nothing is known.
+    pub(super) fn is_bytes(&self) -> bool {
+        matches!(self, Self::Bytes(_))
+    }
+
     /// The value itself, to be shared, where it is an `E`.
     pub(super) fn value<E: Event>(&self) -> Option<Arc<E>> {
         match self {
