@@ -32,9 +32,18 @@ pub fn command_with_handlers(address: Option<&str>, verb: &[&str]) -> Option<Str
 fn line(called: &str, address: Option<&str>, verb: &[&str]) -> String {
     let verb = verb.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
     match address {
+        Some(address) if may_be_secret(address) => format!("`{called} --url \"$EVENTBUS_URL\" {verb}`"),
         Some(address) => format!("`{called} --url {} {verb}`", quoted(address)),
         None => format!("`{verb}` on the command line"),
     }
+}
+
+/// Whether an address may hold a password, a token or a key.
+fn may_be_secret(address: &str) -> bool {
+    let Some((_, rest)) = address.split_once("://") else { return false };
+    let options = rest.split_once('?').map_or("", |(_, options)| options);
+    let words = ["password", "token", "key", "secret", "credentials"];
+    rest.contains('@') || words.iter().any(|word| options.contains(word))
 }
 
 /// A word as a shell takes it.
@@ -60,5 +69,17 @@ mod tests {
         let spaces = line("eventbus", Some("sqlite:/my logs/it's.db"), &["groups", "list"]);
         assert_eq!(spaces, r"`eventbus --url 'sqlite:/my logs/it'\''s.db' groups list`");
         assert_eq!(line("eventbus", None, &["groups", "list"]), "`groups list` on the command line");
+        assert_eq!(
+            line("eventbus", Some("nats://host?stream=SHOP"), &["tail"]),
+            "`eventbus --url 'nats://host?stream=SHOP' tail`"
+        );
+    }
+
+    #[test]
+    fn a_command_shows_no_secret() {
+        for address in ["nats://ada:hunter2@host", "nats://hunter2@host", "nats://host?token=hunter2"] {
+            let said = line("eventbus", Some(address), &["tail"]);
+            assert_eq!(said, "`eventbus --url \"$EVENTBUS_URL\" tail`");
+        }
     }
 }
