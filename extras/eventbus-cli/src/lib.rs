@@ -132,6 +132,8 @@ mod verbs;
 mod when;
 
 // A broker that no code names is not linked.
+#[cfg(feature = "nats")]
+use eventbus_nats as _;
 #[cfg(feature = "sqlite")]
 use eventbus_sqlite as _;
 

@@ -7,8 +7,9 @@ use eventbus_core::command_line::command;
 use eventbus_core::{Bus, BusBuilder};
 use std::path::{Path, PathBuf};
 
-/// The option of an address whose log is not created.
-const EXPECTED: &str = "create=false";
+/// The option of an address whose log, or whose streams, are not created: by the scheme.
+const EXPECTED: [(&str, &str); 3] =
+    [("sqlite:", "create=false"), ("nats:", "topology=check"), ("tls:", "topology=check")];
 
 pub(crate) struct Session {
     pub(crate) url: String,
@@ -40,8 +41,8 @@ impl Session {
 
     /// A command that can be pasted, for a message.
     pub(crate) fn command(&self, verb: &[&str]) -> String {
-        let address =
-            self.url.strip_suffix(EXPECTED).map_or(&*self.url, |url| url.trim_end_matches(['?', '&']));
+        let added = EXPECTED.iter().find_map(|(_, option)| self.url.strip_suffix(option));
+        let address = added.map_or(&*self.url, |url| url.trim_end_matches(['?', '&']));
         command(Some(address), verb)
     }
 
@@ -58,10 +59,13 @@ impl Session {
 
     /// A mistyped path is an error from now on, and no new log.
     pub(crate) fn expect_log(&mut self) {
-        if self.url.starts_with("sqlite:") {
+        let known = EXPECTED.iter().find(|(scheme, _)| self.url.starts_with(scheme));
+        // The log takes the last word; of the others each is said once.
+        let known = known.filter(|(scheme, _)| *scheme == "sqlite:" || !self.url.contains("topology="));
+        if let Some((_, option)) = known {
             let begin = if self.url.contains('?') { '&' } else { '?' };
             self.url.push(begin);
-            self.url.push_str(EXPECTED);
+            self.url.push_str(option);
         }
     }
 }
