@@ -395,6 +395,12 @@ impl Settings {
         self.duplicate_window.unwrap_or(Duration::from_secs(120))
     }
 
+    /// The address, for a command that can be pasted. None, where it would need a secret.
+    pub(crate) fn pasted(&self) -> Option<String> {
+        let plain = matches!(self.login, Login::Nobody) && self.ca.is_none() && self.certificate.is_none();
+        plain.then(|| format!("{}?stream={}&prefix={}", self.shown(), self.stream, self.prefix))
+    }
+
     /// The servers, as they are shown.
     pub(crate) fn shown(&self) -> String {
         format!("{}://{}", if self.tls { "tls" } else { "nats" }, self.servers.join(","))

@@ -25,6 +25,8 @@ struct Held {
     beat: Instant,
     /// Something of it is in the bucket.
     noted: bool,
+    /// How many bytes its message has.
+    size: usize,
 }
 
 /// An ack that the server is not known to have.
@@ -63,6 +65,8 @@ pub(crate) struct Intake {
     /// In the order of the stream, so what was given back goes first.
     at_hand: VecDeque<Waiting>,
     held: HashMap<u64, Held>,
+    /// How many bytes the messages of those have together.
+    bytes: usize,
     acked: VecDeque<Acked>,
     /// The number of the first of them.
     first_ack: u64,
@@ -92,12 +96,29 @@ impl Intake {
         self.held.len() - self.at_hand()
     }
 
+    /// How many bytes the messages have that are not settled.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn take_out(&mut self, sequence: u64) -> Option<Held> {
+        let held = self.held.remove(&sequence)?;
+        self.bytes -= held.size;
+        Some(held)
+    }
+
     pub(crate) fn holds(&self, sequence: u64) -> bool {
         self.held.contains_key(&sequence)
     }
 
     /// A message came; `again`: it was delivered before, here or elsewhere.
-    pub(crate) fn arrive(&mut self, sequence: u64, reply: &Subject, again: bool, now: Instant) -> Arrival {
+    pub(crate) fn arrive(
+        &mut self,
+        (sequence, size): (u64, usize),
+        reply: &Subject,
+        again: bool,
+        now: Instant,
+    ) -> Arrival {
         if let Some(held) = self.held.get_mut(&sequence) {
             held.reply = reply.clone();
             held.beat = now;
@@ -108,7 +129,8 @@ impl Intake {
             acked.sent = false;
             return Arrival::Settled;
         }
-        self.held.insert(sequence, Held { reply: reply.clone(), beat: now, noted: false });
+        self.held.insert(sequence, Held { reply: reply.clone(), beat: now, noted: false, size });
+        self.bytes += size;
         if again {
             self.looked_up += 1;
             Arrival::Again
@@ -169,6 +191,7 @@ impl Intake {
     pub(crate) fn lose(&mut self, pauses: bool) -> VecDeque<Waiting> {
         self.epoch += 1;
         self.held.clear();
+        self.bytes = 0;
         self.looked_up = 0;
         self.waits = pauses;
         std::mem::take(&mut self.at_hand)
@@ -183,7 +206,7 @@ impl Intake {
 
     /// Settles what the reader has; its ack is remembered until the server is known to have it. None: it is not held.
     pub(crate) fn settle(&mut self, sequence: u64) -> Option<Settled> {
-        let held = self.held.remove(&sequence)?;
+        let held = self.take_out(sequence)?;
         // A copy may have come while a handler had it.
         if let Ok(at) = self.at_hand.binary_search_by_key(&sequence, |waiting| waiting.sequence) {
             self.at_hand.remove(at);
@@ -246,13 +269,13 @@ impl Intake {
     /// Lets go of what the reader does not have, in order, to be delivered elsewhere.
     pub(crate) fn let_go(&mut self) -> Vec<(Subject, Waiting)> {
         let waiting = std::mem::take(&mut self.at_hand);
-        let gone = waiting.into_iter().filter_map(|one| Some((self.held.remove(&one.sequence)?.reply, one)));
+        let gone = waiting.into_iter().filter_map(|one| Some((self.take_out(one.sequence)?.reply, one)));
         gone.collect()
     }
 
     /// Lets go of one.
     pub(crate) fn release(&mut self, sequence: u64) -> Option<Subject> {
-        self.held.remove(&sequence).map(|held| held.reply)
+        self.take_out(sequence).map(|held| held.reply)
     }
 }
 
@@ -271,7 +294,7 @@ mod tests {
     }
 
     fn arrive(intake: &mut Intake, sequence: u64, again: bool) -> Arrival {
-        let arrival = intake.arrive(sequence, &reply(&format!("r{sequence}")), again, Instant::now());
+        let arrival = intake.arrive((sequence, 10), &reply(&format!("r{sequence}")), again, Instant::now());
         if arrival == Arrival::New {
             intake.put(waiting(sequence));
         }
@@ -301,13 +324,13 @@ mod tests {
         let mut intake = Intake::default();
         arrive(&mut intake, 1, false);
         taken(&mut intake, 1);
-        assert_eq!(intake.arrive(1, &reply("newer"), true, Instant::now()), Arrival::Known);
+        assert_eq!(intake.arrive((1, 10), &reply("newer"), true, Instant::now()), Arrival::Known);
         let settled = intake.settle(1).unwrap();
         assert_eq!(settled.reply.as_str(), "newer");
         assert!(intake.settle(1).is_none());
         intake.ack_was_sent(1);
         assert!(intake.unsent_acks().is_empty());
-        assert_eq!(intake.arrive(1, &reply("newest"), true, Instant::now()), Arrival::Settled);
+        assert_eq!(intake.arrive((1, 10), &reply("newest"), true, Instant::now()), Arrival::Settled);
         assert_eq!(intake.unsent_acks(), [reply("newest")]);
         let (number, _) = intake.last_ack().unwrap();
         intake.confirm_acks(number);
@@ -386,7 +409,7 @@ mod tests {
     #[test]
     fn what_was_not_heard_of_for_a_while_is_due_and_then_not() {
         let (mut intake, now, age) = (Intake::default(), Instant::now(), Duration::from_secs(1));
-        intake.arrive(1, &reply("a"), false, now);
+        intake.arrive((1, 10), &reply("a"), false, now);
         assert!(intake.beats(age, now).is_empty());
         assert_eq!(intake.beats(age, now + age), [reply("a")]);
         assert!(intake.beats(age, now + age).is_empty());
@@ -400,7 +423,7 @@ mod tests {
         }
         taken(&mut intake, 1);
         let gone: Vec<_> = intake.let_go().into_iter().map(|(_, one)| one.sequence).collect();
-        assert_eq!((gone, intake.handed_out()), (vec![2, 3], 1));
-        assert!(intake.release(1).is_some() && intake.held() == 0);
+        assert_eq!((gone, intake.handed_out(), intake.bytes()), (vec![2, 3], 1, 10));
+        assert!(intake.release(1).is_some() && intake.held() == 0 && intake.bytes() == 0);
     }
 }

@@ -6,6 +6,65 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! In a program it is the Cargo feature `nats` of `eventbus`, and the address alone chooses it. A server for trying it
+//! out: `nats-server -js`. It needs a server of version 2.11 or newer; an older one is enough where all groups
+//! [compete](eventbus_core::broker::SubscribeRequest::competing).
+//!
+//! # What it promises
+//!
+//! | | | how |
+//! |---|---|---|
+//! | `durable` | yes | `Ok` of a publish means that the stream has it; with one replica on the disk of one server, which syncs it every two minutes (`sync_interval` of the server): a crash of the server loses nothing, a power cut may, unless `replicas` is 3 |
+//! | `key_order` | yes | the server gives a group to one process at a time (a priority group with `pinned_client`); another takes over in order |
+//! | `patterns` | yes | patterns are subjects |
+//! | `start_earliest` | yes | |
+//! | `multi_process` | yes | others stand by |
+//! | `competing` | yes | all processes pull from one consumer; what is delivered again may come behind newer events of its key |
+//! | `shared_by_key` | no | |
+//! | `deduplicates` | yes | by source and id, within the `duplicate_window` of the stream (2 minutes) |
+//! | `attempts` | noted | attempt and due time of a retry that waits are in a key-value bucket |
+//! | `backlog` | exactly | what `nats consumer info` shows: unprocessed and outstanding |
+//! | `max_payload` | of the server | less 64 KiB for headers, which the server counts as well |
+//!
+//! - **A publish is sent again until it is confirmed**, under the id by which the server knows it, for
+//!   [`publish_timeout`](NatsBrokerBuilder::publish_timeout). Then it is
+//!   [`Unconfirmed`](eventbus_core::PublishError::Unconfirmed). Of events of one key that are published together, one that
+//!   was overtaken as a connection broke is not sent again but is `Unconfirmed`: stored now, it would be out of order.
+//! - **Acks are sent without waiting**, confirmed a few times a second, and sent again on another connection. So a lost
+//!   connection repeats nothing that was settled; a crash repeats the acks of its last moments.
+//! - **A process that does not answer** loses its groups after [`ack_wait`](NatsBrokerBuilder::ack_wait). What it had is
+//!   called back by the next one, before anything newer is handled; its own acks are refused from then on.
+//! - **An event that ends the process** is delivered again each time: JetStream does not tell which of the deliveries in
+//!   flight was to blame, so nothing is charged with it.
+//!
+//! # What is on the server
+//!
+//! | | | |
+//! |---|---|---|
+//! | stream | `EVENTBUS` (option `stream`) | `eventbus.>` (option `prefix`): `order.placed` is `eventbus.order.placed`; `eventbus-again.>`: what goes back to one group |
+//! | consumer | `<group>-<hash>` | one for each group and pattern; its metadata has both |
+//! | stream | `EVENTBUS-DEAD` | `eventbus-dead.<group>.<topic>`, dots of the group as `/`: the event as it was, and headers `eventbus-dead-letter-…` |
+//! | bucket | `EVENTBUS-PARKED` | retries that wait |
+//!
+//! They are made where they are missing, or with `?topology=check` have to be there; a difference is an error with both
+//! values. Events are CloudEvents after the binding for NATS: attributes are headers `ce-…`, percent-encoded. A message of
+//! any other program is an event too, in structured mode as well. Headers that NATS cannot carry as they are (line breaks,
+//! white space at the ends, names of the server's own) travel percent-encoded in `eventbus-header`.
+//!
+//! Times of the audit log and of replays are those at which events happened. They are looked for from five minutes before
+//! on by the times at which the server stored them: what says that it happened later than that is not found by its time.
+//!
+//! A group is moved by making its consumer anew, since JetStream moves none: a crash in the middle of `groups seek` or
+//! `groups move` may leave it without one. What it had settled out of order is delivered again.
+//!
+//! # Options of an address
+//!
+//! `stream`, `prefix`, `topology` (`create`, `check`), `storage` (`file`, `memory`), `replicas`, `retention_age`,
+//! `retention_size`, `duplicate_window`, `connect_timeout`, `publish_timeout`, `ack_wait`, `content_mode` (`binary`,
+//! `structured`), `domain`; `user:password@` or `token@` before the host, or `token`, `nkey`, `credentials`; `tls://`, `ca`,
+//! `certificate`, `key`, `tls_first`. [`NatsBrokerBuilder`] has the same with their defaults, and
+//! [`NatsBroker::client`] the client for everything else.
 
 #![forbid(unsafe_code)]
 

@@ -34,6 +34,8 @@ const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// So long it may say nothing.
 const SILENCE: Duration = Duration::from_secs(6);
+/// How many bytes of messages a subscription may have that are not settled, before it asks for no more.
+const BYTES: usize = 64 << 20;
 /// How many messages are taken in before others have a turn.
 const AT_ONCE: usize = 256;
 /// How many notes are looked for at once.
@@ -64,7 +66,7 @@ pub(crate) async fn open(
     if is_new && start == Start::Latest {
         let counts = link.counts(&link.settings.stream, &link.settings.subject(pattern.as_str())).await;
         let earlier = counts.unwrap_or_default().iter().map(|(_, count)| *count as usize).sum();
-        warnings.extend(skipped(&group, &pattern, earlier, None));
+        warnings.extend(skipped(&group, &pattern, earlier, link.settings.pasted().as_deref()));
     }
     if pinned(&info).is_some() {
         warnings.push(format!(
@@ -116,6 +118,9 @@ fn pinned(info: &Info) -> Option<&str> {
     let group = info.priority_groups.iter().find(|group| group.group == PRIORITY_GROUP)?;
     group.pinned_client_id.as_deref().filter(|id| !id.is_empty())
 }
+
+/// How an ask for messages may end in good order.
+const ENDED: [&str; 3] = ["MaxBytes", "Batch Completed", "Interest Expired"];
 
 /// What the server is asked that is not a message.
 enum Looked {
@@ -190,7 +195,10 @@ impl Task {
                 _ = tick.tick() => self.tick().await,
                 Some(sequence) = notes.recv() => self.forget_note(sequence),
                 message = messages.next() => {
-                    let Some(message) = message else { break };
+                    let Some(message) = message else {
+                        subscription.fail("the client of NATS has ended; connect anew".to_owned());
+                        break;
+                    };
                     self.take(message).await;
                     for _ in 0..AT_ONCE {
                         let Some(Some(message)) = messages.next().now_or_never() else { break };
@@ -218,10 +226,13 @@ impl Task {
         if !self.is_up() || self.broken {
             return;
         }
-        let (at_hand, held) = {
+        let (at_hand, held, bytes) = {
             let state = self.subscription.state.lock();
-            (state.intake.at_hand() + self.queued.len(), state.intake.held())
+            (state.intake.at_hand() + self.queued.len(), state.intake.held(), state.intake.bytes())
         };
+        if bytes >= BYTES && self.takeover.is_none() {
+            return;
+        }
         // What another process had open is needed as a whole.
         let room = match &self.takeover {
             Some(takeover) => AHEAD.max(takeover.open.saturating_sub(held) + 1),
@@ -242,7 +253,9 @@ impl Task {
             (Some(pin), false) => format!(",\"group\":\"{PRIORITY_GROUP}\",\"id\":\"{pin}\""),
         };
         let request = format!(
-            "{{\"batch\":{count},\"expires\":{},\"idle_heartbeat\":{}{pin}}}",
+            "{{\"batch\":{count},\"max_bytes\":{},\"expires\":{},\"idle_heartbeat\":{}{pin}}}",
+            // The largest message has to fit.
+            BYTES.saturating_sub(bytes).max(2 * self.subscription.link.client.max_payload()),
             EXPIRES.as_nanos(),
             HEARTBEAT.as_nanos()
         );
@@ -336,7 +349,7 @@ impl Task {
         let again = place.deliveries > 1;
         let (arrival, epoch) = {
             let mut state = self.subscription.state.lock();
-            (state.intake.arrive(place.sequence, &reply, again, now), state.intake.epoch())
+            (state.intake.arrive((place.sequence, message.length), &reply, again, now), state.intake.epoch())
         };
         match arrival {
             Arrival::Known => return,
@@ -407,11 +420,11 @@ impl Task {
             StatusCode::PIN_ID_MISMATCH => self.lost_the_group(),
             StatusCode::IDLE_HEARTBEAT | StatusCode::TIMEOUT => self.is_still_ours(sent),
             StatusCode::NOT_FOUND if is_keep => self.is_still_ours(sent),
-            StatusCode::REQUEST_TERMINATED if description.contains("MaxBytes") => self.is_still_ours(sent),
-            StatusCode::REQUEST_TERMINATED if !description.contains("Deleted") => {
-                // The server is shut down, or another one leads.
-                self.pulls.forget();
+            StatusCode::REQUEST_TERMINATED if ENDED.iter().any(|ended| description.contains(ended)) => {
+                self.is_still_ours(sent);
             }
+            // The server is shut down, or another one leads.
+            StatusCode::REQUEST_TERMINATED if !description.contains("Deleted") => self.pulls.forget(),
             _ => self.look_for_consumer(),
         }
     }

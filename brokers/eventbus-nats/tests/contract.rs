@@ -178,3 +178,34 @@ async fn processes_that_compete_share_the_events_of_a_group() {
     seen.dedup();
     assert!(seen.len() >= 200);
 }
+
+#[tokio::test]
+async fn a_backlog_of_large_events_is_asked_for_a_part_at_a_time() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = broker.subscribe(request("g", ">")).await.unwrap();
+    let payload = vec![7; 1 << 20];
+    for number in 0..150 {
+        let topic = eventbus::Topic::from_static("a.b");
+        let large = eventbus::Envelope::from_bytes(topic, "x/y", payload.clone().into());
+        broker.publish(Arc::new(large.with_id(support::id(&number.to_string())))).await.unwrap();
+    }
+    let context = async_nats::jetstream::new(broker.client());
+    let stream = context.get_stream(&place.name).await.unwrap();
+    let name = futures_util::StreamExt::next(&mut stream.consumer_names()).await.unwrap().unwrap();
+    let open = || async { stream.consumer_info(&name).await.unwrap().num_ack_pending };
+    until("a part is here", || async { open().await >= 60 }).await;
+    let held = receive_all(&mut deliveries, 60).await;
+    assert!(open().await <= 100, "{} MiB are here at once", open().await);
+    let mut seen = held.len();
+    for received in held {
+        ack(received).await;
+    }
+    while seen < 150 {
+        for received in receive(&mut deliveries, 10).await {
+            assert_eq!(received.receipt.envelope.id(), &support::id(&seen.to_string()));
+            seen += 1;
+            ack(received).await;
+        }
+    }
+}
