@@ -107,6 +107,11 @@ impl Intake {
         Some(held)
     }
 
+    /// The first place of what is not settled.
+    pub(crate) fn lowest(&self) -> Option<u64> {
+        self.held.keys().min().copied()
+    }
+
     pub(crate) fn holds(&self, sequence: u64) -> bool {
         self.held.contains_key(&sequence)
     }

@@ -8,7 +8,7 @@ use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::waiters::Waiters;
 use eventbus_core::{BoxError, BrokerError, DecodeError, Envelope, PublishError, foreign};
 use eventbus_server::publishes::{Order, Overdue, Publishes, Ticket};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use serde::Deserialize;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(250);
 /// So long after a connection was made anew, confirmations of what was on its way may come.
 const GRACE: Duration = Duration::from_millis(150);
+/// How many confirmations are taken before others have a turn.
+const AT_ONCE: usize = 256;
 /// So long nobody may take what is sent, as while a cluster chooses a leader.
 const UNTAKEN: Duration = Duration::from_secs(5);
 
@@ -245,10 +247,16 @@ impl Outlet {
         loop {
             tokio::select! {
                 biased;
-                confirmation = confirmations.next() => match confirmation {
-                    Some(confirmation) => self.take(&confirmation),
-                    None => return,
-                },
+                confirmation = confirmations.next() => {
+                    let Some(confirmation) = confirmation else { return };
+                    self.take(&confirmation);
+                    // Those that are there already, without looking at the rest in between.
+                    for _ in 0..AT_ONCE {
+                        let Some(Some(confirmation)) = confirmations.next().now_or_never() else { break };
+                        self.take(&confirmation);
+                    }
+                    self.emptied.tell();
+                }
                 (times, said) = self.link.denied.after(denied) => {
                     denied = times;
                     self.refuse_denied(&said);
@@ -343,7 +351,6 @@ impl Outlet {
         if let Some(answer) = answer {
             tell(answer, said);
         }
-        self.emptied.tell();
     }
 
     /// Refuses what the user may not publish.

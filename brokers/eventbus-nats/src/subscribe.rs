@@ -292,6 +292,8 @@ impl Task {
         let request = async_nats::client::Request::new().payload(request.into());
         match link.client.send_request(link.api_subject(&name), request).await {
             Ok(answer) if answer.status == Some(StatusCode::PIN_ID_MISMATCH) => self.lost_the_group(),
+            // What is not begun is dropped and given back.
+            Ok(_) if self.subscription.lease_left().is_zero() => self.lost_the_group(),
             Ok(_) => self.subscription.is_sure_from(now),
             Err(_) => {}
         }
@@ -338,9 +340,7 @@ impl Task {
                 self.wait_for_all();
             }
             self.delivery = place.delivery;
-            if let Some(asked) = asked {
-                self.subscription.is_sure_from(asked);
-            }
+            self.is_still_ours(asked);
         }
         self.latest = self.latest.max(place.sequence);
         if self.some_reply.is_none() {
@@ -429,10 +429,17 @@ impl Task {
         }
     }
 
-    fn is_still_ours(&self, asked: Option<Instant>) {
-        if let (Some(asked), true) = (asked, self.pin.is_some()) {
-            self.subscription.is_sure_from(asked);
+    /// The server has answered what it was asked then, so the group was ours.
+    fn is_still_ours(&mut self, asked: Option<Instant>) {
+        let Some(asked) = asked.filter(|_| self.pin.is_some()) else { return };
+        if self.subscription.lease_left().is_zero() && self.subscription.has_handed_out() {
+            // Meanwhile deliveries may have been dropped because nobody knew whose they were.
+            self.queued.clear();
+            self.subscription.lose(true);
+            self.takeover = Some(Takeover { asked: 0, next: None, open: 0 });
+            self.look();
         }
+        self.subscription.is_sure_from(asked);
     }
 
     /// The server has given the group to this process.
@@ -578,18 +585,20 @@ impl Task {
                     log::warn!(
                         target: "eventbus", group = %printable(&subscription.group),
                         pattern = %printable(&subscription.pattern),
-                        "the consumer of the group was gone, and is made again behind the last event that came"
+                        "the consumer of the group was gone; it was made again, and goes on with the first event that is not settled"
                     );
                 }
             }))
         }));
     }
 
-    /// Where a consumer goes on that is made again.
+    /// Where a consumer goes on that is made again: with the first event that is not settled.
     fn next_place(&self) -> DeliverPolicy {
-        match self.latest {
-            0 => DeliverPolicy::New,
-            latest => DeliverPolicy::ByStartSequence { start_sequence: latest + 1 },
+        let lowest = self.subscription.state.lock().intake.lowest();
+        match (lowest, self.latest) {
+            (Some(lowest), _) => DeliverPolicy::ByStartSequence { start_sequence: lowest },
+            (None, 0) => DeliverPolicy::New,
+            (None, latest) => DeliverPolicy::ByStartSequence { start_sequence: latest + 1 },
         }
     }
 
@@ -634,7 +643,9 @@ impl Task {
         let slept = now.saturating_duration_since(std::mem::replace(&mut self.last_tick, now));
         let is_up = self.is_up();
         if self.subscription.competing {
-            if slept > lease {
+            // Others may have what was here, and what was not begun is dropped.
+            if slept > lease || self.subscription.lease_left().is_zero() {
+                self.queued.clear();
                 self.subscription.lose(false);
             }
             if is_up {

@@ -128,6 +128,11 @@ impl Subscription {
         Duration::from_millis(left)
     }
 
+    /// Whether the reader has something that is not settled.
+    pub(crate) fn has_handed_out(&self) -> bool {
+        self.state.lock().intake.handed_out() > 0
+    }
+
     /// Everything here may be another process's by now.
     pub(crate) fn lose(&self, pauses: bool) {
         let (lost, epoch) = {

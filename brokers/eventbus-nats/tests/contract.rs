@@ -209,3 +209,26 @@ async fn a_backlog_of_large_events_is_asked_for_a_part_at_a_time() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_group_whose_consumer_was_removed_goes_on_with_what_is_not_settled() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = broker.subscribe(request("g", ">")).await.unwrap();
+    for number in 0..3 {
+        broker.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    let mut received = receive_all(&mut deliveries, 3).await;
+    ack(received.remove(0)).await;
+    let context = async_nats::jetstream::new(broker.client());
+    let stream = context.get_stream(&place.name).await.unwrap();
+    let name = futures_util::StreamExt::next(&mut stream.consumer_names()).await.unwrap().unwrap();
+    stream.delete_consumer(&name).await.unwrap();
+    broker.publish(event("a.b", "k", 3)).await.unwrap();
+    let mut next = receive_all(&mut deliveries, 1).await;
+    // Whoever has made the consumer again has the group anew: what was handed out comes once more.
+    while number(next.last().unwrap()) < 3 {
+        next.extend(receive_all(&mut deliveries, 1).await);
+    }
+    assert!([&[1, 2, 3][..], &[3]].contains(&&next.iter().map(number).collect::<Vec<_>>()[..]));
+}

@@ -360,6 +360,36 @@ async fn a_process_that_stood_still_handles_nothing_of_what_another_one_has_by_n
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_dropped_in_a_long_outage_is_delivered_again_afterwards() {
+    let _alone = ALONE.lock().await;
+    for competes in [false, true] {
+        let proxy = Proxy::to(&support::server()).await;
+        let place = support::Place::at(proxy.url());
+        let broker = place.broker().await;
+        let mut asked = request("g", ">");
+        asked.competing = competes;
+        let mut deliveries = broker.subscribe(asked).await.unwrap();
+        let batch = (0..20).map(|number| event("a.b", "k", number)).collect();
+        assert!(broker.publish_all(batch).await.iter().all(Result::is_ok));
+        let held = receive_all(&mut deliveries, 20).await;
+        proxy.refuse(true);
+        proxy.cut();
+        until("the lease is over", || async { !held[0].settler.holds(&held[0].receipt) }).await;
+        // As a bus does with what no handler has: it is dropped without another call.
+        drop(held);
+        proxy.refuse(false);
+        let again = receive_all(&mut deliveries, 20).await;
+        let mut numbers: Vec<_> = again.iter().map(number).collect();
+        assert!(competes || numbers.is_sorted());
+        numbers.sort_unstable();
+        assert!(numbers.into_iter().eq(0..20), "competes: {competes}");
+        for received in again {
+            ack(received).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_handler_has_for_longer_than_the_lease_is_not_delivered_once_more() {
     let _alone = ALONE.lock().await;
     let place = support::Place::new();
