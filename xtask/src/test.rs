@@ -18,6 +18,8 @@ const WITH_SERVERS: &[&str] = &["eventbus-nats", "eventbus-redis", "xtask"];
 struct Step {
     purpose: &'static str,
     environment: &'static [(&'static str, &'static str)],
+    /// The variable with the address of the server that it runs on.
+    server: Option<&'static str>,
     arguments: &'static [&'static str],
     tests: Tests,
 }
@@ -32,11 +34,16 @@ enum Tests {
 }
 
 const fn step(purpose: &'static str, arguments: &'static [&'static str]) -> Step {
-    Step { purpose, environment: &[], arguments, tests: Tests::Named }
+    Step { purpose, environment: &[], server: None, arguments, tests: Tests::Named }
 }
 
 const fn tests(purpose: &'static str, arguments: &'static [&'static str]) -> Step {
-    Step { purpose, environment: &[], arguments, tests: Tests::Workspace }
+    Step { purpose, environment: &[], server: None, arguments, tests: Tests::Workspace }
+}
+
+/// An example on the server whose address is in a variable.
+const fn on(purpose: &'static str, server: &'static str, arguments: &'static [&'static str]) -> Step {
+    Step { purpose, environment: &[], server: Some(server), arguments, tests: Tests::Named }
 }
 
 /// The steps that share one build come one after the other.
@@ -49,6 +56,7 @@ const STEPS: &[Step] = &[
     Step {
         purpose: "documentation",
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
+        server: None,
         arguments: &["doc", "--workspace", "--no-deps"],
         tests: Tests::Named,
     },
@@ -69,9 +77,20 @@ const STEPS: &[Step] = &[
     Step {
         purpose: "the main example on the embedded log",
         environment: &[("EVENTBUS_URL", "sqlite:target/quickstart.db")],
+        server: None,
         arguments: &["run", "--quiet", "--example", "quickstart"],
         tests: Tests::Named,
     },
+    on(
+        "the main example on NATS",
+        "EVENTBUS_TEST_NATS_URL",
+        &["run", "--quiet", "--example", "quickstart", "--features", "nats,redis"],
+    ),
+    on(
+        "the main example on Redis",
+        "EVENTBUS_TEST_REDIS_URL",
+        &["run", "--quiet", "--example", "quickstart", "--features", "nats,redis"],
+    ),
 ];
 
 pub(crate) fn run(mut arguments: impl Iterator<Item = String>) -> ExitCode {
@@ -95,18 +114,20 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = String>) -> ExitCode {
 fn pass(embedded: bool) -> io::Result<()> {
     let mut servers = if embedded { None } else { Some(Beside::begin(SERVERS)?) };
     let mut variables = Vec::new();
-    for (number, step) in STEPS.iter().enumerate() {
+    let steps: Vec<_> = STEPS.iter().filter(|step| !embedded || step.server.is_none()).collect();
+    for (number, step) in steps.iter().enumerate() {
         if let (Tests::Workspace, Some(servers)) = (step.tests, &mut servers) {
             variables.extend(servers.variables()?);
         }
         let arguments = arguments(step, embedded);
         let command = format!("cargo {}", arguments.join(" "));
-        println!("\n== {}/{} {}: {command}", number + 1, STEPS.len(), step.purpose);
+        println!("\n== {}/{} {}: {command}", number + 1, steps.len(), step.purpose);
         let started = Instant::now();
         let status = Command::new(env!("CARGO"))
             .args(arguments)
             .envs(variables.iter().map(|(name, value)| (name, value)))
             .envs(step.environment.iter().copied())
+            .envs(step.server.map(|server| address(server, &variables)).transpose()?)
             .status()
             .map_err(|error| io::Error::new(error.kind(), format!("cannot run `{command}`: {error}")))?;
         if !status.success() {
@@ -114,11 +135,22 @@ fn pass(embedded: bool) -> io::Result<()> {
         }
         println!("== done in {} s", started.elapsed().as_secs());
     }
-    println!("\n== all {} steps passed", STEPS.len());
+    println!("\n== all {} steps passed", steps.len());
     if embedded {
-        println!("== left out, since they need servers: the tests of {}", WITH_SERVERS.join(", "));
+        let left_out = STEPS.iter().filter(|step| step.server.is_some()).map(|step| step.purpose);
+        let left_out: Vec<_> = left_out.collect();
+        let (packages, steps) = (WITH_SERVERS.join(", "), left_out.join(", "));
+        println!("== left out, since they need servers: the tests of {packages}; {steps}");
     }
     Ok(())
+}
+
+/// The address of a server, as a program takes it.
+fn address(server: &str, variables: &[(String, String)]) -> io::Result<(&'static str, String)> {
+    let address = variables.iter().find(|(name, _)| name == server).map(|(_, address)| address.clone());
+    let address = address.or_else(|| std::env::var(server).ok());
+    let address = address.ok_or_else(|| io::Error::other(format!("{server} names no server")))?;
+    Ok(("EVENTBUS_URL", address))
 }
 
 fn arguments(step: &Step, embedded: bool) -> Vec<&'static str> {
