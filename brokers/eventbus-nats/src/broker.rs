@@ -14,6 +14,7 @@ use eventbus_core::broker::{
     Attempts, AuditLog, Backlog, Broker, BrokerFuture, Connection, DeadLetters, Deliveries, Features, Groups,
     OpenedBroker, Replayable, Standing, SubscribeRequest,
 };
+use eventbus_core::counted::counted;
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::{BrokerError, Envelope, PublishError};
 use std::fmt;
@@ -134,21 +135,22 @@ impl Shared {
             self.outlet.emptied().await;
         };
         let lost = self.link.state.lost();
-        let flushed = match lost {
-            // What is not confirmed by now will not be.
-            Some(_) => tokio::time::timeout(Duration::from_millis(100), flush).await.is_ok(),
-            None => tokio::time::timeout(FLUSH, flush).await.is_ok(),
-        };
-        let unconfirmed: usize = subscriptions.iter().map(|one| one.state.lock().intake.unconfirmed()).sum();
+        // Without a connection, what is not confirmed by now will not be.
+        let patience = if lost.is_some() { Duration::from_millis(100) } else { FLUSH };
+        let _ = tokio::time::timeout(patience, flush).await;
+        let unsettled: usize = subscriptions.iter().map(|one| one.state.lock().intake.unconfirmed()).sum();
+        let unsent = self.outlet.open_publishes();
         self.link.state.close();
         let _ = self.link.client.drain().await;
         self.abort();
-        if flushed && unconfirmed == 0 {
+        if unsettled == 0 && unsent == 0 {
             return Ok(());
         }
         let error = format!(
-            "the broker was closed while the server was silent: {unconfirmed} deliveries that were handled are not known \
-             to be settled there, and may be delivered again"
+            "the broker was closed while the server was silent: of {} that were handled it is not known whether they are \
+             settled there, so they may be delivered again, and of {} not whether they are stored",
+            counted(unsettled, "delivery"),
+            counted(unsent, "publish")
         );
         Err(match lost {
             Some(lost) => BrokerError::new(error).with_cause(lost.error),

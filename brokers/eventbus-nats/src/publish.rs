@@ -366,6 +366,11 @@ impl Outlet {
         }
     }
 
+    /// How many publishes are neither confirmed nor refused.
+    pub(crate) fn open_publishes(&self) -> usize {
+        self.open.lock().publishes.len()
+    }
+
     /// Resolves once nothing is open.
     pub(crate) async fn emptied(&self) {
         self.emptied.until(|| self.open.lock().publishes.is_empty().then_some(())).await;
