@@ -22,16 +22,16 @@ use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, PublishError, Topic, foreign};
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode};
-use std::collections::HashSet;
 use std::mem::take;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How many readers are woken between two transactions.
+/// How many readers are woken between two transactions, and how many where publishers wait.
 const WAKES: usize = 64;
-/// How many subscriptions are saved in one transaction, and how many where publishers wait for it.
-const SAVES: usize = 64;
-const SAVES_BESIDE_PUBLISHES: usize = 16;
+const WAKES_BESIDE_PUBLISHES: usize = 16;
+/// How many subscriptions are saved without a sync: whoever publishes next waits until what they have written is on
+/// the disk as well.
+const SAVES_UNSYNCED: usize = 256;
 /// Of so many events that another process has stored, it is asked who listens on them.
 const ASKED: i64 = 1_024;
 
@@ -45,7 +45,10 @@ pub(crate) struct Writer {
     /// The place of the latest event.
     head: i64,
     data_version: i64,
-    synced: Option<bool>,
+    /// Whether commits are synced now.
+    syncs: Option<bool>,
+    /// How many subscriptions were saved since the last sync.
+    unsynced: usize,
     /// What the write-ahead log held was saved after the log had gone.
     saved_gone: bool,
     chores: Chores,
@@ -105,7 +108,8 @@ impl Writer {
             names: NamesByNumber::default(),
             numbers: publish::NumbersByName::default(),
             calls: Calls::default(),
-            synced: None,
+            syncs: None,
+            unsynced: 0,
             saved_gone: false,
             chores: Chores::new(Instant::now()),
             retention: retention::Pass::default(),
@@ -129,11 +133,8 @@ impl Writer {
         loop {
             let_go::hand_over();
             let pause = if self.calls.is_empty() { self.pause() } else { Some(Duration::ZERO) };
-            let Queue { publishes, jobs, mut unsaved, closing, .. } = self.store.writes.take(pause);
-            if !closing {
-                self.put_off_saves(&mut unsaved, publishes.is_empty());
-            }
-            let written = self.transact(Transaction { publishes, jobs, unsaved });
+            let Queue { publishes, jobs, unsaved, closing, .. } = self.store.writes.take(pause);
+            let written = self.transact(Transaction { publishes, jobs, unsaved: unsaved.into() });
             if closing {
                 self.wake(usize::MAX);
                 let closed = written.and(self.finish()).map_err(|error| {
@@ -147,20 +148,9 @@ impl Writer {
                 store.writes.end(closed);
                 return store.tell_end();
             }
-            self.wake(WAKES);
+            let awaited = self.store.writes.are_awaited();
+            self.wake(if awaited { WAKES_BESIDE_PUBLISHES } else { WAKES });
             self.look_around(Instant::now());
-        }
-    }
-
-    /// Leaves what is more than enough for one transaction to the next ones: whoever publishes meanwhile does not wait
-    /// until a thousand subscriptions are saved.
-    fn put_off_saves(&self, unsaved: &mut Vec<Arc<Claim>>, nobody_waits: bool) {
-        let enough = if nobody_waits { SAVES } else { SAVES_BESIDE_PUBLISHES };
-        if unsaved.len() > enough {
-            let mut once = HashSet::new();
-            unsaved.retain(|claim| once.insert(claim.number));
-            let later = unsaved.split_off(enough.min(unsaved.len()));
-            self.store.writes.put_off(later);
         }
     }
 
@@ -240,7 +230,9 @@ impl Writer {
         written: &mut Written,
     ) -> Result<(), (Culprit, rusqlite::Error)> {
         let of_all = |error| (Culprit::Transaction, error);
-        self.sync_at_commit(!transaction.publishes.is_empty()).map_err(of_all)?;
+        let unsynced = self.unsynced + transaction.unsaved.len();
+        let sync = !transaction.publishes.is_empty() || unsynced > SAVES_UNSYNCED;
+        self.sync_at_commit(sync).map_err(of_all)?;
         #[cfg(test)]
         if let Some(faults) = &self.store.settings.faults {
             faults.before_transaction(&self.connection).map_err(of_all)?;
@@ -271,7 +263,9 @@ impl Writer {
             // A sync that fails says nothing of what has reached the disk.
             Some(ErrorCode::SystemIoFailure) => (Culprit::Commit, error),
             _ => of_all(error),
-        })
+        })?;
+        self.unsynced = if sync { 0 } else { unsynced };
+        Ok(())
     }
 
     /// Begins a transaction. Where another program holds the file, that may take long, so all readers are woken first.
@@ -327,7 +321,7 @@ impl Writer {
         self.call(others, topics);
         self.store.set_head(self.head);
         self.store.set_calling(false);
-        self.wake(WAKES);
+        self.wake(WAKES_BESIDE_PUBLISHES);
         // In the order in which it was written.
         answers.into_iter().for_each(|answer| answer(Ok(())));
         for (saving, saved) in saves {
@@ -350,13 +344,14 @@ impl Writer {
         self.store.saved.tell();
     }
 
-    /// Only events need to be synced: what a power cut may take of the rest is done again.
-    fn sync_at_commit(&mut self, publishes: bool) -> rusqlite::Result<()> {
-        if self.synced != Some(publishes) {
+    /// Only events need to be synced: what a power cut may take of the rest is done again. But a sync takes longer the
+    /// more was written since the last one, whoever wrote it.
+    fn sync_at_commit(&mut self, sync: bool) -> rusqlite::Result<()> {
+        if self.syncs != Some(sync) {
             let mode = self.store.settings.durability.synchronous();
-            let mode = if publishes || mode == "off" { mode } else { "normal" };
+            let mode = if sync || mode == "off" { mode } else { "normal" };
             self.connection.pragma_update(None, "synchronous", mode)?;
-            self.synced = Some(publishes);
+            self.syncs = Some(sync);
         }
         Ok(())
     }
@@ -519,8 +514,9 @@ fn answer(
 
 #[cfg(test)]
 mod tests {
-    use super::WAKES;
+    use super::{SAVES_UNSYNCED, WAKES};
     use crate::SqliteBroker;
+    use crate::broker::Store;
     use crate::faults::request;
     use eventbus_core::broker::{
         Broker, Deliveries, Parked, Received, ReplayFrom, ReplayRequest, ReplayUntil,
@@ -529,9 +525,9 @@ mod tests {
     use jiff::Timestamp;
     use rusqlite::Connection;
     use std::future::poll_fn;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc::channel;
+    use std::sync::{Arc, Mutex};
     use std::task::{Context, Wake, Waker};
     use std::time::{Duration, Instant};
     use tokio::task::JoinSet;
@@ -749,5 +745,79 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         other.execute_batch("rollback").unwrap();
+    }
+
+    /// What one transaction finds: how many groups were saved before it, and whether its commit is synced.
+    type Found = Arc<Mutex<Vec<(usize, bool)>>>;
+
+    /// Looks in each transaction, from the next one until `count` groups are saved.
+    fn look_at_each(store: &Arc<Store>, count: usize, found: &Found) {
+        let (store_then, found) = (Arc::clone(store), Arc::clone(found));
+        let look = |connection: &Connection| -> rusqlite::Result<(usize, bool)> {
+            let saved =
+                connection
+                    .query_row("select count(*) from subscription where cursor > 0", [], |row| row.get(0))?;
+            let mode: i64 = connection.pragma_query_value(None, "synchronous", |row| row.get(0))?;
+            Ok((saved, mode == 2))
+        };
+        drop(store.writes.run_then(
+            move |work| look(work.connection),
+            move |(saved, synced)| {
+                found.lock().unwrap().push((saved, synced));
+                if saved < count {
+                    look_at_each(&store_then, count, &found);
+                }
+            },
+        ));
+    }
+
+    /// So many groups settle an event, and nothing is published meanwhile. What each transaction finds.
+    async fn saved_without_a_publish(groups: usize) -> Vec<(usize, bool)> {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = SqliteBroker::open(folder.path().join("log.db")).await.unwrap();
+        let mut readers = Vec::new();
+        for number in 0..groups {
+            readers.push(broker.subscribe(request(&format!("g{number}"))).await.unwrap());
+        }
+        let envelope = Envelope::from_json(Topic::from_static("number.counted"), &1).unwrap();
+        broker.publish(Arc::new(envelope)).await.unwrap();
+        let mut received = Vec::new();
+        for reader in &mut readers {
+            received.append(&mut receive(&mut **reader).await.unwrap());
+        }
+        let (store, found) = (broker.store(), Found::default());
+        let (go, goes) = channel();
+        let gate = store.writes.run(move |_| {
+            goes.recv().expect("it goes on");
+            Ok(())
+        });
+        for Received { receipt, settler, .. } in received {
+            settler.ack(receipt).await.unwrap();
+        }
+        look_at_each(store, groups, &found);
+        go.send(()).unwrap();
+        gate.await.unwrap();
+        let since = Instant::now();
+        while found.lock().unwrap().last().is_none_or(|(saved, _)| *saved < groups) {
+            assert!(since.elapsed() < Duration::from_secs(60), "{found:?}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        std::mem::take(&mut found.lock().unwrap())
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_publish_syncs_what_few_subscriptions_have_saved_however_many_there_are() {
+        let found = saved_without_a_publish(3 * SAVES_UNSYNCED / 2).await;
+        let mut saved_at_sync = 0;
+        let mut synced_before = false;
+        for (saved, synced) in &found {
+            if std::mem::replace(&mut synced_before, *synced) {
+                saved_at_sync = *saved;
+            }
+            assert!(saved - saved_at_sync <= SAVES_UNSYNCED, "{found:?}");
+        }
+        // And no save of few is synced.
+        let found = saved_without_a_publish(SAVES_UNSYNCED / 4).await;
+        assert!(found.iter().all(|(_, synced)| !synced), "{found:?}");
     }
 }

@@ -11,14 +11,19 @@ use eventbus_core::lock::{Lock, Locked, Rank};
 use eventbus_core::waiters::Waiters;
 use eventbus_core::{BrokerError, PublishError, foreign};
 use rusqlite::Connection;
+use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::mem::take;
+use std::mem::{replace, take};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Condvar, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
+/// How many subscriptions are saved in one transaction, and how many where publishers wait for it: whoever publishes
+/// does not wait until a thousand subscriptions are saved.
+const SAVES: usize = 64;
+const SAVES_BESIDE_PUBLISHES: usize = 16;
 /// How long acks wait for others.
 const SOON: Duration = Duration::from_millis(2);
 /// How long to wait after a transaction failed, before acks are saved again.
@@ -39,7 +44,7 @@ pub(crate) struct Queue {
     pub(crate) publishes: Vec<Waiting>,
     pub(crate) jobs: Vec<Job>,
     /// Subscriptions that have something to save; some may be here twice.
-    pub(crate) unsaved: Vec<Arc<Claim>>,
+    pub(crate) unsaved: VecDeque<Arc<Claim>>,
     /// When to save at the latest.
     save_at: Option<Instant>,
     /// The writer is to end.
@@ -158,7 +163,7 @@ impl Writes {
         if queue.closed {
             return drop(queue);
         }
-        queue.unsaved.push(claim);
+        queue.unsaved.push_back(claim);
         let wait = match when {
             When::Now => Duration::ZERO,
             When::Soon => SOON,
@@ -169,13 +174,6 @@ impl Writes {
             queue.save_at = Some(at);
             self.ring(queue);
         }
-    }
-
-    /// Gives back what is to be saved before anything that comes later.
-    pub(crate) fn put_off(&self, unsaved: Vec<Arc<Claim>>) {
-        let mut queue = self.queue.lock();
-        queue.unsaved.splice(..0, unsaved);
-        queue.save_at = Some(Instant::now());
     }
 
     /// Lets the writer look around.
@@ -227,6 +225,11 @@ impl Writes {
         self.queue.lock().over
     }
 
+    /// Whether publishers wait.
+    pub(crate) fn are_awaited(&self) -> bool {
+        !self.queue.lock().publishes.is_empty()
+    }
+
     /// How long ago the log was told to close.
     pub(crate) fn closing_for(&self) -> Option<Duration> {
         self.closing_since.get().map(Instant::elapsed)
@@ -250,7 +253,7 @@ impl Writes {
         }
     }
 
-    /// Waits for something to do, for at most `pause`.
+    /// Waits for something to do, for at most `pause`. Of many saves, the first ones are taken; in the end, all.
     pub(crate) fn take(&self, pause: Option<Duration>) -> Queue {
         let look_again = pause.map(|pause| Instant::now() + pause);
         let mut queue = self.queue.lock();
@@ -259,15 +262,28 @@ impl Writes {
             let due = queue.save_at.is_some_and(|at| at <= now) || look_again.is_some_and(|at| at <= now);
             queue.writer_sleeps = false;
             if due || !queue.publishes.is_empty() || !queue.jobs.is_empty() || queue.closing {
-                let closing = queue.closing;
-                let taken = take(&mut *queue);
-                queue.closed = closing;
-                return taken;
+                return queue.take();
             }
             queue.writer_sleeps = true;
             let wake_at = [queue.save_at, look_again].into_iter().flatten().min();
             queue = queue.wait(&self.bell, wake_at.map(|at| at.saturating_duration_since(now)));
         }
+    }
+}
+
+impl Queue {
+    fn take(&mut self) -> Self {
+        let enough = match (self.closing, self.publishes.is_empty()) {
+            (true, _) => usize::MAX,
+            (false, true) => SAVES,
+            (false, false) => SAVES_BESIDE_PUBLISHES,
+        };
+        let enough = enough.min(self.unsaved.len());
+        let first = self.unsaved.drain(..enough).collect();
+        let later = replace(&mut self.unsaved, first);
+        let save_at = (!later.is_empty()).then(Instant::now);
+        let closed = self.closing;
+        replace(self, Self { unsaved: later, save_at, closed, ..Self::default() })
     }
 }
 
@@ -322,4 +338,42 @@ pub(crate) fn tell<T>(waiting: oneshot::Sender<T>, answer: T) {
 
 pub(crate) fn closed() -> BrokerError {
     BrokerError::new("the log is closed; open it again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SqliteBroker;
+    use crate::faults::request;
+    use eventbus_core::broker::Broker;
+
+    #[tokio::test]
+    async fn a_publish_waits_for_few_saves_however_many_there_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let broker = SqliteBroker::open(folder.path().join("log.db")).await.unwrap();
+        let mut readers = Vec::new();
+        for number in 0..2 * SAVES {
+            readers.push(broker.subscribe(request(&format!("g{number}"))).await.unwrap());
+        }
+        let claims = broker.store().claims();
+        let mut queue = Queue { unsaved: claims.iter().cloned().collect(), ..Queue::default() };
+        let numbers = |claims: &VecDeque<Arc<Claim>>| claims.iter().map(|one| one.number).collect::<Vec<_>>();
+        let all = numbers(&queue.unsaved);
+        let mut taken = Vec::new();
+        let (waiting, _publisher) = oneshot::channel();
+        queue.publishes.push(Waiting::Many(Vec::new(), waiting));
+        for (enough, is_last) in [(SAVES_BESIDE_PUBLISHES, false), (SAVES, false), (SAVES, true)] {
+            let now = queue.take();
+            assert!(now.unsaved.len() <= enough, "{} are more than {enough}", now.unsaved.len());
+            // What is left is saved at once, and never forgotten.
+            assert_eq!((queue.unsaved.is_empty(), queue.save_at.is_none()), (is_last, is_last));
+            taken.append(&mut numbers(&now.unsaved));
+        }
+        assert_eq!(taken, all, "in the order in which they came");
+        // Whoever closes the log waits for all of it.
+        let mut queue =
+            Queue { unsaved: claims.iter().cloned().collect(), closing: true, ..Queue::default() };
+        assert_eq!(numbers(&queue.take().unsaved), all);
+        assert!(queue.closed && queue.unsaved.is_empty());
+    }
 }
