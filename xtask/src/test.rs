@@ -57,7 +57,7 @@ const STEPS: &[Step] = &[
         purpose: "documentation",
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
         server: None,
-        arguments: &["doc", "--workspace", "--no-deps"],
+        arguments: &["doc", "--workspace", "--no-deps", "--features", "eventbus-testing/conformance"],
         tests: Tests::Named,
     },
     step("the public items", &["xtask", "surface"]),

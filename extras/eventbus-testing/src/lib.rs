@@ -39,7 +39,7 @@
 //! # });
 //! ```
 //!
-//! The Cargo feature `conformance` has the suite that every broker passes, for authors of others: `conformance`.
+//! The Cargo feature `conformance` adds a module of that name: the suite that every broker passes, for authors of others.
 //!
 //! All tests of a binary share one registry, so a test chooses the subscriptions that it is about with
 //! [`BusBuilder::only`](eventbus_core::BusBuilder::only).

@@ -54,7 +54,7 @@ pub trait Fixture: Send + Sync + 'static {
     }
 }
 
-/// Makes a test of each case of the suite, for the brokers of a [`Fixture`]. See [the module](crate::conformance).
+/// Makes a test of each case of the suite, for the brokers of a [`Fixture`]. See [the module](mod@crate::conformance).
 #[macro_export]
 macro_rules! conformance {
     ($fixture:ty) => {
