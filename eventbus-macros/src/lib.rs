@@ -14,6 +14,7 @@ mod spans;
 mod subscribe;
 mod subscriber;
 mod tokens;
+mod topic;
 mod topics;
 
 use proc_macro::TokenStream;

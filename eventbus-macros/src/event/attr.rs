@@ -1,17 +1,20 @@
 //! `#[event(topic = "…", version = 2, upcast_from = …, key = …, subject = …, codec = …, crate = …)]`.
 
 use crate::fallback::Errors;
+use crate::topic::Topic;
 use crate::{literal, nearest};
 use proc_macro2::{Span, TokenStream};
 use syn::meta::ParseNestedMeta;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
-use syn::{DeriveInput, Error, Expr, Ident, LitInt, LitStr, Member, Path, Result, Token, Type};
+use syn::{DeriveInput, Error, Ident, LitInt, LitStr, Member, Path, Result, Token, Type};
 
 /// What the attribute says.
 #[derive(Default)]
 pub(crate) struct EventAttr {
     pub(crate) topic: Option<Topic>,
+    /// A mistake was told, which may be why there is no topic.
+    pub(crate) is_told: bool,
     pub(crate) version: Option<(u32, Span)>,
     pub(crate) upcast_from: Option<Type>,
     pub(crate) key: Option<Field>,
@@ -34,15 +37,6 @@ impl Parse for Field {
     }
 }
 
-/// The topic of an event.
-pub(crate) enum Topic {
-    Literal(LitStr),
-    /// Any other constant `&str`.
-    Constant(Expr),
-    /// A mistake was told; whoever uses the event is told nothing more of it.
-    Unknown,
-}
-
 /// All options, for "did you mean".
 const OPTIONS: &[&str] = &["topic", "version", "upcast_from", "key", "subject", "codec", "crate"];
 
@@ -55,7 +49,7 @@ impl EventAttr {
             if let Ok(topic) = attribute.parse_args_with(leading_text) {
                 let message = format!("the topic has a name here: `#[event(topic = {})]`", topic.token());
                 errors.push(Error::new(topic.span(), message));
-                attr.topic.get_or_insert(Topic::Unknown);
+                attr.is_told = true;
                 continue;
             }
             let parsed = attribute.parse_nested_meta(|meta| {
@@ -69,7 +63,7 @@ impl EventAttr {
                 attr.set(&name, &meta)
             });
             if errors.take(parsed).is_none() {
-                attr.topic.get_or_insert(Topic::Unknown);
+                attr.is_told = true;
             }
         }
         attr
@@ -77,7 +71,7 @@ impl EventAttr {
 
     fn set(&mut self, name: &Ident, meta: &ParseNestedMeta<'_>) -> Result<()> {
         match name.to_string().as_str() {
-            "topic" => self.topic = Some(topic(meta.value()?.parse()?)?),
+            "topic" => self.topic = Some(Topic::parse(meta.value()?, literal::check_topic)?),
             "version" => self.version = Some(version(&meta.value()?.parse()?)?),
             "upcast_from" => self.upcast_from = Some(meta.value()?.parse()?),
             "key" => self.key = Some(meta.value()?.parse()?),
@@ -95,20 +89,6 @@ fn leading_text(input: ParseStream<'_>) -> Result<LitStr> {
     let text = input.parse()?;
     input.parse::<TokenStream>()?;
     Ok(text)
-}
-
-fn topic(value: Expr) -> Result<Topic> {
-    match (literal::string(&value), &value) {
-        (Some(topic), _) => {
-            literal::check_topic(topic)?;
-            Ok(Topic::Literal(topic.clone()))
-        }
-        (None, Expr::Lit(_)) => Err(Error::new_spanned(
-            value,
-            "a topic is a literal such as \"order.placed\", or a constant `&str`",
-        )),
-        (None, _) => Ok(Topic::Constant(value)),
-    }
 }
 
 fn version(number: &LitInt) -> Result<(u32, Span)> {

@@ -1,7 +1,8 @@
 //! What `#[derive(Event)]` writes.
 
-use super::attr::{Field, Topic};
+use super::attr::Field;
 use super::model::Event;
+use crate::topic::Topic;
 use crate::{crate_path, spans};
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
@@ -11,9 +12,9 @@ pub(crate) fn expand(event: &Event) -> TokenStream {
     let private = crate_path::private(event.facade.as_ref());
     let at_name = spans::at(name);
     let (topic, topic_check) = match &event.topic {
-        Topic::Literal(topic) => (quote!(#topic), None),
-        Topic::Unknown => (quote!(""), None),
-        Topic::Constant(value) => {
+        Some(Topic::Literal(topic)) => (quote!(#topic), None),
+        None => (quote!(""), None),
+        Some(Topic::Constant(value)) => {
             let span = spans::at_end(value);
             let constant = quote_spanned!(span=> const __TOPIC: &str = #value;);
             let check = quote_spanned!(span=> const _: () = __p::check::topic(__TOPIC););

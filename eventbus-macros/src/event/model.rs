@@ -1,14 +1,16 @@
 //! An event as the macro sees it.
 
-use super::attr::{EventAttr, Field, Topic};
+use super::attr::{EventAttr, Field};
 use crate::fallback::Errors;
+use crate::topic::Topic;
 use quote::ToTokens;
 use syn::{Data, DeriveInput, Error, Fields, Ident, Member, Path, Result, Type};
 
 /// A type that can be an event.
 pub(crate) struct Event {
     pub(crate) name: Ident,
-    pub(crate) topic: Topic,
+    /// None where a mistake was told; whoever uses the event is told nothing more of it.
+    pub(crate) topic: Option<Topic>,
     pub(crate) version: u32,
     pub(crate) upcast_from: Option<Type>,
     pub(crate) key: Option<Field>,
@@ -31,11 +33,10 @@ impl Event {
         if let Data::Union(_) = item.data {
             return Err(Error::new(name.span(), "an event is a struct or an enum"));
         }
-        let topic = attr.topic.unwrap_or_else(|| {
+        if attr.topic.is_none() && !attr.is_told {
             let message = "an event needs a topic: `#[event(topic = \"order.placed\")]`";
             errors.push(Error::new(name.span(), message));
-            Topic::Unknown
-        });
+        }
         let chain = errors.take(chain(&name, attr.version, attr.upcast_from));
         let (version, upcast_from) = chain.unwrap_or((1, None));
         // What the fields of a field are, the compiler knows.
@@ -44,7 +45,7 @@ impl Event {
         };
         let (key, subject) = (field(attr.key), field(attr.subject));
         Ok(Self {
-            topic,
+            topic: attr.topic,
             version,
             upcast_from,
             key,

@@ -3,6 +3,7 @@
 use crate::conditions::Conditions;
 use crate::fallback::Errors;
 use crate::tokens::written;
+use crate::topic::Topic;
 use crate::{literal, nearest};
 use eventbus_grammar::{MAX_GROUP, is_group};
 use proc_macro2::{TokenStream, TokenTree};
@@ -26,26 +27,6 @@ pub(crate) struct Args {
     pub(crate) batch: Option<Ident>,
     /// Fields of the `Options` literal, with their values.
     pub(crate) options: Vec<(Ident, TokenStream)>,
-}
-
-/// The topic or pattern that is listened on.
-pub(crate) enum Topic {
-    Literal(LitStr),
-    /// Any other constant `&str`.
-    Constant(Expr),
-}
-
-impl Topic {
-    /// The topic as documentation shows it.
-    pub(crate) fn describe(&self) -> String {
-        match self {
-            Self::Literal(topic) => format!("`{}`", topic.value()),
-            Self::Constant(value) => {
-                let value = value.to_token_stream().to_string().replace(' ', "");
-                format!("`{value}`")
-            }
-        }
-    }
 }
 
 /// All options, for "did you mean".
@@ -169,7 +150,7 @@ impl Parse for Args {
         while !input.is_empty() {
             if first && is_topic(input) {
                 has_topic = true;
-                args.topic = errors.take(parse_topic(input));
+                args.topic = errors.take(Topic::parse(input, literal::check_pattern));
             } else if input.peek(LitStr) {
                 let late: LitStr = input.parse()?;
                 let message = match has_topic {
@@ -214,21 +195,6 @@ fn is_topic(input: ParseStream<'_>) -> bool {
         Ok(name) if ahead.peek(syn::token::Paren) => !nearest::is_word_of(&name, OPTIONS),
         Ok(_) => !ahead.peek(Token![=]),
         Err(_) => true,
-    }
-}
-
-fn parse_topic(input: ParseStream<'_>) -> Result<Topic> {
-    let value: Expr = input.parse()?;
-    match (literal::string(&value), &value) {
-        (Some(topic), _) => {
-            literal::check_pattern(topic)?;
-            Ok(Topic::Literal(topic.clone()))
-        }
-        (None, Expr::Lit(_)) => Err(Error::new_spanned(
-            value,
-            "a topic is a literal such as \"order.placed\", or a constant `&str`",
-        )),
-        (None, _) => Ok(Topic::Constant(value)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What can be said of a handler from its tokens alone, one sentence each.
 
-use super::{Args, Handler, at_name, home};
+use super::home::Home;
+use super::{Args, Handler, at_name};
 use proc_macro2::TokenStream;
 use syn::ext::IdentExt;
 use syn::{
@@ -55,7 +56,7 @@ pub(crate) fn signature(signature: &Signature, is_method: bool) -> Result<()> {
         return Err(Error::new_spanned(parameter, message));
     }
     match signature.receiver() {
-        None if !is_method && home::is_in_impl(&signature.ident) => Err(at_name(
+        None if !is_method && Home::of(&signature.ident) == Home::Impl => Err(at_name(
             &signature.ident,
             "`#[subscribe]` in an `impl` block goes on methods with `&self`, and the block is marked with `#[subscriber]`; \
              without `&self`, write a free function",

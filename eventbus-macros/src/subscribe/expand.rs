@@ -1,8 +1,9 @@
 //! What `#[subscribe]` writes: constant data, and one straight-line function.
 
-use super::args::{Args, Topic};
+use super::args::Args;
 use super::model::{Argument, Handler};
 use super::twin::Twin;
+use crate::topic::Topic;
 use crate::{crate_path, spans};
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};

@@ -8,12 +8,12 @@
 //! The module that the glob import names is called after the place of the function too: a glob import of the user's,
 //! such as `use super::*`, may bring along that of another function of the same name.
 
+use super::home::Home;
 use super::{Args, Handler};
 use crate::link;
-use proc_macro2::{Delimiter, Ident, TokenStream, TokenTree};
+use proc_macro2::{Ident, TokenStream};
 use quote::{format_ident, quote};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::Path;
 use syn::ext::IdentExt;
 
 /// Where the constants of a handler go.
@@ -53,7 +53,7 @@ impl Twin {
             ),
             None => {
                 let brought_in = (!is_taken(name)).then(|| {
-                    let visibility = (!is_module_of_its_name(name)).then_some(visibility);
+                    let visibility = (!Home::of(name).is_named_as(name)).then_some(visibility);
                     quote! {
                         #conditions
                         #[allow(unused_imports, hidden_glob_reexports)]
@@ -94,82 +94,4 @@ fn is_taken(name: &Ident) -> bool {
     ];
     let name = name.unraw().to_string();
     EVERYWHERE.contains(&&*name) || link::crates(std::env::args()).any(|known| known == name)
-}
-
-/// Whether the function stands in a module of its own name. The compiler tells a macro nothing of where it is called,
-/// but the file: the module is that of the file, or it is written in there.
-fn is_module_of_its_name(name: &Ident) -> bool {
-    let Some(file) = name.span().unwrap().local_file() else { return false };
-    let name = name.unraw().to_string();
-    is_file_of(&file, &name)
-        || std::fs::read_to_string(&file).is_ok_and(|source| is_written_in(&source, &name))
-}
-
-/// Whether a file is a module, by its path.
-fn is_file_of(file: &Path, module: &str) -> bool {
-    let stem = file.file_stem().and_then(|stem| stem.to_str());
-    match stem {
-        Some("mod") => file.parent().and_then(Path::file_name).is_some_and(|folder| folder == module),
-        _ => stem == Some(module),
-    }
-}
-
-/// Whether some `mod name { … fn name … }` stands in a source.
-fn is_written_in(source: &str, name: &str) -> bool {
-    let mentions = |raw: &str| source.contains(&format!("mod {raw}{name}"));
-    if !mentions("") && !mentions("r#") {
-        return false;
-    }
-    source.parse().is_ok_and(|tokens| holds(tokens, name, false))
-}
-
-/// Looks for the function in the module, and for the module in others.
-fn holds(tokens: TokenStream, name: &str, inside: bool) -> bool {
-    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
-    let is = |token: Option<&TokenTree>, word: &str| matches!(token, Some(TokenTree::Ident(ident)) if ident.unraw() == word);
-    let declares = |at: usize, keyword: &str| is(tokens.get(at), keyword) && is(tokens.get(at + 1), name);
-    if inside && (0..tokens.len()).any(|at| declares(at, "fn")) {
-        return true;
-    }
-    tokens.iter().enumerate().any(|(at, token)| match token {
-        TokenTree::Group(group) if group.delimiter() == Delimiter::Brace => {
-            holds(group.stream(), name, at >= 2 && declares(at - 2, "mod"))
-        }
-        _ => false,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_module_is_known_by_its_file() {
-        for file in ["src/ship.rs", "src/handlers/ship.rs", "src/ship/mod.rs"] {
-            assert!(is_file_of(Path::new(file), "ship"), "{file}");
-        }
-        for file in ["src/ships.rs", "ship/src/lib.rs", "src/mod.rs", "mod.rs"] {
-            assert!(!is_file_of(Path::new(file), "ship"), "{file}");
-        }
-    }
-
-    #[test]
-    fn a_module_is_known_where_it_is_written() {
-        for source in [
-            "mod ship { #[subscribe] pub async fn ship(order: &Placed) {} }",
-            "pub(crate) mod r#type { fn r#type() {} }  mod outer { mod ship { use a::b; async fn ship() {} } }",
-        ] {
-            assert!(is_written_in(source, "ship") || is_written_in(source, "type"), "{source}");
-        }
-        for source in [
-            "mod ship; fn ship() {}",
-            "mod ship {} fn ship() {}",
-            "mod ship { mod inner { fn ship() {} } }",
-            "mod ships { fn ship() {} }",
-            "/* mod ship { */ fn ship() {}",
-            "mod ship { unclosed fn ship()",
-        ] {
-            assert!(!is_written_in(source, "ship"), "{source}");
-        }
-    }
 }
