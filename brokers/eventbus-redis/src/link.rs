@@ -84,6 +84,11 @@ impl Link {
         self.state.lock().live.clone()
     }
 
+    /// Whether a connection is the one there is.
+    pub(crate) fn is_current(&self, generation: u64) -> bool {
+        self.state.lock().live.as_ref().is_some_and(|live| live.generation == generation)
+    }
+
     /// The connection, once there is one; none, once the link is closed.
     pub(crate) async fn wait(&self) -> Option<Live> {
         self.changed

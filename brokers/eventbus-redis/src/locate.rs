@@ -28,6 +28,8 @@ pub(crate) struct Locator {
     sentinel: RedisConnectionInfo,
     /// How long a server may take for an answer.
     patience: Duration,
+    /// How long one try to connect may take.
+    connect_patience: Duration,
 }
 
 /// What a connection is for.
@@ -65,6 +67,7 @@ impl Locator {
             credentials: credentials(&settings.user, &settings.password, settings.db),
             sentinel: credentials(&settings.sentinel_user, &settings.sentinel_password, 0),
             patience: settings.response_timeout,
+            connect_patience: settings.response_timeout.min(settings.connect_timeout / 2),
         })
     }
 
@@ -144,7 +147,7 @@ impl Locator {
     async fn open(&self, client: &Client, purpose: Purpose) -> Result<MultiplexedConnection, Trouble> {
         let waits = (purpose == Purpose::Shared).then_some(self.patience);
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.patience))
+            .set_connection_timeout(Some(self.connect_patience))
             .set_response_timeout(waits)
             .set_pipeline_buffer_size(1_024);
         let what = || format!("cannot connect to {}", client.get_connection_info().addr());
@@ -154,6 +157,10 @@ impl Locator {
                 trouble = trouble.hint(
                     "if that is a port for TLS, write `rediss://…`; otherwise the server is about to end or to begin",
                 );
+            }
+            // A server that waits for a command waits for the end of a handshake as well.
+            if self.tls.is_some() && error.is_timeout() {
+                trouble = trouble.hint("if that is no TLS port, write `redis://…`, or name the TLS port");
             }
             trouble
         })

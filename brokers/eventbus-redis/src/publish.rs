@@ -227,7 +227,9 @@ impl Sender {
     async fn send_on(&self, live: Live) {
         let mut flights: VecDeque<Flight> = VecDeque::new();
         loop {
-            while flights.len() < WINDOW {
+            // On a connection that is known to be lost nothing begins: it was not sent then.
+            let current = self.link.is_current(live.generation);
+            while current && flights.len() < WINDOW {
                 let mut batch = self.publishes.batch();
                 if batch.is_empty() {
                     break;
@@ -236,7 +238,7 @@ impl Sender {
                 batch.iter_mut().for_each(|waiting| waiting.sent = true);
                 flights.push_back(Flight { batch, answer, done: None });
             }
-            if flights.is_empty() && self.publishes.is_over() {
+            if flights.is_empty() && (!current || self.publishes.is_over()) {
                 return;
             }
             let next =
@@ -265,7 +267,7 @@ impl Sender {
                     }
                 }
                 () = tokio::time::sleep_until(until), if next.is_some() => self.expire(&mut flights),
-                () = self.publishes.bell.notified(), if flights.len() < WINDOW => {}
+                () = self.publishes.bell.notified(), if current && flights.len() < WINDOW => {}
             }
         }
     }

@@ -66,9 +66,11 @@ async fn session(claim: &Arc<Claim>, pause: &mut Pause) -> Result<(), Trouble> {
         patience,
         news: Place::START,
         topics: 0,
+        left_out: HashSet::new(),
         numbers: HashMap::new(),
         seen: Vec::new(),
         left: VecDeque::new(),
+        unread: Place::END,
         notes: HashMap::new(),
         mended: HashSet::new(),
         merge: Merge::new(),
@@ -100,18 +102,23 @@ struct Reader<'a> {
     news: Place,
     /// How many topics there were.
     topics: usize,
+    /// Topics whose keys hold something else.
+    left_out: HashSet<Topic>,
     /// The numbers of the streams, by their keys.
     numbers: HashMap<Vec<u8>, usize>,
     /// Of each stream: everything up to there was delivered.
     seen: Vec<Place>,
     /// Unfinished deliveries that are to be taken over, before anything newer.
     left: VecDeque<Left>,
+    /// The first entry of any stream that nobody has read, as the group was taken over: what is unfinished behind it waits
+    /// for what is read of the others.
+    unread: Place,
     /// What is known of retries that waited.
     notes: HashMap<String, Noted>,
     /// The deliveries whose payloads were mended for this group.
     mended: HashSet<String>,
     /// What was read and has to wait for what comes before it.
-    merge: Merge<Entry>,
+    merge: Merge<(Entry, u64)>,
     /// How many streams had something in the last read.
     busy: usize,
 }
@@ -172,11 +179,12 @@ impl Reader<'_> {
         let registered = Registered::read(self.send(what, &call).await?);
         for (topic, last, problem) in registered.streams {
             if problem.is_empty() {
+                self.left_out.remove(&topic);
                 let key = keys.topic(&topic);
                 self.add(Source { key, topic, again: false }, last);
             } else if claim.pattern.is_exact() {
                 return Err(Trouble::said(format!("cannot subscribe to \"{topic}\""), &problem));
-            } else if !self.numbers.contains_key(keys.topic(&topic).as_bytes()) {
+            } else if self.left_out.insert(topic.clone()) {
                 log::error!(
                     target: "eventbus", group = %printable(&claim.group), topic = %printable(&topic),
                     error = %printable(Trouble::said("the topic cannot be read", &problem)),
@@ -286,7 +294,20 @@ impl Reader<'_> {
         let mut left = self.pending(None).await?;
         left.retain(|left| !known.contains(&(left.source, left.place)));
         self.left = left.into();
+        self.unread = if claim.competing { Place::END } else { self.first_unread().await? };
         self.tidy().await
+    }
+
+    /// The first entry of any stream that was not delivered yet.
+    async fn first_unread(&mut self) -> Result<Place, Trouble> {
+        let mut first = Place::END;
+        for (number, source) in self.sources() {
+            let mut command = redis::cmd("XRANGE");
+            command.arg(&source.key).arg(self.seen[number].next().to_string()).arg("+").arg("COUNT").arg(1);
+            let found = entry::entries(self.send("cannot take a group over", &command).await?);
+            first = found.first().map_or(first, |entry| first.min(entry.place));
+        }
+        Ok(first)
     }
 
     /// Reads what is known of retries that waited.
@@ -432,8 +453,12 @@ impl Reader<'_> {
             }
             match self.read_new(room.max(1)).await {
                 Ok(0) => {
+                    let begun = Instant::now();
                     if !self.wait_for_entries().await? {
                         self.find_topics().await?;
+                    }
+                    if begun.elapsed() >= WAIT && !claim.competing && self.has_strays().await? {
+                        self.take_over().await?;
                     }
                 }
                 Ok(_) => {}
@@ -442,6 +467,21 @@ impl Reader<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether something is pending that is not known here: a read of an earlier connection was still in the server's hands
+    /// when this one looked.
+    async fn has_strays(&mut self) -> Result<bool, Trouble> {
+        let mut pending = 0;
+        for (_, source) in self.sources() {
+            let mut command = redis::cmd("XPENDING");
+            command.arg(&source.key).arg(&self.claim.group);
+            let summary = self.send("cannot count unfinished deliveries", &command).await?;
+            if let Some(Value::Int(count)) = entry::list(summary).first() {
+                pending += usize::try_from(*count).unwrap_or(0);
+            }
+        }
+        Ok(pending > self.claim.known().len())
     }
 
     /// Takes over some of what is unfinished.
@@ -475,7 +515,10 @@ impl Reader<'_> {
         for (number, answer) in numbers.into_iter().zip(answers) {
             for entry in entry::entries(answer) {
                 let count = counts.get(&(number, entry.place)).copied().unwrap_or(1);
-                deliveries.push(self.delivery(number, entry, count).await?);
+                match entry.place < self.unread {
+                    true => deliveries.push(self.delivery(number, entry, count).await?),
+                    false => self.merge.hold(number, entry.place, (entry, count)),
+                }
             }
         }
         claim.put_at_hand(deliveries);
@@ -525,7 +568,10 @@ impl Reader<'_> {
             }
             count += entries.len();
             full |= entries.len() >= limit;
-            read.push((number, entries.into_iter().map(|entry| (entry.place, entry)).collect::<Vec<_>>()));
+            read.push((
+                number,
+                entries.into_iter().map(|entry| (entry.place, (entry, 0))).collect::<Vec<_>>(),
+            ));
         }
         if count == 0 {
             // Whatever there was at this moment was delivered to somebody.
@@ -536,8 +582,8 @@ impl Reader<'_> {
             claim.adapt(full);
         }
         let mut deliveries = Vec::with_capacity(ready.len());
-        for (number, _, entry) in ready {
-            deliveries.push(self.delivery(number, entry, 0).await?);
+        for (number, _, (entry, count)) in ready {
+            deliveries.push(self.delivery(number, entry, count).await?);
         }
         if !deliveries.is_empty() {
             claim.put_at_hand(deliveries);
@@ -599,6 +645,9 @@ impl Reader<'_> {
             self.seen[*number] = self.seen[*number].max(*place);
         }
         if rung.news {
+            return Ok(false);
+        }
+        if rung.streams.is_empty() && !self.left_out.is_empty() {
             return Ok(false);
         }
         // Somebody who knows nothing of this bus tells no news.

@@ -50,7 +50,7 @@ impl Trouble {
     /// Of the text of an error that a script has caught.
     pub(crate) fn said(what: impl Into<String>, text: &str) -> Self {
         let code = text.split(' ').next().unwrap_or_default();
-        let (said, remedy) = (text.to_owned(), remedy(code));
+        let (said, remedy) = (text.to_owned(), remedy(code).or_else(|| remedy_of_text(text)));
         Self { what: what.into(), said, code: Some(code.to_owned()), remedy, broken: false, lasting: true }
     }
 
@@ -131,11 +131,13 @@ fn remedy(code: &str) -> Option<&'static str> {
 /// What to do about an error of the connection, which has no code.
 fn remedy_of_text(said: &str) -> Option<&'static str> {
     let has = |part: &str| said.contains(part);
-    Some(if has("invalid peer certificate") || has("UnknownIssuer") {
+    Some(if has("The user executing the script") {
+        return remedy("NOPERM");
+    } else if has("invalid peer certificate") || has("UnknownIssuer") {
         "the server's certificate is not trusted: name the file of its authority (`?ca=ca.pem`), and the host as in the \
          certificate"
     } else if has("InvalidContentType") || has("corrupt message") {
-        "that is no TLS port: write `redis://…`, or name the TLS port"
+        "if that is no TLS port, write `redis://…`, or name the TLS port"
     } else if has("refused") {
         "nobody listens there: start the server, or correct host and port"
     } else if has("invalid bulk length") {

@@ -2,9 +2,17 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this")]
 
+#[path = "../../../eventbus-nats/tests/support/faults.rs"]
+pub mod faults;
+
+use eventbus::broker::{Broker, Deliveries, Received, SubscribeRequest};
+use eventbus::subscription::Pattern;
+use eventbus::{Envelope, EventId, Start, Topic};
 use eventbus_redis::{RedisBroker, RedisBrokerBuilder};
 use redis::{Cmd, FromRedisValue};
+use std::future::poll_fn;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -104,4 +112,52 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
         assert!(since.elapsed() < PATIENCE, "waited in vain until {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// An event on a topic, with a number as its payload and as its id.
+pub fn event(topic: &str, number: u64) -> Envelope {
+    let topic = Topic::new(topic).expect("a topic");
+    Envelope::from_json(topic, &number)
+        .expect("a number is JSON")
+        .with_id(EventId::new(format!("event-{number}")))
+}
+
+/// The number in a delivery.
+pub fn number(received: &Received) -> u64 {
+    serde_json::from_slice(received.receipt.envelope.payload().expect("it has one")).expect("it is a number")
+}
+
+/// Subscribes a group from the first event on.
+pub async fn subscribe(broker: &RedisBroker, group: &str, pattern: &str) -> Box<dyn Deliveries> {
+    let mut request = SubscribeRequest::new(group, Pattern::new(pattern).expect("a pattern"));
+    request.start = Start::Earliest;
+    broker.subscribe(request).await.expect("the group can be subscribed")
+}
+
+/// What comes next, whatever fails before.
+pub async fn receive(deliveries: &mut Box<dyn Deliveries>, limit: usize) -> Vec<Received> {
+    let since = Instant::now();
+    loop {
+        let mut received = Vec::new();
+        let asked = poll_fn(|context| deliveries.poll_receive(context, &mut received, limit));
+        let _ = tokio::time::timeout(Duration::from_millis(500), asked).await;
+        if !received.is_empty() {
+            return received;
+        }
+        assert!(since.elapsed() < PATIENCE, "waited in vain for a delivery");
+    }
+}
+
+/// Receives so many deliveries, and acks none of them.
+pub async fn receive_all(deliveries: &mut Box<dyn Deliveries>, count: usize) -> Vec<Received> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        all.extend(receive(deliveries, count - all.len()).await);
+    }
+    all
+}
+
+/// Publishes, and waits until it is stored.
+pub async fn publish(broker: &RedisBroker, envelope: Envelope) {
+    broker.publish(Arc::new(envelope)).await.expect("the server takes it");
 }

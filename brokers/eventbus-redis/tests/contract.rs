@@ -1,0 +1,391 @@
+//! What Redis promises beyond the conformance suite.
+
+mod support;
+
+use eventbus::broker::{
+    AuditQuery, Broker, DeadLetter, FailureKind, Parked, Received, Standing, SubscribeRequest, Topology,
+};
+use eventbus::jiff::Timestamp;
+use eventbus::subscription::Pattern;
+use eventbus_redis::{RedisBroker, Retention};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use support::faults::Proxy;
+use support::{Place, event, number, publish, receive, receive_all, subscribe, until};
+
+async fn ack(received: Received) {
+    received.settler.ack(received.receipt).await.expect("it is ours");
+}
+
+/// As the bus does with what it has not settled when it ends.
+fn give_back(received: Vec<Received>) {
+    received.into_iter().for_each(|received| received.settler.release(received.receipt));
+}
+
+fn dead_letter(received: &Received) -> DeadLetter {
+    let now = Timestamp::now();
+    DeadLetter {
+        envelope: Arc::clone(&received.receipt.envelope),
+        group: "group".to_owned(),
+        handler: "a handler".to_owned(),
+        kind: FailureKind::Failed,
+        reason: "it failed".to_owned(),
+        attempts: 5,
+        first_failed_at: now,
+        last_failed_at: now,
+        offset: received.receipt.offset,
+    }
+}
+
+#[tokio::test]
+async fn a_topic_that_is_new_is_found_by_a_pattern_within_a_second_and_none_of_its_events_is_missed() {
+    let place = Place::new();
+    let (broker, other) = (place.broker().await, place.broker().await);
+    let mut deliveries = subscribe(&broker, "group", "order.>").await;
+    for topic in 0..5 {
+        for count in 0..20 {
+            publish(&other, event(&format!("order.{topic}"), topic * 20 + count)).await;
+        }
+        let received = receive_all(&mut deliveries, 20).await;
+        let numbers: Vec<_> = received.iter().map(number).collect();
+        assert_eq!(numbers, Vec::from_iter(topic * 20..topic * 20 + 20));
+    }
+}
+
+#[tokio::test]
+async fn a_topic_that_is_new_while_no_process_has_the_group_is_not_missed() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let request = SubscribeRequest::new("group", Pattern::new("order.>").unwrap());
+    drop(broker.subscribe(request).await.unwrap());
+    until("the group was left", async || !broker.groups().unwrap().list().await.unwrap()[0].active).await;
+    publish(&broker, event("order.paid", 1)).await;
+    publish(&broker, event("order.sent", 2)).await;
+    let groups = broker.groups().unwrap().list().await.unwrap();
+    let mut deliveries = subscribe(&broker, "group", "order.>").await;
+    let received = receive_all(&mut deliveries, 2).await;
+    assert_eq!(received.iter().map(number).collect::<Vec<_>>(), [1, 2], "{groups:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_one_key_come_in_order_over_all_topics_of_a_pattern() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = subscribe(&broker, "group", "order.*").await;
+    let publisher = broker.clone();
+    let publishing = tokio::spawn(async move {
+        for number in 0..1_500 {
+            // Several within one millisecond, on different topics.
+            let topic = ["order.placed", "order.paid", "order.sent"][fastrand(number)];
+            let sent = publisher.publish(Arc::new(event(topic, number).with_key("one")));
+            if number % 10 == 0 {
+                sent.await.unwrap();
+            } else {
+                tokio::spawn(sent);
+            }
+        }
+    });
+    let mut seen = Vec::new();
+    while seen.len() < 1_500 {
+        for received in receive(&mut deliveries, 100).await {
+            seen.push(number(&received));
+            ack(received).await;
+        }
+    }
+    publishing.await.unwrap();
+    assert!(seen.is_sorted(), "{seen:?}");
+}
+
+/// Which of three, without an order of its own.
+fn fastrand(number: u64) -> usize {
+    (number.wrapping_mul(2_654_435_761) >> 7) as usize % 3
+}
+
+#[tokio::test]
+async fn what_another_program_adds_is_an_event_also_among_ours() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = subscribe(&broker, "group", "order.placed").await;
+    publish(&broker, event("order.placed", 1)).await;
+    for value in [2, 3] {
+        let stream = place.key("topic:order.placed");
+        let id: String = place.command(redis::cmd("XADD").arg(stream).arg("*").arg("data").arg(value));
+        assert!(id.contains('-'));
+    }
+    // A place that the server has given, far behind the clock of the bus.
+    let stream = place.key("topic:order.placed");
+    let _: String = place.command(redis::cmd("XADD").arg(stream).arg("9999999999999-7").arg("data").arg(4));
+    publish(&broker, event("order.placed", 5)).await;
+    let received = receive_all(&mut deliveries, 5).await;
+    assert_eq!(received.iter().map(number).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+    assert_eq!(received[1].receipt.envelope.event_type(), "order.placed");
+}
+
+#[tokio::test]
+async fn a_process_that_crashed_is_taken_over_in_order_before_anything_newer_with_what_was_noted() {
+    let place = Place::new();
+    let lease = Duration::from_secs(2);
+    // The first process is cut off, and its server hears nothing of it any more.
+    let proxy = Proxy::to(&place.url.replace("redis://", "nats://")).await;
+    let cut_off = RedisBroker::builder(&proxy.url().replace("nats://", "redis://")).unwrap();
+    let first = cut_off.prefix(&place.prefix).lease(lease).open().await.unwrap();
+    let mut deliveries = subscribe(&first, "group", "order.>").await;
+    for number in 0..10 {
+        publish(&first, event("order.placed", number).with_key("one")).await;
+    }
+    let received = receive_all(&mut deliveries, 10).await;
+    let due = Timestamp::now() + Duration::from_secs(60);
+    let now = Timestamp::now();
+    let parked = Parked { first_failed_at: now, last_failed_at: now, due };
+    let mut open = Vec::new();
+    for (at, mut received) in received.into_iter().enumerate() {
+        match at {
+            0 | 2 => ack(received).await,
+            1 => {
+                received.receipt.attempt = 3;
+                received.settler.park(&received.receipt, parked).await.unwrap();
+                open.push(received);
+            }
+            _ => open.push(received),
+        }
+    }
+    until("the acks are saved", async || first.groups().unwrap().list().await.unwrap()[0].backlog == 8).await;
+    let state = first.groups().unwrap().list().await.unwrap().remove(0);
+    assert_eq!((state.parked, state.active), (1, true));
+    let second = place.builder().lease(lease).open().await.unwrap();
+    let mut taken = subscribe(&second, "group", "order.>").await;
+    assert!(taken.warnings()[0].contains("stands by"));
+    proxy.swallow(true);
+    for number in 10..13 {
+        publish(&second, event("order.paid", number).with_key("one")).await;
+    }
+    let received = receive_all(&mut taken, 11).await;
+    let numbers: Vec<_> = received.iter().map(number).collect();
+    assert_eq!(numbers, [1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+    assert_eq!((received[0].receipt.attempt, received[0].parked), (3, Some(parked)));
+    assert_eq!(received[1].receipt.attempt, 1);
+    // It comes back: what it still has is somebody else's.
+    proxy.swallow(false);
+    until("the first process knows", async || {
+        open.iter().all(|received| !received.settler.holds(&received.receipt))
+    })
+    .await;
+    for received in open {
+        let letter = dead_letter(&received);
+        assert!(received.settler.park(&received.receipt, parked).await.is_err());
+        assert!(received.settler.reject(received.receipt.clone(), letter).await.is_err());
+        assert!(received.settler.ack(received.receipt).await.is_err());
+    }
+    assert!(second.dead_letters().unwrap().list().await.unwrap().is_empty());
+    let request = SubscribeRequest::new("group", Pattern::new("order.>").unwrap());
+    assert_eq!(second.standing(&request), Standing::Active);
+}
+
+#[tokio::test]
+async fn what_was_read_for_a_group_by_an_answer_that_never_came_is_delivered_all_the_same() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = subscribe(&broker, "group", "order.placed").await;
+    publish(&broker, event("order.placed", 1)).await;
+    ack(receive_all(&mut deliveries, 1).await.remove(0)).await;
+    // As a read of an earlier connection does that the server runs late.
+    let stream = place.key("topic:order.placed");
+    let read = ["GROUP", "group", "earlier", "BLOCK", "20000", "STREAMS", &stream, ">"];
+    let url = place.url.clone();
+    let mut command = redis::cmd("XREADGROUP");
+    command.arg(&read);
+    let reading = std::thread::spawn(move || support::command::<redis::Value>(&url, &command));
+    until("it waits at the server", async || {
+        place.command::<String>(redis::cmd("CLIENT").arg("LIST")).contains("cmd=xreadgroup")
+    })
+    .await;
+    publish(&broker, event("order.placed", 2)).await;
+    reading.join().unwrap();
+    assert_eq!(receive_all(&mut deliveries, 1).await.iter().map(number).collect::<Vec<_>>(), [2]);
+}
+
+#[tokio::test]
+async fn a_group_that_is_left_in_order_is_taken_over_at_once() {
+    let place = Place::new();
+    let (first, second) = (place.broker().await, place.broker().await);
+    let leaving = subscribe(&first, "group", "order.placed").await;
+    let mut waiting = subscribe(&second, "group", "order.placed").await;
+    publish(&second, event("order.placed", 1)).await;
+    let since = std::time::Instant::now();
+    drop(leaving);
+    assert_eq!(number(&receive(&mut waiting, 1).await[0]), 1);
+    // The lease is ten seconds.
+    assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn what_a_competing_process_leaves_undone_is_done_by_another() {
+    let place = Place::new();
+    let open = async || place.builder().lease(Duration::from_secs(2)).open().await.unwrap();
+    let (first, second) = (open().await, open().await);
+    let competing = async |broker: &RedisBroker| {
+        let mut request = SubscribeRequest::new("group", Pattern::new("ping.sent").unwrap());
+        request.competing = true;
+        broker.subscribe(request).await.unwrap()
+    };
+    let (mut here, mut there) = (competing(&first).await, competing(&second).await);
+    for number in 0..200 {
+        publish(&first, event("ping.sent", number)).await;
+    }
+    let mut counts = BTreeMap::new();
+    let left = receive_all(&mut here, 5).await;
+    // It ends without having handled what it has: what was at hand and what was handed out.
+    give_back(left);
+    drop(here);
+    first.close().await.unwrap();
+    while counts.len() < 200 {
+        for received in receive(&mut there, 50).await {
+            *counts.entry(number(&received)).or_insert(0) += 1;
+            ack(received).await;
+        }
+    }
+    assert!(counts.values().all(|count| *count == 1), "{counts:?}");
+    until("all is settled", async || second.groups().unwrap().list().await.unwrap()[0].backlog == 0).await;
+    until("the consumer of the other one is removed", async || {
+        let stream = place.key("topic:ping.sent");
+        let consumers: Vec<BTreeMap<String, redis::Value>> =
+            place.command(redis::cmd("XINFO").arg("CONSUMERS").arg(stream).arg("group"));
+        consumers.len() == 1
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn events_are_removed_behind_what_every_group_has_settled() {
+    let place = Place::new();
+    let mut retention = Retention::default();
+    retention.count = Some(10);
+    let builder = place.builder().retention(retention).retention_interval(Duration::from_millis(50));
+    let broker = builder.open().await.unwrap();
+    let mut fast = subscribe(&broker, "fast", "order.*").await;
+    let mut slow = subscribe(&broker, "slow", "order.placed").await;
+    // Nobody of this group has run since the topic is there.
+    let absent = SubscribeRequest::new("absent", Pattern::new("order.>").unwrap());
+    drop(broker.subscribe(absent).await.unwrap());
+    for number in 0..100 {
+        publish(&broker, event("order.placed", number)).await;
+    }
+    let length = || place.command::<usize>(redis::cmd("XLEN").arg(place.key("topic:order.placed")));
+    for received in receive_all(&mut fast, 100).await {
+        ack(received).await;
+    }
+    let mut slow_ones = receive_all(&mut slow, 100).await;
+    let unsettled = slow_ones.split_off(40);
+    for received in slow_ones {
+        ack(received).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(length(), 100, "a group has not read the topic yet");
+    broker.groups().unwrap().remove("absent").await.unwrap();
+    until("what is settled is removed", async || length() == 60).await;
+    for received in unsettled {
+        ack(received).await;
+    }
+    until("as many are left as are kept", async || length() == 10).await;
+    let found = broker.audit_log().unwrap().query(AuditQuery::default()).await.unwrap();
+    assert_eq!(found.len(), 10);
+}
+
+#[tokio::test]
+async fn a_topology_that_is_checked_is_not_made() {
+    let place = Place::new();
+    let strict = place.builder().topology(Topology::Check).open().await.unwrap();
+    let request = || SubscribeRequest::new("group", Pattern::new("order.placed").unwrap());
+    let Err(error) = strict.subscribe(request()).await else { panic!("the group is not known") };
+    assert!(error.to_string().contains("does not know the group `group` on \"order.placed\""), "{error}");
+    let error = strict.publish(Arc::new(event("order.placed", 1))).await.unwrap_err().to_string();
+    assert!(error.contains("does not know the topic"), "{error}");
+    let keys: Vec<String> = place.command(redis::cmd("KEYS").arg(place.key("*")));
+    assert!(keys.is_empty(), "{keys:?}");
+    drop(place.broker().await.subscribe(request()).await.unwrap());
+    strict.publish(Arc::new(event("order.placed", 1))).await.unwrap();
+    strict.subscribe(request()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_group_is_moved_and_renamed_with_all_that_it_has() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let groups = broker.groups().unwrap();
+    let mut deliveries = subscribe(&broker, "group", "order.*").await;
+    for number in 0..10 {
+        publish(&broker, event(["order.placed", "order.paid"][number as usize % 2], number)).await;
+    }
+    let mut received = receive_all(&mut deliveries, 10).await;
+    let offset = received[4].receipt.offset;
+    let failed = received.remove(9);
+    let letter = dead_letter(&failed);
+    failed.settler.reject(failed.receipt.clone(), letter).await.unwrap();
+    for received in received.drain(..3) {
+        ack(received).await;
+    }
+    assert!(groups.seek("group", None).await.unwrap_err().to_string().contains("stop it first"));
+    give_back(received);
+    drop(deliveries);
+    until("the group was left", async || !groups.list().await.unwrap()[0].active).await;
+    assert!(groups.rename("group", "renamed").await.unwrap());
+    assert!(!groups.rename("group", "renamed").await.unwrap());
+    let state = groups.list().await.unwrap().remove(0);
+    assert_eq!((state.group.as_str(), state.backlog, state.dead_letters), ("renamed", 6, 1));
+    let mut deliveries = subscribe(&broker, "renamed", "order.*").await;
+    let received = receive_all(&mut deliveries, 6).await;
+    assert_eq!(received.iter().map(number).collect::<Vec<_>>(), [3, 4, 5, 6, 7, 8]);
+    give_back(received);
+    drop(deliveries);
+    until("the group was left", async || !groups.list().await.unwrap()[0].active).await;
+    assert!(groups.seek("renamed", Some(offset)).await.unwrap());
+    let mut deliveries = subscribe(&broker, "renamed", "order.*").await;
+    let received = receive_all(&mut deliveries, 5).await;
+    assert_eq!(received.iter().map(number).collect::<Vec<_>>(), [5, 6, 7, 8, 9]);
+    give_back(received);
+    drop(deliveries);
+    until("the group was left", async || !groups.list().await.unwrap()[0].active).await;
+    assert!(groups.remove("renamed").await.unwrap() && !groups.remove("renamed").await.unwrap());
+    assert!(groups.list().await.unwrap().is_empty());
+    assert_eq!(broker.dead_letters().unwrap().list().await.unwrap().len(), 1, "dead letters stay");
+}
+
+/// The table of the documentation, held against what the broker declares.
+#[tokio::test]
+async fn the_table_of_semantics_says_what_the_broker_declares() {
+    let broker = Place::new().broker().await;
+    let features = broker.features();
+    let documentation = include_str!("../src/lib.rs");
+    let row = |name: &str| {
+        let row = documentation.lines().find_map(|line| line.strip_prefix(&format!("//! | {name} | ")));
+        row.unwrap_or_else(|| panic!("the table has no row `{name}`")).to_owned()
+    };
+    for (name, holds) in [
+        ("durable", features.durable),
+        ("order by key", features.key_order),
+        ("patterns", features.patterns),
+        ("start at the earliest event", features.start_earliest),
+    ] {
+        assert_eq!(row(name).starts_with("yes"), holds, "{name}");
+    }
+    assert_eq!(
+        row("processes of a group").contains("one at a time"),
+        features.multi_process && !features.shared_by_key
+    );
+    assert_eq!(row("processes that compete").starts_with("all at once"), features.competing);
+    assert_eq!(row("publishing again with one id").starts_with("stored once"), features.deduplicates);
+    assert_eq!(
+        row("attempts after a crash").starts_with("as they were noted"),
+        format!("{:?}", features.attempts) == "Noted"
+    );
+    assert_eq!(
+        row("backlog of a group").starts_with("to the event"),
+        format!("{:?}", features.backlog) == "Exactly"
+    );
+    assert_eq!(row("largest payload").starts_with("8 MiB"), features.max_payload == Some(8 << 20));
+    assert_eq!(
+        row("replay, audit log").starts_with("yes"),
+        broker.replayable().is_some() && broker.audit_log().is_some()
+    );
+}
