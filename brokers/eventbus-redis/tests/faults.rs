@@ -1,0 +1,312 @@
+//! Faults under load: what becomes of events when the server, the connection or a process fails.
+
+mod support;
+
+use eventbus::PublishError;
+use eventbus::broker::{Broker, Connection};
+use eventbus_redis::{RedisBroker, RedisBrokerBuilder};
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use support::faults::Proxy;
+use support::{Place, event, number, publish, receive, setting, subscribe, until};
+
+const KEYS: u64 = 16;
+
+/// A server that only one test has, so that it may be killed.
+struct Server(&'static str);
+
+impl Server {
+    fn up(instance: &'static str) -> Self {
+        let server = Self(instance);
+        server.order("down");
+        server.order("up");
+        server
+    }
+
+    /// One of the verbs of `cargo xtask brokers`; what it printed.
+    fn order(&self, verb: &str) -> String {
+        let mut command = match setting("EVENTBUS_TEST_XTASK") {
+            Some(xtask) => Command::new(xtask),
+            None => {
+                let mut cargo = Command::new("cargo");
+                cargo.args(["run", "--quiet", "--package", "xtask", "--"]);
+                cargo
+            }
+        };
+        let output = command.args(["brokers", verb, "redis", "--instance", self.0]).output();
+        let output = output.expect("the servers of tests can be begun");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "`cargo xtask brokers {verb} redis`: {errors}");
+        String::from_utf8(output.stdout).expect("it prints text")
+    }
+
+    fn url(&self) -> String {
+        let exports = self.order("env");
+        let url = exports.lines().find_map(|line| line.strip_prefix("export EVENTBUS_TEST_REDIS_URL='"));
+        url.expect("it has an address").trim_end_matches('\'').to_owned()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.order("down");
+        }
+    }
+}
+
+/// A builder on a connection that fails as the proxy is told to.
+async fn through_proxy(place: &Place) -> (Proxy, RedisBrokerBuilder) {
+    let proxy = Proxy::to(&place.url.replace("redis://", "nats://")).await;
+    let builder = RedisBroker::builder(&proxy.url().replace("nats://", "redis://")).expect("an address");
+    (proxy, builder.prefix(&place.prefix).response_timeout(Duration::from_secs(2)))
+}
+
+/// Publishers and one group that handles what they publish, while something fails.
+struct Load {
+    broker: RedisBroker,
+    confirmed: Arc<AtomicU64>,
+    handled: Arc<AtomicU64>,
+    publishing: Vec<tokio::task::JoinHandle<()>>,
+    handling: tokio::task::JoinHandle<Vec<(u64, u64)>>,
+}
+
+impl Load {
+    async fn begin(broker: RedisBroker, events: u64) -> Self {
+        let (confirmed, handled) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let mut deliveries = subscribe(&broker, "group", "load.*").await;
+        let count = Arc::clone(&handled);
+        let handling = tokio::spawn(async move {
+            let (mut seen, mut all) = (Vec::new(), BTreeSet::new());
+            while (all.len() as u64) < events {
+                for received in receive(&mut deliveries, 64).await {
+                    if !received.settler.holds(&received.receipt) {
+                        continue;
+                    }
+                    let (key, number) = (number(&received) % KEYS, number(&received));
+                    seen.push((key, number));
+                    all.insert(number);
+                    count.store(all.len() as u64, Ordering::SeqCst);
+                    // What is not saved comes again.
+                    let _ = received.settler.ack(received.receipt).await;
+                }
+            }
+            seen
+        });
+        // Each publisher has keys of its own, and publishes in order.
+        let publishers = (0..KEYS).map(|key| {
+            let (broker, confirmed) = (broker.clone(), Arc::clone(&confirmed));
+            tokio::spawn(async move {
+                for number in (0..events).filter(|number| number % KEYS == key) {
+                    let topic = if number % 3 == 0 { "load.a" } else { "load.b" };
+                    let envelope = Arc::new(event(topic, number).with_key(key));
+                    broker.publish(envelope).await.expect("it is stored in the end");
+                    confirmed.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        });
+        let publishing = publishers.collect();
+        Self { broker, confirmed, handled, publishing, handling }
+    }
+
+    async fn confirmed(&self, events: u64) {
+        until("events are confirmed", async || self.confirmed.load(Ordering::SeqCst) >= events).await;
+    }
+
+    /// Everything that was confirmed is handled, in order by key; how many came more than once.
+    async fn end(self) -> usize {
+        for publisher in self.publishing {
+            publisher.await.expect("nothing that was published is lost");
+        }
+        let seen = self.handling.await.expect("everything is handled");
+        let mut by_key: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        let mut repeats = 0;
+        for (key, number) in seen {
+            let of_key = by_key.entry(key).or_default();
+            match of_key.contains(&number) {
+                true => repeats += 1,
+                false => of_key.push(number),
+            }
+        }
+        for (key, numbers) in by_key {
+            let wrong: Vec<_> = numbers.windows(2).filter(|two| two[0] > two[1]).collect();
+            assert!(wrong.is_empty(), "key {key}: {wrong:?} of {}", numbers.len());
+        }
+        repeats
+    }
+}
+
+/// The time that this process has computed.
+fn computed() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("this is Linux");
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |at: usize| fields[at].parse::<u64>().expect("a number");
+    Duration::from_millis((ticks(11) + ticks(12)) * 10)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_and_begun_again_loses_nothing_that_was_confirmed() {
+    let server = Server::up("eventbus-redis-killed");
+    let broker = RedisBroker::open(&server.url()).await.unwrap();
+    let load = Load::begin(broker, 6_000).await;
+    for part in [2_000, 4_000] {
+        load.confirmed(part).await;
+        server.order("kill");
+        until("the loss is noticed", async || matches!(load.broker.connection(), Connection::Lost { .. }))
+            .await;
+        let (before, outage) = (computed(), Duration::from_secs(2));
+        tokio::time::sleep(outage).await;
+        let busy = computed() - before;
+        assert!(busy < outage / 4, "{busy:?} of {outage:?} were spent on waiting");
+        let handled = load.handled.load(Ordering::SeqCst);
+        server.order("restart");
+        let back = Instant::now();
+        until("events are handled again", async || load.handled.load(Ordering::SeqCst) > handled).await;
+        assert!(back.elapsed() < Duration::from_secs(10), "{:?}", back.elapsed());
+        until("the connection is known to be back", async || load.broker.connection() == Connection::Up)
+            .await;
+    }
+    let repeats = load.end().await;
+    assert!(repeats <= 2 * 1_100, "{repeats} are repeated");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stands_still_for_five_seconds_loses_nothing_and_goes_on() {
+    let server = Server::up("eventbus-redis-paused");
+    let broker = RedisBroker::open(&server.url()).await.unwrap();
+    let load = Load::begin(broker, 4_000).await;
+    load.confirmed(1_500).await;
+    server.order("pause");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let handled = load.handled.load(Ordering::SeqCst);
+    server.order("continue");
+    let back = Instant::now();
+    until("events are handled again", async || load.handled.load(Ordering::SeqCst) > handled).await;
+    assert!(back.elapsed() < Duration::from_secs(10), "{:?}", back.elapsed());
+    load.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_cut_again_and_again_loses_nothing_and_stores_nothing_twice() {
+    let place = Place::new();
+    let (proxy, builder) = through_proxy(&place).await;
+    let load = Load::begin(builder.open().await.unwrap(), 3_000).await;
+    for part in 1..6 {
+        load.confirmed(part * 400).await;
+        // Once with the confirmations lost, so that it is not known what was stored.
+        proxy.mute(part % 2 == 0);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        proxy.cut();
+        proxy.mute(false);
+    }
+    load.end().await;
+    let stored = |topic: &str| place.command::<u64>(redis::cmd("XLEN").arg(place.key(topic)));
+    assert_eq!(stored("topic:load.a") + stored("topic:load.b"), 3_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_swallows_everything_is_given_up_and_made_again() {
+    let place = Place::new();
+    let (proxy, builder) = through_proxy(&place).await;
+    let load = Load::begin(builder.open().await.unwrap(), 2_000).await;
+    load.confirmed(500).await;
+    proxy.swallow(true);
+    until("the loss is noticed", async || matches!(load.broker.connection(), Connection::Lost { .. })).await;
+    let handled = load.handled.load(Ordering::SeqCst);
+    proxy.cut();
+    proxy.swallow(false);
+    let back = Instant::now();
+    until("events are handled again", async || load.handled.load(Ordering::SeqCst) > handled).await;
+    assert!(back.elapsed() < Duration::from_secs(10), "{:?}", back.elapsed());
+    load.end().await;
+}
+
+#[tokio::test]
+async fn a_publish_that_is_not_confirmed_in_time_is_neither_ok_nor_without_end() {
+    let place = Place::new();
+    let (proxy, builder) = through_proxy(&place).await;
+    let timeout = Duration::from_secs(1);
+    let broker = builder.publish_timeout(timeout).open().await.unwrap();
+    publish(&broker, event("order.placed", 1)).await;
+    proxy.mute(true);
+    let begun = Instant::now();
+    let error = broker.publish(Arc::new(event("order.placed", 2))).await.unwrap_err();
+    assert!(matches!(error, PublishError::Unconfirmed { .. }), "{error}");
+    assert!(begun.elapsed() >= timeout && begun.elapsed() < timeout * 5, "{:?}", begun.elapsed());
+    proxy.mute(false);
+    // The same event again is stored once.
+    until("it is confirmed", async || broker.publish(Arc::new(event("order.placed", 2))).await.is_ok()).await;
+    assert_eq!(place.command::<u64>(redis::cmd("XLEN").arg(place.key("topic:order.placed"))), 2);
+    // What was never sent is not stored.
+    proxy.refuse(true);
+    proxy.cut();
+    until("the loss is noticed", async || broker.connection() != Connection::Up).await;
+    let error = broker.publish(Arc::new(event("order.placed", 3))).await.unwrap_err();
+    assert!(matches!(error, PublishError::Broker { .. }), "{error}");
+    assert!(error.to_string().contains("there is no connection to the server"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_stands_still_for_longer_than_its_lease_is_replaced_and_changes_nothing_afterwards() {
+    let place = Place::new();
+    let lease = Duration::from_secs(2);
+    let (proxy, builder) = through_proxy(&place).await;
+    let (first, second) =
+        (builder.lease(lease).open().await.unwrap(), place.builder().lease(lease).open().await.unwrap());
+    let mut here = subscribe(&first, "group", "order.placed").await;
+    let mut there = subscribe(&second, "group", "order.placed").await;
+    for number in 0..20 {
+        publish(&second, event("order.placed", number).with_key("one")).await;
+    }
+    let open = support::receive_all(&mut here, 5).await;
+    proxy.swallow(true);
+    let mut seen = Vec::new();
+    while seen.len() < 20 {
+        for received in receive(&mut there, 20).await {
+            seen.push(number(&received));
+            received.settler.ack(received.receipt).await.unwrap();
+        }
+    }
+    assert!(seen.is_sorted(), "{seen:?}");
+    assert!(open.iter().all(|received| !received.settler.holds(&received.receipt)));
+    proxy.swallow(false);
+    for number in 20..40 {
+        publish(&second, event("order.placed", number).with_key("one")).await;
+    }
+    while seen.len() < 40 {
+        for received in receive(&mut there, 20).await {
+            seen.push(number(&received));
+            received.settler.ack(received.receipt).await.unwrap();
+        }
+    }
+    // Nothing came into the hands of the one that was taken for dead.
+    assert_eq!(seen, Vec::from_iter(0..40));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_is_closed_during_an_outage_without_waiting_for_its_end() {
+    let place = Place::new();
+    let (proxy, builder) = through_proxy(&place).await;
+    let broker = builder.open().await.unwrap();
+    let mut deliveries = subscribe(&broker, "group", "order.placed").await;
+    publish(&broker, event("order.placed", 1)).await;
+    let received = receive(&mut deliveries, 1).await;
+    proxy.refuse(true);
+    proxy.cut();
+    for received in received {
+        received.settler.ack(received.receipt).await.unwrap();
+    }
+    drop(deliveries);
+    let closed = AtomicBool::new(false);
+    // A bus gives a broker half a second.
+    let _ = tokio::time::timeout(Duration::from_millis(500), async {
+        let _ = broker.close().await;
+        closed.store(true, Ordering::SeqCst);
+    })
+    .await;
+    let error = broker.publish(Arc::new(event("order.placed", 2))).await.unwrap_err();
+    assert!(error.to_string().contains("the broker is closed"), "{error}");
+}
