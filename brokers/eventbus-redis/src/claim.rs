@@ -217,7 +217,8 @@ impl Claim {
 
     /// The deliveries of this time are somebody else's from now on.
     pub(crate) fn lose(&self) {
-        let (at_hand, waker);
+        // Whoever waits here goes on waiting: the group may be taken over again.
+        let at_hand;
         {
             let mut state = self.state();
             self.until.store(0, Ordering::Release);
@@ -226,9 +227,8 @@ impl Claim {
             (state.bytes, state.out) = (0, 0);
             state.open.clear();
             state.settled.clear();
-            waker = state.waker.take();
         }
-        drop((at_hand, waker));
+        drop(at_hand);
         foreign::tell("a waker", || self.reader.notify_one());
     }
 
