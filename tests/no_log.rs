@@ -34,6 +34,11 @@ fn child() {
         if role == "drops its bus" {
             return drop_a_bus().await;
         }
+        if let Some(role) = role.strip_prefix("never starts: ") {
+            // Whoever waits for a word that does not come is to see the child end.
+            let _ = tokio::time::timeout(Duration::from_secs(20), never_start(role)).await;
+            return;
+        }
         let broker = MemoryBroker::builder().history(10).build();
         let bus = Bus::builder().without_subscriptions().broker(broker).await.unwrap();
         if role == "begins late" {
@@ -93,6 +98,34 @@ async fn drop_a_bus() {
     bus.publish(&Ping { number: 8 }).await.unwrap();
 }
 
+/// What a `main` does that forgets the start, and listens to no log.
+async fn never_start(role: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let log = format!("sqlite:{}", folder.path().join("shop.db").display());
+    let builder = Bus::builder().without_subscriptions();
+    let bus = match role {
+        "fills its queue" => builder.broker(MemoryBroker::builder().capacity(1).build()).await,
+        "settles" | "drops its bus" => builder.connect("memory:").await,
+        _ => builder.connect(&log).await,
+    };
+    let bus = bus.unwrap();
+    if role != "publishes only" {
+        bus.on(|_: Arc<Ping>| async {}).group("player").await.unwrap();
+    }
+    bus.publish(&Ping { number: 7 }).await.unwrap();
+    match role {
+        "settles" => bus.settled().await.unwrap(),
+        "fills its queue" => drop(bus.publish(&Ping { number: 8 }).await.unwrap()),
+        "drops its bus" => drop(bus),
+        "replays" => {
+            bus.replay("player").await.unwrap();
+            bus.shutdown().await.unwrap();
+        }
+        "has no time to end" => bus.shutdown_within(Duration::ZERO).await.unwrap(),
+        _ => bus.shutdown().await.unwrap(),
+    }
+}
+
 fn child_in(role: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "child", "--nocapture"]).env(ROLE, role);
@@ -111,13 +144,18 @@ fn all_lines_of(role: &str) -> (String, String) {
 /// What the child has written to standard output and to standard error, once one of the lines has told that it gave
 /// the event up.
 fn lines_of(role: &str, told_on_stderr: bool) -> (String, String) {
+    lines_until(GIVEN_UP, role, told_on_stderr)
+}
+
+/// What the child has written to standard output and to standard error, once one of the lines has this.
+fn lines_until(awaited: &str, role: &str, told_on_stderr: bool) -> (String, String) {
     let mut child = child_in(role).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut out, mut err) =
         (BufReader::new(child.stdout.take().unwrap()), BufReader::new(child.stderr.take().unwrap()));
     let (mut out_text, mut err_text) = (String::new(), String::new());
     let (told, text): (&mut dyn BufRead, _) =
         if told_on_stderr { (&mut err, &mut err_text) } else { (&mut out, &mut out_text) };
-    while !text.contains(GIVEN_UP) {
+    while !text.contains(awaited) {
         assert!(told.read_line(text).unwrap() > 0, "the child has ended: {text}");
     }
     child.kill().unwrap();
@@ -205,4 +243,37 @@ fn a_program_that_ends_without_a_shutdown_says_in_one_line_what_was_not_handled(
     assert_eq!(err.lines().count(), 1, "{err}");
     assert!(err.contains("before 4 deliveries were handled (2 for `player`, 2 for `judge`): lost"), "{err}");
     assert!(err.contains("end the program with `bus.shutdown().await`"), "{err}");
+}
+
+#[test]
+fn a_program_that_awaits_what_it_published_and_has_not_started_its_bus_is_told_so() {
+    let (_, err) = lines_until("WARN", "never starts: settles", true);
+    assert!(err.contains("`settled` waits for a bus that was not started"), "{err}");
+    assert!(err.contains("call `bus.start()`"), "{err}");
+}
+
+#[test]
+fn a_publisher_that_waits_for_a_queue_of_a_bus_that_was_not_started_is_told_so() {
+    let (_, err) = lines_until("WARN", "never starts: fills its queue", true);
+    assert!(err.contains("the queue of `player` is full, and nobody reads it"), "{err}");
+}
+
+#[test]
+fn a_bus_that_ends_and_was_never_started_says_what_it_leaves() {
+    let (_, err) = all_lines_of("never starts: drops its bus");
+    assert!(err.contains("1 for `player`") && err.contains("start it with `bus.start()?`"), "{err}");
+    for role in ["shuts down", "has no time to end"] {
+        let (_, err) = all_lines_of(&format!("never starts: {role}"));
+        assert_eq!(err.lines().count(), 1, "{err}");
+        assert!(err.contains("the bus was never started, so nothing was handled"), "{err}");
+        assert!(err.contains("1 event for `player` waits") && err.contains("`bus.start()?`"), "{err}");
+    }
+}
+
+#[test]
+fn a_bus_that_has_only_published_or_replayed_ends_without_a_word() {
+    for role in ["publishes only", "replays"] {
+        let (_, err) = all_lines_of(&format!("never starts: {role}"));
+        assert_eq!(err, "", "{role}");
+    }
 }

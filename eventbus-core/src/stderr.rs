@@ -79,7 +79,13 @@ fn is_nobody(dispatch: &Dispatch) -> bool {
 
 /// Writes a line to whoever listens, or else to standard error, where a bus has started. For the macros of `log.rs`.
 pub fn or_to_stderr(write: impl FnOnce()) {
-    if !SPEAKS.load(Ordering::Relaxed) || is_heard() {
+    if SPEAKS.load(Ordering::Relaxed) { insist(write) } else { write() }
+}
+
+/// Writes a line to whoever listens, or else to standard error, although no bus may have started: what says that nobody
+/// has started it would not be read otherwise.
+pub(crate) fn insist(write: impl FnOnce()) {
+    if is_heard() {
         return write();
     }
     let ours = OURS.get_or_init(|| {

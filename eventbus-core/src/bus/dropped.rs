@@ -62,7 +62,7 @@ impl Drop for Dropped {
         }
         if unfinished > 0 {
             let said = said(unfinished, lost, &groups, self.started);
-            log::warn!(target: "eventbus", "{}", printable(said));
+            stderr::insist(|| log::warn!(target: "eventbus", "{}", printable(said)));
             // The program is likely to end now.
             stderr::wait();
         }

@@ -132,9 +132,7 @@ impl Bus {
         };
         let health = |lanes: &std::sync::Arc<Lanes>| {
             let subscription = lanes.subscription();
-            let known = groups
-                .iter()
-                .find(|one| one.group == subscription.group && one.pattern == subscription.pattern);
+            let known = known_of(subscription, &groups);
             let seen = Seen {
                 running: running && !closed,
                 connected: connection == Connection::Up,
@@ -150,13 +148,9 @@ impl Bus {
 
     /// What the broker knows of groups, where it knows any and answers in time.
     async fn known_groups(&self) -> Vec<GroupState> {
-        let Some(groups) = self.shared.broker.groups() else { return Vec::new() };
-        let asked = foreign::run("a broker", || groups.list());
-        let problem = match timeout(PATIENCE, asked).await {
-            Ok(Ok(Ok(known))) => return known,
-            Ok(Ok(Err(error))) => error.to_string(),
-            Ok(Err(panicked)) => panicked.to_string(),
-            Err(_) => format!("it took longer than {PATIENCE:?}"),
+        let problem = match self.ask_groups().await {
+            Ok(known) => return known,
+            Err(problem) => problem,
         };
         log::warn!(
             target: "eventbus", error = %printable(problem),
@@ -165,13 +159,30 @@ impl Bus {
         Vec::new()
     }
 
-    fn standing(&self, lanes: &Lanes) -> Standing {
+    /// The groups of the broker, none where it keeps none; or why it does not say.
+    pub(super) async fn ask_groups(&self) -> Result<Vec<GroupState>, String> {
+        let Some(groups) = self.shared.broker.groups() else { return Ok(Vec::new()) };
+        let asked = foreign::run("a broker", || groups.list());
+        match timeout(PATIENCE, asked).await {
+            Ok(Ok(Ok(known))) => Ok(known),
+            Ok(Ok(Err(error))) => Err(error.to_string()),
+            Ok(Err(panicked)) => Err(panicked.to_string()),
+            Err(_) => Err(format!("it took longer than {PATIENCE:?}")),
+        }
+    }
+
+    pub(super) fn standing(&self, lanes: &Lanes) -> Standing {
         let request = lanes.subscription().request(lanes.policy());
         let asked = request
             .ok()
             .and_then(|request| foreign::call("a broker", || self.shared.broker.standing(&request)).ok());
         asked.unwrap_or(Standing::Active)
     }
+}
+
+/// What the broker knows of a subscription.
+pub(super) fn known_of<'a>(subscription: &Subscription, groups: &'a [GroupState]) -> Option<&'a GroupState> {
+    groups.iter().find(|one| one.group == subscription.group && one.pattern == subscription.pattern)
 }
 
 /// What is seen of one subscription.

@@ -14,6 +14,7 @@ mod replay;
 mod shutdown;
 mod signal;
 mod stage;
+mod unstarted;
 
 pub use builder::BusBuilder;
 pub use health::{Health, SubscriptionHealth, SubscriptionState};
@@ -196,7 +197,7 @@ impl Bus {
     /// ```
     ///
     /// A handler that awaits this waits for itself, since its own event is not settled. Where the bus was not started, so
-    /// that nothing is handled, a warning says so after a second. Where a log has ended meanwhile, so that nothing more can
+    /// that nothing is handled, a warning says so after a second, on standard error where nobody listens to the log. Where a log has ended meanwhile, so that nothing more can
     /// be settled, it resolves with an error line.
     ///
     /// # Errors
@@ -208,21 +209,7 @@ impl Bus {
         let settled = self.shared.broker.settled();
         let settled = settled.ok_or_else(|| self.lacks("cannot tell whether everything is settled"))?;
         let warn = async {
-            // Where there are no timers, nobody is warned.
-            let second = foreign::timer(Duration::from_secs(1));
-            let waits = match second {
-                Some(second) => {
-                    second.await;
-                    self.shared.stage.lock().waits_for_start()
-                }
-                None => false,
-            };
-            if waits {
-                log::warn!(
-                    target: "eventbus",
-                    "`settled` waits for a bus that was not started, so that nothing is handled; call `bus.start()`"
-                );
-            }
+            self.warn_unstarted().await;
             std::future::pending().await
         };
         race(settled, warn).await;

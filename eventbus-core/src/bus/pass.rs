@@ -86,6 +86,7 @@ impl Pass {
             return Err(Error::Closed);
         }
         stage.replays.extend(pass.lanes.iter().cloned());
+        stage.replayed = true;
         drop(stage);
         pass.lanes.iter().for_each(|lanes| lanes.start());
         Ok(pass)

@@ -85,6 +85,9 @@ impl Bus {
     /// down once: the second call waits for the first, and says what it has left. A handler of this bus that
     /// awaits this waits for itself, and is cut off: let it tell whoever ends the program instead.
     ///
+    /// Where the bus was never started, and a durable broker keeps events for its subscriptions that nobody else handles,
+    /// a warning says so, on standard error where nobody listens to the log.
+    ///
     /// # Errors
     /// [`Error::Drain`] where something was accepted and not handled: handlers were cut off, retries were waiting, or
     /// the bus was never started, and the broker keeps nothing. What the broker reports, also where it does not close
@@ -116,7 +119,8 @@ impl Bus {
         needs_runtime("shutdown")?;
         let shared = &self.shared;
         let (began, wait) = (Instant::now(), Wait::begin(drain));
-        let Some(Closing { lanes, replays, running }) = shared.stage.lock().close(began, wait) else {
+        let Some(Closing { lanes, replays, running, replayed }) = shared.stage.lock().close(began, wait)
+        else {
             self.ended().await;
             let left = shared.stage.lock().left;
             return left.map_or(Ok(()), |left| Err(left.error()));
@@ -138,6 +142,9 @@ impl Bus {
             };
             // What is left after the deadline is dealt with below.
             let _ = timeout_at(deadline, race(drained, shared.home.ended())).await;
+        } else if !replayed {
+            // Before anything is let go of, while the broker still tells who has which group.
+            self.tell_unstarted(&lanes, deadline.max(Instant::now() + CLOSE)).await;
         }
         lanes.iter().for_each(|lanes| lanes.stop());
         let finished = async {

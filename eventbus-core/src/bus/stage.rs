@@ -30,6 +30,8 @@ pub(super) struct Stage {
     pub(super) replays: Vec<Arc<Lanes>>,
     /// The groups that are being rebuilt.
     pub(super) rebuilt: Vec<String>,
+    /// The past was handled, so that a bus that was not started has done what it is for.
+    pub(super) replayed: bool,
     /// Warnings of the start-up that nobody could read yet: the program had no log.
     untold: Vec<String>,
     /// What is being opened at the broker.
@@ -59,6 +61,7 @@ pub(super) struct Closing {
     pub(super) lanes: Vec<Arc<Lanes>>,
     pub(super) replays: Vec<Arc<Lanes>>,
     pub(super) running: bool,
+    pub(super) replayed: bool,
 }
 
 impl Stage {
@@ -70,6 +73,7 @@ impl Stage {
             lanes: self.lanes.clone(),
             replays: self.replays.clone(),
             running: self.running,
+            replayed: self.replayed,
         })
     }
 

@@ -4,6 +4,7 @@ use super::queue::Queue;
 use crate::foreign;
 use crate::log;
 use crate::printable::printable;
+use crate::stderr;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::Context;
@@ -58,12 +59,15 @@ fn tell(queue: &Queue, capacity: usize, was_read: bool) {
             printable(group), printable(format_args!("{:?}", LOOK * LOOKS))
         );
     } else {
-        log::warn!(
-            target: "eventbus", group = %printable(group), capacity,
-            "the queue of `{}` is full, and nobody reads it: publishers wait; call \
-             `bus.start()` or `bus.run()` before so much is published, raise `capacity` of the in-process broker, \
-             or let publishes fail with `Overflow::Error`",
-            printable(group)
-        );
+        // A bus that was not started does not speak yet.
+        stderr::insist(|| {
+            log::warn!(
+                target: "eventbus", group = %printable(group), capacity,
+                "the queue of `{}` is full, and nobody reads it: publishers wait; call \
+                 `bus.start()` or `bus.run()` before so much is published, raise `capacity` of the in-process broker, \
+                 or let publishes fail with `Overflow::Error`",
+                printable(group)
+            );
+        });
     }
 }
