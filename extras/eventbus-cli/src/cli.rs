@@ -265,7 +265,7 @@ mod tests {
         assert_eq!(Shop::command().get_about().unwrap().to_string(), "Sells books");
         assert!(Shop::command().get_long_about().is_none_or(|about| about.to_string() == "Sells books"));
         assert!(Program::command().get_about().is_none(), "what it says is set when it is parsed");
-        assert!(declared().ends_with(": a program with 2 subscriptions and 2 event types"), "{}", declared());
+        assert!(declared().ends_with(": a program with 2 subscriptions and 4 event types"), "{}", declared());
     }
 
     #[test]

@@ -55,7 +55,9 @@
 //! # Publishing
 //! What `publish` of a program takes is read once with the event type that the program has for it: a payload that its
 //! handlers could not read is refused, with its place, and key and subject are those of the event where they are not
-//! given. `--unchecked` publishes it all the same. The binary `eventbus` knows no types: there, name the key with `--key`.
+//! given. Without `--event-version` it is read as the newest version that the program has. A topic that is none of the
+//! program's and close to one of them is refused as a slip. `--unchecked` publishes it all the same. The binary `eventbus`
+//! knows no types: there, name the key with `--key`, and the version where it is not 1.
 //!
 //! # Output
 //! Tables for people, in colour on a terminal (`--color`; `NO_COLOR` is respected). Characters that a terminal obeys

@@ -205,7 +205,13 @@ async fn what_is_no_json_is_not_published_unless_it_says_so() {
 
 #[tokio::test]
 async fn a_slip_in_a_topic_is_noticed() {
-    let warned = shop("slip", "publish order.plcaed 1").await;
+    for line in ["order.plcaed 1", "order.plcaed --lines '1'"] {
+        let refused = shop("slip", &format!("publish {line}")).await;
+        assert!(refused.code == 1 && refused.error.contains("did you mean \"order.placed\"?"), "{refused:?}");
+        assert!(refused.error.contains("--unchecked publishes it all the same"), "{refused:?}");
+    }
+    assert!(shop("slip", "log --json").await.lines().is_empty(), "nothing is published");
+    let warned = shop("slip", "publish order.plcaed 1 --unchecked").await;
     assert!(warned.code == 0 && warned.error.contains("did you mean \"order.placed\"?"), "{warned:?}");
     assert_eq!(shop("slip", "publish item.reserved '{\"order\":1}'").await.error, "");
     assert_eq!(shop("slip", "publish door.opened 1").await.error, "");
@@ -285,6 +291,39 @@ async fn a_version_that_the_program_does_not_know_is_noticed() {
     for known in ["publish item.reserved '{\"order\":1}'", "publish door.opened '{}' --event-version 3"] {
         assert_eq!(shop("version", known).await.error, "", "{known}");
     }
+}
+
+#[tokio::test]
+async fn a_payload_is_of_the_newest_version_unless_another_is_named() {
+    let publish = async |line: &str| shop("newest", &format!("publish parcel.sent {line}")).await;
+    let (first, second) = (r#"'{"order":1}'"#, r#"'{"id":2,"carrier":"rail"}'"#);
+    for line in [second.to_owned(), format!("--lines {second}"), format!("{first} --event-version 1")] {
+        let published = publish(&line).await;
+        assert!(published.code == 0 && published.error.is_empty(), "{line}: {published:?}");
+    }
+    let events = shop("newest", "log --json").await.lines();
+    let told: Vec<_> = events.iter().map(|event| (&event["eventversion"], &event["partitionkey"])).collect();
+    assert_eq!(told, [(&json!(2), &json!("2")), (&json!(2), &json!("2")), (&json!(1), &json!("1"))]);
+    assert_eq!(shop("newest", "publish door.opened '{}'").await.code, 0);
+    assert_eq!(shop("newest", "log door.opened --json").await.lines()[0]["eventversion"], 1);
+}
+
+#[tokio::test]
+async fn the_version_that_a_payload_fits_is_named_where_it_is_another() {
+    let event = r#"{"specversion":"1.0","id":"1","source":"s","type":"parcel.sent","eventversion":2,"data":{"order":1}}"#;
+    for (line, remedy) in [
+        (r#"parcel.sent '{"order":1}'"#.to_owned(), "; it reads as v1: `--event-version 1`, or publish it"),
+        (
+            r#"parcel.sent '{"id":1,"carrier":"rail"}' --event-version 1"#.to_owned(),
+            "; it reads as v2: `--event-version 2`, or publish it",
+        ),
+        (format!("--cloudevents '{event}'"), "; it reads as v1: set its `eventversion` to 1, or publish it"),
+        ("parcel.sent '{}'".to_owned(), "; mend the payload, or publish it"),
+    ] {
+        let refused = shop("fitting", &format!("publish {line}")).await;
+        assert!(refused.code == 1 && refused.error.contains(remedy), "{remedy}: {refused:?}");
+    }
+    assert!(shop("fitting", "log --json").await.lines().is_empty());
 }
 
 #[tokio::test]

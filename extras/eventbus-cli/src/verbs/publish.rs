@@ -57,13 +57,14 @@ pub(crate) struct Publish {
     /// The id, in place of a fresh UUID
     #[arg(long, allow_negative_numbers = true)]
     id: Option<String>,
-    /// The version of the payload's shape
-    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
-    event_version: u32,
+    /// The version of the payload's shape; the newest that the program has of the event, or 1
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    event_version: Option<u32>,
     /// The media type of the payload; one that is no JSON is published as it is
     #[arg(long, value_name = "TYPE", default_value = "application/json")]
     content_type: String,
-    /// Publish also what the event type of this program cannot read: its handlers give up such an event
+    /// Publish also what the event type of this program cannot read, which its handlers give up, and to a topic that
+    /// looks like a slip
     #[arg(long)]
     unchecked: bool,
 }
@@ -142,8 +143,8 @@ impl Publish {
                  or name its --content-type"
             ));
         }
-        let mut envelope =
-            Envelope::from_bytes(topic, &self.content_type, payload).with_version(self.event_version);
+        let version = self.event_version.or_else(|| versions(topic.as_str()).last().copied()).unwrap_or(1);
+        let mut envelope = Envelope::from_bytes(topic, &self.content_type, payload).with_version(version);
         if let Some(key) = &self.key {
             envelope = envelope.with_key(key);
         }
@@ -162,14 +163,27 @@ impl Publish {
     /// The event, once the type that the program has for it has read it. With `complete`, what is not given is the
     /// event's: without its key its order would be lost.
     fn read(&self, mut envelope: Envelope, complete: bool) -> Result<Envelope, String> {
+        if let Some(meant) = slip(envelope.topic().as_str()).filter(|_| !self.unchecked) {
+            return Err(format!(
+                "{}; --unchecked publishes it all the same",
+                said_of_slip(envelope.topic().as_str(), meant)
+            ));
+        }
         let Some((event, read)) = census::read(&envelope) else { return Ok(envelope) };
         let (key, subject) = match read {
             Ok(attributes) => attributes,
             Err(_) if self.unchecked => return Ok(envelope),
             Err(error) => {
+                let remedy = match fitting(&envelope) {
+                    Some(version) if self.cloudevents => {
+                        format!("it reads as v{version}: set its `eventversion` to {version}")
+                    }
+                    Some(version) => format!("it reads as v{version}: `--event-version {version}`"),
+                    None => "mend the payload".to_owned(),
+                };
                 return Err(format!(
-                    "{error} ({}:{}); mend the payload, or publish it all the same with --unchecked: handlers give up \
-                     such an event",
+                    "{error} ({}:{}); {remedy}, or publish it all the same with --unchecked: handlers give up such an \
+                     event",
                     event.file, event.line
                 ));
             }
@@ -357,12 +371,7 @@ impl Doubts {
         if let Some(meant) = slip(topic.as_str()) {
             warn_of_slip(out, topic.as_str(), meant);
         }
-        let events = census::events();
-        let known: BTreeSet<_> = events
-            .iter()
-            .filter(|event| event.topic == envelope.event_type())
-            .map(|event| event.version)
-            .collect();
+        let known = versions(envelope.event_type());
         if let Some(newest) = known.last()
             && !known.contains(&version)
         {
@@ -377,10 +386,29 @@ impl Doubts {
     }
 }
 
-/// The topics of the program's event types and catalogs.
+/// The versions that the program has of an event, from the oldest on.
+fn versions(event_type: &str) -> BTreeSet<u32> {
+    let events = census::events().into_iter().filter(|event| event.topic == event_type);
+    events.map(|event| event.version).collect()
+}
+
+/// The newest version that the payload is, most likely, where it is not the one that it claims to be.
+fn fitting(envelope: &Envelope) -> Option<u32> {
+    let versions = versions(envelope.event_type()).into_iter().rev();
+    let mut others = versions.filter(|version| *version != envelope.version());
+    others.find(|version| {
+        let read = census::read(&envelope.clone().with_version(*version));
+        read.is_some_and(|(event, read)| event.version == *version && read.is_ok())
+    })
+}
+
+/// The topics of the program's event types and catalogs, and those that its subscriptions name.
 fn known_topics() -> impl Iterator<Item = &'static str> {
     let events = census::events().into_iter().map(|event| event.topic);
-    events.chain(census::catalogs().into_iter().flat_map(|catalog| catalog.topics).copied())
+    let catalogs = census::catalogs().into_iter().flat_map(|catalog| catalog.topics).copied();
+    let patterns = census::subscribers().iter().map(|subscriber| &*subscriber.subscription.pattern);
+    let named = patterns.filter(|pattern| !pattern.contains(['*', '>']));
+    events.chain(catalogs).chain(named)
 }
 
 /// The topic that was meant, most likely, where the program has it and not this one.
@@ -390,7 +418,11 @@ fn slip(topic: &str) -> Option<&'static str> {
 }
 
 fn warn_of_slip(out: &mut Output, topic: &str, meant: &str) {
-    out.warn(&format!("no event of this program has the topic \"{topic}\"; did you mean \"{meant}\"?"));
+    out.warn(&said_of_slip(topic, meant));
+}
+
+fn said_of_slip(topic: &str, meant: &str) -> String {
+    format!("no event of this program has the topic \"{topic}\"; did you mean \"{meant}\"?")
 }
 
 /// Says which topic of the program was meant, most likely, where a pattern is none of them.
