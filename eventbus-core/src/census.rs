@@ -208,7 +208,8 @@ pub(crate) fn orphans(
             let group = printable(group);
             format!(
                 "the broker keeps the group `{group}` on {} with a backlog of {}, and no subscriber of this \
-                 program has it{renamed} move it with {moved}, or drop it with {dropped} (in code: `bus.groups()`)",
+                 program has it{renamed} move it with {moved} before this program runs for long, since what the new \
+                 group handles meanwhile is handled again, or drop it with {dropped} (in code: `bus.groups()`)",
                 patterns.into_iter().collect::<Vec<_>>().join(", "),
                 counted(backlog, "event")
             )
@@ -484,7 +485,8 @@ mod tests {
         for words in [
             "the group `shop.mail` on \"a\" with a backlog of 7 events",
             "was it renamed to `shop.mails` (:0)?",
-            "`groups move shop.mail shop.mails`",
+            "`groups move shop.mail shop.mails` on the command line before this program runs for long",
+            "what the new group handles meanwhile is handled again",
             "`groups drop shop.mail`",
         ] {
             assert!(found[0].contains(words), "{words}: {found:?}");

@@ -42,7 +42,7 @@ async fn main() -> ExitCode {
     if env::var_os(ROLE).is_some() {
         return eventbus_cli::main_with(build).await;
     }
-    let tests: [(&str, fn()); 9] = [
+    let tests: [(&str, fn()); 10] = [
         (
             "a_check_creates_no_log_and_says_that_there_is_none",
             a_check_creates_no_log_and_says_that_there_is_none,
@@ -59,6 +59,10 @@ async fn main() -> ExitCode {
         (
             "a_purge_whose_reader_has_left_before_its_end_says_how_far_it_came",
             a_purge_whose_reader_has_left_before_its_end_says_how_far_it_came,
+        ),
+        (
+            "a_move_says_how_much_the_heir_has_been_at_already",
+            a_move_says_how_much_the_heir_has_been_at_already,
         ),
         (
             "a_topic_that_was_renamed_is_told_of_and_dropped_without_what_is_live",
@@ -250,15 +254,47 @@ fn operators_and_the_program_meet_on_one_file() {
     assert!(text(&findings.stdout).contains("was it renamed to `mail`"), "{findings:?}");
 }
 
-/// The program as it was: its group listened on another topic.
-fn earlier_program(url: String) {
+/// The program as it was: this `group` listened on this topic.
+fn earlier_program(url: String, group: &'static str, topic: &'static str) {
     let run = async move {
         let bus = Bus::builder().without_subscriptions().connect(&url).await.unwrap();
-        bus.on_topic("order.made", |_| async {}).group("mail").await.unwrap();
+        bus.on_topic(topic, |_| async {}).group(group).await.unwrap();
         bus.shutdown().await.unwrap();
     };
     let program = move || tokio::runtime::Runtime::new().unwrap().block_on(run);
     std::thread::spawn(program).join().unwrap();
+}
+
+fn a_move_says_how_much_the_heir_has_been_at_already() {
+    if !cfg!(target_os = "linux") {
+        return; // It stops the program as the tests above do.
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("shop.db").display());
+    earlier_program(url.clone(), "send_mail", "order.placed");
+    let operator = |arguments: &[&str], code| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_eventbus"));
+        ended(command.args(arguments).env("EVENTBUS_URL", &url).stdin(Stdio::null()), code)
+    };
+    for _ in 0..3 {
+        operator(&["publish", "order.placed", "{\"id\":7}"], 0);
+    }
+    let findings = ended(&mut shop(&["check", "--url", &url]), 0);
+    let told = text(&findings.stdout);
+    assert!(told.contains("before this program runs for long"), "{told}");
+    let program = Running::start(&url);
+    operator(&["publish", "order.placed", "{\"id\":7}"], 0);
+    wait(|| {
+        let groups = operator(&["groups", "list", "--json"], 0);
+        let mut groups = text(&groups.stdout).lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        groups.any(|group| group["group"] == "mail" && group["cursor"] == "4" && group["backlog"] == 0)
+    });
+    program.stop();
+    let asked = operator(&["groups", "move", "send_mail", "mail"], 2);
+    let told = "`mail` has been at up to 4 of these already, and handles again what it has handled";
+    assert!(text(&asked.stderr).contains(told), "{asked:?}");
+    let moved = operator(&["groups", "move", "send_mail", "mail", "--yes"], 0);
+    assert!(text(&moved.stdout).contains(told), "{moved:?}");
 }
 
 fn a_topic_that_was_renamed_is_told_of_and_dropped_without_what_is_live() {
@@ -268,7 +304,7 @@ fn a_topic_that_was_renamed_is_told_of_and_dropped_without_what_is_live() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", folder.path().join("shop.db").display());
     Running::start(&url).stop();
-    earlier_program(url.clone());
+    earlier_program(url.clone(), "mail", "order.made");
     let operator = |arguments: &[&str], code| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eventbus"));
         ended(command.args(arguments).env("EVENTBUS_URL", &url).stdin(Stdio::null()), code)

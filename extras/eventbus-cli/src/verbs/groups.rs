@@ -132,8 +132,19 @@ impl Group {
 
     async fn give(self, session: &mut Session, bus: &Bus, new: &str) -> Result {
         let rows = self.rows(bus).await?;
-        let question =
-            format!("give what `{}` has ({}) to `{new}`, in place of its own?", self.name, holdings(&rows));
+        let heirs = bus.groups()?.list().await?;
+        let again = match again(&rows, heirs.iter().filter(|heir| heir.group == new)) {
+            0 => String::new(),
+            again => format!(
+                "; `{new}` has been at up to {} of these already, and handles again what it has handled",
+                count(again)
+            ),
+        };
+        let question = format!(
+            "give what `{}` has ({}) to `{new}`, in place of its own{again}?",
+            self.name,
+            holdings(&rows)
+        );
         if !session.out.confirm(&question, self.yes)? {
             return Ok(());
         }
@@ -142,7 +153,7 @@ impl Group {
             Some(pattern) => groups.rename_on(&self.name, pattern, new).await?,
             None => groups.rename(&self.name, new).await?,
         };
-        self.said(session, found, format!("`{new}` goes on where `{}`{} was", self.name, self.on()))
+        self.said(session, found, format!("`{new}` goes on where `{}`{} was{again}", self.name, self.on()))
     }
 
     async fn forget(self, session: &mut Session, bus: &Bus, all_patterns: bool, live: bool) -> Result {
@@ -206,6 +217,16 @@ impl Group {
     }
 }
 
+/// How many events of the backlog of a group its heirs have been at, at most: they are behind their cursors. Which of
+/// them an heir has handled, and which came before it began, no cursor tells.
+fn again<'a>(rows: &[GroupState], heirs: impl Iterator<Item = &'a GroupState> + Clone) -> u64 {
+    let of_row = |row: &GroupState| {
+        let mut heirs = heirs.clone().filter(|heir| heir.pattern == row.pattern && heir.cursor > row.cursor);
+        heirs.next().map_or(0, |heir| row.backlog.saturating_sub(heir.backlog))
+    };
+    rows.iter().map(of_row).sum()
+}
+
 /// What rows hold, in words.
 fn holdings(rows: &[GroupState]) -> String {
     let held = rows.iter().map(|GroupState { pattern, backlog, parked, .. }| {
@@ -235,4 +256,26 @@ async fn list(session: &mut Session, bus: &Bus) -> Result {
         table.push(row);
     }
     out.table(&table, "the broker knows no groups")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use eventbus_core::broker::Offset;
+
+    fn row(group: &str, pattern: &str, cursor: u64, backlog: u64) -> GroupState {
+        let mut row = GroupState::new(group, pattern);
+        (row.cursor, row.backlog) = (Some(Offset::new(cursor.into())), backlog);
+        row
+    }
+
+    #[test]
+    fn what_an_heir_has_been_at_is_what_lies_between_the_cursors() {
+        let old = [row("old", "a", 9, 4), row("old", "b", 3, 7)];
+        let again = |heirs: &[GroupState]| again(&old, heirs.iter());
+        assert_eq!(again(&[]), 0);
+        assert_eq!(again(&[row("new", "a", 13, 0)]), 4);
+        assert_eq!(again(&[row("new", "a", 12, 1), row("new", "b", 5, 5)]), 3 + 2);
+        assert_eq!(again(&[row("new", "a", 9, 0), row("new", "c", 13, 0)]), 0, "it has not begun on these");
+    }
 }
