@@ -10,10 +10,11 @@ struct Own {
     handlers: bool,
 }
 
-/// The program has a command line and is called so; with `handlers`, its verbs reach the handlers of the program.
-pub fn is_called(called: &str, handlers: bool) {
+/// The program has a command line, and its verbs are called with these words before them; with `handlers`, they reach the
+/// handlers of the program.
+pub fn is_called<S: AsRef<str>>(words: &[S], handlers: bool) {
     // A program has one; a second one would be called the same.
-    let _ = OWN.set(Own { called: quoted(called), handlers });
+    let _ = OWN.set(Own { called: sentence(words), handlers });
 }
 
 /// A verb with its arguments, as it is to be said in a message: of the program's own command line, or else of the binary
@@ -30,7 +31,7 @@ pub fn command_with_handlers(address: Option<&str>, verb: &[&str]) -> Option<Str
 }
 
 fn line(called: &str, address: Option<&str>, verb: &[&str]) -> String {
-    let verb = verb.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+    let verb = sentence(verb);
     match address {
         Some(address) if may_be_secret(address) => format!("`{called} --url \"$EVENTBUS_URL\" {verb}`"),
         Some(address) => format!("`{called} --url {} {verb}`", quoted(address)),
@@ -44,6 +45,11 @@ fn may_be_secret(address: &str) -> bool {
     let options = rest.split_once('?').map_or("", |(_, options)| options);
     let words = ["password", "token", "key", "secret", "credentials"];
     rest.contains('@') || words.iter().any(|word| options.contains(word))
+}
+
+/// Words as a shell takes them.
+fn sentence<S: AsRef<str>>(words: &[S]) -> String {
+    words.iter().map(|word| quoted(word.as_ref())).collect::<Vec<_>>().join(" ")
 }
 
 /// A word as a shell takes it.

@@ -5,7 +5,7 @@ use crate::options::Options;
 use crate::output::columns;
 use crate::text::{counted, printable_lines};
 use crate::verbs::StandaloneVerb;
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use eventbus_core::command_line::is_called;
 use eventbus_core::printable::is_hostile;
@@ -111,7 +111,6 @@ pub async fn main_of<E: Into<BoxError>>(
         Ok(program) => program,
         Err(code) => return code,
     };
-    called_from_here(true);
     match program.verb {
         ProgramCommand::Completions { shell } => completions::<Program>(shell),
         ProgramCommand::Command(command) => command.execute_with(build, &program.options).await,
@@ -125,7 +124,7 @@ pub async fn standalone() -> ExitCode {
         Ok(program) => program,
         Err(code) => return code,
     };
-    called_from_here(false);
+    called_from_here(false, StandaloneVerb::has_subcommand);
     match program.verb {
         StandaloneCommand::Completions { shell } => completions::<Standalone>(shell),
         StandaloneCommand::Verb(verb) => execute_standalone(verb, &program.options).await,
@@ -219,10 +218,21 @@ fn declared() -> String {
 }
 
 /// Lets messages name the command line as it was called, so that what they say to do can be pasted.
-fn called_from_here(handlers: bool) {
-    if let Some(called) = std::env::args().next() {
-        is_called(&called, handlers);
+pub(crate) fn called_from_here(handlers: bool, is_ours: fn(&str) -> bool) {
+    // An argument that is no text is none of the words that are looked for.
+    let arguments: Vec<_> =
+        std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    if !arguments.is_empty() {
+        is_called(words_before(&arguments, is_ours), handlers);
     }
+}
+
+/// The words that a verb of ours is called with: the program, and where an application has our verbs below some of its
+/// own, these. What a value of its own options may be is none.
+fn words_before(arguments: &[String], is_ours: fn(&str) -> bool) -> &[String] {
+    let own = arguments.iter().skip(1).take_while(|word| !word.starts_with('-') && !is_ours(word)).count();
+    let ours = arguments.iter().skip(1).any(|word| is_ours(word));
+    &arguments[..arguments.len().min(if ours { 1 + own } else { 1 })]
 }
 
 /// The name that the program was called by.
@@ -266,6 +276,21 @@ mod tests {
         assert!(Shop::command().get_long_about().is_none_or(|about| about.to_string() == "Sells books"));
         assert!(Program::command().get_about().is_none(), "what it says is set when it is parsed");
         assert!(declared().ends_with(": a program with 2 subscriptions and 4 event types"), "{}", declared());
+    }
+
+    #[test]
+    fn messages_name_the_verbs_of_an_application_that_ours_stand_below() {
+        for (line, called) in [
+            ("./shop groups list", "./shop"),
+            ("shop --url sqlite:a.db groups list", "shop"),
+            ("shop bus groups list --url sqlite:a.db", "shop bus"),
+            ("shop admin bus --json log order.placed", "shop admin bus"),
+            ("shop --tenant acme bus run", "shop"),
+            ("shop", "shop"),
+        ] {
+            let arguments: Vec<_> = line.split(' ').map(str::to_owned).collect();
+            assert_eq!(words_before(&arguments, crate::verbs::Verb::has_subcommand).join(" "), called, "{line}");
+        }
     }
 
     #[test]

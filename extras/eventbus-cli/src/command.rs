@@ -1,5 +1,6 @@
 //! The verbs as a value that an application can put among its own.
 
+use crate::cli::called_from_here;
 use crate::failure::{Failure, Result};
 use crate::options::Options;
 use crate::session::Session;
@@ -61,6 +62,7 @@ impl Command {
         build: impl AsyncFnOnce() -> Result<BusBuilder, E>,
         options: &Options,
     ) -> ExitCode {
+        called_from_here(true, Verb::has_subcommand);
         let builder = if self.0.needs_program() { build().await } else { Ok(Bus::builder()) };
         match builder {
             Ok(builder) => {

@@ -2,6 +2,7 @@
 //!
 //! This test binary is the application too, where a variable says so; therefore it has a `main` of its own.
 
+use clap::Parser;
 use eventbus::bus::BusBuilder;
 use eventbus::{BoxError, Bus, Event, Outcome, State, subscribe};
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,26 @@ async fn confirm(order: OrderPlaced, _mailer: State<Mailer>) -> Outcome {
 const EDITOR: &str = r#"sh -c 'kill -INT $PPID; sed -i s/13/14/ "$0"'"#;
 const ROLE: &str = "EVENTBUS_TEST_ROLE";
 
+/// An application that has the verbs among its own, and below one of them.
+#[derive(clap::Parser)]
+struct Own {
+    #[command(flatten)]
+    options: eventbus_cli::Options,
+    #[command(subcommand)]
+    verb: OwnVerb,
+}
+
+#[derive(clap::Subcommand)]
+enum OwnVerb {
+    #[command(flatten)]
+    Flat(eventbus_cli::Command),
+    /// The event bus
+    Bus {
+        #[command(subcommand)]
+        command: eventbus_cli::Command,
+    },
+}
+
 async fn build() -> Result<BusBuilder, BoxError> {
     match env::var(ROLE)?.as_str() {
         "shop" => Ok(Bus::builder().state(Mailer)),
@@ -39,10 +60,23 @@ async fn build() -> Result<BusBuilder, BoxError> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    if env::var_os(ROLE).is_some() {
-        return eventbus_cli::main_with(build).await;
+    match env::var(ROLE).as_deref() {
+        Ok("shop with verbs of its own") => {
+            let Own { options, verb } = Own::parse();
+            return match verb {
+                OwnVerb::Flat(command) | OwnVerb::Bus { command } => {
+                    command.execute(Bus::builder().state(Mailer), &options).await
+                }
+            };
+        }
+        Ok(_) => return eventbus_cli::main_with(build).await,
+        Err(_) => {}
     }
-    let tests: [(&str, fn()); 10] = [
+    let tests: [(&str, fn()); 11] = [
+        (
+            "an_application_with_verbs_of_its_own_is_named_in_what_can_be_pasted",
+            an_application_with_verbs_of_its_own_is_named_in_what_can_be_pasted,
+        ),
         (
             "a_check_creates_no_log_and_says_that_there_is_none",
             a_check_creates_no_log_and_says_that_there_is_none,
@@ -263,6 +297,20 @@ fn earlier_program(url: String, group: &'static str, topic: &'static str) {
     };
     let program = move || tokio::runtime::Runtime::new().unwrap().block_on(run);
     std::thread::spawn(program).join().unwrap();
+}
+
+fn an_application_with_verbs_of_its_own_is_named_in_what_can_be_pasted() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("shop.db").display());
+    earlier_program(url.clone(), "send_mail", "order.placed");
+    let program = env::current_exe().unwrap();
+    for path in [&[][..], &["bus"]] {
+        let arguments = [path, &["check", "--url", &url]].concat();
+        let found = ended(&mut in_role("shop with verbs of its own", &arguments), 0);
+        let words = [&[program.to_str().unwrap()], path, &["--url", &url, "groups move send_mail mail"]].concat();
+        let command = format!("`{}`", words.join(" "));
+        assert!(text(&found.stdout).contains(&command), "{command}: {found:?}");
+    }
 }
 
 fn a_move_says_how_much_the_heir_has_been_at_already() {
