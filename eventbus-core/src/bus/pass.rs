@@ -94,7 +94,6 @@ impl Pass {
 
     /// Resolves once everything was handled, retries included.
     pub(super) async fn end(self, journal: &mut Journal) -> Result<ReplayReport> {
-        let started = Instant::now();
         {
             let mut finished = std::pin::pin!(async {
                 for lanes in &self.lanes {
@@ -104,7 +103,7 @@ impl Pass {
                 }
                 Ok(())
             });
-            let mut ticks = interval_at(started + TELL, TELL);
+            let mut ticks = interval_at(Instant::now() + TELL, TELL);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 let tick = async {
@@ -129,7 +128,8 @@ impl Pass {
             acked,
             failed: given_up,
             failures,
-            elapsed: started.elapsed(),
+            // Handlers may be done before anybody waits for their end.
+            elapsed: journal.started.elapsed(),
             latest: self.latest,
         })
     }

@@ -392,7 +392,7 @@ pub struct ReplayReport {
     pub failed: u64,
     /// What failed and why, by place: the first 100. They are in no store of dead letters.
     pub failures: Vec<Arc<DeadLetter>>,
-    /// How long it took.
+    /// How long it took, from its beginning on.
     pub elapsed: Duration,
     /// The place of the latest event in the log, whatever its topic, when the replay began.
     pub latest: Option<Offset>,
