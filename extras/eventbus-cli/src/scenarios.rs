@@ -426,6 +426,13 @@ async fn dead_letters_are_listed_mended_and_purged() {
     assert!(shown.contains("reserve") && shown.contains("\"item\": \"unicorn\""), "{shown}");
     assert_eq!(shop("dead", "dead-letters show 99").await.code, 3);
     assert_eq!(shop("dead", "dead-letters purge 99").await.code, 3);
+    for verb in ["republish", "purge"] {
+        let which = shop("dead", &format!("dead-letters {verb} --yes")).await;
+        assert_eq!(which.code, 2, "{which:?}");
+        for way in ["`dead-letters list`", "--all", "--group", "--topic", "--kind"] {
+            assert!(which.error.contains(way), "{way}: {which:?}");
+        }
+    }
     // The in-process broker delivers again to a group that listens.
     let bus = Bus::builder().connect("kept:dead").await.unwrap();
     bus.start().unwrap();

@@ -82,7 +82,7 @@ pub(crate) struct Filter {
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Many {
     /// Their names in the list
-    #[arg(value_parser = letter_id, value_name = "ID", required_unless_present_any = ["group", "topic", "kind", "all"])]
+    #[arg(value_parser = letter_id, value_name = "ID")]
     ids: Vec<DeadLetterId>,
     #[command(flatten)]
     filter: Filter,
@@ -128,8 +128,25 @@ impl Filter {
     }
 }
 
+impl Many {
+    /// Of those that nothing is said of, nothing is done.
+    fn expect_some(&self) -> Result {
+        let Filter { group, topic, kind } = &self.filter;
+        if self.all || !self.ids.is_empty() || group.is_some() || topic.is_some() || kind.is_some() {
+            return Ok(());
+        }
+        Err(Failure::Usage(
+            "say which: their IDs in `dead-letters list`, or those of a --group, on a --topic or of a --kind, or --all"
+                .to_owned(),
+        ))
+    }
+}
+
 impl DeadLetters {
     pub(super) async fn execute(self, session: &mut Session) -> Result {
+        if let Self::Republish(many) | Self::Purge(many) = &self {
+            many.expect_some()?;
+        }
         let bus = session.look().await?;
         let store = bus.dead_letters()?;
         match self {
