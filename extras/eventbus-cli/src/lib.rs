@@ -33,7 +33,7 @@
 //! | `run` | handles events until Ctrl-C or SIGTERM |
 //! | `subscriptions` | who listens on what, where its handler stands, and how far its group has come |
 //! | `topics` | the event types and declared topics of the program |
-//! | `check` | the start-up checks, without starting |
+//! | `check` | the start-up checks, without starting; with `--strict` a warning fails, too |
 //! | `replay` | delivers events of the past again, to one group; asks before, since a handler's effects happen again |
 //! | `publish` | publishes JSON or bytes, one event or one for each line |
 //! | `tail` | follows what is published |
@@ -104,7 +104,7 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done; also where a list is empty, and where the reader of the output has closed it with nothing left to change |
-//! | 1 | failed, `check` found mistakes, `status` a group that is stalled, or `publish`, `dead-letters republish` or `purge` ended halfway since nobody reads the output any more; standard error says why |
+//! | 1 | failed, `check` found mistakes (with `--strict` warnings, too), `status` a group that is stalled, or `publish`, `dead-letters republish` or `purge` ended halfway since nobody reads the output any more; standard error says why |
 //! | 2 | wrong usage; also where `replay`, `dead-letters purge`, `republish` (unless it names one) or `groups seek`, `move` and `drop` would have to ask and nobody can answer, since it is no terminal: `--yes` does it then |
 //! | 3 | the event, dead letter or group that was named is not there |
 //! | 130, 143 | ended by Ctrl-C, by SIGTERM; `run` and `replay --until live` end so with 0 |

@@ -286,6 +286,11 @@ fn operators_and_the_program_meet_on_one_file() {
     operator(&["groups", "move", "mail", "post", "--yes"], 0);
     let findings = ended(&mut shop(&["check", "--url", &url]), 0);
     assert!(text(&findings.stdout).contains("was it renamed to `mail`"), "{findings:?}");
+    for way in [&["check", "--strict", "--url", &url][..], &["check", "--strict", "--json", "--url", &url]] {
+        let strict = text(&ended(&mut shop(way), 1).stdout).to_owned();
+        assert!(strict.contains("was it renamed to `mail`") && !strict.contains('✓'), "{strict}");
+    }
+    ended(&mut shop(&["check", "--strict"]), 0);
 }
 
 /// The program as it was: this `group` listened on this topic.
@@ -307,7 +312,8 @@ fn an_application_with_verbs_of_its_own_is_named_in_what_can_be_pasted() {
     for path in [&[][..], &["bus"]] {
         let arguments = [path, &["check", "--url", &url]].concat();
         let found = ended(&mut in_role("shop with verbs of its own", &arguments), 0);
-        let words = [&[program.to_str().unwrap()], path, &["--url", &url, "groups move send_mail mail"]].concat();
+        let words =
+            [&[program.to_str().unwrap()], path, &["--url", &url, "groups move send_mail mail"]].concat();
         let command = format!("`{}`", words.join(" "));
         assert!(text(&found.stdout).contains(&command), "{command}: {found:?}");
     }
@@ -334,7 +340,8 @@ fn a_move_says_how_much_the_heir_has_been_at_already() {
     operator(&["publish", "order.placed", "{\"id\":7}"], 0);
     wait(|| {
         let groups = operator(&["groups", "list", "--json"], 0);
-        let mut groups = text(&groups.stdout).lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let mut groups =
+            text(&groups.stdout).lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         groups.any(|group| group["group"] == "mail" && group["cursor"] == "4" && group["backlog"] == 0)
     });
     program.stop();

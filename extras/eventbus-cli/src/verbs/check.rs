@@ -7,7 +7,31 @@ use crate::session::Session;
 use crate::text::{counted, printable_lines, wrapped};
 use eventbus_core::census::{self, Findings};
 
-pub(super) async fn execute(session: &mut Session) -> Result {
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Check {
+    /// Fail where there are warnings, too
+    #[arg(long)]
+    strict: bool,
+}
+
+impl Check {
+    pub(super) async fn execute(self, session: &mut Session) -> Result {
+        let findings = find(session).await?;
+        show(session, &findings)?;
+        if !findings.mistakes.is_empty() || self.strict && !findings.warnings.is_empty() {
+            return Err(Failure::Told);
+        }
+        let out = &mut session.out;
+        if out.json {
+            return Ok(());
+        }
+        let subscriptions = counted(census::subscribers().len() as u64, "subscription");
+        let events = counted(census::events().len() as u64, "event type");
+        out.line(format_args!("{} {subscriptions} and {events} checked", paint(GOOD, "✓")))
+    }
+}
+
+async fn find(session: &mut Session) -> Result<Findings> {
     let new = session.new_log();
     let findings = match &new {
         Some(_) => without_log(session).await?,
@@ -21,6 +45,10 @@ pub(super) async fn execute(session: &mut Session) -> Result {
             .out
             .remark(&format!("there is no log `{}` yet; `run` and `publish` create it", log.display()));
     }
+    Ok(findings)
+}
+
+fn show(session: &mut Session, findings: &Findings) -> Result {
     let out = &mut session.out;
     if out.json {
         let list = |texts: &[String]| texts.iter().map(|text| json::string(text)).collect::<Vec<_>>();
@@ -46,14 +74,6 @@ pub(super) async fn execute(session: &mut Session) -> Result {
         for mistake in &findings.mistakes {
             out.line(found(BAD, "mistake:", mistake))?;
         }
-    }
-    if !findings.mistakes.is_empty() {
-        return Err(Failure::Told);
-    }
-    if !out.json {
-        let subscriptions = counted(census::subscribers().len() as u64, "subscription");
-        let events = counted(census::events().len() as u64, "event type");
-        out.line(format_args!("{} {subscriptions} and {events} checked", paint(GOOD, "✓")))?;
     }
     Ok(())
 }

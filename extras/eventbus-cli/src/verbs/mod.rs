@@ -28,7 +28,7 @@ pub(crate) enum Verb {
     /// List the event types and declared topics of this program
     Topics,
     /// Run the start-up checks, without starting
-    Check,
+    Check(check::Check),
     /// Deliver events of the past again, to one group
     Replay(replay::Replay),
     #[command(flatten)]
@@ -66,7 +66,7 @@ pub(crate) enum BrokerVerb {
 impl Verb {
     /// Whether the settings of the application matter.
     pub(crate) fn needs_program(&self) -> bool {
-        matches!(self, Self::Run | Self::Check | Self::Replay(_) | Self::Broker(BrokerVerb::Publish(_)))
+        matches!(self, Self::Run | Self::Check(_) | Self::Replay(_) | Self::Broker(BrokerVerb::Publish(_)))
     }
 
     pub(crate) async fn execute(self, session: &mut Session) -> Result {
@@ -74,7 +74,7 @@ impl Verb {
             Self::Run => run::execute(session).await,
             Self::Subscriptions => subscriptions::execute(session).await,
             Self::Topics => topics::execute(session),
-            Self::Check => check::execute(session).await,
+            Self::Check(check) => check.execute(session).await,
             Self::Replay(replay) => replay.execute(session).await,
             Self::Broker(verb) => verb.execute(session).await,
         }
