@@ -289,7 +289,11 @@ mod tests {
             ("shop", "shop"),
         ] {
             let arguments: Vec<_> = line.split(' ').map(str::to_owned).collect();
-            assert_eq!(words_before(&arguments, crate::verbs::Verb::has_subcommand).join(" "), called, "{line}");
+            assert_eq!(
+                words_before(&arguments, crate::verbs::Verb::has_subcommand).join(" "),
+                called,
+                "{line}"
+            );
         }
     }
 

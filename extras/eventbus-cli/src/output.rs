@@ -229,13 +229,13 @@ fn columns_of_terminal() -> usize {
 }
 
 #[cfg(not(test))]
-fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     Timestamp::now()
 }
 
 /// A moment at which captures are always taken.
 #[cfg(test)]
-fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     Timestamp::from_second(crate::captures::NOW).unwrap()
 }
 

@@ -84,6 +84,11 @@ impl Groups for Kept {
         let state = |(group, cursor): (&String, &Option<Offset>)| {
             let mut state = GroupState::new(group, "order.placed");
             (state.cursor, state.backlog, state.parked, state.dead_letters) = (*cursor, 1_234, 1, 2);
+            match group.as_str() {
+                "idle" => state.backlog = state.parked,
+                "stuck" => state.active = true,
+                _ => {}
+            }
             state
         };
         BrokerFuture::ready(Ok(self.cursors.lock().unwrap().iter().map(state).collect()))
@@ -495,6 +500,27 @@ async fn groups_are_moved_sought_and_dropped() {
         "forget what `stock` has: a backlog of 1,234 events on \"order.placed\", 1 of it parked for a retry?";
     assert!(asked.code == 2 && asked.error.contains(question) && asked.error.contains("--yes"), "{asked:?}");
     assert_eq!(shop("groups", "groups drop stock --live --yes").await.code, 0);
+}
+
+#[tokio::test]
+async fn the_status_of_each_group_is_shown_and_one_that_is_stalled_fails() {
+    let unattended = shop("status", "status").await;
+    assert_eq!(unattended.code, 0, "{unattended:?}");
+    assert!(unattended.out.starts_with("✓ the kept broker answers\n"), "{unattended:?}");
+    let row = unattended.out.lines().last().unwrap().split_whitespace().collect::<Vec<_>>();
+    assert_eq!(row, ["old", "order.placed", "unattended", "1,234", "1", "-", "2"]);
+    shop("status", "groups move old idle --yes").await;
+    let idle = &shop("status", "status --json").await.lines()[0];
+    assert_eq!(
+        (&idle["group"], &idle["state"], &idle["backlog"]),
+        (&json!("idle"), &json!("idle"), &json!(1))
+    );
+    shop("status", "groups move idle stuck --yes").await;
+    let stalled = shop("status", "status").await;
+    assert!(stalled.code == 1 && stalled.out.contains("stalled"), "{stalled:?}");
+    shop("no status", "groups drop old --yes").await;
+    let none = shop("no status", "status").await;
+    assert!(none.code == 0 && none.error.contains("the broker knows no groups yet"), "{none:?}");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use crate::failure::{Failure, Result};
 use crate::json::Object;
-use crate::output::{BAD, CARE, DIM, GOOD, TOPIC, paint};
+use crate::output::{BAD, CARE, DIM, GOOD, TOPIC, now, paint};
 use crate::session::Session;
 use crate::table::{Column, Table, cell, styled};
 use crate::text::count;
@@ -77,12 +77,12 @@ pub(super) async fn execute(session: &mut Session) -> Result {
     let groups = bus.groups()?;
     let mut before = Vec::new();
     let mut states = groups.list().await?;
-    if states.iter().any(|state| State::of(Some(state), state, Timestamp::now()) == State::Stalled) {
+    if states.iter().any(|state| State::of(Some(state), state, now()) == State::Stalled) {
         tokio::time::sleep(LOOK).await;
         before = std::mem::replace(&mut states, groups.list().await?);
     }
     bus.shutdown().await?;
-    let now = Timestamp::now();
+    let now = now();
     let seen: Vec<_> = states
         .iter()
         .map(|after| {
