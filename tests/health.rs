@@ -1,6 +1,8 @@
 //! The health of a bus says whether each subscription gets on.
 
-use eventbus::broker::{Broker, BrokerFuture, Connection, Deliveries, Features, SubscribeRequest};
+use eventbus::broker::{
+    Broker, BrokerFuture, Connection, DeadLetters, Deliveries, Features, SubscribeRequest,
+};
 use eventbus::bus::{Health, SubscriptionState};
 use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
@@ -53,6 +55,7 @@ async fn a_subscription_is_stopped_then_idle_then_progressing_then_idle_again() 
     bus.publish(Ping { number: 1 }).await.unwrap();
     let health = bus.health().await;
     assert_eq!(state(&health), SubscriptionState::Stopped);
+    assert_eq!(health.subscriptions[0].backlog, 1, "it is in the queue of the broker");
     assert!(!health.is_healthy(), "nobody handles what is published");
     bus.start().unwrap();
     until(async || state(&bus.health().await) == SubscriptionState::Progressing).await;
@@ -125,6 +128,10 @@ impl Broker for Away {
 
     fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
         self.0.subscribe(request)
+    }
+
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
+        self.0.dead_letters()
     }
 
     fn connection(&self) -> Connection {

@@ -158,6 +158,24 @@ pub(crate) fn check_packages(expected: &[String]) -> Vec<String> {
         .collect()
 }
 
+/// `; …`: how to link the package of a group that nothing has, where nothing of it is registered. A constant such as
+/// `handlers::ship::SUBSCRIBER` names a group and links nothing.
+#[doc(hidden)]
+pub fn unlinked(group: &str) -> String {
+    let package = group.rsplit_once('.').map(|(package, _)| package);
+    let registered =
+        |subscriber: &&Subscriber| package.is_none_or(|name| subscriber.subscription.package == name);
+    if registry::subscribers().iter().any(registered) {
+        return String::new();
+    }
+    let krate = package.map_or_else(|| "its_name".to_owned(), |package| package.replace('-', "_"));
+    format!(
+        "; a crate that no code names is not linked: if the subscriber stands in one, write \
+         `eventbus::link!({});`",
+        printable(krate)
+    )
+}
+
 /// Checks that groups which an option names exist.
 pub(crate) fn check_groups(option: &str, chosen: &[String]) -> Vec<String> {
     let known: BTreeSet<_> =
@@ -166,9 +184,9 @@ pub(crate) fn check_groups(option: &str, chosen: &[String]) -> Vec<String> {
         .iter()
         .filter(|group| !known.contains(group.as_str()))
         .map(|group| {
-            let choice = choice(group, known.iter().copied());
+            let (choice, unlinked) = (choice(group, known.iter().copied()), unlinked(group));
             let group = printable(group);
-            format!("`{option}` names the group `{group}`, and no subscriber has it; {choice}")
+            format!("`{option}` names the group `{group}`, and no subscriber has it; {choice}{unlinked}")
         })
         .collect()
 }
@@ -270,7 +288,7 @@ pub(crate) fn unknown_group<'a>(wanted: &str, known: impl Iterator<Item = &'a st
     if registry::subscribers().iter().any(|subscriber| subscriber.subscription.group == wanted) {
         return "this bus does not run it; name it in `only` too".to_owned();
     }
-    format!("no subscription of this bus has this group; {}", choice(wanted, known))
+    format!("no subscription of this bus has this group; {}{}", choice(wanted, known), unlinked(wanted))
 }
 
 /// The sentence for a bus that has nothing to run.

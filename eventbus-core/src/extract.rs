@@ -39,7 +39,8 @@ use std::sync::Arc;
     note = "a struct or enum of yours becomes an event with `#[derive(Event)] #[event(topic = \"…\")]`; \
             what handlers share is a `State<S>` that the bus gets by `.state(…)`, of a type that is `Send` and `Sync`, \
             as a `Mutex` is, and `Rc`, `Cell` and `RefCell` are not",
-    note = "to publish, take `Publisher`; the `Bus` is no argument"
+    note = "to publish, take `Publisher`; the `Bus` is no argument; axum has a `State`, a `Json` and others of its own: \
+            here, write `eventbus::State`"
 )]
 pub trait FromDelivery<'a>: Sized {
     /// The event that this argument is, if it is one.
@@ -171,7 +172,7 @@ impl<V: DeserializeOwned> FromDelivery<'_> for Json<V> {
     message = "a batch subscriber cannot take an argument of type `{Self}`",
     label = "not a batch of events",
     note = "with the option `batch`, arguments may be: `Vec<T>`, `Vec<Arc<T>>` or `Batch<T>` of an event `T`, \
-            `State<S>`, `Publisher`"
+            `State<S>` (`eventbus::State`, not axum's), `Publisher`"
 )]
 pub trait FromBatch<'a>: Sized {
     /// The event that the members are.

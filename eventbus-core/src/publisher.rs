@@ -210,7 +210,8 @@ impl Publish<'_> {
         self.change(|envelope| envelope.set_subject(subject))
     }
 
-    /// Sets the id, which is a fresh UUID v7 otherwise.
+    /// Sets the id, which is a fresh UUID v7 otherwise. An id of your own tells the event apart together with the bus's
+    /// [`source`](crate::BusBuilder::source), which follows the name of the program unless it is set.
     pub fn id(self, id: EventId) -> Self {
         self.change(|envelope| envelope.set_id(id))
     }

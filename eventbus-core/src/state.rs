@@ -23,6 +23,35 @@ use std::sync::Arc;
 /// let mailer = State::new(Mailer { from: "shop@example.com" });
 /// assert_eq!(mailer.from, "shop@example.com");
 /// ```
+///
+/// It reads as the value itself, its fields and methods included, with one exception: `.0` is its own field, so a newtype
+/// gives its first field by a method, or once it is taken out by the pattern.
+///
+/// ```
+/// # use eventbus_core::State;
+/// # use std::sync::{Mutex, MutexGuard};
+/// struct Stock(Mutex<Vec<String>>);
+///
+/// impl Stock {
+///     fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+///         self.0.lock().unwrap()
+///     }
+/// }
+///
+/// async fn by_a_method(stock: State<Stock>) {
+///     stock.lock().clear(); // `stock.0` is the `Arc<Stock>`
+/// }
+///
+/// async fn by_the_pattern(State(stock): State<Stock>) {
+///     stock.0.lock().unwrap().clear();
+/// }
+/// # fn main() {
+/// #     let stock = State::new(Stock(Mutex::new(vec!["tea".into()])));
+/// #     assert_eq!(stock.lock().len(), 1);
+/// # }
+/// ```
+///
+/// axum has a `State` too. Where both are in use, write `eventbus::State` in the signatures of handlers.
 #[derive(Debug)]
 pub struct State<S>(pub Arc<S>);
 

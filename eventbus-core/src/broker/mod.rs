@@ -133,6 +133,13 @@ pub trait Broker: Send + Sync + 'static {
         Standing::Active
     }
 
+    /// How many events the open subscription that `request` asked for has yet to settle, those included that it was handed,
+    /// where the broker keeps no [`groups`](Self::groups) that tell. It answers at once, from what it knows.
+    fn backlog(&self, request: &SubscribeRequest) -> Option<u64> {
+        let _ = request;
+        None
+    }
+
     /// Called first at the shutdown of a bus, while its subscriptions, which these are, still run: resolves once nothing
     /// waits for them that would be lost with the process. What waits for others, such as those of another bus on this
     /// broker, is theirs. A durable broker has nothing to wait for.
@@ -199,6 +206,10 @@ impl<B: Broker + ?Sized> Broker for Arc<B> {
 
     fn standing(&self, request: &SubscribeRequest) -> Standing {
         (**self).standing(request)
+    }
+
+    fn backlog(&self, request: &SubscribeRequest) -> Option<u64> {
+        (**self).backlog(request)
     }
 
     fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {

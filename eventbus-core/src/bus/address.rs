@@ -5,8 +5,11 @@ use crate::broker::Broker;
 use crate::choice::choice;
 use crate::error::{Error, Result};
 use crate::memory::MemoryBroker;
+use crate::printable::printable;
 use crate::registry;
 use std::env;
+use std::ffi::OsStr;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Where the address of the broker is looked for.
@@ -48,7 +51,7 @@ pub(super) fn from_env() -> Result<String> {
 pub(super) async fn open(url: &str) -> Result<Arc<dyn Broker>> {
     let refused = |reason: String| Error::Url { url: without_secrets(url), reason };
     let Some(scheme) = scheme(url) else {
-        return Err(refused("an address starts with a scheme, such as `memory:`".to_owned()));
+        return Err(refused(format!("an address starts with a scheme, such as `memory:`{}", meant(url))));
     };
     if let Some(end) = url.chars().next_back().filter(|end| end.is_whitespace() || end.is_control()) {
         // A secret that `echo` has written; the log would be another file than the one that is meant.
@@ -62,7 +65,7 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Broker>> {
             needs_runtime("connect")?;
             Ok((known.open)(url).await?)
         }
-        None => Err(refused(unknown(scheme))),
+        None => Err(refused(format!("{}{}", unknown(scheme), meant(url)))),
     }
 }
 
@@ -71,7 +74,42 @@ fn scheme(url: &str) -> Option<&str> {
     let (scheme, _) = url.split_once(':')?;
     let is_word = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
         && scheme.chars().all(|other| other.is_ascii_alphanumeric() || "+-.".contains(other));
-    is_word.then_some(scheme)
+    // One letter is a drive of Windows.
+    (is_word && scheme.len() > 1).then_some(scheme)
+}
+
+/// `; did you mean …?`, where a text without a scheme says what it is: a file, a server by its port, or the bare name of
+/// a broker.
+fn meant(url: &str) -> String {
+    let bare = url.trim_matches(|around: char| around.is_whitespace() || "\"'`".contains(around));
+    let address = match bare {
+        "memory" => Some("memory:".to_owned()),
+        "sqlite" => Some(DEFAULT.to_owned()),
+        // What may be secret, or an option, is not repeated.
+        _ if bare.contains(['@', '?', '#']) || bare.chars().any(char::is_control) => None,
+        _ if OUR_SCHEMES.iter().any(|(ours, _)| *ours == bare) => Some(format!("{bare}://localhost")),
+        _ if scheme(bare).is_some() => by_port(bare).or_else(|| (bare != url).then(|| bare.to_owned())),
+        _ => by_port(bare).or_else(|| is_file(bare).then(|| format!("sqlite:{bare}"))),
+    };
+    address.map(|address| format!("; did you mean `{}`?", printable(address))).unwrap_or_default()
+}
+
+/// The address of a server that is given as its host and a port that everybody knows.
+fn by_port(server: &str) -> Option<String> {
+    let (host, port) = server.rsplit_once(':')?;
+    let scheme = match port {
+        "4222" => "nats",
+        "6379" => "redis",
+        _ => return None,
+    };
+    let is_host = !host.is_empty() && !host.contains(['/', '\\']);
+    is_host.then(|| format!("{scheme}://{server}"))
+}
+
+/// Whether this looks like the path of a file.
+fn is_file(path: &str) -> bool {
+    let end = Path::new(path).extension().and_then(OsStr::to_str);
+    path.contains(['/', '\\']) || end.is_some_and(|end| ["db", "db3", "sqlite", "sqlite3"].contains(&end))
 }
 
 fn unknown(scheme: &str) -> String {
@@ -103,7 +141,7 @@ fn without_secrets(url: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{open, unknown, without_secrets};
+    use super::{meant, open, unknown, without_secrets};
 
     #[test]
     fn a_broker_that_this_build_lacks_says_how_to_add_it() {
@@ -127,6 +165,29 @@ mod tests {
         ] {
             let Err(error) = open(url).await else { panic!("{url:?} is open") };
             assert!(error.to_string().contains(told), "{url:?}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_text_without_a_scheme_is_answered_with_the_address_that_was_meant() {
+        for (url, address) in [
+            ("shop.db", "sqlite:shop.db"),
+            ("data/shop", "sqlite:data/shop"),
+            ("/var/lib/shop.sqlite3", "sqlite:/var/lib/shop.sqlite3"),
+            (r"C:\data\shop.db", r"sqlite:C:\data\shop.db"),
+            ("\"shop.db\"", "sqlite:shop.db"),
+            ("memory", "memory:"),
+            (" memory:", "memory:"),
+            ("sqlite", "sqlite:eventbus.db"),
+            ("nats", "nats://localhost"),
+            ("localhost:4222", "nats://localhost:4222"),
+            ("127.0.0.1:6379", "redis://127.0.0.1:6379"),
+        ] {
+            let Err(error) = open(url).await else { panic!("{url:?} is open") };
+            assert!(error.to_string().ends_with(&format!("; did you mean `{address}`?")), "{url:?}: {error}");
+        }
+        for url in ["", "shop", "ada:secret@host/shop.db", "carrier-pigeon:home", "shop\u{1b}.db"] {
+            assert_eq!(meant(url), "", "{url:?}");
         }
     }
 

@@ -159,7 +159,18 @@ impl BusBuilder {
         self
     }
 
-    /// The CloudEvents `source` of what this bus publishes, a URI reference. Default: `/` and the program's name.
+    /// The CloudEvents `source` of what this bus publishes, a URI reference. Default: `/` and the name of the program's
+    /// file, without its ending.
+    ///
+    /// Source and id together tell an event apart, for a broker that stores none twice and for handlers that are to have
+    /// no effect twice. Ids that the bus makes differ everywhere. Where a program gives ids of its own, say the source as
+    /// well: else the same id is another event once the file has another name, as another binary of the package has, or
+    /// a test.
+    ///
+    /// ```
+    /// # use eventbus::Bus;
+    /// let builder = Bus::builder().source("/shop");
+    /// ```
     pub fn source(mut self, source: impl AsRef<str>) -> Self {
         self.source = Some(SmolStr::new(source));
         self

@@ -46,7 +46,8 @@ pub struct SubscriptionHealth {
     pub pattern: String,
     /// Whether it gets on.
     pub state: SubscriptionState,
-    /// How many events it has yet to settle, where the broker can tell; the others know what they have handed out.
+    /// How many events it has yet to settle, where the broker can tell, as all of ours can; of another one, what it has
+    /// handed out.
     pub backlog: u64,
     /// How many of them wait for their next attempt.
     pub parked: u64,
@@ -133,7 +134,9 @@ impl Bus {
         let health = |lanes: &std::sync::Arc<Lanes>| {
             let subscription = lanes.subscription();
             let known = known_of(subscription, &groups);
+            let queued = if known.is_none() { self.queued(lanes) } else { 0 };
             let seen = Seen {
+                queued,
                 running: running && !closed,
                 connected: connection == Connection::Up,
                 standing: self.standing(lanes),
@@ -171,6 +174,14 @@ impl Bus {
         }
     }
 
+    /// What a broker without groups knows to be unsettled.
+    fn queued(&self, lanes: &Lanes) -> u64 {
+        let request = lanes.subscription().request(lanes.policy()).ok();
+        let asked = request
+            .and_then(|request| foreign::call("a broker", || self.shared.broker.backlog(&request)).ok());
+        asked.flatten().unwrap_or_default()
+    }
+
     pub(super) fn standing(&self, lanes: &Lanes) -> Standing {
         let request = lanes.subscription().request(lanes.policy());
         let asked = request
@@ -187,6 +198,9 @@ pub(super) fn known_of<'a>(subscription: &Subscription, groups: &'a [GroupState]
 
 /// What is seen of one subscription.
 struct Seen {
+    /// What is unsettled at a broker without groups. It comes by itself as soon as there is room here, so that it says
+    /// nothing of whether the subscription gets on.
+    queued: u64,
     running: bool,
     connected: bool,
     standing: Standing,
@@ -213,7 +227,7 @@ impl Seen {
             group: subscription.group.to_string(),
             pattern: subscription.pattern.to_string(),
             state: self.state(backlog, parked, oldest),
-            backlog,
+            backlog: backlog.max(self.queued),
             parked,
             oldest,
             last_handled: handled_ago.and_then(|ago| now.checked_sub(ago).ok()),
@@ -274,7 +288,14 @@ mod tests {
 
     fn seen(at_hand: usize, held_back: usize, parked: usize) -> Seen {
         let life = Life { at_hand, held_back, parked, last_ended: None, stuck: Duration::ZERO };
-        Seen { running: true, connected: true, standing: Standing::Active, limit: 60 * SECOND, life }
+        Seen {
+            queued: 0,
+            running: true,
+            connected: true,
+            standing: Standing::Active,
+            limit: 60 * SECOND,
+            life,
+        }
     }
 
     #[test]

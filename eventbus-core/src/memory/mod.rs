@@ -319,6 +319,11 @@ impl Broker for MemoryBroker {
         Some(BrokerFuture::new(async move { outstanding.settled().await }))
     }
 
+    fn backlog(&self, request: &SubscribeRequest) -> Option<u64> {
+        let queue = self.0.routes.read().live(&request.group, &request.pattern);
+        queue.map(|queue| queue.unsettled())
+    }
+
     fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
         let outstanding = Arc::clone(&self.0.outstanding);
         let queues: Vec<_> = {

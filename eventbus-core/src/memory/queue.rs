@@ -196,6 +196,11 @@ impl Queue {
         }
     }
 
+    /// How many of those that have come in are not settled.
+    pub(super) fn unsettled(&self) -> u64 {
+        self.accepted().saturating_sub(self.settled.load(Ordering::SeqCst))
+    }
+
     /// What has come in so far, if all of it is settled, or left to others: a queue with another reader goes on.
     fn settled(&self) -> Option<u64> {
         let accepted = self.accepted();
@@ -375,8 +380,7 @@ impl MemoryDeliveries {
                 routes.remove(&self.queue);
                 // What a replay has not taken is not lost: it was delivered before.
                 if self.kind == Kind::Live {
-                    lost = self.queue.accepted().saturating_sub(self.queue.settled.load(Ordering::SeqCst))
-                        as usize;
+                    lost = self.queue.unsettled() as usize;
                 }
                 (own, [std::mem::take(&mut inbox.returned), std::mem::take(&mut inbox.waiting)])
             } else {

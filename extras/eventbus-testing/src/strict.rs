@@ -64,6 +64,10 @@ impl Broker for Strict {
         Broker::settled(&self.0)
     }
 
+    fn backlog(&self, request: &SubscribeRequest) -> Option<u64> {
+        self.0.backlog(request)
+    }
+
     fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
         self.0.drain(subscriptions)
     }

@@ -3,6 +3,7 @@
 use crate::record::{HandledAttempt, Record};
 use crate::strict::Strict;
 use eventbus_core::broker::DeadLetter;
+use eventbus_core::census::unlinked;
 use eventbus_core::choice::choice;
 use eventbus_core::counted::counted;
 use eventbus_core::memory::MemoryBroker;
@@ -191,8 +192,9 @@ impl TestBus {
         let known = !handled.is_empty() || groups.iter().any(|known| known == group);
         assert!(
             known,
-            "the bus of this test has no group `{group}`; {}",
-            choice(group, groups.iter().map(|group| &**group))
+            "the bus of this test has no group `{group}`; {}{}",
+            choice(group, groups.iter().map(|group| &**group)),
+            unlinked(group)
         );
         handled
     }

@@ -141,3 +141,19 @@ async fn a_group_that_is_not_there_is_no_group_without_attempts() {
         "{text}"
     );
 }
+
+/// What nobody links is in no registry, and a constant that names its group does not link it.
+#[tokio::test]
+async fn a_group_of_a_package_that_is_not_linked_says_how_to_link_it() {
+    let bus = TestBus::start(Bus::builder().only([pack::SUBSCRIBER])).await;
+    let panic = catch_unwind(AssertUnwindSafe(|| bus.attempts("shop-handlers.take"))).unwrap_err();
+    let text = panic.downcast_ref::<String>().unwrap();
+    assert!(text.contains("write `eventbus::link!(shop_handlers);`"), "{text}");
+    let error = Bus::builder().only(["shop-handlers.take"]).connect("memory:").await.unwrap_err();
+    assert!(error.to_string().contains("write `eventbus::link!(shop_handlers);`"), "{error}");
+    let error = bus.bus().replay("shop-handlers.take").await.unwrap_err();
+    assert!(error.to_string().contains("write `eventbus::link!(shop_handlers);`"), "{error}");
+    let panic = catch_unwind(AssertUnwindSafe(|| bus.attempts("eventbus-testing.pakc"))).unwrap_err();
+    let text = panic.downcast_ref::<String>().unwrap();
+    assert!(!text.contains("link!"), "its package is linked: {text}");
+}

@@ -150,9 +150,10 @@ impl Replay {
         if of_group.is_empty() {
             let known = subscriptions.map(|subscription| &*subscription.group);
             return Err(Failure::not_found(format!(
-                "this program has no group `{}`; {}",
+                "this program has no group `{}`; {}{}",
                 printable(&self.group),
-                choice(&self.group, known)
+                choice(&self.group, known),
+                census::unlinked(&self.group)
             )));
         }
         match of_group.iter().find(|subscription| subscription.options.replay == Some(false)) {
