@@ -22,8 +22,11 @@ fn indented(block: &str, spaces: usize) -> String {
 
 #[test]
 fn blocks_of_rust_are_excerpts_of_examples() {
-    let examples = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")).unwrap();
-    let examples: Vec<_> = examples
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["examples", "extras/eventbus-cli/examples"];
+    let examples: Vec<_> = folders
+        .iter()
+        .flat_map(|folder| fs::read_dir(root.join(folder)).unwrap())
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|end| end == "rs"))
         .map(|path| fs::read_to_string(path).unwrap())
@@ -50,4 +53,15 @@ fn no_block_has_hidden_lines() {
 fn the_first_program_is_an_example_as_it_stands() {
     let (_what_it_is, program) = include_str!("../examples/hello.rs").split_once("\n\n").unwrap();
     assert_eq!(blocks("rust")[0], program);
+}
+
+/// The program of the first page returns another type from `main` than the command line does.
+#[test]
+fn each_main_is_shown_whole() {
+    let mentions = README.lines().filter(|line| line.contains("eventbus_cli::main"));
+    assert!(mentions.clone().count() > 0, "the command line is shown");
+    for line in mentions {
+        let main = blocks("rust").into_iter().find(|block| block.contains(line));
+        assert!(main.is_some_and(|main| main.contains("ExitCode")), "no `main` to paste: {line}");
+    }
 }
