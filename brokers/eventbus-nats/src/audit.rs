@@ -6,7 +6,6 @@ use crate::wire;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::{AuditLog, AuditQuery, BrokerFuture, Offset, Recorded};
-use jiff::Timestamp;
 use std::sync::Arc;
 
 /// How many places are looked at first where the latest events are asked for; then twice as many, and so on.
@@ -85,9 +84,8 @@ impl Shared {
     async fn is_before(&self, query: &AuditQuery, place: u64) -> Result<bool, BrokerError> {
         let Some(since) = query.since else { return Ok(false) };
         let message = self.message(&self.link.settings.stream, place).await?;
-        let stored = message.and_then(|one| Timestamp::from_nanosecond(one.time.unix_timestamp_nanos()).ok());
         let limit = since.checked_sub(SKEW).unwrap_or(since);
-        Ok(stored.is_some_and(|stored| stored < limit))
+        Ok(message.is_some_and(|message| message.time < limit))
     }
 
     /// Events between two places, both included, that are asked for.

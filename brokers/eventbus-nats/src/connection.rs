@@ -138,6 +138,18 @@ impl Link {
         }
     }
 
+    /// Asks again where an answer may have been lost with a connection. `ask` may be done twice.
+    pub(crate) async fn insist<T, F: Future<Output = T>>(&self, mut ask: impl FnMut() -> F) -> T {
+        loop {
+            let connection = self.state.times();
+            tokio::select! {
+                biased;
+                answer = ask() => return answer,
+                _ = self.state.another(connection) => {}
+            }
+        }
+    }
+
     /// The subject of JetStream's API that messages are asked for under, in the domain of the settings.
     pub(crate) fn api_subject(&self, name: &str) -> String {
         match &self.settings.domain {

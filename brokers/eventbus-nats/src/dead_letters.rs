@@ -5,13 +5,12 @@ use crate::connection::{Link, Nothing, Refusal};
 use crate::publish::Other;
 use crate::scan::{Part, Scan};
 use crate::topology::{filters, owner};
+use crate::unreadable::{Stored, Which};
 use crate::wire::{self, AGAIN, MENDED};
 use async_nats::HeaderMap;
 use async_nats::header::{HeaderName, HeaderValue};
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{DeliverPolicy, Info};
-use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::RawMessageErrorKind;
 use bytes::Bytes;
 use eventbus_core::broker::{
     BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters, FailureKind, Offset,
@@ -169,28 +168,16 @@ impl Shared {
     }
 
     /// A message of a stream; none, where it is not there (any more).
-    pub(crate) async fn message(
-        &self,
-        stream: &str,
-        sequence: u64,
-    ) -> Result<Option<StreamMessage>, BrokerError> {
-        let failed = |error: &dyn std::fmt::Display| {
-            BrokerError::new(format!("cannot read the stream `{stream}`")).with_cause(error.to_string())
-        };
-        let found = self.link.jetstream.get_stream_no_info(stream).await.map_err(|error| failed(&error))?;
-        match found.get_raw_message(sequence).await {
-            Ok(message) => Ok(Some(message)),
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(failed(&error)),
-        }
+    pub(crate) async fn message(&self, stream: &str, sequence: u64) -> Result<Option<Stored>, BrokerError> {
+        let found = self.link.stored(stream, Which { seq: sequence, next_by_subj: None }).await;
+        found.map_err(|refusal| self.link.explain(format_args!("read the stream `{stream}`"), refusal))
     }
 
     async fn republish(&self, id: u64, payload: Option<Bytes>) -> Result<bool, BrokerError> {
         let settings = &self.link.settings;
         let Some(message) = self.message(&settings.dead(), id).await? else { return Ok(false) };
-        let stored =
-            Timestamp::from_nanosecond(message.time.unix_timestamp_nanos()).unwrap_or(Timestamp::UNIX_EPOCH);
-        let read = read(&self.link, &message.subject, (id, stored), Some(&message.headers), message.payload);
+        let stands = (id, message.time);
+        let read = read(&self.link, &message.subject, stands, Some(&message.headers), message.payload);
         let Some(Read { letter, consumer }) = read else {
             return Err(BrokerError::new(format!(
                 "the message {id} of `{}` is no dead letter",
@@ -250,18 +237,7 @@ impl Shared {
                 "the group `{group}` listens on \"{topic}\" no more; start a program with it, or purge the dead letter"
             )));
         };
-        let again = self.link.settings.again(&info.name, ">");
-        let mut subjects = filters(&info.config);
-        if !subjects.contains(&again) {
-            subjects.push(again);
-            let mut config = info.config;
-            config.filter_subject.clear();
-            config.filter_subjects = subjects;
-            let changed = self.link.set_consumer(config, "update").await;
-            changed.map_err(|refusal| {
-                self.link.explain(format_args!("let the group `{group}` listen for the event"), refusal)
-            })?;
-        }
+        self.link.listen_again(&info.name).await?;
         Ok(info.name)
     }
 
@@ -305,8 +281,26 @@ fn is_gone(refusal: &Refusal) -> bool {
     }
 }
 
-/// How many messages a stream has under each subject.
+/// What the server is asked about streams and consumers.
 impl Link {
+    /// Lets a consumer take what is delivered again to it only; the subjects of that.
+    pub(crate) async fn listen_again(&self, consumer: &str) -> Result<String, BrokerError> {
+        let failed = |refusal| {
+            self.explain(format_args!("let the consumer `{consumer}` listen for the event"), refusal)
+        };
+        let mut config = self.consumer_info(consumer).await.map_err(failed)?.config;
+        let again = self.settings.again(consumer, ">");
+        let mut subjects = filters(&config);
+        if !subjects.contains(&again) {
+            subjects.push(again.clone());
+            config.filter_subject.clear();
+            config.filter_subjects = subjects;
+            self.set_consumer(config, "update").await.map_err(failed)?;
+        }
+        Ok(again)
+    }
+
+    /// How many messages a stream has under each subject.
     pub(crate) async fn counts(&self, stream: &str, subjects: &str) -> Result<Vec<(String, u64)>, Refusal> {
         let mut counts = Vec::new();
         loop {

@@ -3,6 +3,7 @@
 use crate::broker::Shared;
 use crate::connection::Refusal;
 use crate::topology::{PRIORITY_GROUP, consumer_name, filters, owner};
+use crate::unreadable::Which;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{DeliverPolicy, Info};
 use eventbus_core::broker::{BrokerFuture, GroupState, Groups, Offset};
@@ -115,15 +116,9 @@ impl Shared {
 
     /// When the first event from a place on was stored.
     async fn oldest(&self, subjects: &[String], from: u64) -> Option<Timestamp> {
-        let stream = self.link.jetstream.get_stream_no_info(&self.link.settings.stream).await.ok()?;
-        let message = stream
-            .raw_message_builder()
-            .sequence(from)
-            .next_by_subject(subjects.first()?)
-            .send()
-            .await
-            .ok()?;
-        Timestamp::from_nanosecond(message.time.unix_timestamp_nanos()).ok()
+        let which = Which { seq: from, next_by_subj: Some(subjects.first()?) };
+        let message = self.link.stored(&self.link.settings.stream, which).await.ok()??;
+        Some(message.time)
     }
 
     /// The consumers of a group, on one pattern or on all, none of which somebody handles.

@@ -52,6 +52,12 @@
 //! any other program is an event too, in structured mode as well. Headers that NATS cannot carry as they are (line breaks,
 //! white space at the ends, names of the server's own) travel percent-encoded in `eventbus-header`.
 //!
+//! Where the client cannot read a message, such as one with a header that is not UTF-8, it ends the connection. What was
+//! delivered then is looked through, and such a message is sent again to the group in a form that can be read: headers that
+//! are not UTF-8 are read as Latin-1, and lines that are no headers are left out. A header with a bare carriage return ends
+//! the client altogether (subscriptions end with an error, publishes are refused); the next process to open the group goes
+//! on with it.
+//!
 //! Times of the audit log and of replays are those at which events happened. They are looked for from five minutes before
 //! on by the times at which the server stored them: what says that it happened later than that is not found by its time.
 //!
@@ -84,6 +90,7 @@ mod scan;
 mod subscribe;
 mod subscription;
 mod topology;
+mod unreadable;
 mod wire;
 
 pub use broker::NatsBroker;

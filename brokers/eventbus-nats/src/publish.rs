@@ -243,12 +243,17 @@ impl Outlet {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut connection, mut denied) = (self.link.state.times(), self.link.denied.times());
-        let mut again_at = None;
+        let (mut again_at, mut ended) = (None, false);
         loop {
             tokio::select! {
                 biased;
-                confirmation = confirmations.next() => {
-                    let Some(confirmation) = confirmation else { return };
+                confirmation = confirmations.next(), if !ended => {
+                    let Some(confirmation) = confirmation else {
+                        // What is open gets an answer all the same, once it is late.
+                        ended = true;
+                        self.link.state.is_lost("the client of NATS has ended; connect anew");
+                        continue;
+                    };
                     self.take(&confirmation);
                     // Those that are there already, without looking at the rest in between.
                     for _ in 0..AT_ONCE {

@@ -1,7 +1,8 @@
 //! Reading a part of a stream from one place to another, by a consumer that is thrown away: live groups do not move.
 
 use crate::connection::{Link, Nothing, Refusal};
-use crate::wire::Place;
+use crate::unreadable::{Stored, Which};
+use crate::wire::{Place, is_stored};
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, ReplayPolicy};
 use async_nats::{Message, StatusCode, Subscriber};
 use eventbus_core::BrokerError;
@@ -34,8 +35,10 @@ pub(crate) struct Scan {
     messages: Subscriber,
     /// How many are asked for and did not come yet.
     asked: usize,
-    /// The place of the last one.
+    /// The place of the last one, or before the first.
     last: u64,
+    /// How often the connection was made when the consumer was.
+    connection: u64,
     /// How many there were as it was opened.
     pub(crate) count: u64,
 }
@@ -46,6 +49,7 @@ impl Scan {
         let messages = link.client.subscribe(inbox.clone()).await;
         let messages =
             messages.map_err(|error| BrokerError::new("cannot read").with_cause(error.to_string()))?;
+        let connection = link.state.times();
         let info = make(link, &part, part.from).await?;
         Ok(Self {
             link: Arc::clone(link),
@@ -54,7 +58,8 @@ impl Scan {
             inbox,
             messages,
             asked: 0,
-            last: 0,
+            last: info.delivered.stream_sequence,
+            connection,
             count: info.num_pending,
         })
     }
@@ -68,7 +73,20 @@ impl Scan {
             if self.asked <= BATCH / 2 {
                 self.ask().await?;
             }
-            let Ok(message) = tokio::time::timeout(PATIENCE, self.messages.next()).await else {
+            let message = tokio::select! {
+                biased;
+                message = self.messages.next() => Some(message),
+                _ = self.link.state.another(self.connection) => None,
+                () = tokio::time::sleep(PATIENCE) => None,
+            };
+            let Some(message) = message else {
+                // What was asked for may end the connection once more.
+                self.forget();
+                if let Some(unreadable) = self.link.insist(|| self.unreadable()).await? {
+                    self.last = unreadable.0.sequence;
+                    self.renew().await?;
+                    return Ok(unreadable);
+                }
                 self.renew().await?;
                 continue;
             };
@@ -77,6 +95,8 @@ impl Scan {
             };
             match message.status {
                 None | Some(StatusCode::OK) => {}
+                // Another program has published it with a status.
+                Some(_) if is_stored(&message) => {}
                 Some(StatusCode::IDLE_HEARTBEAT) => continue,
                 Some(StatusCode::TIMEOUT) => {
                     let left =
@@ -110,14 +130,43 @@ impl Scan {
         Ok(())
     }
 
+    /// The next message, where the client cannot read it: delivered, it ends the connection each time.
+    async fn unreadable(&self) -> Result<Option<(Place, Message)>, BrokerError> {
+        let Part { stream, filters, .. } = &self.part;
+        let mut next: Option<Stored> = None;
+        for filter in filters {
+            let which = Which { seq: self.last + 1, next_by_subj: Some(filter) };
+            let found =
+                self.link.stored(stream, which).await.map_err(|refusal| {
+                    self.link.explain(format_args!("read the stream `{stream}`"), refusal)
+                })?;
+            let is_next = |found: &Stored| next.as_ref().is_none_or(|next| found.sequence < next.sequence);
+            next = found.filter(is_next).or(next);
+        }
+        Ok(next.filter(|next| !next.is_readable).map(|next| {
+            // How many wait behind it is not said.
+            let behind = u64::MAX;
+            let place =
+                Place { deliveries: 1, sequence: next.sequence, delivery: 1, time: next.time, behind };
+            let message = Message {
+                subject: next.subject.into(),
+                reply: None,
+                length: next.payload.len(),
+                payload: next.payload,
+                headers: Some(next.headers),
+                status: None,
+                description: None,
+            };
+            (place, message)
+        }))
+    }
+
     /// Goes on with another consumer behind the last message.
     async fn renew(&mut self) -> Result<(), BrokerError> {
-        let from = match self.last {
-            0 => self.part.from,
-            last => DeliverPolicy::ByStartSequence { start_sequence: last + 1 },
-        };
+        let from = DeliverPolicy::ByStartSequence { start_sequence: self.last + 1 };
         self.forget();
-        self.consumer = make(&self.link, &self.part, from).await?.name;
+        self.connection = self.link.state.times();
+        self.consumer = self.link.insist(|| make(&self.link, &self.part, from)).await?.name;
         self.asked = 0;
         Ok(())
     }

@@ -62,6 +62,10 @@ pub(crate) async fn open(
     }
     let wanted = Wanted { group: &group, pattern: &pattern, from: first(start), competing };
     let (is_new, info) = link.ensure_consumer(&wanted).await?;
+    if pinned(&info).is_none() {
+        // Nothing is asked for before: the client does not survive all that it cannot read.
+        link.mend_unreadable(outlet, &info).await?;
+    }
     let mut warnings = Vec::new();
     if is_new && start == Start::Latest {
         let counts = link.counts(&link.settings.stream, &link.settings.subject(pattern.as_str())).await;
@@ -101,6 +105,7 @@ pub(crate) async fn open(
         lookups: FuturesUnordered::new(),
         queued: Vec::new(),
         looks: FuturesUnordered::new(),
+        mends: FuturesUnordered::new(),
         barrier: None,
         last_tick: Instant::now(),
         ticks: 0,
@@ -153,6 +158,8 @@ struct Task {
     /// Redelivered messages whose notes are looked for later.
     queued: Vec<(u64, Waiting)>,
     looks: FuturesUnordered<BrokerFuture<Looked>>,
+    /// It is looked for what the client cannot read; nothing is asked for meanwhile.
+    mends: FuturesUnordered<BrokerFuture<Result<(), BrokerError>>>,
     /// The ack that the server is to confirm, and since when.
     barrier: Option<(u64, Instant)>,
     last_tick: Instant,
@@ -191,6 +198,7 @@ impl Task {
                 another = subscription.link.state.another(self.connection) => self.reconnected(another).await,
                 Some(found) = self.lookups.next(), if !self.lookups.is_empty() => self.found(found),
                 Some(looked) = self.looks.next(), if !self.looks.is_empty() => self.looked(looked).await,
+                Some(mended) = self.mends.next(), if !self.mends.is_empty() => self.mended(mended),
                 _ = sleep_until(takeover), if takeover.is_some() => self.look(),
                 _ = tick.tick() => self.tick().await,
                 Some(sequence) = notes.recv() => self.forget_note(sequence),
@@ -223,7 +231,7 @@ impl Task {
 
     /// Asks for messages where there is room for them.
     async fn ask(&mut self) {
-        if !self.is_up() || self.broken {
+        if !self.is_up() || self.broken || !self.mends.is_empty() {
             return;
         }
         let (at_hand, held, bytes) = {
@@ -315,6 +323,8 @@ impl Task {
     async fn take(&mut self, message: Message) {
         match message.status {
             None | Some(StatusCode::OK) => self.arrive(message).await,
+            // Another program has published it with a status.
+            Some(_) if wire::is_stored(&message) => self.arrive(message).await,
             Some(status) => self.hear(status, &message).await,
         }
     }
@@ -449,9 +459,36 @@ impl Task {
         self.subscription.lose(true);
         // How long ago that was is not known.
         self.keep().await;
+        self.mend();
         self.subscription.stands_by.store(false, Ordering::Release);
         self.takeover = Some(Takeover { asked: 0, next: None, open: 0 });
         self.look();
+    }
+
+    /// Looks for what the client cannot read: it comes no other way, and ends the connection each time.
+    fn mend(&mut self) {
+        if !self.mends.is_empty() {
+            return;
+        }
+        let subscription = Arc::clone(&self.subscription);
+        self.mends.push(BrokerFuture::new(async move {
+            let Subscription { link, outlet, consumer, .. } = &*subscription;
+            match link.consumer_info(consumer).await {
+                Ok(info) => link.mend_unreadable(outlet, &info).await,
+                // Whether it is there is looked for elsewhere.
+                Err(_) => Ok(()),
+            }
+        }));
+    }
+
+    fn mended(&mut self, mended: Result<(), BrokerError>) {
+        if let Err(error) = mended {
+            log::warn!(
+                target: "eventbus", group = %printable(&self.subscription.group), error = %printable(&error.to_string()),
+                "it is not known whether there is something that the client cannot read"
+            );
+        }
+        self.look_if_waiting();
     }
 
     /// Something was lost on its way, as when a connection is cut. It comes again, and what is newer waits for it.
@@ -540,7 +577,9 @@ impl Task {
         }
         let pause = Duration::from_millis(10 << takeover.asked.min(5));
         takeover.next = Some(tokio::time::Instant::now() + pause);
-        if takeover.asked == 2 {
+        if takeover.asked == 2 && !self.mends.is_empty() {
+            takeover.asked -= 1;
+        } else if takeover.asked == 2 {
             self.recall(&info).await;
         }
     }
@@ -612,6 +651,7 @@ impl Task {
         self.keep().await;
         self.send_acks().await;
         self.beat(Duration::ZERO).await;
+        self.mend();
         if self.pin.is_some() {
             // What was on its way is not waited for until the server has waited for an ack of it.
             self.wait_for_all();
@@ -708,14 +748,10 @@ impl Task {
         let _ = messages.drain().await;
         let rest = async {
             while let Some(message) = messages.next().await {
-                match (&message.reply, message.status) {
-                    (Some(reply), None | Some(StatusCode::OK)) if Place::read(reply).is_some() => {
-                        let sequence = Place::read(reply).map_or(0, |place| place.sequence);
-                        if !subscription.state.lock().intake.holds(sequence) {
-                            self.send(reply.clone(), NAK).await;
-                        }
-                    }
-                    _ => {}
+                let Some(reply) = &message.reply else { continue };
+                let Some(place) = Place::read(reply) else { continue };
+                if !subscription.state.lock().intake.holds(place.sequence) {
+                    self.send(reply.clone(), NAK).await;
                 }
             }
         };

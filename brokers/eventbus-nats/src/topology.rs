@@ -438,7 +438,7 @@ impl Differences {
 }
 
 /// Whether every subject of `narrow` is one of `wide`; both may have wildcards.
-fn covers(wide: &str, narrow: &str) -> bool {
+pub(crate) fn covers(wide: &str, narrow: &str) -> bool {
     let (mut wide, mut narrow) = (wide.split('.'), narrow.split('.'));
     loop {
         match (wide.next(), narrow.next()) {

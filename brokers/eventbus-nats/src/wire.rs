@@ -2,8 +2,8 @@
 //! [CloudEvents binding for NATS](https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/nats-protocol-binding.md),
 //! and what the reply subject of a delivery tells of it. Pure functions.
 
-use async_nats::HeaderMap;
 use async_nats::header::{HeaderName, HeaderValue};
+use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use eventbus_core::{DecodeError, Envelope, EventId, Headers, Topic};
 use eventbus_server::cloudevents::{
@@ -180,6 +180,11 @@ impl Place {
         let time = rest.split('.').nth(kept + 3)?;
         Some(format!("$JS.ACK.{}.1.{sequence}.{delivery}.{time}.0", consumer.join(".")))
     }
+}
+
+/// Whether a message comes out of a stream, whatever status its publisher has given it.
+pub(crate) fn is_stored(message: &Message) -> bool {
+    message.reply.as_deref().is_some_and(|reply| Place::read(reply).is_some())
 }
 
 /// Reads an event. `rest` is the subject without the prefix of the stream; `stream` and `place` say where it stands.

@@ -126,7 +126,8 @@ fn base64_encode(bytes: &[u8]) -> String {
 }
 
 /// The bytes, where the text is base64; padding may be left out.
-fn base64_decode(text: &str) -> Option<Vec<u8>> {
+#[must_use]
+pub fn base64_decode(text: &str) -> Option<Vec<u8>> {
     let digits = text.trim_end_matches('=').as_bytes();
     if digits.len() % 4 == 1 {
         return None;
