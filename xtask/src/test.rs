@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every check that a commit has to pass, with the servers that the tests need.
 
 use crate::brokers::Beside;
+use crate::surface;
 use std::io;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
@@ -57,7 +58,7 @@ const STEPS: &[Step] = &[
         purpose: "documentation",
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
         server: None,
-        arguments: &["doc", "--workspace", "--no-deps", "--features", "eventbus-testing/conformance"],
+        arguments: surface::DOCUMENTATION,
         tests: Tests::Named,
     },
     step("the public items", &["xtask", "surface"]),
