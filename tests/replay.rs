@@ -238,6 +238,10 @@ async fn a_replay_delivers_the_payload_that_a_dead_letter_was_mended_with_to_tha
         broker.settled().await;
     }
     assert_eq!(seen.all(), [1, 3, 45]);
+    let log = bus.audit_log().unwrap();
+    let mended = async |place| log.mended(Offset::new(place)).await.unwrap();
+    assert_eq!(mended(0).await, [("half".to_owned(), "{\"number\":45}".into())], "the audit log tells of it");
+    assert_eq!(mended(1).await, []);
     let report = bus.replay("half").skip_failures().await.unwrap();
     assert_eq!(seen.all()[3..], [45, 1, 3], "in the place of the event");
     assert_eq!((report.failed, report.failures[0].reason.as_str()), (1, "2 is even"));

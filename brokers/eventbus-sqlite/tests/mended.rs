@@ -2,6 +2,7 @@
 
 mod support;
 
+use eventbus::broker::Offset;
 use eventbus::bus::SubscriptionHandle;
 use eventbus::{BoxError, Bus, Delivery};
 use eventbus_sqlite::Retention;
@@ -183,6 +184,10 @@ async fn mended_payloads_follow_their_group_and_go_with_their_event() {
     mended(&log).await;
     let bus = log.bus().await;
     assert!(bus.groups().unwrap().rename("model", "renamed").await.unwrap());
+    let events = bus.audit_log().unwrap();
+    let mended = events.mended(Offset::new(3)).await.unwrap();
+    assert_eq!(mended, [("renamed".to_owned(), "{\"number\":1000}".into())], "the audit log tells of it");
+    assert_eq!(events.mended(Offset::new(2)).await.unwrap(), []);
     bus.shutdown().await.unwrap();
     assert_eq!(
         ask(&log, "select \"group\" || ' ' || offset || ' ' || payload from mended"),
@@ -217,6 +222,7 @@ async fn a_mended_payload_that_is_damaged_is_found_and_is_delivered_to_nobody() 
         "as a damaged event, it is left out"
     );
     assert!(!seen.all().contains(&(7_000, true)));
+    assert_eq!(bus.audit_log().unwrap().mended(Offset::new(3)).await.unwrap(), [], "nor is it shown");
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use crate::envelope::Envelope;
 use crate::error::BrokerError;
 use crate::id::EventId;
 use crate::topic::Pattern;
+use bytes::Bytes;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -34,6 +35,18 @@ pub trait AuditLog: Send + Sync + 'static {
     /// # Errors
     /// As [`query`](Self::query).
     fn latest(&self) -> BrokerFuture<Result<Option<Offset>, BrokerError>>;
+
+    /// The payloads that the event at `offset` was mended with, by the groups that get them in the place of its own since
+    /// they published their dead letters of it again. The event itself stays as it was published.
+    ///
+    /// By default there are none: the broker keeps no such payloads, or does not say which.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query).
+    fn mended(&self, offset: Offset) -> BrokerFuture<Result<Vec<(String, Bytes)>, BrokerError>> {
+        let _ = offset;
+        BrokerFuture::ready(Ok(Vec::new()))
+    }
 }
 
 /// An event in the log, and its place.

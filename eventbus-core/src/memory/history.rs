@@ -133,6 +133,12 @@ impl Events {
         }
     }
 
+    /// What the event at `offset` was mended to, by the groups that get it so.
+    pub(super) fn mended(&self, offset: Offset) -> Vec<(String, Arc<Envelope>)> {
+        let place = self.kept.binary_search_by_key(&offset, |kept| kept.offset);
+        place.map(|place| self.kept[place].mended.clone()).unwrap_or_default()
+    }
+
     /// The place of the latest event.
     pub(super) fn latest(&self) -> Option<Offset> {
         self.kept.back().map(|kept| kept.offset)

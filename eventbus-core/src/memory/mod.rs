@@ -18,6 +18,7 @@ use crate::foreign::Wakers;
 use crate::lock::{Rank, SharedLock};
 use crate::topic::Pattern;
 use crate::waiters::Waiters;
+use bytes::Bytes;
 use dead_letters::MemoryDeadLetters;
 use history::History;
 use patience::Patience;
@@ -373,6 +374,15 @@ impl AuditLog for MemoryBroker {
     fn latest(&self) -> BrokerFuture<Result<Option<Offset>, BrokerError>> {
         let latest = self.0.history.as_ref().map(|history| history.lock().latest());
         BrokerFuture::ready(latest.ok_or_else(no_history))
+    }
+
+    fn mended(&self, offset: Offset) -> BrokerFuture<Result<Vec<(String, Bytes)>, BrokerError>> {
+        let mended = self.0.history.as_ref().map(|history| history.lock().mended(offset));
+        BrokerFuture::ready(mended.ok_or_else(no_history).map(|mended| {
+            // It was mended with bytes, so there are bytes.
+            let bytes = |envelope: &Envelope| envelope.payload().cloned().ok();
+            mended.into_iter().filter_map(|(group, event)| Some((group, bytes(&event)?))).collect()
+        }))
     }
 }
 

@@ -31,6 +31,7 @@ pub(crate) const MEMBERS: &[&str] = &[
     "correlationid",
     "causationid",
     "causationdepth",
+    "mended",
 ];
 
 /// The events of a text, each as soon as it has come: objects one after the other, as in JSON Lines, or lists of them, as
@@ -92,6 +93,8 @@ impl<'a> Event<'a> {
             "data_base64" => self.data_base64 = text(name, value)?,
             "headers" if value.get().starts_with('{') => self.read_headers(value)?,
             "topic" => self.topic = scalar(name, value)?,
+            // What groups got in the place of the payload is no part of the event.
+            "mended" if self.ours && value.get().starts_with('[') => {}
             "offset" if self.ours => {}
             "specversion" | "id" | "source" | "type" | "subject" | "datacontenttype" => {
                 self.attributes.extend(text(name, value)?.map(|text| (name, text)));

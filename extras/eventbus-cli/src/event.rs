@@ -6,6 +6,7 @@ use crate::json::{self, Object};
 use crate::output::{BOLD, DIM, Output, TOPIC, paint};
 use crate::table::{self, Cell, Column, cell, styled};
 use crate::text;
+use bytes::Bytes;
 use eventbus_core::broker::{Offset, Recorded};
 use eventbus_core::printable::printable;
 use eventbus_core::{DecodeError, Envelope};
@@ -83,13 +84,28 @@ pub(crate) fn object(offset: Option<Offset>, envelope: &Envelope) -> Result<Obje
     if !others.is_empty() {
         object = object.object("headers", others);
     }
-    let payload = envelope.payload()?;
+    Ok(with_payload(object, envelope, envelope.payload()?))
+}
+
+/// The object with a payload of the event's media type: as `data`, or as `data_base64` where it is no JSON.
+fn with_payload(object: Object, envelope: &Envelope, payload: &[u8]) -> Object {
     let data = if json::is_json(envelope.content_type()) { json::compact(payload) } else { None };
-    Ok(match data {
+    match data {
         Some(data) => object.raw("data", &data),
         None if payload.is_empty() => object,
         None => object.text("data_base64", text::base64(payload)),
-    })
+    }
+}
+
+/// The event with what it was mended to, as `mended`: for each group that gets it so, the payload in the place of its own.
+pub(crate) fn with_mended(object: Object, envelope: &Envelope, mended: &[(String, Bytes)]) -> Object {
+    if mended.is_empty() {
+        return object;
+    }
+    let of_group = |(group, payload): &(String, Bytes)| {
+        with_payload(Object::new().text("group", group), envelope, payload).finish()
+    };
+    object.list("mended", mended.iter().map(of_group))
 }
 
 /// The event in full, for people.
@@ -125,6 +141,20 @@ pub(crate) fn show(out: &mut Output, offset: Option<Offset>, envelope: &Envelope
         return Ok(());
     }
     out.line("")?;
+    show_payload(out, payload)
+}
+
+/// What an event was mended to, for people: for each group that gets it so, the payload in the place of its own.
+pub(crate) fn show_mended(out: &mut Output, mended: &[(String, Bytes)]) -> Result {
+    for (group, payload) in mended {
+        out.line("")?;
+        out.line(paint(BOLD, format_args!("mended for `{}`", printable(group))))?;
+        show_payload(out, payload)?;
+    }
+    Ok(())
+}
+
+fn show_payload(out: &mut Output, payload: &[u8]) -> Result {
     match (json::pretty(payload), std::str::from_utf8(payload)) {
         (Some(json), _) => out.line(json),
         (None, Ok(payload)) => out.line(text::printable_lines(payload)),
@@ -213,7 +243,6 @@ pub(crate) fn brief(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
     use eventbus_core::{EventId, Topic};
     use serde_json::{Value, json};
 

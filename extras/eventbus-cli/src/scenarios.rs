@@ -447,6 +447,17 @@ async fn dead_letters_are_listed_mended_and_purged() {
     assert_eq!(edited.out, format!("delivered again dead letter {id} of stock\n"));
     bus.shutdown().await.unwrap();
     assert!(shop("dead", "log causes second").await.out.contains("└─ item.reserved"));
+    let shown = shop("dead", "log show second").await.out;
+    let (event, mended) = shown.split_once("\nmended for `stock`\n").unwrap_or_else(|| panic!("{shown}"));
+    assert!(event.contains("\"item\": \"unicorn\""), "the event stays as it was: {shown}");
+    assert_eq!(mended, "{\n  \"id\": 2,\n  \"item\": \"horse\"\n}\n");
+    assert!(!shop("dead", "log show first").await.out.contains("mended"));
+    let shown = shop("dead", "log show second --json").await;
+    let mended = json!([{ "group": "stock", "data": { "id": 2, "item": "horse" } }]);
+    assert_eq!(shown.lines()[0]["mended"], mended);
+    shop("dead again", &format!("publish --cloudevents {}", quoted(&shown.raw))).await;
+    let again = &shop("dead again", "log --json").await.lines()[0];
+    assert_eq!((&again["data"]["item"], again.get("mended")), (&json!("unicorn"), None), "{again}");
     business("dead").await;
     let asked = shop("dead", "dead-letters republish --all").await;
     assert!(asked.code == 2 && asked.error.contains("--yes does it"), "{asked:?}");

@@ -63,7 +63,7 @@ struct Filter {
 
 #[derive(Clone, Debug, clap::Subcommand)]
 enum One {
-    /// Show one event in full
+    /// Show one event in full, and what it was mended to
     Show {
         /// Its id or its offset
         event: String,
@@ -88,10 +88,13 @@ impl Log {
         match &self.one {
             Some(One::Show { event }) => {
                 let Recorded { offset, envelope } = find(&*log, event).await?;
+                let mended = log.mended(offset).await?;
                 if session.out.json {
-                    session.out.object(event::object(Some(offset), &envelope)?)?;
+                    let object = event::object(Some(offset), &envelope)?;
+                    session.out.object(event::with_mended(object, &envelope, &mended))?;
                 } else {
                     event::show(&mut session.out, Some(offset), &envelope)?;
+                    event::show_mended(&mut session.out, &mended)?;
                 }
             }
             Some(One::Causes { event }) => {
