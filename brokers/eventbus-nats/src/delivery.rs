@@ -21,12 +21,14 @@ pub(crate) struct NatsDeliveries {
     subscription: Arc<Subscription>,
     settler: Arc<dyn Settler>,
     warnings: Vec<String>,
+    /// Who handles the group, where that is somebody else.
+    owner: Option<String>,
 }
 
 impl NatsDeliveries {
-    pub(crate) fn new(subscription: Arc<Subscription>, warnings: Vec<String>) -> Self {
+    pub(crate) fn new(subscription: Arc<Subscription>, warnings: Vec<String>, owner: Option<String>) -> Self {
         let settler = Arc::new(NatsSettler(Arc::clone(&subscription)));
-        Self { subscription, settler, warnings }
+        Self { subscription, settler, warnings, owner }
     }
 }
 
@@ -82,6 +84,10 @@ impl Deliveries for NatsDeliveries {
 
     fn warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
+    }
+
+    fn stands_by_for(&mut self) -> Option<String> {
+        self.owner.take()
     }
 }
 

@@ -72,12 +72,7 @@ pub(crate) async fn open(
         let earlier = counts.unwrap_or_default().iter().map(|(_, count)| *count as usize).sum();
         warnings.extend(skipped(&group, &pattern, earlier, link.settings.pasted().as_deref()));
     }
-    if pinned(&info).is_some() {
-        warnings.push(format!(
-            "another process handles the group `{group}` on \"{pattern}\", so this one stands by, and takes over once that \
-             one ends or leaves it"
-        ));
-    }
+    let owner = pinned(&info).map(|_| "another process".to_owned());
     let inbox = link.client.new_inbox();
     let messages = link.client.subscribe(format!("{inbox}.*")).await;
     let messages =
@@ -93,8 +88,8 @@ pub(crate) async fn open(
         settled_notes,
     );
     let subscription = Arc::new(subscription);
-    subscription.stands_by.store(pinned(&info).is_some(), Ordering::Release);
-    let deliveries = NatsDeliveries::new(Arc::clone(&subscription), warnings);
+    subscription.stands_by.store(owner.is_some(), Ordering::Release);
+    let deliveries = NatsDeliveries::new(Arc::clone(&subscription), warnings, owner);
     let task = Task {
         connection: link.state.times(),
         inbox,

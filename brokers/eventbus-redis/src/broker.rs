@@ -322,16 +322,16 @@ impl Store {
         }
         let settler = Arc::new(ClaimSettler(Arc::clone(&claim)));
         // From here on the group is left when this is dropped.
-        let mut deliveries =
-            Box::new(RedisDeliveries { claim: Arc::clone(&claim), settler, warnings: Vec::new() });
+        let mut deliveries = Box::new(RedisDeliveries {
+            claim: Arc::clone(&claim),
+            settler,
+            warnings: Vec::new(),
+            owner: None,
+        });
         self.claims.lock().push(Arc::clone(&claim));
         tokio::spawn(keeper::keep(Arc::clone(&claim)));
         if let Acquired::Others(token) = claim.acquire().await? {
-            deliveries.warnings.push(format!(
-                "the process {} handles the group `{group}` on \"{pattern}\", so this one stands by, and takes over once that \
-                 one ends or leaves it",
-                token.split('-').next().unwrap_or_default()
-            ));
+            deliveries.owner = Some(format!("the process {}", token.split('-').next().unwrap_or_default()));
         }
         deliveries.warnings.extend(skipped(group, pattern, registered.skips, None));
         tokio::spawn(reader::read(claim));

@@ -508,6 +508,8 @@ pub(crate) struct RedisDeliveries {
     pub(crate) claim: Arc<Claim>,
     pub(crate) settler: Arc<dyn Settler>,
     pub(crate) warnings: Vec<String>,
+    /// Who handles the group, where that is somebody else.
+    pub(crate) owner: Option<String>,
 }
 
 impl RedisDeliveries {
@@ -567,6 +569,10 @@ impl Deliveries for RedisDeliveries {
 
     fn warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
+    }
+
+    fn stands_by_for(&mut self) -> Option<String> {
+        self.owner.take()
     }
 }
 

@@ -214,7 +214,10 @@ impl Broker for SqliteBroker {
             let begun = claim.begin();
             // From here on the group is left when the deliveries are dropped.
             let mut deliveries = Box::new(SqliteDeliveries::new(claim));
-            deliveries.warnings = store.warnings_of(request, begun.await?).await;
+            let begun = begun.await?;
+            let describe = |owner: &String| lease::describe(&store.settings.path, owner);
+            deliveries.owner = begun.owner.as_ref().map(describe);
+            deliveries.warnings = store.warnings_of(request, begun).await;
             Ok(deliveries as Box<dyn Deliveries>)
         })
     }
@@ -307,14 +310,6 @@ impl Store {
     async fn warnings_of(self: &Arc<Self>, request: SubscribeRequest, begun: Begun) -> Vec<String> {
         let SubscribeRequest { group, pattern, start, .. } = request;
         let mut warnings = Vec::new();
-        if let Some(owner) = begun.owner {
-            let who = lease::describe(&self.settings.path, &owner);
-            warnings.push(format!(
-                "{who} handles the group `{group}` on \"{pattern}\" of the log `{}`, so this one stands by, and takes over \
-                 once that one ends or leaves it",
-                self.settings.path.display()
-            ));
-        }
         if let Some(behind) = begun.behind.filter(|behind| start == Start::Latest && *behind > 0) {
             let matching = pattern.clone();
             let count = move |reader: &mut Reader| reader.count(&matching, behind, SKIPPED + 1);

@@ -242,10 +242,16 @@ pub trait Deliveries: Send {
         limit: usize,
     ) -> Poll<Result<(), BrokerError>>;
 
-    /// What whoever starts the program is to know of this opening: that a new group skips events, or that another
-    /// process has the group. Asked once, right after the subscription was opened; a bus logs each as a warning.
+    /// What whoever starts the program is to know of this opening: that a new group skips events. Asked once, right after
+    /// the subscription was opened; a bus logs each as a warning.
     fn warnings(&mut self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Who handles the group, where this opening stands by: `process 4711`, `another process`. Asked once, right after the
+    /// subscription was opened; a bus names all the groups that one process handles in one warning.
+    fn stands_by_for(&mut self) -> Option<String> {
+        None
     }
 
     /// Leaves: nobody reads here any more, as when this is dropped. Says how many deliveries are lost by that: accepted

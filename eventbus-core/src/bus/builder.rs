@@ -1,6 +1,7 @@
 //! The builder: everything that is settled before a bus opens its broker.
 
 use super::home::{Home, needs_timers};
+use super::sharing::Sharing;
 use super::shutdown::{CLOSE, close_broker};
 use super::{Bus, Shared, Stage, address};
 use crate::broker::Broker;
@@ -298,10 +299,12 @@ impl BusBuilder {
             }),
         };
         bus.shared.warn(warnings);
+        let mut sharing = Sharing::default();
         for subscriber in subscribers {
-            let lanes = bus.open(subscriber).await?;
+            let lanes = bus.open(subscriber, &mut sharing).await?;
             bus.shared.stage.lock().lanes.push(lanes);
         }
+        bus.shared.tell(&sharing);
         Ok(bus)
     }
 

@@ -11,6 +11,7 @@ mod pace;
 mod pass;
 mod rebuild;
 mod replay;
+mod sharing;
 mod shutdown;
 mod signal;
 mod stage;
@@ -40,6 +41,7 @@ use crate::waiters::Waiters;
 use crate::worker::{self, Lanes, Watchdog};
 use dropped::Dropped;
 use home::Home;
+use sharing::Sharing;
 use stage::Stage;
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -288,8 +290,8 @@ impl Bus {
         self.publisher.clone()
     }
 
-    /// Opens a subscription at the broker.
-    async fn open(&self, subscriber: &Subscriber) -> Result<Arc<Lanes>> {
+    /// Opens a subscription at the broker, and notes how its group is shared.
+    async fn open(&self, subscriber: &Subscriber, sharing: &mut Sharing) -> Result<Arc<Lanes>> {
         let shared = &self.shared;
         let Subscriber { subscription, worker } = subscriber;
         // Before the broker knows of a subscription that nobody could handle.
@@ -312,12 +314,8 @@ impl Bus {
         let layered = worker::layered(subscription, || worker.layered(&layers))?;
         let mut source = shared.home.inside(source).await??;
         shared.warn(foreign::call("a broker", || source.warnings()).unwrap_or_default());
-        if let Some(sharing) = shared.broker.features().sharing(policy.competing) {
-            log::info!(
-                target: "eventbus", group = %printable(&subscription.group), pattern = %printable(&subscription.pattern),
-                "of the processes that have this group, {}", printable(sharing)
-            );
-        }
+        let owner = foreign::call("a broker", || source.stands_by_for()).unwrap_or_default();
+        sharing.note(subscription, owner, shared.broker.features().sharing(policy.competing));
         let watchdog = shared.watchdog.get_or_init(Watchdog::start);
         // Its tasks live where the bus lives, wherever this is called.
         let _entered = shared.home.enter()?;

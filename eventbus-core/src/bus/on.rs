@@ -1,6 +1,7 @@
 //! Subscriptions that are made at run time.
 
 use super::Bus;
+use super::sharing::Sharing;
 use super::stage::Opening;
 use crate::census;
 use crate::delivery::Delivery;
@@ -167,7 +168,9 @@ impl On {
             .into());
         }
         let opening = Opening::begin(&bus.shared, &subscriber.subscription)?;
-        let lanes = bus.open(&subscriber).await?;
+        let mut sharing = Sharing::default();
+        let lanes = bus.open(&subscriber, &mut sharing).await?;
+        bus.shared.tell(&sharing);
         opening.end(&lanes)?;
         Ok(SubscriptionHandle { bus, lanes })
     }

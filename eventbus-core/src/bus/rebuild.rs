@@ -4,6 +4,7 @@ use super::Bus;
 use super::home::needs_runtime;
 use super::pass::{Journal, OnProgress, Pass, Plan};
 use super::replay::{Overrides, ReplayProgress, ReplayReport, failed, refused};
+use super::sharing::Sharing;
 use super::shutdown::{close, idle};
 use super::stage::Stage;
 use crate::broker::{Groups, ReplayFrom, ReplayUntil};
@@ -110,6 +111,10 @@ impl Bus {
             Err(BrokerError::new("the broker could not subscribe").with_cause(panicked))
         })?;
         shared.warn(foreign::call("a broker", || source.warnings()).unwrap_or_default());
+        let mut sharing = Sharing::default();
+        let owner = foreign::call("a broker", || source.stands_by_for()).unwrap_or_default();
+        sharing.note(subscription, owner, None);
+        shared.tell(&sharing);
         let _entered = shared.home.enter()?;
         let lanes = stopped.again(Arc::clone(stopped.scope()), None, source)?;
         let mut stage = shared.stage.lock();

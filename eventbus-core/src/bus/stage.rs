@@ -3,6 +3,7 @@
 //! Everything here is decided under one lock, and nothing is called under it: lanes reach brokers.
 
 use super::Shared;
+use super::sharing::Sharing;
 use crate::census::{self, Findings};
 use crate::error::{Error, Result, StartupError};
 use crate::log;
@@ -100,6 +101,16 @@ impl Shared {
             if heard { std::mem::take(&mut stage.untold) } else { Vec::new() }
         };
         untold.iter().for_each(|warning| log::warn!(target: "eventbus", "{}", printable(warning)));
+    }
+
+    /// Tells how groups are shared that were opened.
+    pub(super) fn tell(&self, sharing: &Sharing) {
+        self.warn(sharing.warnings());
+        for (way, groups) in sharing.ways() {
+            log::info!(
+                target: "eventbus", groups = %printable(groups), "of the processes that have a group, {}", printable(way)
+            );
+        }
     }
 }
 

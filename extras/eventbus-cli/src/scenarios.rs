@@ -513,6 +513,32 @@ async fn groups_are_moved_sought_and_dropped() {
     assert_eq!(shop("groups", "groups drop stock --live --yes").await.code, 0);
 }
 
+#[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn beside_a_process_that_has_every_group_one_line_says_that_this_one_stands_by() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("shop.db").display());
+    let lines = Captured::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let told =
+        || lines.text().lines().filter(|line| line.contains("stand")).map(str::to_owned).collect::<Vec<_>>();
+    let first = Bus::builder().connect(&url).await.unwrap();
+    first.start().unwrap();
+    let alone = told();
+    assert_eq!(alone.len(), 1, "{alone:?}");
+    assert!(alone[0].contains("INFO") && alone[0].contains("groups=mail, stock"), "{alone:?}");
+    let second = Bus::builder().connect(&url).await.unwrap();
+    second.start().unwrap();
+    let beside = &told()[1..];
+    assert_eq!(beside.len(), 1, "{beside:?}");
+    let words = "another bus of this process handles 2 groups: `mail`, `stock`; this one stands by";
+    assert!(beside[0].contains("WARN") && beside[0].contains(words), "{beside:?}");
+    second.shutdown().await.unwrap();
+    first.shutdown().await.unwrap();
+}
+
 #[tokio::test]
 async fn the_status_of_each_group_is_shown_and_one_that_is_stalled_fails() {
     let unattended = shop("status", "status").await;

@@ -30,12 +30,14 @@ pub(crate) struct SqliteDeliveries {
     claim: Arc<Claim>,
     settler: Arc<dyn Settler>,
     pub(crate) warnings: Vec<String>,
+    /// Who handles the group, where that is somebody else.
+    pub(crate) owner: Option<String>,
 }
 
 impl SqliteDeliveries {
     pub(crate) fn new(claim: Arc<Claim>) -> Self {
         let settler = Arc::clone(&claim) as Arc<dyn Settler>;
-        Self { claim, settler, warnings: Vec::new() }
+        Self { claim, settler, warnings: Vec::new(), owner: None }
     }
 
     /// Receives what is at hand. None: there is nothing, and `waker` is told when there is.
@@ -134,6 +136,10 @@ impl Deliveries for SqliteDeliveries {
 
     fn warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
+    }
+
+    fn stands_by_for(&mut self) -> Option<String> {
+        self.owner.take()
     }
 }
 
