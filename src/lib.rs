@@ -18,7 +18,7 @@ pub mod bus {
     #[doc(inline)]
     pub use eventbus_core::{
         BusBuilder, Health, On, Rebuilding, ReplayProgress, ReplayReport, Replaying, SubscriptionHandle,
-        SubscriptionHealth, SubscriptionState,
+        SubscriptionHealth, SubscriptionState, shutdown_signal,
     };
 }
 

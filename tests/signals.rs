@@ -5,6 +5,7 @@
 mod support;
 
 use eventbus::Bus;
+use eventbus::bus::shutdown_signal;
 use std::future::pending;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -48,6 +49,7 @@ async fn main(handler: String, drain: Duration) -> i32 {
     let (bus, _broker) = support::bus_with(Bus::builder().drain(drain)).await;
     let handler_ends = handler == "ends";
     let lingers = handler_ends || handler == "lingers";
+    let (serves, answers) = (handler.ends_with("serves"), handler == "serves");
     say_when_it_is_late(if handler_ends { Duration::ZERO } else { drain });
     bus.on(move |ping: Arc<Ping>| {
         let handler = handler.clone();
@@ -83,7 +85,15 @@ async fn main(handler: String, drain: Duration) -> i32 {
             }
         });
     }
-    let ended = bus.run().await;
+    // As a server that ends before its bus does.
+    let server = async {
+        shutdown_signal().await;
+        println!("the server ends");
+        if !answers {
+            pending::<()>().await;
+        }
+    };
+    let ended = if serves { bus.run_until(server).await } else { bus.run().await };
     println!("ended {ended:?}");
     if lingers {
         std::thread::sleep(Duration::from_secs(3_600));
@@ -174,6 +184,34 @@ fn a_signal_ends_the_program_with_nothing_lost_and_nothing_handled_twice() {
             );
         }
     }
+}
+
+#[test]
+fn a_server_that_listens_for_signals_ends_before_its_bus_does() {
+    for signal in ["-TERM", "-INT"] {
+        let mut program = Program::start("serves tokio 30000");
+        let mut lines = program.read_until("started");
+        kill(program.child.id(), signal);
+        lines.extend(program.read_until("ended"));
+        assert!(program.child.wait().unwrap().success(), "{signal}: {lines:?}");
+        assert_eq!(lines.iter().filter(|line| line.contains("the server ends")).count(), 1, "{lines:?}");
+        let finished = lines.iter().filter(|line| line.contains("finished")).count();
+        assert_eq!(finished, 4, "{signal}: {lines:?}");
+    }
+}
+
+#[test]
+fn a_server_that_does_not_end_is_ended_by_a_second_signal() {
+    let mut program = Program::start("never-serves tokio 30000");
+    program.read_until("started");
+    let id = program.child.id();
+    kill(id, "-TERM");
+    program.read_until("the server ends");
+    let began = Instant::now();
+    kill(id, "-INT");
+    let (_, code, errors) = end(program, began);
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains("the process ends now"), "{errors}");
 }
 
 /// Waits for the end of a program, which is to come within the promised second: how long it took, its exit code, and what

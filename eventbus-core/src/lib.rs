@@ -77,7 +77,7 @@ pub use backoff::Backoff;
 pub use broker::{Broker, Start};
 pub use bus::{
     Bus, BusBuilder, Health, On, Rebuilding, ReplayProgress, ReplayReport, Replaying, SubscriptionHandle,
-    SubscriptionHealth, SubscriptionState,
+    SubscriptionHealth, SubscriptionState, shutdown_signal,
 };
 pub use codec::{Codec, Json};
 pub use delivery::Delivery;

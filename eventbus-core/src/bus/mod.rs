@@ -22,6 +22,7 @@ pub use health::{Health, SubscriptionHealth, SubscriptionState};
 pub use on::{On, SubscriptionHandle};
 pub use rebuild::Rebuilding;
 pub use replay::{ReplayProgress, ReplayReport, Replaying};
+pub use signal::shutdown_signal;
 
 use crate::broker::{AuditLog, Broker, DeadLetters, Groups};
 use crate::census;

@@ -64,6 +64,9 @@ impl Bus {
     /// # }
     /// ```
     ///
+    /// A server of HTTP that publishes is to end first: `stop` is the server itself, which ends at a
+    /// [`shutdown_signal`](crate::shutdown_signal).
+    ///
     /// # Errors
     /// As [`run`](Self::run).
     ///

@@ -33,6 +33,43 @@ static RUNNING: AtomicUsize = AtomicUsize::new(0);
 /// A thread waits for a signal after the end of a bus.
 static GOES_ON: AtomicBool = AtomicBool::new(false);
 
+/// Resolves once the program is asked to end: at Ctrl-C, and at SIGTERM where there is one.
+///
+/// For what is to end before its bus does, such as a server whose requests publish. [`Bus::run`] listens by itself.
+///
+/// ```no_run
+/// # async fn serve(stop: impl Future<Output = ()>) {}
+/// # async fn run(bus: eventbus::Bus) -> eventbus::Result<()> {
+/// // For axum: `axum::serve(listener, app).with_graceful_shutdown(shutdown_signal())`
+/// bus.run_until(serve(eventbus::bus::shutdown_signal())).await
+/// # }
+/// ```
+///
+/// It listens from when it is first polled, on the tokio runtime where that is. The next signal after it ends the process
+/// at once, as it would without a listener, so that a request which never ends holds up nothing for good. Where the system
+/// does not tell of signals, an error line says so, and this never resolves.
+///
+/// # Cancel safety
+/// Dropped before it resolves, it misses the signal, and the process does not end by it.
+pub async fn shutdown_signal() {
+    let listener = foreign::call("tokio", Listener::new);
+    let problem = match listener {
+        Ok(Ok(mut listener)) => {
+            listener.next().await;
+            log::info!(target: "eventbus", "shutting down; another signal ends the process");
+            tokio::spawn(async move { Ear::go_on(&mut listener).await });
+            return;
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(panicked) => panicked.to_string(),
+    };
+    log::error!(
+        target: "eventbus", error = %printable(problem),
+        "cannot listen for signals; end the program by other means"
+    );
+    std::future::pending().await
+}
+
 /// The signals of one `Bus::run`; dropped, it has returned.
 pub(super) struct Signals {
     told: watch::Receiver<Told>,
@@ -184,7 +221,7 @@ impl Ear {
             listener.next().await;
             if RUNNING.load(Ordering::SeqCst) == 0 {
                 end(say(|| {
-                    log::warn!(target: "eventbus", "a signal after the end of the bus: the process ends now");
+                    log::warn!(target: "eventbus", "a signal while or after the program ends: the process ends now");
                 }));
             }
         }
