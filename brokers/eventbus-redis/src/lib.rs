@@ -49,6 +49,18 @@
 //!   `ce-id`, `ce-type`, `ce-time`, `content-type`, `h-<header>`, `data`. A topic that only others write to is known to
 //!   patterns once it is in the set `eventbus:topics`.
 //!
+//! # On the command line
+//!
+//! `eventbus-cli` has this broker by its feature `redis`, and so does the shop of the examples:
+//!
+//! ```text
+//! cargo run --package eventbus-cli --features redis -- --url redis://localhost status
+//! cargo run --package shop --features redis -- --url redis://localhost run
+//! ```
+//!
+//! Verbs that only look (`status`, `log`, `tail`, `groups list`, `dead-letters list`) add `topology=check` to an address
+//! that says nothing of it, and so make nothing on a server.
+//!
 //! The client library is within reach: [`RedisBroker::client`].
 
 #![forbid(unsafe_code)]

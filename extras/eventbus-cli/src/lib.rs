@@ -136,6 +136,8 @@ mod when;
 // A broker that no code names is not linked.
 #[cfg(feature = "nats")]
 use eventbus_nats as _;
+#[cfg(feature = "redis")]
+use eventbus_redis as _;
 #[cfg(feature = "sqlite")]
 use eventbus_sqlite as _;
 

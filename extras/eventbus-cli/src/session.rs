@@ -8,8 +8,19 @@ use eventbus_core::{Bus, BusBuilder};
 use std::path::{Path, PathBuf};
 
 /// The option of an address whose log, or whose streams, are not created: by the scheme.
-const EXPECTED: [(&str, &str); 3] =
-    [("sqlite:", "create=false"), ("nats:", "topology=check"), ("tls:", "topology=check")];
+const EXPECTED: [(&str, &str); 11] = [
+    ("sqlite:", "create=false"),
+    ("nats:", "topology=check"),
+    ("tls:", "topology=check"),
+    ("redis:", "topology=check"),
+    ("rediss:", "topology=check"),
+    ("redis+sentinel:", "topology=check"),
+    ("rediss+sentinel:", "topology=check"),
+    ("redis+cluster:", "topology=check"),
+    ("rediss+cluster:", "topology=check"),
+    ("valkey:", "topology=check"),
+    ("valkeys:", "topology=check"),
+];
 
 pub(crate) struct Session {
     pub(crate) url: String,
@@ -59,13 +70,45 @@ impl Session {
 
     /// A mistyped path is an error from now on, and no new log.
     pub(crate) fn expect_log(&mut self) {
-        let known = EXPECTED.iter().find(|(scheme, _)| self.url.starts_with(scheme));
-        // The log takes the last word; of the others each is said once.
-        let known = known.filter(|(scheme, _)| *scheme == "sqlite:" || !self.url.contains("topology="));
-        if let Some((_, option)) = known {
-            let begin = if self.url.contains('?') { '&' } else { '?' };
-            self.url.push(begin);
-            self.url.push_str(option);
+        expect(&mut self.url);
+    }
+}
+
+/// Adds the option of its scheme to an address.
+fn expect(url: &mut String) {
+    let known = EXPECTED.iter().find(|(scheme, _)| url.starts_with(scheme));
+    // The log takes the last word; of the others each is said once.
+    let known = known.filter(|(scheme, _)| *scheme == "sqlite:" || !url.contains("topology="));
+    if let Some((_, option)) = known {
+        url.push(if url.contains('?') { '&' } else { '?' });
+        url.push_str(option);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::expect;
+
+    #[test]
+    fn looking_makes_nothing_on_any_broker() {
+        for (given, expected) in [
+            ("sqlite:a.db?create=true", "sqlite:a.db?create=true&create=false"),
+            ("nats://h", "nats://h?topology=check"),
+            ("tls://h?stream=s", "tls://h?stream=s&topology=check"),
+            ("redis://h/1", "redis://h/1?topology=check"),
+            ("rediss://h?prefix=p", "rediss://h?prefix=p&topology=check"),
+            ("valkey://h", "valkey://h?topology=check"),
+            ("valkeys://h", "valkeys://h?topology=check"),
+            ("redis+sentinel://h/m", "redis+sentinel://h/m?topology=check"),
+            ("rediss+sentinel://h/m", "rediss+sentinel://h/m?topology=check"),
+            ("redis+cluster://h,i", "redis+cluster://h,i?topology=check"),
+            ("rediss+cluster://h", "rediss+cluster://h?topology=check"),
+            ("redis://h?topology=create", "redis://h?topology=create"),
+            ("redish://h", "redish://h"),
+        ] {
+            let mut url = given.to_owned();
+            expect(&mut url);
+            assert_eq!(url, expected, "{given}");
         }
     }
 }
