@@ -168,6 +168,15 @@ impl Shared {
         config.name = Some(name.to_owned());
         config.durable_name = Some(name.to_owned());
         config.deliver_policy = DeliverPolicy::ByStartSequence { start_sequence: after.saturating_add(1) };
+        // A crash in between leaves this for the next opening of the group.
+        let place = serde_json::to_vec(&config)
+            .map_err(|error| BrokerError::new("cannot write it").with_cause(error))?;
+        let note = crate::publish::Other {
+            subject: self.link.settings.moved_subject(name),
+            headers: async_nats::HeaderMap::new(),
+            payload: place.into(),
+        };
+        self.outlet.store("the place of the group", note).await?;
         self.delete_consumer(name).await?;
         let made = self.link.set_consumer(config, "create").await;
         made.map_err(|refusal| {
@@ -177,6 +186,7 @@ impl Shared {
             );
             self.link.explain(what, refusal)
         })?;
+        self.link.forget_place(name).await;
         Ok(())
     }
 

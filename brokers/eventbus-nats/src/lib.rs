@@ -61,8 +61,8 @@
 //! Times of the audit log and of replays are those at which events happened. They are looked for from five minutes before
 //! on by the times at which the server stored them: what says that it happened later than that is not found by its time.
 //!
-//! A group is moved by making its consumer anew, since JetStream moves none: a crash in the middle of `groups seek` or
-//! `groups move` may leave it without one. What it had settled out of order is delivered again.
+//! A group is moved by making its consumer anew, since JetStream moves none. Its place is noted in the bucket
+//! before: after a crash in the middle of `groups seek` or `groups move` the group goes on there when it is opened. What it had settled out of order is delivered again.
 //!
 //! # Options of an address
 //!

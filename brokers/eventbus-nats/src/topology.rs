@@ -2,6 +2,7 @@
 
 use crate::config::{Settings, Storage};
 use crate::connection::{Link, Nothing, Refusal};
+use crate::unreadable::Which;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PriorityPolicy, ReplayPolicy};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
@@ -64,6 +65,11 @@ impl Settings {
                 .and_then(|rest| rest.split_once('.'))
                 .map_or(subject, |(_, topic)| topic),
         }
+    }
+
+    /// The subject under which the bucket keeps the consumer that is being made again, while it is.
+    pub(crate) fn moved_subject(&self, consumer: &str) -> String {
+        format!("$KV.{}.{consumer}.moved", self.parked())
     }
 
     /// The subject under which the bucket keeps what is known of an event of a consumer.
@@ -247,8 +253,22 @@ impl Link {
                         "there is no consumer `{name}` for {whose}; make it, or let this program do so (`?topology=create`)"
                     )));
                 }
+                let moved = self.place_of(&name).await.map_err(|refusal| {
+                    self.explain(format_args!("look for the place of {whose}"), refusal)
+                })?;
+                let is_new = moved.is_none();
+                if let Some(moved) = moved {
+                    config.deliver_policy = moved.deliver_policy;
+                    config.filter_subject = moved.filter_subject;
+                    config.filter_subjects = moved.filter_subjects;
+                }
                 match self.set_consumer(config.clone(), "create").await {
-                    Ok(info) => return Ok((true, info)),
+                    Ok(info) => {
+                        if !is_new {
+                            self.forget_place(&name).await;
+                        }
+                        return Ok((is_new, info));
+                    }
                     // Another process of the group has made it just now.
                     Err(refusal)
                         if refusal.is(ErrorCode::CONSUMER_NAME_EXIST)
@@ -312,6 +332,22 @@ impl Link {
             differences.join(", "),
             wanted.group
         )))
+    }
+
+    /// The consumer that was being made again as somebody crashed.
+    async fn place_of(&self, name: &str) -> Result<Option<consumer::Config>, Refusal> {
+        let subject = self.settings.moved_subject(name);
+        let which = Which { seq: 1, next_by_subj: Some(&subject) };
+        let found = self.stored(&format!("KV_{}", self.settings.parked()), which).await?;
+        Ok(found.and_then(|found| serde_json::from_slice(&found.payload).ok()))
+    }
+
+    /// The consumer is made again.
+    pub(crate) async fn forget_place(&self, name: &str) {
+        let request = serde_json::json!({ "filter": self.settings.moved_subject(name) });
+        let bucket = format!("STREAM.PURGE.KV_{}", self.settings.parked());
+        // Where it stays, it is asked for only once the consumer is gone.
+        let _: Result<serde::de::IgnoredAny, Refusal> = self.api(bucket, &request).await;
     }
 
     /// What the server knows of a consumer.

@@ -270,3 +270,43 @@ async fn groups_are_listed_moved_renamed_and_forgotten_while_nobody_has_them() {
     let mut anew = broker.subscribe(early("shop.charge_card", "a.*")).await.unwrap();
     assert_eq!(number(&receive_all(&mut anew, 1).await[0]), 0);
 }
+
+#[tokio::test]
+async fn a_move_that_is_given_up_at_any_moment_loses_no_place() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    for number in 1..=3 {
+        broker.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    let groups = broker.groups().unwrap();
+    for polls in 1.. {
+        let group = format!("g{polls}");
+        let mut deliveries = broker.subscribe(support::early(&group, ">")).await.unwrap();
+        for received in support::receive_all(&mut deliveries, 3).await {
+            support::ack(received).await;
+        }
+        drop(deliveries);
+        let idle = || async { groups.list().await.unwrap().iter().all(|group| !group.active) };
+        support::until("nobody has the group", idle).await;
+        let (mut moving, mut left) = (groups.seek(&group, None), polls);
+        let done = std::future::poll_fn(|context| {
+            left -= 1;
+            match std::pin::Pin::new(&mut moving).poll(context) {
+                std::task::Poll::Pending if left > 0 => std::task::Poll::Pending,
+                polled => std::task::Poll::Ready(polled.is_ready()),
+            }
+        });
+        let done = done.await;
+        drop(moving);
+        // What was asked of the server is done before this is.
+        let _ = groups.list().await.unwrap();
+        broker.publish(event("a.b", "k", 4)).await.unwrap();
+        let mut deliveries = broker.subscribe(support::request(&group, ">")).await.unwrap();
+        let first = support::receive_all(&mut deliveries, 1).await.remove(0);
+        assert!([1, 4].contains(&support::number(&first)), "after {polls} polls");
+        support::ack(first).await;
+        if done {
+            break;
+        }
+    }
+}
