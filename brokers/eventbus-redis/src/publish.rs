@@ -199,11 +199,8 @@ impl Sender {
 
     /// Waits for a connection, and lets nobody wait for longer than was promised.
     async fn wait_for_link(&self) {
-        let now = Instant::now();
-        for waiting in self.publishes.overdue(now) {
-            waiting.give_up(self.no_connection());
-        }
-        let until = self.publishes.deadline().unwrap_or_else(|| now + Duration::from_secs(3600));
+        self.expire_waiting();
+        let until = self.publishes.deadline().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         tokio::select! {
             live = self.link.wait() => if live.is_none() {
                 // Nobody connects any more.
@@ -213,6 +210,13 @@ impl Sender {
             },
             () = tokio::time::sleep_until(until) => {}
             () = self.publishes.bell.notified() => {}
+        }
+    }
+
+    /// Lets go of what has waited for its turn for too long.
+    fn expire_waiting(&self) {
+        for waiting in self.publishes.overdue(Instant::now()) {
+            waiting.give_up(self.no_connection());
         }
     }
 
@@ -241,8 +245,9 @@ impl Sender {
             if flights.is_empty() && (!current || self.publishes.is_over()) {
                 return;
             }
-            let next =
-                flights.front().and_then(|flight| flight.batch.first()).map(|waiting| waiting.deadline);
+            // What was let go of already is due last: any of them may be next, and so may what waits for its turn.
+            let fronts = flights.iter().filter_map(|flight| flight.batch.first());
+            let next = fronts.map(|waiting| waiting.deadline).chain(self.publishes.deadline()).min();
             let until = next.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 biased;
@@ -266,7 +271,10 @@ impl Sender {
                         }
                     }
                 }
-                () = tokio::time::sleep_until(until), if next.is_some() => self.expire(&mut flights),
+                () = tokio::time::sleep_until(until), if next.is_some() => {
+                    self.expire(&mut flights);
+                    self.expire_waiting();
+                }
                 () = self.publishes.bell.notified(), if current && flights.len() < WINDOW => {}
             }
         }
@@ -276,7 +284,9 @@ impl Sender {
     fn expire(&self, flights: &mut VecDeque<Flight>) {
         let now = Instant::now();
         for flight in flights {
-            let Some(last) = flight.batch.iter().rposition(|waiting| waiting.deadline <= now) else { return };
+            let Some(last) = flight.batch.iter().rposition(|waiting| waiting.deadline <= now) else {
+                continue;
+            };
             // The answers of the others keep their places.
             for waiting in &mut flight.batch[..=last] {
                 if waiting.answer.is_closed() {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use support::faults::Proxy;
-use support::{Place, event, number, publish, receive, setting, subscribe, until};
+use support::{PATIENCE, Place, event, number, publish, receive, setting, subscribe, until};
 
 const KEYS: u64 = 16;
 
@@ -222,6 +222,38 @@ async fn a_connection_that_swallows_everything_is_given_up_and_made_again() {
     until("events are handled again", async || load.handled.load(Ordering::SeqCst) > handled).await;
     assert!(back.elapsed() < Duration::from_secs(10), "{:?}", back.elapsed());
     load.end().await;
+}
+
+#[tokio::test]
+async fn each_of_many_publishes_ends_in_time_on_a_connection_that_is_mute() {
+    let place = Place::new();
+    let (proxy, builder) = through_proxy(&place).await;
+    let timeout = Duration::from_secs(2);
+    // The connection is not given up before.
+    let builder = builder.response_timeout(PATIENCE * 2).publish_timeout(timeout);
+    let broker = Arc::new(builder.open().await.unwrap());
+    publish(&broker, event("order.placed", 0)).await;
+    proxy.mute(true);
+    let mut publishes = Vec::new();
+    // More than there are scripts under way at once, so that the last of them only wait.
+    for number in 1..=8 {
+        let broker = Arc::clone(&broker);
+        publishes.push(tokio::spawn(async move {
+            let error = broker.publish(Arc::new(event("order.placed", number))).await.unwrap_err();
+            matches!(error, PublishError::Unconfirmed { .. })
+        }));
+        // Each has a deadline, and the first of them a script, of its own.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut unconfirmed = Vec::new();
+    for publish in publishes {
+        unconfirmed.push(tokio::time::timeout(PATIENCE, publish).await.expect("it ends").unwrap());
+    }
+    // What was sent may be stored, and what was not is not.
+    assert_eq!((unconfirmed[0], unconfirmed[7]), (true, false), "{unconfirmed:?}");
+    assert!(unconfirmed.is_sorted_by(|one, next| one >= next), "{unconfirmed:?}");
+    proxy.mute(false);
+    broker.publish(Arc::new(event("order.placed", 9))).await.expect("it goes on");
 }
 
 #[tokio::test]
