@@ -14,7 +14,8 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::faults::{Proxy, Server};
+use support::faults::Server;
+use support::proxy::Proxy;
 use support::{PATIENCE, ack, event, number, receive, receive_all, request, until};
 use tokio::task::JoinSet;
 

@@ -11,7 +11,7 @@ use eventbus_redis::{RedisBroker, Retention};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use support::faults::Proxy;
+use support::proxy::Proxy;
 use support::{Place, event, number, publish, receive, receive_all, subscribe, until};
 
 async fn ack(received: Received) {
@@ -127,8 +127,8 @@ async fn a_process_that_crashed_is_taken_over_in_order_before_anything_newer_wit
     let place = Place::new();
     let lease = Duration::from_secs(2);
     // The first process is cut off, and its server hears nothing of it any more.
-    let proxy = Proxy::to(&place.url.replace("redis://", "nats://")).await;
-    let cut_off = RedisBroker::builder(&proxy.url().replace("nats://", "redis://")).unwrap();
+    let proxy = Proxy::to(&place.url).await;
+    let cut_off = RedisBroker::builder(&proxy.url()).unwrap();
     let first = cut_off.prefix(&place.prefix).lease(lease).open().await.unwrap();
     let mut deliveries = subscribe(&first, "group", "order.>").await;
     for number in 0..10 {

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use support::faults::Proxy;
+use support::proxy::Proxy;
 use support::{PATIENCE, Place, event, number, publish, receive, setting, subscribe, until};
 
 const KEYS: u64 = 16;
@@ -60,8 +60,8 @@ impl Drop for Server {
 
 /// A builder on a connection that fails as the proxy is told to.
 async fn through_proxy(place: &Place) -> (Proxy, RedisBrokerBuilder) {
-    let proxy = Proxy::to(&place.url.replace("redis://", "nats://")).await;
-    let builder = RedisBroker::builder(&proxy.url().replace("nats://", "redis://")).expect("an address");
+    let proxy = Proxy::to(&place.url).await;
+    let builder = RedisBroker::builder(&proxy.url()).expect("an address");
     (proxy, builder.prefix(&place.prefix).response_timeout(Duration::from_secs(2)))
 }
 

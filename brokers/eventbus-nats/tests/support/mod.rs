@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses some of it")]
 
 pub mod faults;
+#[path = "../../../eventbus-server/tests/support/proxy.rs"]
+pub mod proxy;
 
 use eventbus::broker::{Deliveries, Received, SubscribeRequest};
 use eventbus::subscription::Pattern;

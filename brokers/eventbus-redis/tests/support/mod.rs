@@ -2,8 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this")]
 
-#[path = "../../../eventbus-nats/tests/support/faults.rs"]
-pub mod faults;
+#[path = "../../../eventbus-server/tests/support/proxy.rs"]
+pub mod proxy;
 
 use eventbus::broker::{Broker, Deliveries, Received, SubscribeRequest};
 use eventbus::subscription::Pattern;

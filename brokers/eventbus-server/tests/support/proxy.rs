@@ -1,0 +1,112 @@
+//! A connection that fails: what the fault tests of brokers with a server share.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Stands between a client and a server, and fails as it is told to.
+pub struct Proxy {
+    scheme: String,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    server: String,
+    /// Counts cuts: connections of before are closed.
+    cuts: AtomicU64,
+    /// Nothing passes in either direction, and nothing is closed.
+    swallows: AtomicBool,
+    /// Nothing of the server passes.
+    mute: AtomicBool,
+    /// New connections are closed at once.
+    refuses: AtomicBool,
+}
+
+impl Proxy {
+    /// Between clients and the server of this address, of whatever scheme, without TLS.
+    pub async fn to(url: &str) -> Self {
+        let (scheme, server) = url.split_once("://").expect("an address with a scheme");
+        let (scheme, server) = (scheme.to_owned(), server.trim_end_matches('/').to_owned());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared {
+            server,
+            cuts: AtomicU64::new(0),
+            swallows: AtomicBool::new(false),
+            mute: AtomicBool::new(false),
+            refuses: AtomicBool::new(false),
+        });
+        tokio::spawn(accept(listener, Arc::clone(&shared)));
+        Self { scheme, address, shared }
+    }
+
+    /// The address to connect to instead.
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
+    }
+
+    /// Closes what is connected.
+    pub fn cut(&self) {
+        self.shared.cuts.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub fn swallow(&self, swallows: bool) {
+        self.shared.swallows.store(swallows, Ordering::SeqCst);
+    }
+
+    pub fn mute(&self, mute: bool) {
+        self.shared.mute.store(mute, Ordering::SeqCst);
+    }
+
+    pub fn refuse(&self, refuses: bool) {
+        self.shared.refuses.store(refuses, Ordering::SeqCst);
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    while let Ok((client, _)) = listener.accept().await {
+        if shared.refuses.load(Ordering::SeqCst) {
+            continue;
+        }
+        let Ok(server) = TcpStream::connect(&shared.server).await else { continue };
+        let cuts = shared.cuts.load(Ordering::SeqCst);
+        let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+        tokio::spawn(pass(Arc::clone(&shared), cuts, false, from_client, to_server));
+        tokio::spawn(pass(Arc::clone(&shared), cuts, true, from_server, to_client));
+    }
+}
+
+async fn pass(
+    shared: Arc<Shared>,
+    cuts: u64,
+    of_server: bool,
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+) {
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let held =
+            || shared.swallows.load(Ordering::SeqCst) || (of_server && shared.mute.load(Ordering::SeqCst));
+        let is_cut = || shared.cuts.load(Ordering::SeqCst) != cuts;
+        let read = tokio::time::timeout(Duration::from_millis(10), from.read(&mut buffer)).await;
+        if is_cut() {
+            return;
+        }
+        let Ok(read) = read else { continue };
+        let Ok(count @ 1..) = read else { return };
+        while held() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if is_cut() {
+                return;
+            }
+        }
+        if to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
+}
