@@ -176,7 +176,9 @@ impl Settler for NatsSettler {
     }
 
     fn holds(&self, receipt: &Receipt) -> bool {
-        self.0.is_sure(receipt.token)
+        // Where processes compete no lease has to be known, so an event that comes before the first sign of one is not
+        // dropped: it would be told to be worked on for ever.
+        if self.0.competing { self.0.is_of(receipt.token) } else { self.0.is_sure(receipt.token) }
     }
 
     fn begin(&self, _receipt: &Receipt) -> Option<BrokerFuture<Begin>> {

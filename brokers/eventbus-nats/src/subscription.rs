@@ -112,8 +112,12 @@ impl Subscription {
 
     /// Whether nobody else can have what was handed out in that epoch.
     pub(crate) fn is_sure(&self, epoch: u64) -> bool {
+        self.is_of(epoch) && self.since_begun(Instant::now()) < self.sure_until.load(Ordering::Acquire)
+    }
+
+    /// Whether nothing was lost to another process since that epoch.
+    pub(crate) fn is_of(&self, epoch: u64) -> bool {
         self.epoch.load(Ordering::Acquire) == epoch
-            && self.since_begun(Instant::now()) < self.sure_until.load(Ordering::Acquire)
     }
 
     /// Whether a handler may be begun: the server said a moment ago that the group is ours.

@@ -57,6 +57,24 @@ async fn a_batch_is_stored_in_its_order_and_an_event_that_is_published_twice_onc
 }
 
 #[tokio::test]
+async fn the_first_event_of_a_group_that_competes_is_held_from_its_arrival_on() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    broker.publish(event("a.b", "k", 1)).await.unwrap();
+    // An event that waits already comes faster than the first look at the clock, in most of these.
+    for group in 0..20 {
+        let mut request = early(&format!("g{group}"), "a.b");
+        request.competing = true;
+        let mut deliveries = broker.subscribe(request).await.unwrap();
+        for received in receive(&mut deliveries, 1).await {
+            assert!(received.settler.holds(&received.receipt), "a bus drops what is not held");
+            ack(received).await;
+        }
+    }
+    broker.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn what_was_settled_is_not_delivered_to_the_next_process_and_the_rest_is_at_once() {
     let place = Place::new();
     let broker = place.broker().await;
