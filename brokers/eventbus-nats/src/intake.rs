@@ -68,6 +68,8 @@ pub(crate) struct Intake {
     /// How many bytes the messages of those have together.
     bytes: usize,
     acked: VecDeque<Acked>,
+    /// How many of those are to be sent.
+    unsent: usize,
     /// The number of the first of them.
     first_ack: u64,
     /// Nothing is handed out: something that is older is not here yet.
@@ -131,7 +133,7 @@ impl Intake {
         }
         if again && let Some(acked) = self.acked.iter_mut().find(|acked| acked.sequence == sequence) {
             acked.reply = reply.clone();
-            acked.sent = false;
+            self.unsent += usize::from(std::mem::replace(&mut acked.sent, false));
             return Arrival::Settled;
         }
         self.held.insert(sequence, Held { reply: reply.clone(), beat: now, noted: false, size });
@@ -217,42 +219,50 @@ impl Intake {
             self.at_hand.remove(at);
         }
         self.acked.push_back(Acked { sequence, reply: held.reply.clone(), sent: false });
+        self.unsent += 1;
         Some(Settled { reply: held.reply, noted: held.noted })
     }
 
     /// The latest ack was sent.
     pub(crate) fn ack_was_sent(&mut self, sequence: u64) {
         if let Some(acked) = self.acked.iter_mut().rev().find(|acked| acked.sequence == sequence) {
-            acked.sent = true;
+            self.unsent -= usize::from(!std::mem::replace(&mut acked.sent, true));
         }
     }
 
     /// Acks that are to be sent; they count as sent from now on.
     pub(crate) fn unsent_acks(&mut self) -> Vec<Subject> {
-        let mut unsent = Vec::new();
-        for acked in self.acked.iter_mut().filter(|acked| !acked.sent) {
+        let mut unsent = Vec::with_capacity(self.unsent);
+        // Those that are to be sent are mostly the latest, behind many that wait for their confirmation.
+        for acked in self.acked.iter_mut().rev().filter(|acked| !acked.sent).take(self.unsent) {
             acked.sent = true;
             unsent.push(acked.reply.clone());
         }
+        self.unsent = 0;
+        unsent.reverse();
         unsent
     }
 
     /// What was sent on an earlier connection may be lost.
     pub(crate) fn doubt_acks(&mut self) {
         self.acked.iter_mut().for_each(|acked| acked.sent = false);
+        self.unsent = self.acked.len();
     }
 
     /// The latest ack, and its number: once the server has confirmed it, it has all before it. None, where there is
     /// nothing to confirm, or something is not sent.
     pub(crate) fn last_ack(&self) -> Option<(u64, Subject)> {
-        let last = self.acked.back().filter(|_| self.acked.iter().all(|acked| acked.sent))?;
+        let last = self.acked.back().filter(|_| self.unsent == 0)?;
         Some((self.first_ack + self.acked.len() as u64 - 1, last.reply.clone()))
     }
 
     /// The server has all acks up to this number.
     pub(crate) fn confirm_acks(&mut self, number: u64) {
-        while self.first_ack <= number && self.acked.pop_front().is_some() {
+        while self.first_ack <= number
+            && let Some(acked) = self.acked.pop_front()
+        {
             self.first_ack += 1;
+            self.unsent -= usize::from(!acked.sent);
         }
     }
 
@@ -367,6 +377,26 @@ mod tests {
         intake.doubt_acks();
         assert_eq!(intake.unsent_acks(), [reply("r4")]);
         assert_eq!(intake.last_ack().unwrap().0, 3);
+    }
+
+    #[test]
+    fn of_many_acks_those_that_are_to_be_sent_are_found_in_their_order() {
+        let mut intake = Intake::default();
+        for sequence in 1..=9 {
+            arrive(&mut intake, sequence, false);
+        }
+        taken(&mut intake, 9);
+        for sequence in 1..=9 {
+            intake.settle(sequence);
+            if sequence % 3 != 0 {
+                intake.ack_was_sent(sequence);
+            }
+        }
+        assert_eq!(intake.unsent_acks(), [reply("r3"), reply("r6"), reply("r9")]);
+        assert!(intake.unsent_acks().is_empty() && intake.last_ack().is_some());
+        intake.doubt_acks();
+        intake.confirm_acks(7);
+        assert_eq!(intake.unsent_acks(), [reply("r9")], "the server has the others");
     }
 
     #[test]

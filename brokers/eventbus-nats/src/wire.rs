@@ -56,7 +56,7 @@ pub(crate) fn write(envelope: &Envelope, mode: ContentMode) -> Result<Written, D
     let payload = match mode {
         ContentMode::Binary => {
             for (name, value) in envelope.attributes() {
-                headers.append(attribute(name), percent_encode(&value).into_owned());
+                headers.append(attribute(name), encoded(value));
             }
             envelope.payload()?.clone()
         }
@@ -87,6 +87,14 @@ pub(crate) fn message_id(envelope: &Envelope) -> String {
     }
 }
 
+/// A value as a header carries it; it is copied only where that differs.
+fn encoded(value: Cow<'_, str>) -> String {
+    match percent_encode(&value) {
+        Cow::Borrowed(_) => value.into_owned(),
+        Cow::Owned(encoded) => encoded,
+    }
+}
+
 /// The headers so far, and their size on the wire.
 struct Sized {
     map: HeaderMap,
@@ -97,10 +105,8 @@ impl Sized {
     fn append(&mut self, name: HeaderName, value: String) {
         let text: &str = name.as_ref();
         self.size += text.len() + value.len() + ": \r\n".len();
-        // Every value is plain text or was encoded, so that none is refused.
-        if let Ok(value) = value.parse::<HeaderValue>() {
-            self.map.append(name, value);
-        }
+        // Every value is plain text or was encoded: there is no line break that would be refused.
+        self.map.append(name, HeaderValue::from(value));
     }
 }
 
