@@ -37,18 +37,15 @@ pub fn read_binary<'a>(
 ) -> Envelope {
     let attributes: Vec<_> = attributes.into_iter().collect();
     let given = |name: &str| attributes.iter().any(|(other, value)| *other == name && !value.is_empty());
-    let timed = attributes.iter().any(|(name, value)| *name == "time" && value.parse::<Timestamp>().is_ok());
     let identified = given("id");
     let Carried { topic, id, time } = carried;
-    let pairs = attributes.iter().map(|(name, value)| (*name, value.as_ref()));
-    let mut envelope = Envelope::from_attributes(topic, pairs, headers, payload);
-    if !identified {
-        envelope = envelope.with_id(id);
-    }
-    if !timed {
-        envelope = envelope.with_time(time);
-    }
-    envelope
+    // It takes long to read a time, so it is read once.
+    let mut times = attributes.iter().rev().filter(|(name, _)| *name == "time");
+    let time = times.find_map(|(_, value)| value.parse().ok()).unwrap_or(time);
+    let others = attributes.iter().filter(|(name, _)| *name != "time");
+    let pairs = others.map(|(name, value)| (*name, value.as_ref()));
+    let envelope = Envelope::from_attributes(topic, pairs, headers, payload).with_time(time);
+    if identified { envelope } else { envelope.with_id(id) }
 }
 
 #[cfg(test)]
