@@ -93,6 +93,7 @@ mod topology;
 mod unreadable;
 mod wire;
 
+pub use async_nats;
 pub use broker::NatsBroker;
 pub use config::{NatsBrokerBuilder, Storage};
 pub use wire::ContentMode;
