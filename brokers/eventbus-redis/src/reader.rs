@@ -148,10 +148,14 @@ impl Reader<'_> {
     }
 
     async fn latest_news(&mut self) -> Result<Place, Trouble> {
+        let answer = self.send("cannot read the news of the bus", &self.ask_for_news()).await?;
+        Ok(latest(answer))
+    }
+
+    fn ask_for_news(&self) -> Cmd {
         let mut command = redis::cmd("XREVRANGE");
         command.arg(self.claim.store.keys.news()).arg("+").arg("-").arg("COUNT").arg(1);
-        let answer = self.send("cannot read the news of the bus", &command).await?;
-        Ok(entry::entries(answer).first().map_or(Place::START, |entry| entry.place))
+        command
     }
 
     /// Finds the streams that the group reads, and begins it on those that are new.
@@ -281,7 +285,7 @@ impl Reader<'_> {
     async fn take_over(&mut self) -> Result<(), Trouble> {
         let (claim, what) = (self.claim, "cannot take a group over");
         let keys = &claim.store.keys;
-        if !claim.competing && !self.watch().await? {
+        if !claim.competing && !self.fence().await? {
             claim.lose();
             return Ok(());
         }
@@ -377,6 +381,24 @@ impl Reader<'_> {
         Ok(entry::text(known).is_some_and(|known| known == token))
     }
 
+    /// Guards what is read next, and keeps the server from running what was asked for on an earlier connection once that
+    /// is listed which is pending: it would come late, behind newer events of its keys. Such a read watches the token, which
+    /// is written anew. `false`: the group is somebody else's.
+    async fn fence(&mut self) -> Result<bool, Trouble> {
+        if !self.watch().await? {
+            return Ok(false);
+        }
+        let key = self.claim.store.keys.token(&self.claim.group, &self.claim.pattern);
+        let token = self.claim.state().token.clone();
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("MULTI").cmd("SET").arg(&key).arg(token).cmd("EXEC");
+        for answer in self.run("cannot guard a group", &pipeline, 3).await? {
+            checked("cannot guard a group", answer)?;
+        }
+        // Where it was not written, somebody else has the group.
+        self.watch().await
+    }
+
     /// Runs commands that hand deliveries out, all at one moment. None: the group is somebody else's, and nothing was
     /// handed out.
     async fn guarded(&mut self, what: &str, commands: Vec<Cmd>) -> Result<Option<Vec<Value>>, Trouble> {
@@ -469,8 +491,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Whether something is pending that is not known here: a read of an earlier connection was still in the server's hands
-    /// when this one looked.
+    /// Whether something is pending that is not known here, for whatever reason: it would wait for the next connection.
     async fn has_strays(&mut self) -> Result<bool, Trouble> {
         let mut pending = 0;
         for (_, source) in self.sources() {
@@ -552,12 +573,15 @@ impl Reader<'_> {
         sources.iter().for_each(|(_, source)| _ = command.arg(&source.key));
         sources.iter().for_each(|_| _ = command.arg(">"));
         let clock = redis::cmd("GET").arg(claim.store.keys.clock()).clone();
-        let Some(answers) = self.guarded("cannot read events", vec![command, clock]).await? else {
+        // A topic that is new at this moment may have events before those that are read now.
+        let news = self.ask_for_news();
+        let Some(answers) = self.guarded("cannot read events", vec![command, clock, news]).await? else {
             return Ok(0);
         };
         let mut answers = answers.into_iter();
         let found = entry::streams(answers.next().unwrap_or_default());
         let clock = answers.next().as_ref().and_then(entry::place_of).unwrap_or(Place::START);
+        let news = latest(answers.next().unwrap_or_default());
         self.busy = found.len();
         let mut read = Vec::with_capacity(found.len());
         let (mut count, mut full) = (0, false);
@@ -576,6 +600,15 @@ impl Reader<'_> {
         if count == 0 {
             // Whatever there was at this moment was delivered to somebody.
             self.seen.iter_mut().for_each(|seen| *seen = (*seen).max(clock));
+        }
+        if news > self.news && !claim.pattern.is_exact() {
+            self.news = news;
+            for (number, entries) in read {
+                entries.into_iter().for_each(|(place, entry)| self.merge.hold(number, place, entry));
+            }
+            self.find_topics().await?;
+            // What waits is handed out by the next read, which knows the new topics.
+            return Ok(count.max(1));
         }
         let ready = self.merge.take(read, limit);
         if count > 0 {
@@ -767,6 +800,11 @@ impl Registered {
         }
         Self { known, skips, streams }
     }
+}
+
+/// The place of the last entry that was asked for.
+fn latest(answer: Value) -> Place {
+    entry::entries(answer).first().map_or(Place::START, |entry| entry.place)
 }
 
 /// Whether a claim has its group.
