@@ -51,7 +51,7 @@ const fn on(purpose: &'static str, server: &'static str, arguments: &'static [&'
 const STEPS: &[Step] = &[
     step("format", &["fmt", "--all", "--check"]),
     step("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
-    tests("unit, integration and UI tests", &["test", "--workspace", "--all-targets"]),
+    tests("unit, integration and UI tests", &["test", "--workspace", "--all-targets", "--no-fail-fast"]),
     // The models include sources of core, whose examples run there.
     tests("documentation tests", &["test", "--workspace", "--exclude", "eventbus-models", "--doc"]),
     Step {
@@ -104,7 +104,11 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = String>) -> ExitCode {
         }
     };
     match pass(embedded) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(failed) if failed.is_empty() => ExitCode::SUCCESS,
+        Ok(failed) => {
+            failed.iter().for_each(|command| eprintln!("== failed: {command}"));
+            ExitCode::FAILURE
+        }
         Err(error) => {
             eprintln!("== {error}");
             ExitCode::FAILURE
@@ -112,9 +116,10 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     }
 }
 
-fn pass(embedded: bool) -> io::Result<()> {
+/// Takes every step, also after one that failed, and says which those were: one run tells all.
+fn pass(embedded: bool) -> io::Result<Vec<String>> {
     let mut servers = if embedded { None } else { Some(Beside::begin(SERVERS)?) };
-    let mut variables = Vec::new();
+    let (mut variables, mut failed) = (Vec::new(), Vec::new());
     let steps: Vec<_> = STEPS.iter().filter(|step| !embedded || step.server.is_none()).collect();
     for (number, step) in steps.iter().enumerate() {
         if let (Tests::Workspace, Some(servers)) = (step.tests, &mut servers) {
@@ -131,19 +136,24 @@ fn pass(embedded: bool) -> io::Result<()> {
             .envs(step.server.map(|server| address(server, &variables)).transpose()?)
             .status()
             .map_err(|error| io::Error::new(error.kind(), format!("cannot run `{command}`: {error}")))?;
-        if !status.success() {
-            return Err(io::Error::other(format!("failed ({status}): {command}")));
+        let seconds = started.elapsed().as_secs();
+        if status.success() {
+            println!("== done in {seconds} s");
+        } else {
+            eprintln!("== failed after {seconds} s ({status})");
+            failed.push(command);
         }
-        println!("== done in {} s", started.elapsed().as_secs());
     }
-    println!("\n== all {} steps passed", steps.len());
+    if failed.is_empty() {
+        println!("\n== all {} steps passed", steps.len());
+    }
     if embedded {
         let left_out = STEPS.iter().filter(|step| step.server.is_some()).map(|step| step.purpose);
         let left_out: Vec<_> = left_out.collect();
         let (packages, steps) = (WITH_SERVERS.join(", "), left_out.join(", "));
         println!("== left out, since they need servers: the tests of {packages}; {steps}");
     }
-    Ok(())
+    Ok(failed)
 }
 
 /// The address of a server, as a program takes it.
