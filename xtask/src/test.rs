@@ -11,7 +11,7 @@ cargo xtask test [--embedded]
   --embedded        leave out what needs a server";
 
 /// The servers that tests find in their environment.
-const SERVERS: &[&str] = &["nats", "redis", "valkey"];
+const SERVERS: &[&str] = &["nats", "redis", "valkey", "rabbitmq", "kafka", "aws"];
 /// The packages whose tests need a server: those of brokers that have one, and this one.
 const WITH_SERVERS: &[&str] = &["eventbus-nats", "eventbus-redis", "xtask"];
 
@@ -106,7 +106,7 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     match pass(embedded) {
         Ok(failed) if failed.is_empty() => ExitCode::SUCCESS,
         Ok(failed) => {
-            failed.iter().for_each(|command| eprintln!("== failed: {command}"));
+            failed.iter().for_each(|failed| eprintln!("== failed: {failed}"));
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -123,25 +123,23 @@ fn pass(embedded: bool) -> io::Result<Vec<String>> {
     let steps: Vec<_> = STEPS.iter().filter(|step| !embedded || step.server.is_none()).collect();
     for (number, step) in steps.iter().enumerate() {
         if let (Tests::Workspace, Some(servers)) = (step.tests, &mut servers) {
-            variables.extend(servers.variables()?);
+            let came_up = servers.came_up()?;
+            variables.extend(came_up.variables);
+            came_up.failed.iter().for_each(|server| eprintln!("== {server}"));
+            failed.extend(came_up.failed);
         }
         let arguments = arguments(step, embedded);
         let command = format!("cargo {}", arguments.join(" "));
         println!("\n== {}/{} {}: {command}", number + 1, steps.len(), step.purpose);
         let started = Instant::now();
-        let status = Command::new(env!("CARGO"))
-            .args(arguments)
-            .envs(variables.iter().map(|(name, value)| (name, value)))
-            .envs(step.environment.iter().copied())
-            .envs(step.server.map(|server| address(server, &variables)).transpose()?)
-            .status()
-            .map_err(|error| io::Error::new(error.kind(), format!("cannot run `{command}`: {error}")))?;
+        let result = take(step, &arguments, &variables);
         let seconds = started.elapsed().as_secs();
-        if status.success() {
-            println!("== done in {seconds} s");
-        } else {
-            eprintln!("== failed after {seconds} s ({status})");
-            failed.push(command);
+        match result {
+            Ok(()) => println!("== done in {seconds} s"),
+            Err(error) => {
+                eprintln!("== failed after {seconds} s: {error}");
+                failed.push(format!("{command} ({error})"));
+            }
         }
     }
     if failed.is_empty() {
@@ -154,6 +152,17 @@ fn pass(embedded: bool) -> io::Result<Vec<String>> {
         println!("== left out, since they need servers: the tests of {packages}; {steps}");
     }
     Ok(failed)
+}
+
+/// Runs a step, with what the tests are told of the servers.
+fn take(step: &Step, arguments: &[&str], variables: &[(String, String)]) -> io::Result<()> {
+    let status = Command::new(env!("CARGO"))
+        .args(arguments)
+        .envs(variables.iter().map(|(name, value)| (name, value)))
+        .envs(step.environment.iter().copied())
+        .envs(step.server.map(|server| address(server, variables)).transpose()?)
+        .status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) }
 }
 
 /// The address of a server, as a program takes it.

@@ -14,8 +14,17 @@ const RUN: &str = "EVENTBUS_TEST_RUN";
 
 /// Servers that come up, or are up.
 pub(crate) struct Beside {
-    coming: Option<JoinHandle<io::Result<Variables>>>,
+    coming: Option<JoinHandle<io::Result<CameUp>>>,
     guard: Child,
+}
+
+/// What has come of bringing servers up.
+#[derive(Default)]
+pub(crate) struct CameUp {
+    /// What the tests are to be told of those that are up.
+    pub(crate) variables: Variables,
+    /// What did not come up, and why.
+    pub(crate) failed: Vec<String>,
 }
 
 impl Beside {
@@ -30,17 +39,17 @@ impl Beside {
         Ok(Self { coming: Some(thread::spawn(move || bring_up(&kinds, run))), guard })
     }
 
-    /// Waits until all are up, and gives what the tests are to be told. Asked again, it has nothing to add.
+    /// Waits until each is up or has failed. Asked again, it has nothing to add.
     ///
     /// # Errors
     ///
-    /// What did not come up.
-    pub(crate) fn variables(&mut self) -> io::Result<Variables> {
-        let Some(coming) = self.coming.take() else { return Ok(Variables::new()) };
+    /// What keeps all of them down.
+    pub(crate) fn came_up(&mut self) -> io::Result<CameUp> {
+        let Some(coming) = self.coming.take() else { return Ok(CameUp::default()) };
         let began = Instant::now();
-        let variables = coming.join().map_err(|_| io::Error::other("bringing up the servers panicked"))??;
-        println!("== the servers are up ({:.1} s waited for)", began.elapsed().as_secs_f64());
-        Ok(variables)
+        let came_up = coming.join().map_err(|_| io::Error::other("bringing up the servers panicked"))??;
+        println!("== {:.1} s waited for the servers", began.elapsed().as_secs_f64());
+        Ok(came_up)
     }
 }
 
@@ -72,7 +81,7 @@ fn begin_guard(run: &str) -> io::Result<Child> {
         .spawn()
 }
 
-fn bring_up(kinds: &[&'static dyn Kind], run: String) -> io::Result<Variables> {
+fn bring_up(kinds: &[&'static dyn Kind], run: String) -> io::Result<CameUp> {
     let brokers = Brokers::here()?;
     let mut servers = Vec::new();
     for kind in kinds {
@@ -81,31 +90,29 @@ fn bring_up(kinds: &[&'static dyn Kind], run: String) -> io::Result<Variables> {
             servers.push(server);
         }
     }
-    let results = thread::scope(|scope| {
-        let threads: Vec<_> = servers
-            .iter_mut()
-            .map(|server| {
-                scope.spawn(|| {
-                    let name = server.kind().name();
-                    let times = server.up(Data::Fresh, Some(&run)).map_err(|error| {
-                        io::Error::new(error.kind(), format!("{name} did not come up: {error}"))
-                    })?;
-                    println!("== {name} is {}", told_of_start(times.as_ref()).trim_start_matches("is "));
-                    Ok(())
-                })
-            })
-            .collect();
-        let join = |thread: thread::ScopedJoinHandle<'_, io::Result<()>>| match thread.join() {
-            Ok(result) => result,
-            Err(_) => Err(io::Error::other("bringing up a server panicked")),
+    let results: Vec<_> = thread::scope(|scope| {
+        let up = |mut server: Server| {
+            let times = told_of_start(server.up(Data::Fresh, Some(&run))?.as_ref());
+            println!("== {} is {}", server.kind().name(), times.trim_start_matches("is "));
+            Ok(server)
         };
-        threads.into_iter().map(join).collect::<Vec<_>>()
+        let threads: Vec<_> = servers
+            .into_iter()
+            .map(|server| (server.kind().name(), scope.spawn(move || up(server))))
+            .collect();
+        threads.into_iter().map(|(name, thread)| (name, thread.join())).collect()
     });
     brokers.write_environment()?;
-    results.into_iter().collect::<io::Result<()>>()?;
-    let mut variables = environment::variables(brokers.home(), &servers)?;
+    let (mut up, mut failed) = (Vec::new(), Vec::new());
+    for (name, result) in results {
+        match result.unwrap_or_else(|_| Err(io::Error::other("bringing it up panicked"))) {
+            Ok(server) => up.push(server),
+            Err(error) => failed.push(format!("{name} did not come up: {error}")),
+        }
+    }
+    let mut variables = environment::variables(brokers.home(), &up)?;
     variables.push((RUN.to_owned(), run));
-    Ok(variables)
+    Ok(CameUp { variables, failed })
 }
 
 /// The run of tests that this process is part of.
