@@ -105,11 +105,10 @@ impl NatsSettler {
     fn settle(&self, receipt: &Receipt) -> Result<(), BrokerError> {
         let Self(subscription) = self;
         let sequence = sequence(receipt);
-        // Where several processes handle the group at once, an ack takes nothing from another one.
         let is_ours = subscription.competing || subscription.is_sure(receipt.token);
         let settled = {
             let mut state = subscription.state.lock();
-            let is_ours = is_ours && (subscription.competing || receipt.token == state.intake.epoch());
+            let is_ours = is_ours && subscription.may_settle(&state.intake, receipt.token);
             if is_ours { state.intake.settle(sequence) } else { None }
         };
         let Some(Settled { reply, noted }) = settled else { return Err(lost(subscription)) };
@@ -161,8 +160,7 @@ impl Settler for NatsSettler {
         BrokerFuture::new(async move {
             {
                 let mut state = subscription.state.lock();
-                if (!subscription.competing && epoch != state.intake.epoch()) || !state.intake.holds(sequence)
-                {
+                if !subscription.may_settle(&state.intake, epoch) || !state.intake.holds(sequence) {
                     drop(state);
                     return Err(lost(&subscription));
                 }

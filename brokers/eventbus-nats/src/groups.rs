@@ -1,7 +1,6 @@
 //! Groups: the consumers that the server keeps, and how far each has come.
 
 use crate::broker::Shared;
-use crate::connection::Refusal;
 use crate::topology::{PRIORITY_GROUP, consumer_name, filters, owner};
 use crate::unreadable::Which;
 use async_nats::jetstream::ErrorCode;
@@ -152,7 +151,7 @@ impl Shared {
         for info in &found {
             let name = info.name.clone();
             self.put_in_place(info, &name, after, info.config.clone()).await?;
-            self.remove_notes(&name).await;
+            self.link.remove_notes(&name).await;
         }
         Ok(!found.is_empty())
     }
@@ -220,7 +219,7 @@ impl Shared {
                 config.filter_subject.clear();
                 config.filter_subjects = subjects;
             }
-            self.remove_notes(&name).await;
+            self.link.remove_notes(&name).await;
             self.put_in_place(info, &name, info.ack_floor.stream_sequence, config).await?;
             for (subject, _) in
                 self.counts(&format!("KV_{bucket}"), &format!("$KV.{bucket}.{}.>", info.name)).await?
@@ -236,7 +235,7 @@ impl Shared {
                 }
             }
             self.delete_consumer(&info.name).await?;
-            self.remove_notes(&info.name).await;
+            self.link.remove_notes(&info.name).await;
         }
         // What the other group had on patterns that this one has not.
         for info in replaced.iter().filter(|_| pattern.is_none()) {
@@ -260,6 +259,7 @@ impl Shared {
             group,
             pattern,
             from: DeliverPolicy::All,
+            again: false,
             competing: info.config.priority_groups.is_empty(),
         };
         self.link.consumer(&consumer_name(group, pattern.as_str()), &wanted)
@@ -269,7 +269,7 @@ impl Shared {
         let found = self.idle(group, pattern).await?;
         for info in &found {
             self.delete_consumer(&info.name).await?;
-            self.remove_notes(&info.name).await;
+            self.link.remove_notes(&info.name).await;
         }
         Ok(!found.is_empty())
     }
@@ -281,14 +281,6 @@ impl Shared {
             Err(refusal) if refusal.is(ErrorCode::CONSUMER_NOT_FOUND) => Ok(()),
             Err(refusal) => Err(self.link.explain(format_args!("remove the consumer `{name}`"), refusal)),
         }
-    }
-
-    async fn remove_notes(&self, consumer: &str) {
-        let bucket = self.link.settings.parked();
-        let request = serde_json::json!({ "filter": format!("$KV.{bucket}.{consumer}.>") });
-        // A note that stays is of no use to anybody, and does no harm.
-        let _: Result<IgnoredAny, Refusal> =
-            self.link.api(format!("STREAM.PURGE.KV_{bucket}"), &request).await;
     }
 }
 

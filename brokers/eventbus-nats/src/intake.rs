@@ -62,6 +62,8 @@ pub(crate) struct Settled {
 pub(crate) struct Intake {
     /// Counts how often everything was lost to another process. What was handed out earlier is no longer ours.
     epoch: u64,
+    /// The first epoch of this stream: what was handed out before is of one that is gone, and had the same numbers.
+    first_epoch: u64,
     /// In the order of the stream, so what was given back goes first.
     at_hand: VecDeque<Waiting>,
     held: HashMap<u64, Held>,
@@ -202,6 +204,21 @@ impl Intake {
         self.looked_up = 0;
         self.waits = pauses;
         std::mem::take(&mut self.at_hand)
+    }
+
+    /// The stream is another one by now, which has the same numbers for other events: nothing is kept of the former.
+    pub(crate) fn begin_anew(&mut self) -> VecDeque<Waiting> {
+        let lost = self.lose(false);
+        self.first_epoch = self.epoch;
+        self.first_ack += self.acked.len() as u64;
+        self.acked.clear();
+        self.unsent = 0;
+        lost
+    }
+
+    /// Whether what was handed out in that epoch is of this stream.
+    pub(crate) fn is_of_this_stream(&self, epoch: u64) -> bool {
+        epoch >= self.first_epoch
     }
 
     /// Something of a delivery was noted in the bucket.
@@ -439,6 +456,24 @@ mod tests {
         assert_eq!(intake.lose(false).len(), 1);
         assert!(intake.settle(1).is_none() && intake.held() == 0 && intake.epoch() == 1);
         assert_eq!(intake.unconfirmed(), 0);
+    }
+
+    #[test]
+    fn of_a_stream_that_is_gone_nothing_is_settled_in_the_next_one() {
+        let mut intake = Intake::default();
+        arrive(&mut intake, 1, false);
+        arrive(&mut intake, 2, false);
+        taken(&mut intake, 2);
+        intake.settle(2);
+        intake.begin_anew();
+        assert_eq!((intake.unconfirmed(), intake.held(), intake.last_ack()), (0, 0, None));
+        assert!(!intake.is_of_this_stream(0) && intake.is_of_this_stream(intake.epoch()));
+        assert_eq!(arrive(&mut intake, 1, false), Arrival::New);
+        assert_eq!(arrive(&mut intake, 2, true), Arrival::Again, "it is another event");
+        intake.confirm_acks(0);
+        assert!(intake.settle(1).is_some());
+        intake.ack_was_sent(1);
+        assert_eq!(intake.last_ack().map(|(number, _)| number), Some(1), "numbers of acks go on");
     }
 
     #[test]

@@ -47,8 +47,9 @@
 //! | stream | `EVENTBUS-DEAD` | `eventbus-dead.<group>.<topic>`, dots of the group as `/`: the event as it was, and headers `eventbus-dead-letter-…` |
 //! | bucket | `EVENTBUS-PARKED` | retries that wait |
 //!
-//! They are made where they are missing, or with `?topology=check` have to be there; a difference is an error with both
-//! values. Events are CloudEvents after the binding for NATS: attributes are headers `ce-…`, percent-encoded. A message of
+//! They are made where they are missing, also while a program runs, or with `?topology=check` have to be there; a
+//! difference is an error with both values. A consumer that somebody removes goes on with the first event that is not
+//! settled; where the stream is another one by then, with its first event. Events are CloudEvents after the binding for NATS: attributes are headers `ce-…`, percent-encoded. A message of
 //! any other program is an event too, in structured mode as well. Headers that NATS cannot carry as they are (line breaks,
 //! white space at the ends, names of the server's own) travel percent-encoded in `eventbus-header`.
 //!

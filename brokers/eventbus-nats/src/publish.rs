@@ -2,9 +2,12 @@
 
 use crate::connection::Link;
 use crate::wire::{self, MAX_HEADERS};
+use async_nats::jetstream::ErrorCode;
 use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use eventbus_core::lock::{Lock, Rank};
+use eventbus_core::log;
+use eventbus_core::printable::printable;
 use eventbus_core::waiters::Waiters;
 use eventbus_core::{BoxError, BrokerError, DecodeError, Envelope, PublishError, foreign};
 use eventbus_server::publishes::{Order, Overdue, Publishes, Ticket};
@@ -12,9 +15,11 @@ use futures_util::{FutureExt, StreamExt};
 use serde::Deserialize;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 /// So long a confirmation may take before the event is sent again.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -36,6 +41,8 @@ pub(crate) struct Outlet {
     /// Somebody waits until nothing is open.
     emptied: Waiters,
     batches: AtomicU64,
+    /// Nobody has taken something that was sent.
+    untaken: AtomicBool,
     hasher: RandomState,
 }
 
@@ -91,6 +98,7 @@ impl Outlet {
             open: Lock::new(Rank::BROKER, sending),
             emptied: Waiters::new(),
             batches: AtomicU64::new(0),
+            untaken: AtomicBool::new(false),
             hasher: RandomState::new(),
         });
         let task = Arc::clone(&outlet).listen(confirmations);
@@ -244,6 +252,7 @@ impl Outlet {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut connection, mut denied) = (self.link.state.times(), self.link.denied.times());
         let (mut again_at, mut ended) = (None, false);
+        let mut making: Option<JoinHandle<()>> = None;
         loop {
             tokio::select! {
                 biased;
@@ -272,6 +281,9 @@ impl Outlet {
                 }
                 _ = tick.tick() => {
                     let now = Instant::now();
+                    if making.as_ref().is_none_or(JoinHandle::is_finished) && self.untaken.swap(false, Relaxed) {
+                        making = Some(tokio::spawn(Arc::clone(&self).make_streams_again()));
+                    }
                     let Some(past) = now.checked_sub(PATIENCE) else { continue };
                     match again_at {
                         // What was on its way is confirmed by now, if it arrived.
@@ -332,6 +344,7 @@ impl Outlet {
         let (answer, said) = {
             let mut open = self.open.lock();
             if message.status == Some(StatusCode::NO_RESPONDERS) {
+                self.untaken.store(true, Relaxed);
                 match open.publishes.return_to_sender(ticket, Instant::now()) {
                     Some(age) if age > UNTAKEN => {
                         let said = format!(
@@ -350,11 +363,29 @@ impl Outlet {
                         open.publishes.return_to_sender(ticket, Instant::now());
                         return;
                     }
+                    Confirmation::Scarce(said) => {
+                        match open.publishes.return_to_sender(ticket, Instant::now()) {
+                            Some(age) if age > UNTAKEN => {
+                                (open.publishes.refuse(ticket), Answer::Refused(said))
+                            }
+                            _ => return,
+                        }
+                    }
                 }
             }
         };
         if let Some(answer) = answer {
             tell(answer, said);
+        }
+    }
+
+    /// Nobody takes what is published: the stream may be gone.
+    async fn make_streams_again(self: Arc<Self>) {
+        if let Err(error) = self.link.make_streams_again().await {
+            log::debug!(
+                target: "eventbus", error = %printable(&error.to_string()),
+                "it is not known whether the streams are there"
+            );
         }
     }
 
@@ -410,6 +441,8 @@ enum Confirmation {
     Refused(String),
     /// JetStream cannot take it now.
     Later,
+    /// It cannot for want of room, or since a cluster lags.
+    Scarce(String),
 }
 
 /// What the server has answered to a publish.
@@ -432,13 +465,20 @@ fn confirmation(payload: &[u8]) -> Confirmation {
     }
 
     match serde_json::from_slice::<Answer<'_>>(payload) {
-        Ok(Answer { error: Some(error), .. }) if error.code == 503 && error.err_code != INSUFFICIENT => {
-            Confirmation::Later
+        Ok(Answer { error: Some(error), .. }) => {
+            let said = format!("the server refuses it: {} ({})", error.description, error.err_code);
+            match ErrorCode(error.err_code) {
+                // It is being stored: an earlier time that it was sent is under way in the cluster.
+                ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT => Confirmation::Later,
+                ErrorCode::INSUFFICIENT_RESOURCES => Confirmation::Scarce(said),
+                // A limit of the stream, or of the server: it stays so until somebody makes room.
+                ErrorCode::STREAM_STORE_FAILED | ErrorCode::STORAGE_RESOURCES_EXCEEDED => {
+                    Confirmation::Refused(said)
+                }
+                _ if error.code == 503 => Confirmation::Later,
+                _ => Confirmation::Refused(said),
+            }
         }
-        Ok(Answer { error: Some(error), .. }) => Confirmation::Refused(format!(
-            "the server refuses it: {} ({})",
-            error.description, error.err_code
-        )),
         Ok(Answer { seq: Some(_), .. }) => Confirmation::Stored,
         Ok(_) => Confirmation::Refused(
             "the server has answered it with something else than a confirmation".to_owned(),
@@ -446,9 +486,6 @@ fn confirmation(payload: &[u8]) -> Confirmation {
         Err(error) => Confirmation::Refused(format!("the answer of the server cannot be read: {error}")),
     }
 }
-
-/// "insufficient storage resources available": it stays so until somebody makes room.
-const INSUFFICIENT: u64 = 10047;
 
 #[cfg(test)]
 mod tests {
@@ -463,6 +500,16 @@ mod tests {
         );
         let busy = br#"{"error":{"code":503,"err_code":10008,"description":"temporarily unavailable"}}"#;
         assert!(matches!(confirmation(busy), Confirmation::Later));
+        let twice = br#"{"error":{"code":409,"err_code":10158,"description":"duplicate message id is in process"},"seq":0}"#;
+        assert!(matches!(confirmation(twice), Confirmation::Later), "it may be stored in a moment");
+        let limit =
+            br#"{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"},"seq":0}"#;
+        assert!(
+            matches!(confirmation(limit), Confirmation::Refused(said) if said.contains("maximum messages"))
+        );
+        let scarce =
+            br#"{"error":{"code":503,"err_code":10023,"description":"insufficient resources"},"seq":0}"#;
+        assert!(matches!(confirmation(scarce), Confirmation::Scarce(_)));
         for strange in ["", "{}", "[]", "+OK"] {
             assert!(matches!(confirmation(strange.as_bytes()), Confirmation::Refused(_)), "{strange}");
         }

@@ -8,8 +8,9 @@ use crate::notes;
 use crate::publish::Outlet;
 use crate::pulls::Pulls;
 use crate::subscription::{ACK, AHEAD, NAK, Subscription, WORKING};
-use crate::topology::{PRIORITY_GROUP, Wanted, consumer_name, first};
+use crate::topology::{Birth, PRIORITY_GROUP, Wanted, consumer_name, first};
 use crate::wire::{self, Place};
+use async_nats::datetime::DateTime;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{DeliverPolicy, Info};
 use async_nats::{Message, StatusCode, Subscriber};
@@ -29,15 +30,17 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::MissedTickBehavior;
 
 /// How long the server may keep an ask for messages.
-const EXPIRES: Duration = Duration::from_secs(30);
+pub(crate) const EXPIRES: Duration = Duration::from_secs(30);
 /// How often it says meanwhile that it is there.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// So long it may say nothing.
 const SILENCE: Duration = Duration::from_secs(6);
 /// How many bytes of messages a subscription may have that are not settled, before it asks for no more.
-const BYTES: usize = 64 << 20;
+pub(crate) const BYTES: usize = 64 << 20;
 /// How many messages are taken in before others have a turn.
 const AT_ONCE: usize = 256;
+/// How long nothing is asked for once the server has refused to be asked.
+const REST: Duration = Duration::from_secs(1);
 /// How many notes are looked for at once.
 const LOOKUPS: usize = 64;
 /// Of how many deliveries another process may have had open, so that they are asked for one by one. Others come when
@@ -60,7 +63,10 @@ pub(crate) async fn open(
             link.client.server_info().version
         )));
     }
-    let wanted = Wanted { group: &group, pattern: &pattern, from: first(start), competing };
+    let birth = link.birth().await;
+    let birth =
+        birth.map_err(|refusal| link.explain(format_args!("subscribe the group `{group}`"), refusal))?;
+    let wanted = Wanted { group: &group, pattern: &pattern, from: first(start), again: false, competing };
     let (is_new, info) = link.ensure_consumer(&wanted).await?;
     if pinned(&info).is_none() {
         // Nothing is asked for before: the client does not survive all that it cannot read.
@@ -106,8 +112,13 @@ pub(crate) async fn open(
         ticks: 0,
         some_reply: None,
         latest: 0,
+        // A new group begins behind what there is.
+        floor: if is_new { info.delivered.stream_sequence } else { info.ack_floor.stream_sequence },
+        birth,
+        made: info.created,
         delivery: 0,
         broken: false,
+        rests: None,
         subscription: Arc::clone(&subscription),
     };
     Ok((subscription, deliveries, task.run(messages, notes)))
@@ -127,11 +138,17 @@ enum Looked {
     /// The state of the consumer, asked for in that epoch.
     State(u64, Result<Box<Info>, Refusal>),
     /// A consumer that was gone was made again.
-    Made(Result<(), BrokerError>),
+    Made(Result<Found, BrokerError>),
+}
+
+/// What a consumer is, and of which stream.
+struct Found {
+    birth: Birth,
+    made: DateTime,
 }
 
 /// A note that was looked for.
-struct Found {
+struct Note {
     epoch: u64,
     waiting: Waiting,
     noted: bool,
@@ -149,7 +166,7 @@ struct Task {
     keeps: VecDeque<(u64, Instant)>,
     /// It is waited for what another process had open, or what was lost on its way.
     takeover: Option<Takeover>,
-    lookups: FuturesUnordered<BrokerFuture<Found>>,
+    lookups: FuturesUnordered<BrokerFuture<Note>>,
     /// Redelivered messages whose notes are looked for later.
     queued: Vec<(u64, Waiting)>,
     looks: FuturesUnordered<BrokerFuture<Looked>>,
@@ -163,10 +180,18 @@ struct Task {
     some_reply: Option<String>,
     /// The place of the latest message that came.
     latest: u64,
+    /// Everything up to there is settled, by whichever process.
+    floor: u64,
+    /// The stream of the events: another one has the same numbers for other events.
+    birth: Birth,
+    /// When the consumer was made.
+    made: DateTime,
     /// The number of the latest delivery. Whoever has the group gets all of them.
     delivery: u64,
     /// The consumer is gone.
     broken: bool,
+    /// Nothing is asked for until then.
+    rests: Option<Instant>,
 }
 
 struct Takeover {
@@ -227,6 +252,9 @@ impl Task {
     /// Asks for messages where there is room for them.
     async fn ask(&mut self) {
         if !self.is_up() || self.broken || !self.mends.is_empty() {
+            return;
+        }
+        if self.rests.is_some_and(|until| Instant::now() < until) {
             return;
         }
         let (at_hand, held, bytes) = {
@@ -392,11 +420,11 @@ impl Task {
             if let Some((attempt, parked)) = note {
                 (waiting.attempt, waiting.parked) = (attempt, Some(parked));
             }
-            Found { epoch, waiting, noted }
+            Note { epoch, waiting, noted }
         }));
     }
 
-    fn found(&mut self, Found { epoch, waiting, noted }: Found) {
+    fn found(&mut self, Note { epoch, waiting, noted }: Note) {
         self.subscription.state.lock().intake.found(epoch, waiting, noted);
         if let Some((epoch, waiting)) = self.queued.pop() {
             self.look_up(epoch, waiting);
@@ -428,10 +456,25 @@ impl Task {
             StatusCode::REQUEST_TERMINATED if ENDED.iter().any(|ended| description.contains(ended)) => {
                 self.is_still_ours(sent);
             }
+            StatusCode::REQUEST_TERMINATED if description.starts_with("Exceeded Max") => {
+                self.refused(description)
+            }
             // The server is shut down, or another one leads.
             StatusCode::REQUEST_TERMINATED if !description.contains("Deleted") => self.pulls.forget(),
             _ => self.look_for_consumer(),
         }
+    }
+
+    /// Somebody has given the consumer limits, so that the server does not let it be asked like this. To ask again at once
+    /// would be refused as fast as that.
+    fn refused(&mut self, description: &str) {
+        self.pulls.forget();
+        self.rests = Some(Instant::now() + REST);
+        let Subscription { group, consumer, .. } = &*self.subscription;
+        self.subscription.fail(format!(
+            "the server lets nothing be asked for the group `{group}`: {description}; change the limits of the consumer \
+             `{consumer}`"
+        ));
     }
 
     /// The server has answered what it was asked then, so the group was ours.
@@ -532,7 +575,9 @@ impl Task {
     async fn looked(&mut self, looked: Looked) {
         let (epoch, info) = match looked {
             Looked::State(epoch, Ok(info)) => (epoch, info),
-            Looked::State(_, Err(refusal)) if refusal.is(ErrorCode::CONSUMER_NOT_FOUND) => {
+            Looked::State(_, Err(refusal))
+                if refusal.is(ErrorCode::CONSUMER_NOT_FOUND) || refusal.is(ErrorCode::STREAM_NOT_FOUND) =>
+            {
                 return self.make_again();
             }
             Looked::State(_, Err(_)) => {
@@ -541,13 +586,14 @@ impl Task {
                 }
                 return;
             }
-            Looked::Made(Ok(())) => {
-                self.broken = false;
-                self.pulls.forget();
-                return;
-            }
+            Looked::Made(Ok(found)) => return self.go_on(found),
             Looked::Made(Err(error)) => return self.subscription.fail(error.to_string()),
         };
+        if info.created != self.made {
+            // Somebody has made it again, and the stream perhaps as well.
+            return self.make_again();
+        }
+        self.floor = self.floor.max(info.ack_floor.stream_sequence);
         if self.pin.is_none() {
             self.subscription.stands_by.store(pinned(&info).is_some(), Ordering::Release);
         }
@@ -604,36 +650,35 @@ impl Task {
         if !self.looks.is_empty() {
             return;
         }
-        let (subscription, from) = (Arc::clone(&self.subscription), self.next_place());
+        self.raise_floor();
+        let (subscription, birth, floor) = (Arc::clone(&self.subscription), self.birth.clone(), self.floor);
         self.looks.push(BrokerFuture::new(async move {
             tokio::time::sleep(Duration::from_millis(500)).await;
-            let wanted = Wanted {
-                group: &subscription.group,
-                pattern: &subscription.pattern,
-                from,
-                competing: subscription.competing,
-            };
-            let made = subscription.link.ensure_consumer(&wanted).await;
-            Looked::Made(made.map(|(is_new, _)| {
-                if is_new {
-                    log::warn!(
-                        target: "eventbus", group = %printable(&subscription.group),
-                        pattern = %printable(&subscription.pattern),
-                        "the consumer of the group was gone; it was made again, and goes on with the first event that is not settled"
-                    );
-                }
-            }))
+            Looked::Made(subscription.make_again(&birth, floor).await)
         }));
     }
 
-    /// Where a consumer goes on that is made again: with the first event that is not settled.
-    fn next_place(&self) -> DeliverPolicy {
-        let lowest = self.subscription.state.lock().intake.lowest();
-        match (lowest, self.latest) {
-            (Some(lowest), _) => DeliverPolicy::ByStartSequence { start_sequence: lowest },
-            (None, 0) => DeliverPolicy::New,
-            (None, latest) => DeliverPolicy::ByStartSequence { start_sequence: latest + 1 },
+    /// What is settled, as far as this process knows it by itself: it has everything that is open.
+    fn raise_floor(&mut self) {
+        if self.pin.is_some() && self.takeover.is_none() {
+            let lowest = self.subscription.state.lock().intake.lowest();
+            self.floor = self.floor.max(lowest.map_or(self.latest, |lowest| lowest.saturating_sub(1)));
         }
+    }
+
+    /// The consumer is there again, made here or by another process.
+    fn go_on(&mut self, found: Found) {
+        self.broken = false;
+        self.pulls.forget();
+        self.made = found.made;
+        if found.birth != self.birth {
+            self.birth = found.birth;
+            self.queued.clear();
+            (self.pin, self.takeover, self.barrier, self.some_reply) = (None, None, None, None);
+            (self.latest, self.floor, self.delivery) = (0, 0, 0);
+            self.subscription.begin_anew();
+        }
+        self.look_if_waiting();
     }
 
     /// Another connection: what was asked for on the former one does not come, and acks may be lost.
@@ -701,9 +746,10 @@ impl Task {
         if self.pulls.is_silent(SILENCE, now) {
             self.pulls.forget();
             self.look();
-        } else if self.pin.is_none() && !self.subscription.competing && self.ticks.is_multiple_of(5) {
+        } else if self.pin.is_none() && self.ticks.is_multiple_of(5) {
             self.look();
         }
+        self.raise_floor();
         if self.broken {
             self.make_again();
         }
@@ -806,6 +852,38 @@ impl Task {
     }
 }
 
+impl Subscription {
+    /// Makes the consumer again that is gone: behind the event up to which all are settled, or from the first one on, where
+    /// the stream is another one by now.
+    async fn make_again(&self, birth: &Birth, settled: u64) -> Result<Found, BrokerError> {
+        let Self { link, group, pattern, consumer, competing, .. } = self;
+        link.make_streams_again().await?;
+        let found = link.birth().await;
+        let found =
+            found.map_err(|refusal| link.explain(format_args!("go on with the group `{group}`"), refusal))?;
+        let from = match found == *birth {
+            true => DeliverPolicy::ByStartSequence { start_sequence: settled + 1 },
+            false => DeliverPolicy::All,
+        };
+        let wanted = Wanted { group, pattern, from, again: true, competing: *competing };
+        let (is_new, info) = link.ensure_consumer(&wanted).await?;
+        if is_new && found == *birth {
+            log::warn!(
+                target: "eventbus", group = %printable(group), pattern = %printable(pattern),
+                "the consumer of the group was gone; it was made again, and goes on with the first event that is not settled"
+            );
+        } else if is_new {
+            // They are of events that had the same numbers.
+            link.remove_notes(consumer).await;
+            log::warn!(
+                target: "eventbus", group = %printable(group), pattern = %printable(pattern),
+                "the stream of the events is another one by now; the group begins with its first event"
+            );
+        }
+        Ok(Found { birth: found, made: info.created })
+    }
+}
+
 async fn sleep_until(at: Option<tokio::time::Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
@@ -832,6 +910,14 @@ impl Link {
             }
         }
         None
+    }
+
+    /// Removes everything that was noted of events of a consumer.
+    pub(crate) async fn remove_notes(&self, consumer: &str) {
+        let bucket = self.settings.parked();
+        let request = serde_json::json!({ "filter": format!("$KV.{bucket}.{consumer}.>") });
+        // A note that stays is of no use to anybody, and does no harm.
+        let _: Result<IgnoredAny, Refusal> = self.api(format!("STREAM.PURGE.KV_{bucket}"), &request).await;
     }
 
     /// Removes what was noted.

@@ -120,6 +120,12 @@ impl Subscription {
         self.epoch.load(Ordering::Acquire) == epoch
     }
 
+    /// Whether what was handed out in that epoch may be settled. Where several processes handle the group at once, an ack
+    /// takes nothing from another one; but a stream that was made anew has the same numbers for other events.
+    pub(crate) fn may_settle(&self, intake: &Intake, epoch: u64) -> bool {
+        if self.competing { intake.is_of_this_stream(epoch) } else { epoch == intake.epoch() }
+    }
+
     /// Whether a handler may be begun: the server said a moment ago that the group is ours.
     pub(crate) fn may_begin(&self) -> bool {
         let spare = self.link.settings.ack_wait.mul_f64(1.0 - SURE);
@@ -146,6 +152,17 @@ impl Subscription {
         };
         self.epoch.store(epoch, Ordering::Release);
         // Events are dropped without the lock.
+        drop(lost);
+        self.changed.tell();
+    }
+
+    /// The stream is another one by now.
+    pub(crate) fn begin_anew(&self) {
+        let (lost, epoch) = {
+            let mut state = self.state.lock();
+            (state.intake.begin_anew(), state.intake.epoch())
+        };
+        self.epoch.store(epoch, Ordering::Release);
         drop(lost);
         self.changed.tell();
     }

@@ -2,13 +2,17 @@
 
 use crate::config::{Settings, Storage};
 use crate::connection::{Link, Nothing, Refusal};
+use crate::subscribe::{BYTES, EXPIRES};
+use crate::subscription::AHEAD;
 use crate::unreadable::Which;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PriorityPolicy, ReplayPolicy};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 use eventbus_core::broker::{Start, Topology};
+use eventbus_core::log;
+use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, Pattern};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// The priority group of each consumer that one process handles at a time.
@@ -101,8 +105,8 @@ pub(crate) fn owner(config: &consumer::Config) -> Option<(&str, &str)> {
 }
 
 impl Link {
-    /// Makes the streams, or finds them as they should be.
-    pub(crate) async fn ensure_streams(&self) -> Result<(), BrokerError> {
+    /// Makes the streams, or finds them as they should be. `true`: that of the events was made.
+    pub(crate) async fn ensure_streams(&self) -> Result<bool, BrokerError> {
         let Settings { prefix, .. } = &self.settings;
         let events = stream::Config {
             name: self.settings.stream.clone(),
@@ -133,10 +137,28 @@ impl Link {
             deny_delete: true,
             ..self.stream()
         };
-        for (config, is_ours) in [(events, true), (dead, false), (parked, false)] {
-            self.ensure_stream(config, is_ours).await?;
+        let mut made = false;
+        for (config, is_first) in [(events, true), (dead, false), (parked, false)] {
+            made |= self.ensure_stream(config, is_first).await? && is_first;
+        }
+        Ok(made)
+    }
+
+    /// Makes streams again that are gone, where this program makes any.
+    pub(crate) async fn make_streams_again(&self) -> Result<(), BrokerError> {
+        if self.settings.topology == Topology::Create && self.ensure_streams().await? {
+            log::error!(
+                target: "eventbus", stream = %printable(&self.settings.stream),
+                "the stream of the events was gone: somebody has removed it, or the server has lost its data; it was made \
+                 again, and what was in it is lost"
+            );
         }
         Ok(())
+    }
+
+    /// What tells the stream of the events from an earlier one of its name.
+    pub(crate) async fn birth(&self) -> Result<Birth, Refusal> {
+        self.api(format!("STREAM.INFO.{}", self.settings.stream), &Nothing {}).await
     }
 
     fn stream(&self) -> stream::Config {
@@ -157,7 +179,7 @@ impl Link {
         }
     }
 
-    async fn ensure_stream(&self, wanted: stream::Config, is_first: bool) -> Result<(), BrokerError> {
+    async fn ensure_stream(&self, wanted: stream::Config, is_first: bool) -> Result<bool, BrokerError> {
         let name = wanted.name.clone();
         let info = |refusal| self.explain(format_args!("look at the stream `{name}`"), refusal);
         let found = match self.api::<stream::Info>(format!("STREAM.INFO.{name}"), &Nothing {}).await {
@@ -172,7 +194,7 @@ impl Link {
                 }
                 let make = self.api::<stream::Info>(format!("STREAM.CREATE.{name}"), &wanted).await;
                 match make {
-                    Ok(_) => return Ok(()),
+                    Ok(_) => return Ok(true),
                     // Another program has made it just now.
                     Err(refusal) if refusal.is(ErrorCode::STREAM_NAME_EXIST) => {
                         self.api::<stream::Info>(format!("STREAM.INFO.{name}"), &Nothing {})
@@ -189,7 +211,7 @@ impl Link {
         };
         let differences = self.differences_of_stream(&wanted, &found, is_first);
         if differences.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         Err(BrokerError::new(format!(
             "the stream `{name}` is there with other settings: {}; change the stream (`nats stream edit {name}`), or the \
@@ -384,6 +406,11 @@ impl Link {
 
     /// How a consumer is made.
     pub(crate) fn consumer(&self, name: &str, wanted: &Wanted<'_>) -> consumer::Config {
+        let subject = self.settings.subject(wanted.pattern.as_str());
+        let (filter_subject, filter_subjects) = match wanted.again {
+            true => (String::new(), vec![subject, self.settings.again(name, ">")]),
+            false => (subject, Vec::new()),
+        };
         let metadata = [(GROUP, wanted.group), (PATTERN, wanted.pattern.as_str())];
         consumer::Config {
             durable_name: Some(name.to_owned()),
@@ -395,7 +422,8 @@ impl Link {
             // It is our own limits that end first.
             max_deliver: -1,
             max_ack_pending: -1,
-            filter_subject: self.settings.subject(wanted.pattern.as_str()),
+            filter_subject,
+            filter_subjects,
             replay_policy: ReplayPolicy::Instant,
             metadata: metadata.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             priority_policy: if wanted.competing {
@@ -410,6 +438,12 @@ impl Link {
     }
 }
 
+/// When a stream was made, as the server says it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Birth {
+    created: String,
+}
+
 /// The consumer that a group is to have on a pattern.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted<'a> {
@@ -417,6 +451,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) pattern: &'a Pattern,
     /// Where it begins, if it is made.
     pub(crate) from: DeliverPolicy,
+    /// It was there before, and may have had events that go back to this group only.
+    pub(crate) again: bool,
     /// Whether several processes handle it at once.
     pub(crate) competing: bool,
 }
@@ -441,8 +477,9 @@ pub(crate) fn filters(config: &consumer::Config) -> Vec<String> {
 fn differences_of_consumer(wanted: &consumer::Config, found: &consumer::Config) -> Vec<String> {
     let mut differences = Differences::default();
     // A second one is for what is delivered again.
-    if filters(found).first() != Some(&wanted.filter_subject) {
-        differences.add("filter_subject", &wanted.filter_subject, &filters(found));
+    let (subject, subjects) = (filters(wanted).into_iter().next().unwrap_or_default(), filters(found));
+    if subjects.first() != Some(&subject) {
+        differences.add("filter_subject", &subject, &subjects);
     }
     differences.compare("ack_policy", &wanted.ack_policy, &found.ack_policy);
     if found.max_deliver > 0 {
@@ -451,6 +488,20 @@ fn differences_of_consumer(wanted: &consumer::Config, found: &consumer::Config) 
     if found.max_ack_pending > 0 && found.max_ack_pending < 1_000 {
         differences.compare("max_ack_pending", &wanted.max_ack_pending, &found.max_ack_pending);
     }
+    // Of as much it is asked at once.
+    let at_most =
+        |found: i64, asked: usize| found > 0 && usize::try_from(found).is_ok_and(|found| found < asked);
+    if at_most(found.max_batch, AHEAD) {
+        differences.compare("max_batch", &wanted.max_batch, &found.max_batch);
+    }
+    if at_most(found.max_bytes, BYTES) {
+        differences.compare("max_bytes", &wanted.max_bytes, &found.max_bytes);
+    }
+    if !found.max_expires.is_zero() && found.max_expires < EXPIRES {
+        differences.compare("max_expires", &wanted.max_expires, &found.max_expires);
+    }
+    // A group that nobody handles for a while would be gone, with its place.
+    differences.compare("inactive_threshold", &wanted.inactive_threshold, &found.inactive_threshold);
     differences.compare("replay_policy", &wanted.replay_policy, &found.replay_policy);
     differences.compare("headers_only", &false, &found.headers_only);
     differences.compare("deliver_subject", &None, &found.deliver_subject);

@@ -1,0 +1,317 @@
+//! Consumers and streams that somebody removes, empties or limits on the server while programs go on. Names are
+//! promises.
+
+mod support;
+
+use async_nats::jetstream::consumer::Config;
+use async_nats::jetstream::{self, Context};
+use eventbus::PublishError;
+use eventbus::broker::{Broker, DeadLetter, FailureKind};
+use eventbus_nats::NatsBroker;
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use std::future::poll_fn;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use support::faults::Server;
+use support::proxy::Proxy;
+use support::{Place, ack, event, number, receive_all, request};
+
+fn jetstream(broker: &NatsBroker) -> Context {
+    jetstream::new(broker.client())
+}
+
+async fn stream_of(broker: &NatsBroker, place: &Place) -> jetstream::stream::Stream {
+    jetstream(broker).get_stream(&place.name).await.unwrap()
+}
+
+/// The name of the only consumer of a stream.
+async fn consumer_of(broker: &NatsBroker, place: &Place) -> String {
+    stream_of(broker, place).await.consumer_names().next().await.unwrap().unwrap()
+}
+
+async fn remove_consumer(broker: &NatsBroker, place: &Place) {
+    let name = consumer_of(broker, place).await;
+    stream_of(broker, place).await.delete_consumer(&name).await.unwrap();
+}
+
+/// Changes it as somebody does with the tools of NATS.
+async fn change_consumer(broker: &NatsBroker, place: &Place, change: impl FnOnce(&mut Config)) {
+    let name = consumer_of(broker, place).await;
+    let mut config = stream_of(broker, place).await.consumer_info(&name).await.unwrap().config;
+    change(&mut config);
+    let request = serde_json::json!({ "stream_name": place.name, "config": config, "action": "update" });
+    let subject = format!("CONSUMER.CREATE.{}.{name}", place.name);
+    let answer: serde_json::Value = jetstream(broker).request(subject, &request).await.unwrap();
+    assert!(answer["error"].is_null(), "{answer}");
+}
+
+#[tokio::test]
+async fn a_group_whose_consumer_is_removed_before_its_first_event_misses_none() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    broker.publish(event("a.b", "k", 0)).await.unwrap();
+    let mut deliveries = broker.subscribe(request("g", ">")).await.unwrap();
+    remove_consumer(&broker, &place).await;
+    for number in 1..=5 {
+        broker.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    let received = receive_all(&mut deliveries, 5).await;
+    assert!(received.iter().map(number).eq(1..=5), "{:?}", received.iter().map(number).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_process_that_stands_by_makes_a_removed_consumer_where_the_group_was() {
+    let proxy = Proxy::to(&support::server()).await;
+    let place = Place::at(proxy.url());
+    let first = place.broker().await;
+    let mut had = first.subscribe(request("g", ">")).await.unwrap();
+    let direct = place.by_way_of(support::server());
+    let second = direct.broker().await;
+    for number in 0..5 {
+        second.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    let mut held = receive_all(&mut had, 5).await;
+    for received in held.drain(..2) {
+        ack(received).await;
+    }
+    let mut waits = second.subscribe(request("g", ">")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    proxy.refuse(true);
+    proxy.cut();
+    remove_consumer(&second, &direct).await;
+    second.publish(event("a.b", "k", 5)).await.unwrap();
+    let received = receive_all(&mut waits, 4).await;
+    assert!(received.iter().map(number).eq(2..=5), "{:?}", received.iter().map(number).collect::<Vec<_>>());
+    proxy.refuse(false);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_made_anew_is_read_from_its_beginning() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = broker.subscribe(request("g", ">")).await.unwrap();
+    for number in 0..10 {
+        broker.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    for received in receive_all(&mut deliveries, 10).await {
+        ack(received).await;
+    }
+    let config = stream_of(&broker, &place).await.cached_info().config.clone();
+    jetstream(&broker).delete_stream(&place.name).await.unwrap();
+    jetstream(&broker).create_stream(config).await.unwrap();
+    for number in 10..15 {
+        broker.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    let received = receive_all(&mut deliveries, 5).await;
+    assert!(received.iter().map(number).eq(10..15), "{:?}", received.iter().map(number).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_stream_that_is_removed_is_made_again() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = broker.subscribe(request("g", ">")).await.unwrap();
+    broker.publish(event("a.b", "k", 0)).await.unwrap();
+    ack(receive_all(&mut deliveries, 1).await.remove(0)).await;
+    jetstream(&broker).delete_stream(&place.name).await.unwrap();
+    for number in 1..=5 {
+        broker.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    let received = receive_all(&mut deliveries, 5).await;
+    assert!(received.iter().map(number).eq(1..=5), "{:?}", received.iter().map(number).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_stream_that_is_purged_goes_on_with_what_is_published_next() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = broker.subscribe(request("g", ">")).await.unwrap();
+    for number in 0..10 {
+        broker.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    let held = receive_all(&mut deliveries, 10).await;
+    stream_of(&broker, &place).await.purge().await.unwrap();
+    for number in 10..13 {
+        broker.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    for received in held.into_iter().chain(receive_all(&mut deliveries, 3).await) {
+        ack(received).await;
+    }
+    tokio::time::timeout(Duration::from_secs(10), broker.settled().unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn messages_that_are_removed_while_another_process_has_them_hold_up_no_takeover() {
+    let proxy = Proxy::to(&support::server()).await;
+    let place = Place::at(proxy.url());
+    let first = place.broker().await;
+    let mut had = first.subscribe(request("g", ">")).await.unwrap();
+    let direct = place.by_way_of(support::server());
+    let second = direct.broker().await;
+    for number in 0..5 {
+        second.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    let _held = receive_all(&mut had, 5).await;
+    let mut waits = second.subscribe(request("g", ">")).await.unwrap();
+    proxy.refuse(true);
+    proxy.cut();
+    let stream = stream_of(&second, &direct).await;
+    for sequence in [1, 2, 4] {
+        stream.delete_message(sequence).await.unwrap();
+    }
+    second.publish(event("a.b", "k", 5)).await.unwrap();
+    let begun = Instant::now();
+    let received = receive_all(&mut waits, 3).await;
+    assert!(
+        received.iter().map(number).eq([2, 4, 5]),
+        "{:?}",
+        received.iter().map(number).collect::<Vec<_>>()
+    );
+    assert!(begun.elapsed() < Duration::from_secs(12));
+    proxy.refuse(false);
+}
+
+#[tokio::test]
+async fn a_full_stream_that_takes_nothing_more_refuses_at_once() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut config = stream_of(&broker, &place).await.cached_info().config.clone();
+    config.max_messages = 3;
+    config.discard = jetstream::stream::DiscardPolicy::New;
+    jetstream(&broker).update_stream(config).await.unwrap();
+    for number in 0..3 {
+        broker.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    let begun = Instant::now();
+    let error = broker.publish(event("a.b", "k", 3)).await.unwrap_err();
+    assert!(matches!(error, PublishError::Broker { .. }), "{error}");
+    assert!(error.to_string().contains("maximum messages exceeded"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_consumer_that_gives_less_than_is_asked_for_is_named_with_its_limits() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = broker.subscribe(request("g", ">")).await.unwrap();
+    change_consumer(&broker, &place, |config| config.max_batch = 100).await;
+    // What was asked for before comes still.
+    for number in 0..300 {
+        broker.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    let mut received = Vec::new();
+    let error = loop {
+        match poll_fn(|context| deliveries.poll_receive(context, &mut received, 100)).await {
+            Ok(()) => {}
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(error.contains("Exceeded MaxRequestBatch of 100"), "{error}");
+    let mut numbers: Vec<_> = received.iter().map(number).collect();
+    for received in received {
+        ack(received).await;
+    }
+    // Besides those acks little is said meanwhile.
+    let sent = || broker.client().statistics().out_messages.load(Ordering::Relaxed);
+    let before = sent();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(sent() - before < 1_000, "{} messages in 2 s", sent() - before);
+    let error = place.broker().await.subscribe(request("g", ">")).await.map(drop).unwrap_err().to_string();
+    assert!(error.contains("max_batch is 100, and not 0"), "{error}");
+    change_consumer(&broker, &place, |config| config.max_batch = 0).await;
+    for number in 300..600 {
+        broker.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    while numbers.len() < 600 {
+        // The refusal of a moment ago may be told once more.
+        let mut more = Vec::new();
+        let _ = poll_fn(|context| deliveries.poll_receive(context, &mut more, 100)).await;
+        numbers.extend(more.iter().map(number));
+    }
+    assert!(numbers.into_iter().eq(0..600));
+}
+
+#[tokio::test]
+async fn a_consumer_that_the_server_would_forget_is_refused() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    drop(broker.subscribe(request("g", ">")).await.unwrap());
+    change_consumer(&broker, &place, |config| config.inactive_threshold = Duration::from_secs(300)).await;
+    let error = broker.subscribe(request("g", ">")).await.map(drop).unwrap_err().to_string();
+    assert!(error.contains("inactive_threshold is 300s, and not 0ns"), "{error}");
+}
+
+#[tokio::test]
+async fn what_was_handed_out_of_a_stream_that_is_gone_settles_nothing_of_the_next_one() {
+    for competing in [false, true] {
+        let place = Place::new();
+        let broker = place.broker().await;
+        let mut asked = request("g", ">");
+        asked.competing = competing;
+        let mut deliveries = broker.subscribe(asked).await.unwrap();
+        broker.publish(event("a.b", "k", 0)).await.unwrap();
+        let former = receive_all(&mut deliveries, 1).await.remove(0);
+        jetstream(&broker).delete_stream(&place.name).await.unwrap();
+        broker.publish(event("a.b", "k", 1)).await.unwrap();
+        let next = receive_all(&mut deliveries, 1).await.remove(0);
+        assert_eq!((number(&next), next.receipt.offset), (1, former.receipt.offset), "it has the same place");
+        assert!(former.settler.ack(former.receipt.clone()).await.is_err());
+        next.settler.ack(next.receipt.clone()).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(10), broker.settled().unwrap()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_kept_where_their_stream_was_removed() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = broker.subscribe(request("g", ">")).await.unwrap();
+    broker.publish(event("a.b", "k", 0)).await.unwrap();
+    let received = receive_all(&mut deliveries, 1).await.remove(0);
+    jetstream(&broker).delete_stream(format!("{}-DEAD", place.name)).await.unwrap();
+    let letter = DeadLetter {
+        envelope: received.receipt.envelope.clone(),
+        group: "g".to_owned(),
+        handler: "shop::fails at src/shop.rs:1".to_owned(),
+        kind: FailureKind::Rejected,
+        reason: "no".to_owned(),
+        attempts: 1,
+        first_failed_at: Timestamp::UNIX_EPOCH,
+        last_failed_at: Timestamp::UNIX_EPOCH,
+        offset: received.receipt.offset,
+    };
+    received.settler.reject(received.receipt, letter).await.unwrap();
+    let found = broker.dead_letters().unwrap().list().await.unwrap();
+    assert_eq!(found.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_comes_back_empty_is_gone_on_with() {
+    let server = Server::up("nats-lost-empty");
+    let place = Place::at(server.url());
+    let broker = place.builder().storage(eventbus_nats::Storage::Memory).connect().await.unwrap();
+    let mut one = broker.subscribe(request("one", ">")).await.unwrap();
+    let mut two = broker.subscribe(request("two", "a.*")).await.unwrap();
+    for number in 0..100 {
+        broker.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    for deliveries in [&mut one, &mut two] {
+        for received in receive_all(deliveries, 100).await {
+            ack(received).await;
+        }
+    }
+    server.order("kill");
+    server.order("restart");
+    for number in 100..120 {
+        broker.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    for deliveries in [&mut one, &mut two] {
+        let received = receive_all(deliveries, 20).await;
+        assert!(
+            received.iter().map(number).eq(100..120),
+            "{:?}",
+            received.iter().map(number).collect::<Vec<_>>()
+        );
+    }
+}
