@@ -306,7 +306,7 @@ impl Store {
         };
         let overlapping: Vec<_> = patterns.filter(overlaps).collect();
         let resume = BTreeMap::new();
-        let call = reader::register(&claim, request.start, &topics, &overlapping, &resume);
+        let call = reader::register(&claim, request.start, false, &topics, &overlapping, &resume);
         let registered = Registered::read(self.link.value("cannot subscribe", &call).await?);
         let (group, pattern) = (&request.group, &request.pattern);
         if !registered.known {

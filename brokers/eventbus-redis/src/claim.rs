@@ -70,6 +70,8 @@ pub(crate) struct State {
     pub(crate) token: String,
     next: u64,
     pub(crate) sources: Vec<Arc<Source>>,
+    /// Of each source: everything up to there was delivered, as far as the latest reader knows.
+    pub(crate) seen: Vec<Place>,
     at_hand: BTreeMap<(Place, u64), Waiting>,
     bytes: usize,
     /// Handed out and not settled, by their tokens.
@@ -153,6 +155,7 @@ impl Claim {
                     token: String::new(),
                     next: 0,
                     sources: Vec::new(),
+                    seen: Vec::new(),
                     at_hand: BTreeMap::new(),
                     bytes: 0,
                     open: HashMap::new(),
@@ -336,6 +339,21 @@ impl Claim {
         }
         drop(earlier);
         wake(waker);
+    }
+
+    /// How many bytes more may be read ahead.
+    pub(crate) fn room_in_bytes(&self) -> usize {
+        AHEAD_BYTES.saturating_sub(self.state().bytes)
+    }
+
+    /// The first delivery of each source that is not settled.
+    pub(crate) fn unsettled(&self) -> HashMap<usize, Place> {
+        let mut first = HashMap::new();
+        for (source, place) in self.held() {
+            let known = first.entry(source).or_insert(place);
+            *known = place.min(*known);
+        }
+        first
     }
 
     /// How many more deliveries may be read ahead.

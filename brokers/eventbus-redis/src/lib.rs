@@ -41,7 +41,9 @@
 //!   in order, before anything newer. The fence is checked in the same step as each settlement and each read, so that a
 //!   process which stood still for longer than its lease changes nothing when it goes on.
 //! - **Memory** of the server is what limits a bus: events are kept for ever by default. [`Retention`] removes what every
-//!   group has settled.
+//!   group has settled. While it is full, publishes and dead letters are refused, and groups go on.
+//! - **Data that is gone**, as after `FLUSHALL` or a restart without a file: groups begin anew with the first event that is not
+//!   settled, or with everything that came later, and say so.
 //! - **Each subscription has a connection** of its own, on which it waits; publishes and settlements share one more.
 //! - **In a cluster** all keys of a bus have one hash tag and are on one node, since scripts need them together. Several
 //!   buses (prefixes) share a cluster; one bus is no faster there.

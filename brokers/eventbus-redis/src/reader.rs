@@ -31,6 +31,10 @@ use tokio::time::Instant;
 const WAIT: Duration = Duration::from_secs(1);
 /// So many unfinished deliveries are taken over at once.
 const TAKE: usize = 100;
+/// How many entries are read of which it is not known how large they are.
+const UNKNOWN: usize = 8;
+/// A connection that was of use for so long is made anew at once where it is lost. Others are tried less and less often.
+const STEADY: Duration = Duration::from_secs(5);
 /// How many of these are listed at once.
 const PAGE: usize = 1_000;
 
@@ -38,7 +42,11 @@ const PAGE: usize = 1_000;
 pub(crate) async fn read(claim: Arc<Claim>) {
     let mut pause = Pause::default();
     while !claim.is_ended() {
-        let Err(trouble) = session(&claim, &mut pause).await else { continue };
+        let begun = Instant::now();
+        let Err(trouble) = session(&claim).await else { continue };
+        if begun.elapsed() > STEADY {
+            pause.reset();
+        }
         let pause = pause.next();
         if trouble.broken {
             claim.store.link.suspect();
@@ -57,7 +65,7 @@ pub(crate) async fn read(claim: Arc<Claim>) {
 }
 
 /// The life of one connection.
-async fn session(claim: &Arc<Claim>, pause: &mut Pause) -> Result<(), Trouble> {
+async fn session(claim: &Arc<Claim>) -> Result<(), Trouble> {
     let (_, connection) = claim.store.link.locator.connect(Purpose::Waiting).await?;
     let patience = claim.store.settings.response_timeout;
     let mut reader = Reader {
@@ -68,29 +76,20 @@ async fn session(claim: &Arc<Claim>, pause: &mut Pause) -> Result<(), Trouble> {
         topics: 0,
         left_out: HashSet::new(),
         numbers: HashMap::new(),
-        seen: Vec::new(),
+        seen: claim.state().seen.clone(),
         left: VecDeque::new(),
         unread: Place::END,
         notes: HashMap::new(),
         mended: HashSet::new(),
         merge: Merge::new(),
+        rung: Vec::new(),
         busy: 1,
+        size: 0,
+        anew: None,
     };
-    reader.news = reader.latest_news().await?;
-    reader.find_topics().await?;
-    pause.reset();
-    while !claim.is_ended() {
-        if !claim.is_ours() {
-            if !reader.acquire().await? {
-                reader.stand_by().await?;
-                continue;
-            }
-            reader.find_topics().await?;
-        }
-        reader.take_over().await?;
-        reader.read_on().await?;
-    }
-    Ok(())
+    let ended = reader.serve().await;
+    claim.state().seen = reader.seen;
+    ended
 }
 
 struct Reader<'a> {
@@ -119,8 +118,14 @@ struct Reader<'a> {
     mended: HashSet<String>,
     /// What was read and has to wait for what comes before it.
     merge: Merge<(Entry, u64)>,
+    /// What the last wait has found, and nobody may have read yet.
+    rung: Vec<(usize, Place)>,
     /// How many streams had something in the last read.
     busy: usize,
+    /// How many bytes an entry had lately; zero: it is not known.
+    size: usize,
+    /// When the group was begun anew.
+    anew: Option<Instant>,
 }
 
 /// An unfinished delivery.
@@ -133,6 +138,37 @@ struct Left {
 }
 
 impl Reader<'_> {
+    /// Reads, or stands by, as long as the connection is of use.
+    async fn serve(&mut self) -> Result<(), Trouble> {
+        self.news = self.latest_news().await?;
+        self.find_topics().await?;
+        while !self.claim.is_ended() {
+            match self.turn().await {
+                Err(trouble) if trouble.is("NOGROUP") => {
+                    // It may be gone at once again, and is not to be begun without a pause.
+                    if self.anew.is_some_and(|at| at.elapsed() < WAIT) {
+                        return Err(trouble);
+                    }
+                    self.begin_anew().await?;
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the group once, or stands by for a while.
+    async fn turn(&mut self) -> Result<(), Trouble> {
+        if !self.claim.is_ours() {
+            if !self.acquire().await? {
+                return self.stand_by().await;
+            }
+            self.find_topics().await?;
+        }
+        self.take_over().await?;
+        self.read_on().await
+    }
+
     /// Sends one command, and waits for its answer no longer than `patience`.
     async fn send(&mut self, what: &str, command: &Cmd) -> Result<Value, Trouble> {
         let patience = self.patience;
@@ -160,6 +196,14 @@ impl Reader<'_> {
 
     /// Finds the streams that the group reads, and begins it on those that are new.
     async fn find_topics(&mut self) -> Result<(), Trouble> {
+        if !self.look_for_topics().await? {
+            self.begin_anew().await?;
+        }
+        Ok(())
+    }
+
+    /// The same, where the server knows the group. `false`: it does not.
+    async fn look_for_topics(&mut self) -> Result<bool, Trouble> {
         let (claim, what) = (self.claim, "cannot find the topics of a subscription");
         let keys = &claim.store.keys;
         let matching = |answer| {
@@ -179,8 +223,11 @@ impl Reader<'_> {
         let agains = self.send(what, redis::cmd("SMEMBERS").arg(keys.agains(&claim.group))).await?;
         let agains: Vec<Topic> = matching(agains).collect();
         let resume = BTreeMap::new();
-        let call = register(claim, Start::Latest, &topics, &[], &resume);
+        let call = register(claim, Start::Latest, true, &topics, &[], &resume);
         let registered = Registered::read(self.send(what, &call).await?);
+        if !registered.known {
+            return Ok(false);
+        }
         for (topic, last, problem) in registered.streams {
             if problem.is_empty() {
                 self.left_out.remove(&topic);
@@ -200,7 +247,7 @@ impl Reader<'_> {
             let key = keys.again(&claim.group, &topic);
             self.add(Source { key, topic, again: true }, Place::START);
         }
-        Ok(())
+        Ok(true)
     }
 
     fn add(&mut self, source: Source, seen: Place) {
@@ -388,13 +435,9 @@ impl Reader<'_> {
         if !self.watch().await? {
             return Ok(false);
         }
-        let key = self.claim.store.keys.token(&self.claim.group, &self.claim.pattern);
-        let token = self.claim.state().token.clone();
-        let mut pipeline = Pipeline::new();
-        pipeline.cmd("MULTI").cmd("SET").arg(&key).arg(token).cmd("EXEC");
-        for answer in self.run("cannot guard a group", &pipeline, 3).await? {
-            checked("cannot guard a group", answer)?;
-        }
+        let mut fence = script::FENCE.call(&self.claim.store.keys);
+        fence.arg(&self.claim.group).arg(self.claim.pattern.as_str()).arg(self.claim.state().token.clone());
+        self.send("cannot guard a group", &fence).await?;
         // Where it was not written, somebody else has the group.
         self.watch().await
     }
@@ -415,7 +458,7 @@ impl Reader<'_> {
         }
         let key = claim.store.keys.token(&claim.group, &claim.pattern);
         pipeline.cmd("MULTI");
-        commands.into_iter().for_each(|command| _ = pipeline.add_command(command));
+        commands.iter().for_each(|command| _ = pipeline.add_command(command.clone()));
         pipeline.cmd("EXEC").cmd("WATCH").arg(&key).cmd("GET").arg(&key);
         let mut answers = self.run(what, &pipeline, count + 4).await?;
         let token = checked(what, answers.pop().unwrap_or_default())?;
@@ -424,7 +467,10 @@ impl Reader<'_> {
         let executed = answers.pop().unwrap_or_default();
         // What was wrong with one of them says more than that they were not run.
         for queued in answers {
-            checked(what, queued)?;
+            match checked(what, queued) {
+                Err(trouble) if trouble.is("OOM") => return self.guarded_by_script(what, &commands).await,
+                queued => _ = queued?,
+            }
         }
         match checked(what, executed)? {
             Value::Array(answers) => {
@@ -438,6 +484,29 @@ impl Reader<'_> {
                 if !ours {
                     claim.lose();
                 }
+                Ok(None)
+            }
+        }
+    }
+
+    /// The same while the server has no memory left, and takes no command into a transaction. Were nothing read then, nothing
+    /// would be settled, and no event could be removed.
+    async fn guarded_by_script(
+        &mut self,
+        what: &str,
+        commands: &[Cmd],
+    ) -> Result<Option<Vec<Value>>, Trouble> {
+        let claim = self.claim;
+        let mut call = script::GUARDED.call(&claim.store.keys);
+        call.arg(&claim.group).arg(claim.pattern.as_str()).arg(claim.state().token.clone());
+        for command in commands {
+            let words: Vec<&[u8]> = command.args_iter().filter_map(word).collect();
+            call.arg(words.len()).arg(words);
+        }
+        match self.send(what, &call).await? {
+            Value::Array(answers) => Ok(Some(answers)),
+            _ => {
+                claim.lose();
                 Ok(None)
             }
         }
@@ -470,25 +539,39 @@ impl Reader<'_> {
                 continue;
             }
             if !self.left.is_empty() {
-                self.claim_left(room.clamp(1, TAKE)).await?;
+                self.claim_left(self.fits(room).min(TAKE)).await?;
                 continue;
             }
-            match self.read_new(room.max(1)).await {
-                Ok(0) => {
-                    let begun = Instant::now();
-                    if !self.wait_for_entries().await? {
-                        self.find_topics().await?;
-                    }
-                    if begun.elapsed() >= WAIT && !claim.competing && self.has_strays().await? {
-                        self.take_over().await?;
-                    }
+            if self.read_new(self.fits(room)).await? == 0 {
+                let begun = Instant::now();
+                if !self.wait_for_entries().await? {
+                    self.find_topics().await?;
                 }
-                Ok(_) => {}
-                Err(trouble) if trouble.is("NOGROUP") => self.begin_anew().await?,
-                Err(trouble) => return Err(trouble),
+                if begun.elapsed() >= WAIT && !claim.competing && self.has_strays().await? {
+                    self.take_over().await?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// How many entries are to be read, where there is room for so many: what they take has a limit as well.
+    fn fits(&self, room: usize) -> usize {
+        let entries = match self.size {
+            0 => UNKNOWN,
+            size => self.claim.room_in_bytes().saturating_sub(size * self.merge.len()) / size,
+        };
+        room.min(entries).max(1)
+    }
+
+    /// Remembers how large entries are. They are expected to stay so for a while, where they get smaller.
+    fn weigh(&mut self, entries: &[Entry]) {
+        let of_entry =
+            |entry: &Entry| entry.fields.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        let all: usize = entries.iter().map(of_entry).sum();
+        if !entries.is_empty() {
+            self.size = (all / entries.len()).max(self.size / 2).max(1);
+        }
     }
 
     /// Whether something is pending that is not known here, for whatever reason: it would wait for the next connection.
@@ -534,7 +617,9 @@ impl Reader<'_> {
             taken.iter().map(|left| ((left.source, left.place), left.count)).collect();
         let mut deliveries = Vec::new();
         for (number, answer) in numbers.into_iter().zip(answers) {
-            for entry in entry::entries(answer) {
+            let entries = entry::entries(answer);
+            self.weigh(&entries);
+            for entry in entries {
                 let count = counts.get(&(number, entry.place)).copied().unwrap_or(1);
                 match entry.place < self.unread {
                     true => deliveries.push(self.delivery(number, entry, count).await?),
@@ -578,6 +663,10 @@ impl Reader<'_> {
         let Some(answers) = self.guarded("cannot read events", vec![command, clock, news]).await? else {
             return Ok(0);
         };
+        // Once this is read, it was delivered to somebody.
+        for (number, place) in self.rung.drain(..) {
+            self.seen[number] = self.seen[number].max(place);
+        }
         let mut answers = answers.into_iter();
         let found = entry::streams(answers.next().unwrap_or_default());
         let clock = answers.next().as_ref().and_then(entry::place_of).unwrap_or(Place::START);
@@ -590,6 +679,7 @@ impl Reader<'_> {
             if let Some(last) = entries.last() {
                 self.seen[number] = self.seen[number].max(last.place);
             }
+            self.weigh(&entries);
             count += entries.len();
             full |= entries.len() >= limit;
             read.push((
@@ -673,10 +763,7 @@ impl Reader<'_> {
         command.arg(self.news.to_string());
         sources.iter().for_each(|(number, _)| _ = command.arg(self.seen[*number].to_string()));
         let rung = self.wait(&command, false).await?;
-        for (number, place) in &rung.streams {
-            // Once this is read, it was delivered to somebody.
-            self.seen[*number] = self.seen[*number].max(*place);
-        }
+        self.rung.clone_from(&rung.streams);
         if rung.news {
             return Ok(false);
         }
@@ -692,34 +779,53 @@ impl Reader<'_> {
         Ok(true)
     }
 
-    /// The server has lost the group: it begins anew behind what is known, or with everything that came later.
+    /// The server has lost the group: it begins anew with the first event that is not settled, or with everything that came
+    /// later.
     async fn begin_anew(&mut self) -> Result<(), Trouble> {
-        let claim = self.claim;
+        let (claim, what) = (self.claim, "cannot begin a group anew");
+        self.anew = Some(Instant::now());
         log::error!(
             target: "eventbus", group = %printable(&claim.group), pattern = %printable(&claim.pattern),
-            "the server does not know the group any more, most likely since its data was removed; it begins anew behind what \
-             was delivered, and events may be missing"
+            "the server does not know the group any more, most likely since its data was removed; it begins anew with the first \
+             event that is not settled, and events may be missing"
         );
-        let mut resume = BTreeMap::new();
-        let mut topics = Vec::new();
-        for (number, source) in self.sources() {
+        let (mut resume, mut topics) = (BTreeMap::new(), Vec::new());
+        let unsettled = claim.unsettled();
+        let sources = claim.state().sources.clone();
+        for (number, source) in sources.iter().enumerate() {
             if source.again {
-                self.numbers.remove(source.key.as_bytes());
-                continue;
+                let mut command = redis::cmd("XGROUP");
+                command.arg("CREATE").arg(&source.key).arg(&claim.group).arg("0").arg("MKSTREAM");
+                match self.send(what, &command).await {
+                    Err(trouble) if !trouble.is("BUSYGROUP") => return Err(trouble),
+                    _ => continue,
+                }
             }
-            let seen = self.seen[number];
+            let seen = self.seen.get(number).copied().unwrap_or(Place::START);
             let mut command = redis::cmd("XREVRANGE");
             command.arg(&source.key).arg("+").arg("-").arg("COUNT").arg(1);
-            let last = entry::entries(self.send("cannot begin a group anew", &command).await?);
+            let last = entry::entries(self.send(what, &command).await?);
             // A stream that ends before was removed, and everything in it is new.
-            let from = if last.first().is_some_and(|last| last.place < seen) { Place::START } else { seen };
+            let from = match last.first() {
+                Some(last) if last.place < seen => Place::START,
+                _ => unsettled.get(&number).map_or(seen, |first| first.before().min(seen)),
+            };
             resume.insert(source.topic.to_string(), from);
             topics.push(source.topic.clone());
         }
-        let call = register(claim, Start::Earliest, &topics, &[], &resume);
-        self.send("cannot begin a group anew", &call).await?;
+        let call = register(claim, Start::Earliest, false, &topics, &[], &resume);
+        if !Registered::read(self.send(what, &call).await?).known {
+            let said = format!(
+                "the server does not know the group `{}` on \"{}\" any more, and this program makes none (`topology=check`); \
+                 start a program that may make it",
+                claim.group, claim.pattern
+            );
+            return Err(Trouble::said("cannot read events", &said));
+        }
+        // What is here comes again, and is not to be here twice.
+        claim.lose();
         self.numbers.clear();
-        self.find_topics().await
+        self.look_for_topics().await.map(drop)
     }
 }
 
@@ -731,14 +837,21 @@ struct Rung {
     streams: Vec<(usize, Place)>,
 }
 
+fn word(argument: redis::Arg<&[u8]>) -> Option<&[u8]> {
+    if let redis::Arg::Simple(word) = argument { Some(word) } else { None }
+}
+
 fn checked(what: &str, answer: Value) -> Result<Value, Trouble> {
     answer.extract_error().map_err(|error| Trouble::of(what, &error))
 }
 
 /// The call that makes a group known on its pattern, and begins it on these topics.
+///
+/// `known`: only where the group is known there.
 pub(crate) fn register(
     claim: &Claim,
     start: Start,
+    known: bool,
     topics: &[Topic],
     overlapping: &[String],
     resume: &BTreeMap<String, Place>,
@@ -746,7 +859,11 @@ pub(crate) fn register(
     let mut call = script::REGISTER.call(&claim.store.keys);
     call.arg(&claim.group).arg(claim.pattern.as_str());
     call.arg(if start == Start::Latest { "$" } else { "0-0" });
-    call.arg(if claim.store.settings.topology == Topology::Check { "check" } else { "create" });
+    call.arg(match claim.store.settings.topology {
+        Topology::Check => "check",
+        _ if known => "known",
+        _ => "create",
+    });
     call.arg(if claim.pattern.is_exact() { "1" } else { "0" }).arg(topics.len());
     topics.iter().for_each(|topic| _ = call.arg(topic.as_str()));
     call.arg(overlapping.len());

@@ -8,6 +8,9 @@ use redis::Cmd;
 
 /// A script. Its key is the clock of the bus, by which a cluster finds its node; it puts together the names of others
 /// from the prefix, its first argument. All have one slot.
+///
+/// Those by which groups get on run where the server has no memory left (`allow-oom`): what they add is small, and events
+/// can be removed only once they are settled.
 pub(crate) struct Script(&'static str);
 
 impl Script {
@@ -30,7 +33,9 @@ scripts! {
     BEAT = "beat",
     CHANGE = "change",
     COUNT = "count",
+    FENCE = "fence",
     GROUPS = "groups",
+    GUARDED = "guarded",
     LATEST = "latest",
     LEAVE = "leave",
     PARK = "park",

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Settles deliveries of a group, many at once.
 --
 -- ARGV: prefix, group, pattern, token (empty where processes compete), then of each stream: stream, '1' where its entries

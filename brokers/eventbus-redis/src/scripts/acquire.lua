@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Takes a group over, unless another process has it, or a pattern of it that overlaps.
 --
 -- ARGV: prefix, group, pattern, token, milliseconds of the lease, how many patterns overlap, these, then all other known

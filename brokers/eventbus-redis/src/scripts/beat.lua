@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Says that a process that competes with others still has its deliveries.
 --
 -- ARGV: prefix, group, pattern, consumer, milliseconds of its patience, then of each delivery: stream, id.

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Leaves a group to whoever comes next, at once.
 --
 -- ARGV: prefix, group, pattern, token (empty where processes compete), consumer, then the streams.

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Notes that a delivery waits for another attempt.
 --
 -- ARGV: prefix, group, pattern, token (empty where processes compete), consumer, stream, id, field, value.

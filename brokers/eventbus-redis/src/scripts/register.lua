@@ -1,6 +1,8 @@
+#!lua flags=allow-oom
 -- Makes a group known on a pattern, and begins it on each stream where it has not begun.
 --
--- ARGV: prefix, group, pattern, '$' (from now on) or '0-0' (from the first event), 'create' or 'check', '1' where the
+-- ARGV: prefix, group, pattern, '$' (from now on) or '0-0' (from the first event), 'create', 'check' or
+-- 'known' (where it is not new), '1' where the
 -- pattern is a topic, how many topics, the topics, how many other patterns of the group overlap, these, each followed by '1'
 -- where the pattern covers all of its topics, then for each topic that is to be begun anew, it and the place.
 -- Answers: whether the group is new here, how many events it skips, then of each stream: topic, place of the last
@@ -10,7 +12,7 @@ local count = tonumber(ARGV[7])
 local registry = prefix .. 'group:' .. group
 local since = redis.call('HGET', registry, pattern)
 local new = not since
-if new and mode == 'check' then
+if new and mode ~= 'create' then
   return { 'UNKNOWN' }
 end
 local overlapping = tonumber(ARGV[8 + count])

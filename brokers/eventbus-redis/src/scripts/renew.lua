@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Renews a lease. ARGV: prefix, group, pattern, token, milliseconds. Answers 1, or 0 where another process took over.
 local of = ':' .. ARGV[2] .. ' ' .. ARGV[3]
 if redis.call('GET', ARGV[1] .. 'token' .. of) ~= ARGV[4] then

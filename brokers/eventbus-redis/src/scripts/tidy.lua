@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Removes consumers of processes that are gone and have nothing pending.
 --
 -- ARGV: prefix, group, pattern, own consumer, milliseconds after which a silent one is gone, then the streams.

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this")]
 
+pub mod faults;
 #[path = "../../../eventbus-server/tests/support/proxy.rs"]
 pub mod proxy;
 

@@ -1,0 +1,256 @@
+//! Data that is removed, trimmed or too much for the server while programs go on. Names are promises.
+
+mod support;
+
+use eventbus::broker::{Broker, Connection, Received, SubscribeRequest};
+use eventbus::subscription::Pattern;
+use eventbus::{Envelope, Start, Topic};
+use eventbus_redis::RedisBroker;
+use redis::Value;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use support::faults::Server;
+use support::proxy::Proxy;
+use support::{Place, event, number, publish, receive, receive_all, subscribe, until};
+
+/// A database of the server that one test has for itself.
+fn database(number: u32) -> Place {
+    let place = Place::on(&format!("{}/{number}", support::server("REDIS")));
+    clear(&place);
+    place
+}
+
+fn clear(place: &Place) {
+    place.command::<()>(&redis::cmd("FLUSHDB"));
+}
+
+async fn ack(received: Received) {
+    received.settler.ack(received.receipt).await.unwrap();
+}
+
+fn numbers(received: &[Received]) -> Vec<u64> {
+    received.iter().map(number).collect()
+}
+
+async fn publish_all(broker: &RedisBroker, numbers: std::ops::Range<u64>) {
+    let events = numbers.map(|number| Arc::new(event("order.placed", number).with_key("k"))).collect();
+    assert!(broker.publish_all(events).await.iter().all(Result::is_ok));
+}
+
+fn latest(pattern: &str, competing: bool) -> SubscribeRequest {
+    let mut request = SubscribeRequest::new("group", Pattern::new(pattern).unwrap());
+    request.start = Start::Latest;
+    request.competing = competing;
+    request
+}
+
+#[tokio::test]
+async fn what_is_published_after_all_data_was_removed_is_not_missed() {
+    let place = database(5);
+    for (pattern, competing) in
+        [("order.placed", false), ("order.placed", true), ("order.*", false), ("order.*", true)]
+    {
+        clear(&place);
+        let broker = place.broker().await;
+        let mut deliveries = broker.subscribe(latest(pattern, competing)).await.unwrap();
+        publish_all(&broker, 0..5).await;
+        for received in receive_all(&mut deliveries, 5).await {
+            ack(received).await;
+        }
+        clear(&place);
+        publish_all(&broker, 5..10).await;
+        let received = receive_all(&mut deliveries, 5).await;
+        assert_eq!(numbers(&received), [5, 6, 7, 8, 9], "{pattern} {competing}");
+        for received in received {
+            ack(received).await;
+        }
+        tokio::time::timeout(Duration::from_secs(10), broker.settled().unwrap()).await.unwrap();
+        broker.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_empty_is_gone_on_with() {
+    let place = database(6);
+    for (pattern, competing) in [("order.placed", false), ("order.*", false), ("order.*", true)] {
+        clear(&place);
+        let proxy = Proxy::to(&support::server("REDIS")).await;
+        let url = format!("{}/6", proxy.url());
+        let broker = RedisBroker::builder(&url).unwrap().prefix(&place.prefix).open().await.unwrap();
+        let other = place.broker().await;
+        let mut deliveries = broker.subscribe(latest(pattern, competing)).await.unwrap();
+        publish_all(&other, 0..5).await;
+        for received in receive_all(&mut deliveries, 5).await {
+            ack(received).await;
+        }
+        proxy.refuse(true);
+        proxy.cut();
+        until("the loss is noticed", async || matches!(broker.connection(), Connection::Lost { .. })).await;
+        clear(&place);
+        publish_all(&other, 5..10).await;
+        proxy.refuse(false);
+        let received = receive_all(&mut deliveries, 5).await;
+        assert_eq!(numbers(&received), [5, 6, 7, 8, 9], "{pattern} {competing}");
+    }
+}
+
+#[tokio::test]
+async fn a_group_that_is_removed_where_none_may_be_made_is_named() {
+    let place = database(7);
+    for pattern in ["order.placed", "order.*"] {
+        clear(&place);
+        let maker = place.broker().await;
+        drop(maker.subscribe(latest(pattern, false)).await.unwrap());
+        publish_all(&maker, 0..1).await;
+        let broker = place.builder().topology(eventbus::broker::Topology::Check).open().await.unwrap();
+        let mut deliveries = broker.subscribe(latest(pattern, false)).await.unwrap();
+        ack(receive_all(&mut deliveries, 1).await.remove(0)).await;
+        clear(&place);
+        publish_all(&maker, 1..3).await;
+        let mut received = Vec::new();
+        let error = loop {
+            let asked = std::future::poll_fn(|context| deliveries.poll_receive(context, &mut received, 9));
+            let asked = tokio::time::timeout(Duration::from_secs(10), asked).await;
+            if let Err(error) = asked.expect("it says something") {
+                break error.to_string();
+            }
+        };
+        assert!(error.contains("does not know the group `group`"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_group_that_is_destroyed_goes_on_with_the_first_event_that_is_not_settled() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = subscribe(&broker, "group", "order.placed").await;
+    publish_all(&broker, 0..5).await;
+    let mut open = receive_all(&mut deliveries, 5).await;
+    for received in open.drain(..2) {
+        ack(received).await;
+    }
+    until("it is saved", async || {
+        let mut pending = redis::cmd("XPENDING");
+        let pending: Value = place.command(pending.arg(place.key("topic:order.placed")).arg("group"));
+        matches!(pending, Value::Array(parts) if parts[0] == Value::Int(3))
+    })
+    .await;
+    let mut destroy = redis::cmd("XGROUP");
+    place.command::<u64>(destroy.arg("DESTROY").arg(place.key("topic:order.placed")).arg("group"));
+    publish_all(&broker, 5..8).await;
+    let received = receive_all(&mut deliveries, 6).await;
+    assert_eq!(numbers(&received), [2, 3, 4, 5, 6, 7]);
+    for received in received {
+        ack(received).await;
+    }
+    tokio::time::timeout(Duration::from_secs(10), broker.settled().unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn entries_that_are_trimmed_while_a_process_has_them_hold_nobody_up() {
+    let place = Place::new();
+    let lease = Duration::from_secs(1);
+    for (number, competing) in [(0, false), (1, true)] {
+        let topic = format!("order.placed{number}");
+        let proxy = Proxy::to(&place.url).await;
+        let first = RedisBroker::builder(&proxy.url()).unwrap().prefix(&place.prefix).lease(lease);
+        let first = first.open().await.unwrap();
+        let second = place.builder().lease(lease).open().await.unwrap();
+        let mut had = first.subscribe(latest(&topic, competing)).await.unwrap();
+        for number in 0..6 {
+            publish(&second, event(&topic, number + 10 * u64::from(competing))).await;
+        }
+        let _held = receive_all(&mut had, 6).await;
+        let mut waits = second.subscribe(latest(&topic, competing)).await.unwrap();
+        proxy.refuse(true);
+        proxy.cut();
+        let stream = place.key(&format!("topic:{topic}"));
+        place.command::<u64>(redis::cmd("XTRIM").arg(&stream).arg("MAXLEN").arg("=").arg(2));
+        let received = receive_all(&mut waits, 2).await;
+        for received in received {
+            ack(received).await;
+        }
+        tokio::time::timeout(Duration::from_secs(20), second.settled().unwrap()).await.expect(&topic);
+        proxy.refuse(false);
+    }
+}
+
+#[tokio::test]
+async fn a_backlog_that_was_trimmed_is_not_counted() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    drop(subscribe(&broker, "group", "order.placed").await);
+    publish_all(&broker, 0..10).await;
+    let stream = place.key("topic:order.placed");
+    place.command::<u64>(redis::cmd("XTRIM").arg(&stream).arg("MAXLEN").arg("=").arg(3));
+    let groups = broker.groups().unwrap().list().await.unwrap();
+    assert_eq!(groups[0].backlog, 3);
+}
+
+#[tokio::test]
+async fn large_events_are_not_read_ahead_by_the_hundred() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let large = |number: u64| {
+        let bytes = vec![number as u8; 1 << 20];
+        Arc::new(Envelope::from_bytes(Topic::from_static("order.placed"), "x/y", bytes.into()))
+    };
+    for number in 0..150 {
+        broker.publish(large(number)).await.unwrap();
+    }
+    let mut deliveries = subscribe(&broker, "group", "order.placed").await;
+    let stream = place.key("topic:order.placed");
+    let pending = || {
+        let pending: Value = place.command(redis::cmd("XPENDING").arg(&stream).arg("group"));
+        let Value::Array(parts) = pending else { return 0 };
+        if let Value::Int(count) = parts[0] { count } else { 0 }
+    };
+    until("some are read", async || pending() > 0).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(pending() <= 24, "{} of 1 MiB are read ahead", pending());
+    // What is unfinished at a takeover is no less.
+    let mut count = 0;
+    while count < 150 {
+        for received in receive(&mut deliveries, 10).await {
+            count += 1;
+            ack(received).await;
+        }
+        assert!(pending() <= 40, "{}", pending());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_memory_is_full_lets_groups_go_on() {
+    let server = Server::up("eventbus-redis-full");
+    let place = Place::on(&server.url());
+    let lease = Duration::from_secs(2);
+    let broker = place.builder().lease(lease).open().await.unwrap();
+    let other = place.builder().lease(lease).open().await.unwrap();
+    publish_all(&broker, 0..100).await;
+    let mut deliveries = subscribe(&broker, "group", "order.placed").await;
+    let mut waits = subscribe(&other, "group", "order.placed").await;
+    for received in receive_all(&mut deliveries, 10).await {
+        ack(received).await;
+    }
+    let mut config = redis::cmd("CONFIG");
+    place.command::<()>(config.arg("SET").arg("maxmemory").arg(1));
+    let error = broker.publish(Arc::new(event("order.placed", 1_000))).await.unwrap_err();
+    assert!(error.to_string().contains("memory of the server is full"), "{error}");
+    let begun = Instant::now();
+    let mut next = 10;
+    while begun.elapsed() < lease * 3 {
+        for received in receive_all(&mut deliveries, 2).await {
+            assert_eq!(number(&received), next);
+            next += 1;
+            ack(received).await;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    // The next process takes over.
+    drop(deliveries);
+    for received in receive_all(&mut waits, 100 - usize::try_from(next).unwrap()).await {
+        assert_eq!(number(&received), next);
+        next += 1;
+        ack(received).await;
+    }
+}
