@@ -1,6 +1,6 @@
 //! Publishing: sent at once, confirmed apart, and sent again until it is confirmed.
 
-use crate::connection::Link;
+use crate::connection::{Link, Refusal};
 use crate::wire::{self, MAX_HEADERS};
 use async_nats::jetstream::ErrorCode;
 use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
@@ -29,7 +29,9 @@ const TICK: Duration = Duration::from_millis(250);
 const GRACE: Duration = Duration::from_millis(150);
 /// How many confirmations are taken before others have a turn.
 const AT_ONCE: usize = 256;
-/// So long nobody may take what is sent, as while a cluster chooses a leader.
+/// So long what the server has said of the stream is taken to be so.
+const CURRENT: Duration = Duration::from_secs(2);
+/// So long nobody may take what is sent.
 const UNTAKEN: Duration = Duration::from_secs(5);
 
 /// What sends events and waits for their confirmations.
@@ -51,6 +53,8 @@ struct Sending {
     /// The connection on which everything was sent again that was open when it was made. On another one nothing is sent
     /// past that.
     connection: u64,
+    /// When the server has said last what it knows of the stream. While a cluster chooses a leader, nobody does.
+    answered: Option<Instant>,
 }
 
 /// What is sent. It is written again where it is sent again.
@@ -91,7 +95,8 @@ impl Outlet {
         let confirmations = confirmations.map_err(|error| {
             BrokerError::new("cannot listen for confirmations").with_cause(error.to_string())
         })?;
-        let sending = Sending { publishes: Publishes::default(), connection: link.state.times() };
+        let sending =
+            Sending { publishes: Publishes::default(), connection: link.state.times(), answered: None };
         let outlet = Arc::new(Self {
             link,
             inbox,
@@ -345,8 +350,9 @@ impl Outlet {
             let mut open = self.open.lock();
             if message.status == Some(StatusCode::NO_RESPONDERS) {
                 self.untaken.store(true, Relaxed);
+                let is_known = open.answered.is_some_and(|at| at.elapsed() < CURRENT);
                 match open.publishes.return_to_sender(ticket, Instant::now()) {
-                    Some(age) if age > UNTAKEN => {
+                    Some(age) if age > UNTAKEN && is_known && !open.publishes.may_be_stored(ticket) => {
                         let said = format!(
                             "no stream takes it; is the stream `{}` there, with the subjects `{}.>`?",
                             self.link.settings.stream, self.link.settings.prefix
@@ -365,7 +371,7 @@ impl Outlet {
                     }
                     Confirmation::Scarce(said) => {
                         match open.publishes.return_to_sender(ticket, Instant::now()) {
-                            Some(age) if age > UNTAKEN => {
+                            Some(age) if age > UNTAKEN && !open.publishes.may_be_stored(ticket) => {
                                 (open.publishes.refuse(ticket), Answer::Refused(said))
                             }
                             _ => return,
@@ -386,6 +392,9 @@ impl Outlet {
                 target: "eventbus", error = %printable(&error.to_string()),
                 "it is not known whether the streams are there"
             );
+        }
+        if !matches!(self.link.birth().await, Err(Refusal::Silence)) {
+            self.open.lock().answered = Some(Instant::now());
         }
     }
 

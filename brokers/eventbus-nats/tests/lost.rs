@@ -6,7 +6,7 @@ mod support;
 use async_nats::jetstream::consumer::Config;
 use async_nats::jetstream::{self, Context};
 use eventbus::PublishError;
-use eventbus::broker::{Broker, DeadLetter, FailureKind};
+use eventbus::broker::{Broker, DeadLetter, FailureKind, Topology};
 use eventbus_nats::NatsBroker;
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use support::faults::Server;
 use support::proxy::Proxy;
-use support::{Place, ack, event, number, receive_all, request};
+use support::{Place, ack, event, number, receive_all, request, until};
 
 fn jetstream(broker: &NatsBroker) -> Context {
     jetstream::new(broker.client())
@@ -314,4 +314,31 @@ async fn a_server_that_comes_back_empty_is_gone_on_with() {
             received.iter().map(number).collect::<Vec<_>>()
         );
     }
+}
+
+#[tokio::test]
+async fn a_publish_whose_confirmation_was_lost_is_not_refused_where_nobody_takes_it_again() {
+    let proxy = Proxy::to(&support::server()).await;
+    let place = Place::new();
+    let direct = place.broker().await;
+    let through = place.by_way_of(proxy.url());
+    let builder = through.builder().topology(Topology::Check).publish_timeout(Duration::from_secs(8));
+    let broker = builder.connect().await.unwrap();
+    proxy.mute(true);
+    let publishing = tokio::spawn(async move { broker.publish(event("a.b", "k", 1)).await });
+    until("it is stored", || async { stream_of(&direct, &place).await.cached_info().state.messages == 1 })
+        .await;
+    jetstream(&direct).delete_stream(&place.name).await.unwrap();
+    proxy.cut();
+    proxy.mute(false);
+    let error = publishing.await.unwrap().unwrap_err();
+    assert!(matches!(error, PublishError::Unconfirmed { .. }), "it was stored: {error}");
+    // What was never sent to a stream is refused.
+    let broker = place.builder().topology(Topology::Create).connect().await.unwrap();
+    drop(broker);
+    let checking = place.builder().topology(Topology::Check).connect().await.unwrap();
+    jetstream(&direct).delete_stream(&place.name).await.unwrap();
+    let error = checking.publish(event("a.b", "k", 2)).await.unwrap_err();
+    assert!(matches!(error, PublishError::Broker { .. }), "{error}");
+    assert!(error.to_string().contains("no stream takes it"), "{error}");
 }

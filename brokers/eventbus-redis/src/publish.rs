@@ -254,13 +254,20 @@ impl Sender {
                 answer = first(&mut flights), if !flights.is_empty() => {
                     let Some(flight) = flights.pop_front() else { continue };
                     match answer {
-                        Ok(answer) => self.stored(flight.batch, answer),
+                        Ok(answer) => {
+                            let Some((batch, trouble)) = self.stored(flight.batch, answer) else { continue };
+                            self.link.report(live.generation, &trouble);
+                            flights.push_front(Flight { batch, ..flight });
+                            return self.send_again(flights, true, &trouble);
+                        }
                         Err(error) => {
                             let trouble = Trouble::of("cannot store it", &error);
                             if trouble.broken {
                                 self.link.report(live.generation, &trouble);
                                 flights.push_front(flight);
-                                return self.send_again(flights, &error, &trouble);
+                                // The server has refused it, and stored nothing.
+                                let refused = error.code().is_some();
+                                return self.send_again(flights, refused, &trouble);
                             }
                             let refused = |waiting: Waiting| {
                                 let topic = waiting.event.topic.to_string();
@@ -325,12 +332,15 @@ impl Sender {
         Box::pin(async move { connection.send_packed_command(&call).await.and_then(Value::extract_error) })
     }
 
-    /// Tells each publisher what became of its event.
-    fn stored(&self, batch: Vec<Waiting>, answer: Value) {
+    /// Tells each publisher what became of its event. What is to be sent to another server, and why: this one became a
+    /// replica, and has stored nothing of that.
+    fn stored(&self, batch: Vec<Waiting>, answer: Value) -> Option<(Vec<Waiting>, Trouble)> {
         let Value::Array(answers) = answer else {
             let trouble = Trouble::lasting("cannot store it", "the server has answered something else");
-            return batch.into_iter().for_each(|waiting| waiting.give_up(trouble.clone().into()));
+            batch.into_iter().for_each(|waiting| waiting.give_up(trouble.clone().into()));
+            return None;
         };
+        let mut elsewhere: Option<(Vec<Waiting>, Trouble)> = None;
         for (waiting, answer) in batch.into_iter().zip(answers) {
             let topic = waiting.event.topic.to_string();
             let answer = match answer {
@@ -338,18 +348,23 @@ impl Sender {
                 Value::Int(_) => Ok(()),
                 other => {
                     let text = redis::from_redis_value::<String>(other).unwrap_or_default();
+                    if text.starts_with("READONLY ") {
+                        let trouble = || (Vec::new(), Trouble::said("cannot store it", &text));
+                        elsewhere.get_or_insert_with(trouble).0.push(waiting);
+                        continue;
+                    }
                     let cause = refusal(&waiting.event, &text).into();
                     Err(PublishError::Broker { topic, cause })
                 }
             };
             waiting.answer(answer);
         }
+        elsewhere
     }
 
-    /// After a connection was lost: what was under way is sent again, if the script can tell what it has stored.
-    fn send_again(&self, flights: VecDeque<Flight>, error: &RedisError, trouble: &Trouble) {
-        // The server has refused it, and stored nothing.
-        let refused = error.code().is_some();
+    /// After a connection was lost: what was under way is sent again, if the script can tell what it has stored. `refused`:
+    /// nothing of it is.
+    fn send_again(&self, flights: VecDeque<Flight>, refused: bool, trouble: &Trouble) {
         let mut again = Vec::new();
         for waiting in flights.into_iter().flat_map(|flight| flight.batch) {
             if waiting.answer.is_closed() {

@@ -254,3 +254,25 @@ async fn a_server_whose_memory_is_full_lets_groups_go_on() {
         ack(received).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_a_replica_for_a_while_refuses_no_publish() {
+    let server = Server::up("eventbus-redis-replica");
+    let place = Place::on(&server.url());
+    let broker = place.broker().await;
+    let mut deliveries = subscribe(&broker, "group", "order.placed").await;
+    publish_all(&broker, 0..5).await;
+    for received in receive_all(&mut deliveries, 5).await {
+        ack(received).await;
+    }
+    // Of a primary that nobody finds, so that it keeps its data.
+    place.command::<()>(redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1));
+    let publishing = tokio::spawn({
+        let broker = broker.clone();
+        async move { publish_all(&broker, 5..10).await }
+    });
+    until("it is known", async || matches!(broker.connection(), Connection::Lost { .. })).await;
+    place.command::<()>(redis::cmd("REPLICAOF").arg("NO").arg("ONE"));
+    publishing.await.unwrap();
+    assert_eq!(numbers(&receive_all(&mut deliveries, 5).await), [5, 6, 7, 8, 9]);
+}

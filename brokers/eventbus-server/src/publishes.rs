@@ -27,6 +27,8 @@ struct Open<M, A> {
     opened: Instant,
     /// When it was sent last; none, where it is to be sent.
     sent: Option<Instant>,
+    /// How often it was sent without coming back: each time may have stored it.
+    gone: usize,
     deadline: Instant,
 }
 
@@ -77,7 +79,15 @@ impl<M: Clone, A> Publishes<M, A> {
         }
         self.open.insert(
             self.next,
-            Open { message, answer, order, opened: now, sent: at_once.then_some(now), deadline },
+            Open {
+                message,
+                answer,
+                order,
+                opened: now,
+                sent: at_once.then_some(now),
+                gone: at_once.into(),
+                deadline,
+            },
         );
         self.next
     }
@@ -121,7 +131,14 @@ impl<M: Clone, A> Publishes<M, A> {
     pub fn return_to_sender(&mut self, ticket: Ticket, now: Instant) -> Option<Duration> {
         let open = self.open.get_mut(&ticket)?;
         open.sent = None;
+        open.gone = open.gone.saturating_sub(1);
         Some(now.saturating_duration_since(open.opened))
+    }
+
+    /// Whether it was sent, and neither confirmed nor returned: it is not to be refused then.
+    #[must_use]
+    pub fn may_be_stored(&self, ticket: Ticket) -> bool {
+        self.open.get(&ticket).is_some_and(|open| open.gone > 0)
     }
 
     /// What to do about those that are open and were not sent since `sent_before`. What was overtaken by a later one
@@ -138,6 +155,7 @@ impl<M: Clone, A> Publishes<M, A> {
                 gone.push(*ticket);
             } else if is_due {
                 open.sent = Some(now);
+                open.gone += 1;
                 again.push((*ticket, open.message.clone()));
             }
         }
@@ -195,6 +213,9 @@ mod tests {
         assert_eq!(overdue.again, [(tickets[0], "a"), (tickets[2], "c")]);
         assert!(publishes.overdue(later, later).again.is_empty(), "they were sent just now");
         assert_eq!(publishes.return_to_sender(tickets[2], later), Some(WAIT));
+        assert!(publishes.may_be_stored(tickets[2]), "it was sent twice, and came back once");
+        assert_eq!(publishes.return_to_sender(tickets[2], later), Some(WAIT));
+        assert!(!publishes.may_be_stored(tickets[2]));
         assert_eq!(publishes.overdue(later, begin).again, [(tickets[2], "c")]);
         assert_eq!(publishes.overdue(begin + WAIT * 2, begin).given_up, ["a", "c"]);
         assert!(publishes.is_empty() && publishes.confirm(tickets[0]).is_none());
