@@ -276,3 +276,20 @@ async fn a_server_that_is_a_replica_for_a_while_refuses_no_publish() {
     publishing.await.unwrap();
     assert_eq!(numbers(&receive_all(&mut deliveries, 5).await), [5, 6, 7, 8, 9]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_is_stored_is_confirmed_although_memory_was_full_when_it_was_sent_again() {
+    let server = Server::up("eventbus-redis-again");
+    let place = Place::on(&server.url());
+    let proxy = Proxy::to(&place.url).await;
+    let broker = RedisBroker::builder(&proxy.url()).unwrap().prefix(&place.prefix).open().await.unwrap();
+    proxy.mute(true);
+    let publishing = tokio::spawn(async move { broker.publish(Arc::new(event("order.placed", 1))).await });
+    let stream = place.key("topic:order.placed");
+    until("it is stored", async || place.command::<u64>(redis::cmd("XLEN").arg(&stream)) == 1).await;
+    place.command::<()>(redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(1));
+    proxy.cut();
+    proxy.mute(false);
+    publishing.await.unwrap().unwrap();
+    assert_eq!(place.command::<u64>(redis::cmd("XLEN").arg(&stream)), 1);
+}

@@ -93,6 +93,10 @@ while at <= #ARGV do
       stored = true
     end
   end
+  -- What is refused now, as for want of memory, may be here since it was sent for the first time.
+  if type(answer) == 'string' and keep ~= '0' and redis.call('GET', once) == topic then
+    answer = 1
+  end
   answers[#answers + 1] = answer
 end
 if stored then
