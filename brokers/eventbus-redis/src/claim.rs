@@ -10,7 +10,7 @@ use eventbus_core::broker::{Deliveries, Offset, Parked, Receipt, Received, Settl
 use eventbus_core::lock::{Lock, Locked, Rank};
 use eventbus_core::waiters::Waiters;
 use eventbus_core::{BrokerError, Envelope, Pattern, Topic, foreign};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +25,8 @@ const OUT_BYTES: usize = 64 << 20;
 const AHEAD: usize = 512;
 /// The same where processes compete, to begin with: what one has at hand, no other can have.
 const AHEAD_OF_OTHERS: usize = 16;
+/// Of so many deliveries it is remembered that others have them: more than are handed out at once.
+const TRACES: usize = 1 << 19;
 
 /// A stream that a group reads.
 #[derive(Debug)]
@@ -78,6 +80,8 @@ pub(crate) struct State {
     open: HashMap<u64, Open>,
     /// How many bytes these have.
     out: usize,
+    /// The tokens of deliveries that were handed out, and that competing processes have by now.
+    lost: BTreeSet<u64>,
     /// Settled, and not yet saved.
     settled: Vec<Settled>,
     /// Settled, and being saved.
@@ -160,6 +164,7 @@ impl Claim {
                     bytes: 0,
                     open: HashMap::new(),
                     out: 0,
+                    lost: BTreeSet::new(),
                     settled: Vec::new(),
                     saving: Vec::new(),
                     ahead: if competing { AHEAD_OF_OTHERS } else { AHEAD },
@@ -229,6 +234,7 @@ impl Claim {
             at_hand = std::mem::take(&mut state.at_hand);
             (state.bytes, state.out) = (0, 0);
             state.open.clear();
+            state.lost.clear();
             state.settled.clear();
         }
         drop(at_hand);
@@ -246,12 +252,15 @@ impl Claim {
     }
 
     pub(crate) fn holds(&self, receipt: &Receipt) -> bool {
-        self.knows(receipt) && self.is_ours()
+        self.knows(receipt) && self.is_ours() && !self.state().lost.contains(&receipt.token)
     }
 
     /// Whether a delivery was settled here already.
     pub(crate) fn is_settled(&self, receipt: &Receipt) -> bool {
-        self.knows(receipt) && !self.state().open.contains_key(&receipt.token)
+        let state = self.state();
+        self.knows(receipt)
+            && !state.lost.contains(&receipt.token)
+            && !state.open.contains_key(&receipt.token)
     }
 
     /// What is handed out under this receipt, if it is ours.
@@ -266,7 +275,9 @@ impl Claim {
         let (ring, waker);
         {
             let mut state = self.state();
-            let Some(open) = state.take(receipt.token) else { return self.knows(receipt) };
+            let Some(open) = state.take(receipt.token) else {
+                return self.knows(receipt) && !state.lost.contains(&receipt.token);
+            };
             let Open { source, place, noted, .. } = open;
             state.settled.push(Settled { source, place, kept: noted.kept });
             ring = state.settled.len() == 1 || state.settled.len() == crate::keeper::MANY || state.ended;
@@ -349,7 +360,7 @@ impl Claim {
     /// The first delivery of each source that is not settled.
     pub(crate) fn unsettled(&self) -> HashMap<usize, Place> {
         let mut first = HashMap::new();
-        for (source, place) in self.held() {
+        for (_, source, place) in self.held() {
             let known = first.entry(source).or_insert(place);
             *known = place.min(*known);
         }
@@ -383,29 +394,44 @@ impl Claim {
         at_hand.chain(open).chain(settled).chain(state.saving.iter().copied()).collect()
     }
 
-    /// What competing processes have to say that they still have: with the tokens, where these are known.
-    pub(crate) fn held(&self) -> Vec<(usize, Place)> {
+    /// What competing processes have to say that they still have, with the tokens.
+    pub(crate) fn held(&self) -> Vec<(u64, usize, Place)> {
         let state = self.state();
-        let at_hand = state.at_hand.values().map(|waiting| (waiting.source, waiting.place));
-        at_hand.chain(state.open.values().map(|open| (open.source, open.place))).collect()
+        let at_hand = state.at_hand.iter().map(|((place, token), waiting)| (*token, waiting.source, *place));
+        at_hand.chain(state.open.iter().map(|(token, open)| (*token, open.source, open.place))).collect()
     }
 
-    /// Other processes have these by now.
-    pub(crate) fn lose_some(&self, lost: &[(usize, Place)]) {
-        let mut dropped = Vec::new();
-        let mut state = self.state();
-        let state = &mut *state;
-        state.open.retain(|_, open| !lost.contains(&(open.source, open.place)));
-        state.out = state.open.values().map(|open| open.size).sum();
-        let is_gone = |waiting: &Waiting| lost.contains(&(waiting.source, waiting.place));
-        let gone: Vec<_> =
-            state.at_hand.iter().filter(|(_, waiting)| is_gone(waiting)).map(|(key, _)| *key).collect();
-        for key in gone {
-            if let Some(waiting) = state.at_hand.remove(&key) {
-                state.bytes -= waiting.size;
-                dropped.push(waiting);
+    /// Other processes have these by now, by their tokens. What was settled meanwhile is not among them.
+    pub(crate) fn lose_some(&self, lost: &HashSet<u64>) {
+        if lost.is_empty() {
+            return;
+        }
+        let (mut dropped, mut waker) = (Vec::new(), None);
+        {
+            let mut state = self.state();
+            for token in lost {
+                if let Some(open) = state.take(*token) {
+                    state.lost.insert(*token);
+                    waker = waker.or(state.waker_for_room(open));
+                }
+            }
+            while state.lost.len() > TRACES {
+                state.lost.pop_first();
+            }
+            let gone: Vec<_> =
+                state.at_hand.keys().filter(|(_, token)| lost.contains(token)).copied().collect();
+            for key in gone {
+                if let Some(waiting) = state.at_hand.remove(&key) {
+                    state.bytes -= waiting.size;
+                    dropped.push(waiting);
+                }
             }
         }
+        drop(dropped);
+        wake(waker);
+        // There is room at hand, and whoever has ended may have nothing handed out any more.
+        foreign::tell("a waker", || self.reader.notify_one());
+        foreign::tell("a waker", || self.keeper.notify_one());
     }
 
     /// Takes what was settled, to save it.

@@ -7,6 +7,7 @@ use crate::trouble::Trouble;
 use eventbus_core::log;
 use eventbus_core::printable::printable;
 use redis::Value;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -99,7 +100,7 @@ impl Claim {
     pub(crate) async fn beat(&self) -> Result<bool, Trouble> {
         let lease = self.store.settings.lease;
         let held = self.held();
-        let mut lost = Vec::new();
+        let mut lost = HashSet::new();
         let mut parts = held.chunks(BEATS);
         loop {
             let part = parts.next().unwrap_or_default();
@@ -107,16 +108,17 @@ impl Claim {
             call.arg(&self.group).arg(self.pattern.as_str()).arg(&self.consumer).arg(millis(lease));
             {
                 let state = self.state();
-                for (source, place) in part {
+                for (_, source, place) in part {
                     call.arg(&state.sources[*source].key).arg(place.to_string());
                 }
             }
             let answer = self.store.link.value("cannot keep deliveries", &call).await?;
             for number in entry::list(answer) {
                 if let Value::Int(number) = number
-                    && let Some(one) = usize::try_from(number).ok().and_then(|number| part.get(number))
+                    && let Some((token, ..)) =
+                        usize::try_from(number).ok().and_then(|number| part.get(number))
                 {
-                    lost.push(*one);
+                    lost.insert(*token);
                 }
             }
             if part.len() < BEATS {

@@ -2,17 +2,20 @@
 
 mod support;
 
+use eventbus::Start;
 use eventbus::broker::{
-    AuditQuery, Broker, DeadLetter, FailureKind, Parked, Received, Standing, SubscribeRequest, Topology,
+    AuditQuery, Broker, DeadLetter, Deliveries, FailureKind, Parked, Received, Standing, SubscribeRequest,
+    Topology,
 };
 use eventbus::jiff::Timestamp;
 use eventbus::subscription::Pattern;
 use eventbus_redis::{RedisBroker, Retention};
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 use support::proxy::Proxy;
-use support::{Place, event, number, publish, receive, receive_all, subscribe, until};
+use support::{PATIENCE, Place, event, number, publish, receive, receive_all, subscribe, until};
 
 async fn ack(received: Received) {
     received.settler.ack(received.receipt).await.expect("it is ours");
@@ -95,6 +98,69 @@ async fn events_of_one_key_come_in_order_over_all_topics_of_a_pattern() {
     }
     publishing.await.unwrap();
     assert!(seen.is_sorted(), "{seen:?}");
+}
+
+/// Subscribes a group that several processes handle at once.
+async fn compete(broker: &RedisBroker) -> Box<dyn Deliveries> {
+    let pattern = Pattern::new("order.placed").unwrap();
+    let mut request = SubscribeRequest::new("group", pattern);
+    (request.start, request.competing) = (Start::Earliest, true);
+    broker.subscribe(request).await.unwrap()
+}
+
+/// Has a competitor claim the first events of the topic `order.placed`.
+fn claim_first(place: &Place, count: usize) {
+    let stream = place.key("topic:order.placed");
+    type Entries = Vec<(String, Vec<redis::Value>)>;
+    let first: Entries =
+        place.command(redis::cmd("XRANGE").arg(&stream).arg("-").arg("+").arg("COUNT").arg(count));
+    assert_eq!(first.len(), count);
+    let ids: Vec<_> = first.into_iter().map(|(id, _)| id).collect();
+    let mut claim = redis::cmd("XCLAIM");
+    claim.arg(&stream).arg("group").arg("another").arg(0).arg(ids).arg("JUSTID");
+    let claimed: Vec<String> = place.command(&claim);
+    assert_eq!(claimed.len(), count);
+}
+
+#[tokio::test]
+async fn what_a_competitor_has_by_now_is_not_held_any_more_and_not_settled_either() {
+    let place = Place::new();
+    let broker = place.builder().lease(Duration::from_secs(3)).open().await.unwrap();
+    publish(&broker, event("order.placed", 1)).await;
+    publish(&broker, event("order.placed", 2)).await;
+    let mut deliveries = compete(&broker).await;
+    let mut received = receive_all(&mut deliveries, 2).await;
+    let (kept, lost) = (received.pop().unwrap(), received.pop().unwrap());
+    claim_first(&place, 1);
+    until("the loss is known", async || !lost.settler.holds(&lost.receipt)).await;
+    assert!(lost.settler.ack(lost.receipt.clone()).await.is_err());
+    assert!(lost.settler.ack(lost.receipt.clone()).await.is_err(), "nor is it the second time");
+    let letter = dead_letter(&lost);
+    assert!(lost.settler.reject(lost.receipt, letter).await.is_err());
+    assert!(kept.settler.holds(&kept.receipt));
+    ack(kept).await;
+}
+
+#[tokio::test]
+async fn who_waits_for_bytes_that_are_handed_out_goes_on_when_a_competitor_has_these() {
+    let place = Place::new();
+    let broker = place.builder().lease(Duration::from_secs(3)).open().await.unwrap();
+    for number in 0..70 {
+        let large = event("order.placed", number).with_payload(vec![b' '; 1 << 20].into());
+        publish(&broker, large).await;
+    }
+    let mut deliveries = compete(&broker).await;
+    let received = receive_all(&mut deliveries, 64).await;
+    // It is asked once, and again only when it is woken.
+    let waiting = tokio::spawn(async move {
+        let mut more = Vec::new();
+        poll_fn(|context| deliveries.poll_receive(context, &mut more, 1)).await.map(|()| more.len())
+    });
+    tokio::task::yield_now().await;
+    claim_first(&place, 64);
+    let woken = tokio::time::timeout(PATIENCE, waiting).await.expect("it is woken");
+    assert_eq!(woken.unwrap().unwrap(), 1);
+    drop(received);
 }
 
 /// Which of three, without an order of its own.
