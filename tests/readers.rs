@@ -5,6 +5,7 @@ mod support;
 use eventbus::memory::MemoryBroker;
 use eventbus::{Bus, Error, Outcome};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use support::{OrderPlaced, Ping, Seen, bus_with};
 use tokio::sync::Semaphore;
@@ -99,12 +100,17 @@ async fn a_group_is_free_again_where_the_opening_of_its_subscription_is_dropped(
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", folder.path().join("log.db").display());
     let bus = Bus::builder().only(NONE).connect(&url).await.unwrap();
-    {
+    loop {
         let mut opening = std::pin::pin!(bus.on(|_: Arc<Ping>| async {}).group("g").into_future());
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        assert!(opening.as_mut().poll(&mut context).is_pending(), "the log answers from its own thread");
+        if let Poll::Ready(opened) = opening.as_mut().poll(&mut context) {
+            // The log's own thread has answered already, which is rare: once more.
+            opened.unwrap().stop().await;
+            continue;
+        }
         let second = bus.on(|_: Arc<Ping>| async {}).group("g").await;
         assert!(matches!(second, Err(Error::Startup(_))), "it is being opened: {second:?}");
+        break;
     }
     bus.on(|_: Arc<Ping>| async {}).group("g").await.expect("the group is free again");
 }
