@@ -64,6 +64,9 @@ pub mod subscription {
     pub use eventbus_core::{Catalog, Options, Pattern, Policy, Subscriber, Subscription};
 }
 
+#[cfg(feature = "aws")]
+#[doc(inline)]
+pub use eventbus_aws as aws;
 #[cfg(feature = "nats")]
 #[doc(inline)]
 pub use eventbus_nats as nats;

@@ -18,6 +18,7 @@ cargo xtask surface [--write]
 /// The crates that users write in their `Cargo.toml`.
 const CRATES: &[&str] = &[
     "eventbus",
+    "eventbus_aws",
     "eventbus_core",
     "eventbus_nats",
     "eventbus_redis",

@@ -6,7 +6,9 @@ mod structured;
 
 pub(crate) use percent::percent_bytes;
 pub use percent::{percent_decode, percent_encode};
-pub use structured::{MEDIA_TYPE, base64_decode, is_structured, read_structured, write_structured};
+pub use structured::{
+    MEDIA_TYPE, base64_decode, base64_encode, is_structured, read_structured, write_structured,
+};
 
 use bytes::Bytes;
 use eventbus_core::{Envelope, EventId, Headers, Topic};

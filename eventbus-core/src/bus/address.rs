@@ -25,6 +25,7 @@ const OUR_SCHEMES: &[(&str, &str)] = &[
     ("rediss", "redis"),
     ("rediss+cluster", "redis"),
     ("rediss+sentinel", "redis"),
+    ("sns", "aws"),
     ("sqlite", "sqlite"),
     ("tls", "nats"),
     ("valkey", "redis"),
@@ -85,6 +86,7 @@ fn meant(url: &str) -> String {
     let address = match bare {
         "memory" => Some("memory:".to_owned()),
         "sqlite" => Some(DEFAULT.to_owned()),
+        "sns" => Some("sns://default".to_owned()),
         // What may be secret, or an option, is not repeated.
         _ if bare.contains(['@', '?', '#']) || bare.chars().any(char::is_control) => None,
         _ if OUR_SCHEMES.iter().any(|(ours, _)| *ours == bare) => Some(format!("{bare}://localhost")),

@@ -1,0 +1,251 @@
+//! The clients of SNS and SQS, and what becomes of their calls.
+
+use crate::config::Settings;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_sdk_sqs::config::Credentials;
+use aws_sdk_sqs::config::StalledStreamProtectionConfig;
+use aws_sdk_sqs::config::http::HttpResponse;
+use aws_sdk_sqs::config::retry::RetryConfig;
+use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_http_client::Builder;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use eventbus_core::BrokerError;
+use eventbus_server::connection::{ConnectionState, Failure, patiently};
+use std::fmt;
+use std::time::Duration;
+
+/// How long a call may take that waits for nothing.
+pub(crate) const CALL: Duration = Duration::from_secs(10);
+
+/// What everything that speaks to Amazon shares.
+pub(crate) struct Link {
+    pub(crate) settings: Settings,
+    pub(crate) sns: aws_sdk_sns::Client,
+    pub(crate) sqs: aws_sdk_sqs::Client,
+    pub(crate) config: SdkConfig,
+    pub(crate) state: ConnectionState,
+}
+
+/// Why a call has failed.
+#[derive(Clone, Debug)]
+pub(crate) enum Trouble {
+    /// It may succeed another time: nobody answers, or the server has too much to do. Whether it was done is not known.
+    Passing(String),
+    /// It was refused.
+    Refused {
+        /// Amazon's name of the reason.
+        code: String,
+        message: String,
+    },
+}
+
+impl Trouble {
+    /// Whether it was refused for one of these reasons, whatever protocol has spelt it.
+    pub(crate) fn is(&self, codes: &[&str]) -> bool {
+        matches!(self, Self::Refused { code, .. } if codes.iter().any(|known| code.contains(known)))
+    }
+
+    /// An error about what was being done.
+    pub(crate) fn explain(self, what: impl fmt::Display) -> BrokerError {
+        BrokerError::new(format!("cannot {what}")).with_cause(self.to_string())
+    }
+}
+
+/// The reasons for which the keys are to be looked at.
+const KEYS: &[&str] = &[
+    "InvalidClientTokenId",
+    "SignatureDoesNotMatch",
+    "UnrecognizedClient",
+    "ExpiredToken",
+    "MissingAuthenticationToken",
+    "IncompleteSignature",
+    "InvalidAccessKeyId",
+];
+/// The reasons for which the policy of the user or role is to be looked at.
+const DENIED: &[&str] = &["AccessDenied", "AuthorizationError", "UnauthorizedOperation"];
+/// There is no such queue, or topic.
+pub(crate) const GONE: &[&str] = &["NonExistentQueue", "QueueDoesNotExist", "NotFound"];
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passing(error) => f.write_str(error),
+            Self::Refused { code, message } => {
+                write!(f, "{code}: {message}")?;
+                if self.is(KEYS) {
+                    f.write_str("; look at the credentials and at the clock of this machine")?;
+                } else if self.is(DENIED) {
+                    f.write_str("; allow it in the policy of the user or role")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What a call's failure means.
+fn trouble<E>(error: SdkError<E, HttpResponse>) -> Trouble
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    let said = chain(&error);
+    match &error {
+        SdkError::ServiceError(service) => {
+            let (status, meta) = (service.raw().status().as_u16(), service.err());
+            let code = meta.code().unwrap_or("(no code)").to_owned();
+            let throttled =
+                ["Throttl", "TooManyRequests", "RequestLimitExceeded", "KMSThrottling", "OverLimit"];
+            if status >= 500 || throttled.iter().any(|known| code.contains(known)) {
+                return Trouble::Passing(format!("{code} ({status})"));
+            }
+            Trouble::Refused { code, message: meta.message().unwrap_or("no reason is given").to_owned() }
+        }
+        SdkError::ConstructionFailure(_) => {
+            Trouble::Refused { code: "the request cannot be made".to_owned(), message: said }
+        }
+        _ if said.contains("redential") => Trouble::Refused {
+            code: "there are no credentials".to_owned(),
+            message: format!(
+                "{said}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile (`?profile=…`), or run where a role is \
+                 given"
+            ),
+        },
+        _ => Trouble::Passing(said),
+    }
+}
+
+/// An error with its causes, each said once.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let (mut said, mut next) = (error.to_string(), error.source());
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if !said.contains(&text) {
+            said = format!("{said}: {text}");
+        }
+        next = cause.source();
+    }
+    said
+}
+
+impl Link {
+    /// Finds region and credentials, and asks both services for something small.
+    pub(crate) async fn open(settings: Settings) -> Result<Self, BrokerError> {
+        let config = load(&settings).await?;
+        if config.region().is_none() {
+            return Err(BrokerError::new(
+                "there is no region; write it into the address (`sns://eu-central-1`), or set AWS_REGION",
+            ));
+        }
+        let link = Self {
+            sns: aws_sdk_sns::Client::new(&config),
+            sqs: aws_sdk_sqs::Client::new(&config),
+            config,
+            state: ConnectionState::up(settings.shown()),
+            settings,
+        };
+        let server = link.settings.endpoint.clone().unwrap_or_else(|| link.settings.shown());
+        patiently(&server, link.settings.connect_timeout, || link.greet()).await?;
+        Ok(link)
+    }
+
+    async fn greet(&self) -> Result<(), Failure> {
+        let failure = |service: &'static str| {
+            move |trouble| match trouble {
+                Trouble::Passing(error) => Failure::Passing(error),
+                // Who may not list anything may be allowed all else.
+                trouble => Failure::Lasting(trouble.explain(format_args!("use {service}"))),
+            }
+        };
+        let begin = self.settings.names.queues(crate::names::Role::Group);
+        let queues = self.sqs.list_queues().queue_name_prefix(begin).max_results(1).send();
+        lenient(quietly(CALL, queues).await).map_err(failure("SQS"))?;
+        lenient(quietly(CALL, self.sns.list_topics().send()).await).map_err(failure("SNS"))
+    }
+
+    /// Makes a call, and notes whether somebody answers.
+    pub(crate) async fn call<T, E>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+    ) -> Result<T, Trouble>
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let result = quietly(limit, call).await;
+        match &result {
+            Err(Trouble::Passing(error)) => self.state.is_lost(error),
+            _ => self.state.is_up(),
+        }
+        result
+    }
+
+    /// The region.
+    pub(crate) fn region(&self) -> &str {
+        self.config.region().map_or("", Region::as_ref)
+    }
+}
+
+/// Whoever may not do it is a known caller.
+fn lenient<T>(result: Result<T, Trouble>) -> Result<(), Trouble> {
+    match result {
+        Err(trouble) if trouble.is(DENIED) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+async fn quietly<T, E>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+) -> Result<T, Trouble>
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    match tokio::time::timeout(limit, call).await {
+        Ok(result) => result.map_err(trouble),
+        Err(_) => Err(Trouble::Passing(format!("there was no answer within {limit:?}"))),
+    }
+}
+
+async fn load(settings: &Settings) -> Result<SdkConfig, BrokerError> {
+    let mut tls = TlsContext::builder();
+    if let Some(path) = &settings.ca {
+        let pem = std::fs::read(path).map_err(|error| {
+            BrokerError::new(format!("cannot read the authorities `{}` (`ca`)", path.display()))
+                .with_cause(error)
+        })?;
+        if !String::from_utf8_lossy(&pem).contains("BEGIN CERTIFICATE") {
+            return Err(BrokerError::new(format!(
+                "`{}` (`ca`) is no PEM file with certificates",
+                path.display()
+            )));
+        }
+        tls = tls.with_trust_store(TrustStore::empty().with_pem_certificate(pem));
+    }
+    let tls = tls.build().map_err(|error| BrokerError::new("cannot set TLS up").with_cause(error))?;
+    let http = Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(tls).build_https();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http)
+        // What is tried again, and for how long, is decided here.
+        .retry_config(RetryConfig::disabled())
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+    if let Some(region) = &settings.region {
+        loader = loader.region(Region::new(region.clone()));
+    }
+    if let Some(profile) = &settings.profile {
+        loader = loader.profile_name(profile);
+    }
+    if let Some(endpoint) = &settings.endpoint {
+        loader = loader.endpoint_url(endpoint);
+    }
+    if let Some((id, secret)) = &settings.credentials {
+        loader = loader.credentials_provider(Credentials::new(
+            id.reveal(),
+            secret.reveal(),
+            None,
+            None,
+            "eventbus",
+        ));
+    }
+    Ok(loader.load().await)
+}

@@ -1,0 +1,180 @@
+//! Deliveries of a subscription, and what settles them.
+
+use crate::connection::CALL;
+use crate::held::Waiting;
+use crate::names::last_part;
+use crate::subscription::{AHEAD, Subscription};
+use crate::wire::{self, Written};
+use aws_sdk_sqs::types::MessageAttributeValue;
+use eventbus_core::BrokerError;
+use eventbus_core::broker::{
+    Begin, BrokerFuture, DeadLetter, Deliveries, Offset, Parked, Receipt, Received, Settler,
+};
+use jiff::Timestamp;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+/// So long a handler waits until SQS has said that its event is hidden from others for longer.
+const UNSURE: Duration = Duration::from_millis(50);
+/// Of the time for which a message is hidden, the last part, in which no handler begins.
+const SPARE: f64 = 0.2;
+
+/// The reader's end of a subscription.
+pub(crate) struct AwsDeliveries {
+    subscription: Arc<Subscription>,
+    settler: Arc<dyn Settler>,
+}
+
+impl AwsDeliveries {
+    pub(crate) fn new(subscription: Arc<Subscription>) -> Self {
+        let settler = Arc::new(AwsSettler(Arc::clone(&subscription)));
+        Self { subscription, settler }
+    }
+}
+
+impl Deliveries for AwsDeliveries {
+    fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut Vec<Received>,
+        limit: usize,
+    ) -> Poll<Result<(), BrokerError>> {
+        let mut waker = None;
+        loop {
+            let mut state = self.subscription.state.lock();
+            if state.held.at_hand() > 0 && !state.closed {
+                into.extend(state.held.take(limit).into_iter().map(|(token, waiting)| Received {
+                    receipt: Receipt {
+                        envelope: waiting.envelope,
+                        offset: Offset::new(waiting.offset),
+                        attempt: waiting.attempt,
+                        token,
+                    },
+                    replayed: false,
+                    parked: None,
+                    alone: false,
+                    settler: Arc::clone(&self.settler),
+                }));
+                let has_room = state.held.at_hand() <= AHEAD / 2;
+                drop(state);
+                if has_room {
+                    self.subscription.bell.notify_one();
+                }
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(failed) = state.failed.take() {
+                return Poll::Ready(Err(BrokerError::new(failed)));
+            }
+            if state.closed {
+                return Poll::Ready(Ok(()));
+            }
+            let Some(waker) = waker.take() else {
+                // To copy a waker is to call code of others.
+                drop(state);
+                waker = Some(context.waker().clone());
+                continue;
+            };
+            let former = state.waker.replace(waker);
+            drop(state);
+            drop(former);
+            return Poll::Pending;
+        }
+    }
+}
+
+impl Drop for AwsDeliveries {
+    fn drop(&mut self) {
+        self.subscription.close();
+    }
+}
+
+/// Settles what a subscription has handed out.
+struct AwsSettler(Arc<Subscription>);
+
+impl AwsSettler {
+    /// Has the message deleted.
+    fn settle(&self, receipt: &Receipt) -> Result<(), BrokerError> {
+        let settled = self.0.state.lock().held.settle(receipt.token, Instant::now());
+        if !settled {
+            return Err(lost(&self.0));
+        }
+        self.0.bell.notify_one();
+        Ok(())
+    }
+}
+
+fn lost(subscription: &Subscription) -> BrokerError {
+    BrokerError::new(format!(
+        "SQS may have given the event to another process of the group `{}`, since it did not hear of this one for {:?} \
+         (`visibility_timeout`): it is delivered again",
+        subscription.group, subscription.link.settings.visibility_timeout
+    ))
+}
+
+impl Settler for AwsSettler {
+    fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
+        BrokerFuture::ready(self.settle(&receipt))
+    }
+
+    fn reject(&self, receipt: Receipt, letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
+        let subscription = Arc::clone(&self.0);
+        BrokerFuture::new(async move {
+            if !self::AwsSettler(Arc::clone(&subscription)).holds(&receipt) {
+                return Err(lost(&subscription));
+            }
+            let written = wire::write_dead_letter(&letter, last_part(&subscription.queue.url))
+                .map_err(|error| BrokerError::new("cannot write the dead letter").with_cause(error))?;
+            let call = subscription.link.sqs.send_message().queue_url(&subscription.dead);
+            let call = call.message_body(&written.body).set_message_attributes(Some(attributes(&written)));
+            let sent = subscription.link.call(CALL, call.send()).await;
+            sent.map_err(|trouble| trouble.explain("store the dead letter"))?;
+            Self(subscription).settle(&receipt)
+        })
+    }
+
+    fn park(&self, receipt: &Receipt, parked: Parked) -> BrokerFuture<Result<(), BrokerError>> {
+        let now = Instant::now();
+        let due = now + parked.delay(Timestamp::now());
+        // It is hidden until then, and a while longer. There is no place to note the attempt: SQS counts deliveries.
+        let parked = self.0.state.lock().held.park(receipt.token, due, now);
+        BrokerFuture::ready(if parked { Ok(()) } else { Err(lost(&self.0)) })
+    }
+
+    fn holds(&self, receipt: &Receipt) -> bool {
+        self.0.state.lock().held.holds(receipt.token, Instant::now())
+    }
+
+    fn begin(&self, receipt: &Receipt) -> Option<BrokerFuture<Begin>> {
+        let subscription = &self.0;
+        let left = subscription.state.lock().held.left(receipt.token, Instant::now());
+        let spare = subscription.link.settings.visibility_timeout.mul_f64(SPARE);
+        (left < spare).then(|| BrokerFuture::ready(Begin::Later(UNSURE)))
+    }
+
+    fn release(&self, receipt: Receipt) {
+        let waiting =
+            Waiting { envelope: receipt.envelope, offset: receipt.offset.get(), attempt: receipt.attempt };
+        self.0.give_back(receipt.token, waiting);
+    }
+}
+
+impl fmt::Debug for AwsSettler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AwsSettler")
+            .field("group", &self.0.group)
+            .field("pattern", &self.0.pattern)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The attributes of a message that goes to a queue.
+pub(crate) fn attributes(written: &Written) -> HashMap<String, MessageAttributeValue> {
+    let attributes = written.attributes.iter().map(|(name, value)| {
+        let value = MessageAttributeValue::builder().data_type("String").string_value(value);
+        ((*name).to_owned(), value.build().expect("it has a type"))
+    });
+    attributes.collect()
+}

@@ -1,0 +1,116 @@
+//! eventbus on Amazon SNS and SQS: a topic of SNS for each topic, a queue of SQS for each group, standard or FIFO.
+//!
+//! ```no_run
+//! # async fn connect() -> eventbus::Result<()> {
+//! let bus = eventbus::Bus::connect("sns://eu-central-1?fifo=true").await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! In a program it is the Cargo feature `aws` of `eventbus`, and the address alone chooses it. `sns://default` takes the
+//! region of the environment or the profile, and credentials come from the standard chain (environment, profile, web
+//! identity, container, instance). Another server than Amazon's is named by `?endpoint=http://localhost:4566`.
+//!
+//! # What it promises
+//!
+//! | | standard | FIFO | how |
+//! |---|---|---|---|
+//! | `durable` | yes | yes | `Ok` of a publish means that SNS has it, which keeps it until each queue has it; a queue keeps it for `retention_age` (14 days), and drops it then, handled or not |
+//! | `key_order` | no | yes | the key is the message group; a subscription that needs order is refused at the start on standard topics and queues |
+//! | `patterns` | yes | yes | a queue is subscribed to each topic that its pattern covers, also to those that are made later |
+//! | `start_earliest` | no | no | a queue begins empty |
+//! | `multi_process` | yes | yes | all processes of a group read from its queue |
+//! | `competing` | yes | yes | |
+//! | `shared_by_key` | no | yes | SQS gives the events of one message group to one process at a time |
+//! | `deduplicates` | no | yes | by source and id, for five minutes |
+//! | `attempts` | counted | counted | SQS counts how often it has delivered an event (`ApproximateReceiveCount`), whether or not a handler was called |
+//! | `backlog` | nearly | nearly | `ApproximateNumberOfMessages`, which follows within a minute |
+//! | `max_payload` | 180 KiB | 180 KiB | a message has 256 KiB with everything in it, and bytes that are no text take a third more |
+//!
+//! - **A publish is tried again** while Amazon does not answer, for [`publish_timeout`](AwsBrokerBuilder::publish_timeout).
+//!   Then it is [`Unconfirmed`](eventbus_core::PublishError::Unconfirmed). A FIFO topic knows it again; a standard topic may
+//!   store it twice. Of events of one key that are published together, one that failed after a later one was stored is not
+//!   sent again: stored now, it would be out of order.
+//! - **A retry waits in the process** that has the event, which hides it from others until then (`visibility_timeout`,
+//!   extended in batches of ten). Its message group stays closed meanwhile. After a crash the event comes again when it was
+//!   hidden for its time, with its attempt as SQS counts it. SQS hides nothing for more than 12 hours: what is held for
+//!   longer is delivered again.
+//! - **A process that does not answer** loses what it has after [`visibility_timeout`](AwsBrokerBuilder::visibility_timeout):
+//!   it drops what it has not begun, and its acks are refused. On FIFO it drops with an event what follows in its message
+//!   group.
+//! - **Acks are deletes**, ten at a time, sent a moment later. A crash repeats those of its last moment.
+//! - **There is no history**: replays, the audit log and cursors that can be moved are refused, and a bus says so.
+//! - `Bus::settled` goes by the counts of SQS, which follow later: what was published by others a
+//!   moment ago may be missing in them.
+//! - Events without a key come in any order on FIFO as well: each is a message group of its own.
+//!
+//! # What is there
+//!
+//! | | name | |
+//! |---|---|---|
+//! | topic of SNS | `eventbus-order-placed` (option `prefix`) | `order.placed`; `-` and `_` of a topic have a `_` before them |
+//! | queue of SQS | `eventbus-group-<group>-<hash>` | a group on one topic, subscribed with raw delivery |
+//! | queue of SQS | `eventbus-any-<group>-<hash>` | a group on a pattern with wildcards |
+//! | queue of SQS | `eventbus-dead-<group>-<hash>` | the dead letters of a group: each event as it was, and why it failed in the attribute `eventbus-dead-letter` |
+//!
+//! FIFO topics and queues end in `.fifo`. Tags say the group and the pattern (`*` as `+`, `>` as `@`). The policy of a queue
+//! lets all topics with the prefix send to it. All of it is made where it is missing, or with `?topology=check` has to be
+//! there; a difference is an error with both values. A redrive policy of your own has to allow more deliveries
+//! (`maxReceiveCount`) than the subscription makes attempts.
+//!
+//! Several topics and no filters: a filter policy takes up to 15 minutes until it holds everywhere, in which a new group
+//! would miss events, and one FIFO topic for all would be one bottleneck. Whoever makes a topic looks for the queues whose
+//! patterns cover it, and whoever subscribes to a pattern makes its queue first and looks for topics then. Both lists may be
+//! behind by seconds: a new pattern and a new topic within the same second may miss each other until the next start.
+//!
+//! CloudEvents has no binding for SNS and SQS, and a message has ten attributes at most, of texts. So a payload that is text
+//! is the message as it is, other bytes are base64; `ce-specversion`, `ce-id`, `ce-source`, `ce-type`, `ce-time`,
+//! `ce-subject`, `ce-datacontenttype` and `ce-partitionkey` are attributes, percent-encoded; and the attribute `eventbus` has
+//! the topic, the other attributes and all headers, as in the query of an address. The structured mode is read too, and
+//! written with `?content_mode=structured`. A message of any other program is an event as well; on a queue of a pattern its
+//! topic is `ce-type` where that fits, or the pattern with `unknown` in place of wildcards.
+//!
+//! SQS lists nothing: whoever looks at dead letters takes all of them out of the queue, looks, and gives them back. Others who
+//! look at the same moment do not see them, and after a crash in between nobody does for 30 s.
+//!
+//! # What it costs
+//!
+//! | calls for 1,000 events | many at once | one at a time |
+//! |---|---|---|
+//! | publish | 100 | 1,000 |
+//! | receive, each group | 100 and up | 1,000 |
+//! | delete, each group | 100 and up | up to 1,000 |
+//!
+//! Amazon counts each 64 KiB of a call as one more. An idle subscription makes one call in
+//! [`wait_time`](AwsBrokerBuilder::wait_time), 130,000 in a month, and has one connection open for it; where there is much to
+//! receive, three more that do not wait. What is held costs one call for ten events in a third of `visibility_timeout`.
+//!
+//! # Options of an address
+//!
+//! `account`, `endpoint`, `ca`, `profile`, `fifo`, `prefix`, `topology` (`create`, `check`), `retention_age`,
+//! `visibility_timeout`, `wait_time`, `connect_timeout`, `publish_timeout`, `content_mode` (`binary`, `structured`);
+//! `id:secret@` before the region. [`AwsBrokerBuilder`] has the same with their defaults, and [`AwsBroker::sns`] and
+//! [`AwsBroker::sqs`] are the clients for everything else.
+
+#![forbid(unsafe_code)]
+
+mod batches;
+mod broker;
+mod config;
+mod connection;
+mod dead_letters;
+mod delivery;
+mod held;
+mod names;
+mod publish;
+mod subscribe;
+mod subscription;
+mod topology;
+mod wire;
+
+pub use broker::AwsBroker;
+pub use config::AwsBrokerBuilder;
+pub use wire::ContentMode;
+pub use {aws_sdk_sns, aws_sdk_sqs};
+
+eventbus_core::register_scheme!(eventbus_core::broker::Scheme { name: "sns", open: broker::open_address });

@@ -1,0 +1,426 @@
+//! Publishing: events gather while a batch is on its way, and go ten at a time.
+
+use crate::batches::{LARGEST, MOST, first_batch};
+use crate::connection::{CALL, GONE, Link, Trouble};
+use crate::names::hash;
+use crate::topology::Topics;
+use crate::wire::{self, MAX_PAYLOAD, Written};
+use aws_sdk_sns::types::{MessageAttributeValue, PublishBatchRequestEntry};
+use eventbus_core::lock::{Lock, Rank};
+use eventbus_core::waiters::Waiters;
+use eventbus_core::{BoxError, BrokerError, Envelope, PublishError, Topic};
+use eventbus_server::connection::pause_before;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::AbortHandle;
+
+/// How many batches of one topic are on their way at once. Events of one key go through one of them.
+const LANES: usize = 8;
+/// How many events wait to be sent at once, before publishers wait.
+const OPEN: usize = 2_048;
+
+/// Where publishes go.
+pub(crate) struct Outlet {
+    link: Arc<Link>,
+    topics: Arc<Topics>,
+    /// What waits, by topic and lane. A lane that is here has a task that empties it.
+    lanes: Lock<HashMap<(String, usize), VecDeque<Pending>>>,
+    tasks: Lock<Vec<AbortHandle>>,
+    room: Arc<Semaphore>,
+    /// Of events without order, the lane of the next.
+    turn: AtomicUsize,
+    open: AtomicUsize,
+    changed: Waiters,
+}
+
+/// An event that waits to be stored.
+struct Pending {
+    written: Written,
+    size: usize,
+    topic: Topic,
+    /// Its message group, and by what it is known again.
+    fifo: Option<(String, String)>,
+    /// It was sent, and what became of that is not known.
+    unsure: bool,
+    deadline: Instant,
+    answer: oneshot::Sender<Result<(), PublishError>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Pending {
+    fn group(&self) -> Option<&str> {
+        self.fifo.as_ref().map(|(group, _)| group.as_str())
+    }
+
+    fn refuse(self, cause: impl Into<BoxError>) {
+        let (topic, cause) = (self.topic.to_string(), cause.into());
+        let error = if self.unsure {
+            PublishError::Unconfirmed { topic, cause }
+        } else {
+            PublishError::Broker { topic, cause }
+        };
+        // Nobody waits for it any more.
+        let _ = self.answer.send(Err(error));
+    }
+}
+
+type Answer = Result<oneshot::Receiver<Result<(), PublishError>>, PublishError>;
+
+impl Outlet {
+    pub(crate) fn new(link: Arc<Link>, topics: Arc<Topics>) -> Self {
+        Self {
+            link,
+            topics,
+            lanes: Lock::new(Rank::BROKER, HashMap::new()),
+            tasks: Lock::new(Rank::BROKER_LAST, Vec::new()),
+            room: Arc::new(Semaphore::new(OPEN)),
+            turn: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+            changed: Waiters::new(),
+        }
+    }
+
+    pub(crate) async fn publish(self: Arc<Self>, envelope: Arc<Envelope>) -> Result<(), PublishError> {
+        let answer = self.enqueue(&envelope).await;
+        answered(&envelope, answer).await
+    }
+
+    pub(crate) async fn publish_all(
+        self: Arc<Self>,
+        envelopes: Vec<Arc<Envelope>>,
+    ) -> Vec<Result<(), PublishError>> {
+        let mut answers = Vec::with_capacity(envelopes.len());
+        for envelope in &envelopes {
+            answers.push(self.enqueue(envelope).await);
+        }
+        let mut results = Vec::with_capacity(envelopes.len());
+        for (envelope, answer) in envelopes.iter().zip(answers) {
+            results.push(answered(envelope, answer).await);
+        }
+        results
+    }
+
+    async fn enqueue(self: &Arc<Self>, envelope: &Envelope) -> Answer {
+        let topic = envelope.topic().clone();
+        let encode = |cause: BoxError| PublishError::Encode { topic: topic.to_string(), cause };
+        let payload = envelope.payload().map_err(|error| encode(error.into()))?.len();
+        envelope.check_size(payload, MAX_PAYLOAD)?;
+        let written = wire::write(envelope, self.link.settings.content_mode);
+        let written = written.map_err(|error| encode(error.into()))?;
+        let size = written.size();
+        if size > LARGEST {
+            let (topic, part) = (topic.to_string(), "headers and payload, as they are written,");
+            return Err(PublishError::TooLarge { topic, part, size, limit: LARGEST });
+        }
+        let room = Arc::clone(&self.room).acquire_owned().await;
+        let Ok(room) = room else { return Err(PublishError::Closed { topic: topic.to_string() }) };
+        let fifo = self.link.settings.names.fifo;
+        let fifo = fifo.then(|| (wire::message_group(envelope), wire::deduplication_id(envelope)));
+        let lane = match &fifo {
+            Some((group, _)) => hash(&[group]) as usize,
+            None => self.turn.fetch_add(1, Ordering::Relaxed),
+        };
+        let (answer, receiver) = oneshot::channel();
+        let deadline = Instant::now() + self.link.settings.publish_timeout;
+        let pending = Pending {
+            written,
+            size,
+            topic: topic.clone(),
+            fifo,
+            unsure: false,
+            deadline,
+            answer,
+            _room: room,
+        };
+        self.put((topic.to_string(), lane % LANES), pending);
+        Ok(receiver)
+    }
+
+    fn put(self: &Arc<Self>, lane: (String, usize), pending: Pending) {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        let mut lanes = self.lanes.lock();
+        match lanes.entry(lane.clone()) {
+            Entry::Occupied(mut there) => there.get_mut().push_back(pending),
+            Entry::Vacant(none) => {
+                none.insert(VecDeque::from([pending]));
+                drop(lanes);
+                let outlet = Arc::clone(self);
+                let task = tokio::spawn(async move { outlet.empty(lane).await }).abort_handle();
+                let mut tasks = self.tasks.lock();
+                tasks.retain(|task| !task.is_finished());
+                tasks.push(task);
+            }
+        }
+    }
+
+    /// Sends what waits in a lane, a batch after the other, until nothing does.
+    async fn empty(&self, lane: (String, usize)) {
+        loop {
+            let batch: Vec<_> = {
+                let mut lanes = self.lanes.lock();
+                let Some(waiting) = lanes.get_mut(&lane) else { return };
+                let count = first_batch(waiting.iter().map(|pending| pending.size));
+                if count == 0 {
+                    lanes.remove(&lane);
+                    return;
+                }
+                waiting.drain(..count).collect()
+            };
+            let count = batch.len();
+            self.send(batch).await;
+            self.open.fetch_sub(count, Ordering::AcqRel);
+            self.changed.tell();
+        }
+    }
+
+    /// Sends a batch until each of it is answered.
+    async fn send(&self, mut batch: Vec<Pending>) {
+        for tried in 1.. {
+            let now = Instant::now();
+            let (late, left): (Vec<_>, _) = batch.into_iter().partition(|pending| pending.deadline <= now);
+            for pending in late {
+                pending.refuse(self.unconfirmed());
+            }
+            batch = left;
+            if batch.is_empty() {
+                return;
+            }
+            let before = batch.len();
+            batch = self.try_once(batch).await;
+            if batch.is_empty() {
+                return;
+            }
+            let pause = if batch.len() < before { pause_before(2) } else { pause_before(tried + 1) };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn unconfirmed(&self) -> BrokerError {
+        let within = self.link.settings.publish_timeout;
+        let error =
+            BrokerError::new(format!("Amazon has not confirmed it within {within:?} (`publish_timeout`)"));
+        match self.link.state.lost() {
+            Some(lost) => error.with_cause(lost.error),
+            None => error,
+        }
+    }
+
+    /// Sends a batch once; what is to be sent again.
+    async fn try_once(&self, mut batch: Vec<Pending>) -> Vec<Pending> {
+        let topic = batch[0].topic.clone();
+        let arn = match self.link.topic(&self.topics, &topic).await {
+            Ok(arn) => arn,
+            Err(Trouble::Passing(_)) => return batch,
+            Err(trouble) => {
+                refuse_all(batch, &trouble.explain("make or find the topic in SNS"));
+                return Vec::new();
+            }
+        };
+        let entries = batch.iter().enumerate().map(|(number, pending)| entry(number, pending)).collect();
+        let call =
+            self.link.sns.publish_batch().topic_arn(arn).set_publish_batch_request_entries(Some(entries));
+        match self.link.call(CALL, call.send()).await {
+            Ok(answer) => {
+                let failed = answer.failed().iter().filter_map(|failed| {
+                    let number = failed.id().parse().ok().filter(|number| *number < MOST)?;
+                    let message = failed.message().unwrap_or("no reason is given");
+                    Some((number, (failed.sender_fault(), format!("{}: {message}", failed.code()))))
+                });
+                let stored =
+                    answer.successful().iter().filter_map(|entry| entry.id()?.parse().ok()).collect();
+                answer_each(batch, &stored, failed.collect())
+            }
+            Err(Trouble::Passing(_)) => {
+                batch.iter_mut().for_each(|pending| pending.unsure = true);
+                batch
+            }
+            Err(trouble) if trouble.is(GONE) => {
+                // Somebody has removed it. Made again, it has its queues again.
+                if let Some(name) = self.link.settings.names.topic(topic.as_str()) {
+                    self.topics.forget(&name);
+                }
+                batch
+            }
+            Err(trouble) if batch.len() == 1 => {
+                refuse_all(batch, &trouble.explain("publish to SNS"));
+                Vec::new()
+            }
+            // One of them is the reason, and the others are not to suffer for it.
+            Err(_) => {
+                let mut again = Vec::new();
+                let mut behind: HashSet<String> = HashSet::new();
+                for pending in batch {
+                    // What follows in an order waits for what is before it.
+                    if pending.group().is_some_and(|group| behind.contains(group)) {
+                        again.push(pending);
+                        continue;
+                    }
+                    let left = Box::pin(self.try_once(vec![pending])).await;
+                    behind.extend(left.iter().filter_map(|pending| pending.group().map(str::to_owned)));
+                    again.extend(left);
+                }
+                again
+            }
+        }
+    }
+
+    /// How many publishes are not answered.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// Resolves once all publishes are answered.
+    pub(crate) async fn emptied(&self) {
+        self.changed.until(|| (self.open() == 0).then_some(())).await;
+    }
+
+    /// Nothing is sent any more.
+    pub(crate) fn abort(&self) {
+        self.room.close();
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        tasks.iter().for_each(AbortHandle::abort);
+        let lanes = std::mem::take(&mut *self.lanes.lock());
+        // Whoever waits learns it from the end of its channel.
+        drop(lanes);
+    }
+}
+
+async fn answered(envelope: &Envelope, answer: Answer) -> Result<(), PublishError> {
+    answer?.await.unwrap_or_else(|_| {
+        let cause = BrokerError::new("the broker was closed before Amazon has confirmed it");
+        Err(PublishError::Unconfirmed { topic: envelope.topic().to_string(), cause: cause.into() })
+    })
+}
+
+fn refuse_all(batch: Vec<Pending>, error: &BrokerError) {
+    let said = eventbus_core::chain(error);
+    for pending in batch {
+        pending.refuse(said.clone());
+    }
+}
+
+/// Answers each event of a batch by itself; what is to be sent again, in its order.
+fn answer_each(
+    batch: Vec<Pending>,
+    stored: &HashSet<usize>,
+    failed: HashMap<usize, (bool, String)>,
+) -> Vec<Pending> {
+    // Stored now, an event would stand behind those of its key that are there.
+    let overtakes = |number: usize, pending: &Pending| {
+        let later = batch.iter().enumerate().skip(number + 1);
+        pending.group().is_some()
+            && later
+                .filter(|(_, other)| other.group() == pending.group())
+                .any(|(number, _)| stored.contains(&number))
+    };
+    let overtaken: Vec<_> =
+        batch.iter().enumerate().map(|(number, pending)| overtakes(number, pending)).collect();
+    let mut again = Vec::new();
+    for (number, mut pending) in batch.into_iter().enumerate() {
+        match failed.get(&number) {
+            _ if stored.contains(&number) => {
+                let _ = pending.answer.send(Ok(()));
+            }
+            Some((true, said)) => pending.refuse(said.clone()),
+            Some((false, said)) if overtaken[number] => {
+                pending
+                    .refuse(format!("{said}; a later event of its key is stored, so it is not sent again"));
+            }
+            Some((false, _)) => again.push(pending),
+            // An answer that says nothing of an entry leaves it open.
+            None if overtaken[number] => {
+                pending.unsure = true;
+                pending.refuse("Amazon has not answered for it, and a later event of its key is stored");
+            }
+            None => {
+                pending.unsure = true;
+                again.push(pending);
+            }
+        }
+    }
+    again
+}
+
+fn entry(number: usize, pending: &Pending) -> PublishBatchRequestEntry {
+    let attributes = pending.written.attributes.iter().map(|(name, value)| {
+        let value = MessageAttributeValue::builder().data_type("String").string_value(value);
+        ((*name).to_owned(), value.build().expect("it has a type"))
+    });
+    let mut entry = PublishBatchRequestEntry::builder()
+        .id(number.to_string())
+        .message(&pending.written.body)
+        .set_message_attributes(Some(attributes.collect()));
+    if let Some((group, id)) = &pending.fifo {
+        entry = entry.message_group_id(group).message_deduplication_id(id);
+    }
+    entry.build().expect("it has an id and a message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    type Receivers = Vec<oneshot::Receiver<Result<(), PublishError>>>;
+
+    fn batch(groups: &[Option<&str>]) -> (Vec<Pending>, Receivers) {
+        let room = Arc::new(Semaphore::new(100));
+        let pending = groups.iter().map(|group| {
+            let (answer, receiver) = oneshot::channel();
+            let pending = Pending {
+                written: Written { attributes: Vec::new(), body: "1".to_owned() },
+                size: 1,
+                topic: Topic::from_static("a.b"),
+                fifo: group.map(|group| (group.to_owned(), "id".to_owned())),
+                unsure: false,
+                deadline: Instant::now() + Duration::from_secs(1),
+                answer,
+                _room: Arc::clone(&room).try_acquire_owned().unwrap(),
+            };
+            (pending, receiver)
+        });
+        pending.unzip()
+    }
+
+    fn said(receivers: Receivers) -> Vec<&'static str> {
+        let said = receivers.into_iter().map(|mut receiver| match receiver.try_recv() {
+            Ok(Ok(())) => "stored",
+            Ok(Err(PublishError::Broker { .. })) => "refused",
+            Ok(Err(PublishError::Unconfirmed { .. })) => "unconfirmed",
+            Ok(Err(_)) => "another error",
+            Err(_) => "open",
+        });
+        said.collect()
+    }
+
+    fn failed(entries: &[(usize, bool)]) -> HashMap<usize, (bool, String)> {
+        entries.iter().map(|(number, fault)| (*number, (*fault, "why".to_owned()))).collect()
+    }
+
+    #[test]
+    fn each_entry_of_a_batch_is_answered_by_itself() {
+        let (pending, receivers) = batch(&[None; 4]);
+        let again = answer_each(pending, &HashSet::from([0, 3]), failed(&[(1, true), (2, false)]));
+        assert_eq!(again.len(), 1);
+        assert_eq!(said(receivers), ["stored", "refused", "open", "stored"]);
+    }
+
+    #[test]
+    fn what_a_later_event_of_its_key_has_overtaken_is_not_sent_again() {
+        let (pending, receivers) = batch(&[Some("a"), Some("b"), Some("a"), Some("b"), Some("c")]);
+        let again = answer_each(pending, &HashSet::from([2]), failed(&[(0, false), (1, false), (3, false)]));
+        assert_eq!(again.iter().map(|pending| pending.group().unwrap()).collect::<Vec<_>>(), ["b", "b", "c"]);
+        assert_eq!(said(receivers), ["refused", "open", "stored", "open", "open"]);
+    }
+
+    #[test]
+    fn an_entry_without_an_answer_may_be_stored() {
+        let (pending, receivers) = batch(&[Some("a"), Some("a")]);
+        assert!(answer_each(pending, &HashSet::from([1]), HashMap::new()).is_empty());
+        assert_eq!(said(receivers), ["unconfirmed", "stored"]);
+    }
+}

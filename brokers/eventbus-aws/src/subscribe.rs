@@ -1,0 +1,483 @@
+//! Subscribing: the task that asks the queue of a group for messages, hides from others what is held, and deletes what is
+//! settled.
+
+use crate::batches::MOST;
+use crate::connection::{CALL, GONE, Link, Trouble};
+use crate::delivery::AwsDeliveries;
+use crate::held::{Arrival, Named, Token};
+use crate::names::hash;
+use crate::subscription::{AHEAD, Subscription};
+use crate::topology::Topics;
+use crate::wire;
+use aws_sdk_sqs::types::{
+    ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, Message,
+    MessageSystemAttributeName, QueueAttributeName,
+};
+use eventbus_core::BrokerError;
+use eventbus_core::broker::SubscribeRequest;
+use eventbus_core::log;
+use eventbus_core::printable::printable;
+use eventbus_server::cloudevents::base64_encode;
+use eventbus_server::connection::pause_before;
+use jiff::Timestamp;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+/// How many calls for messages are under way where there are many. Only one of them waits for what comes.
+const CALLS: usize = 4;
+/// How many calls that delete are under way.
+const DELETES: usize = 4;
+/// So long the end of a broker waits for a call for messages: what it brings is given back, instead of being hidden.
+const LAST_CALL: Duration = Duration::from_secs(2);
+/// How long a server is left alone that has no message and answers at once.
+const IMPATIENT: Duration = Duration::from_millis(200);
+/// How often the queue is asked how much it has, where somebody wants to know.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Opens a subscription. The second of the answer is the task that serves it.
+pub(crate) async fn open(
+    link: &Arc<Link>,
+    topics: &Topics,
+    request: SubscribeRequest,
+) -> Result<(Arc<Subscription>, AwsDeliveries, impl Future<Output = ()> + use<>), BrokerError> {
+    if !request.competing && !link.settings.names.fifo {
+        return Err(BrokerError::new(format!(
+            "the group `{}` needs its events in order by key, and standard queues have no order; use FIFO topics and queues \
+             (`?fifo=true`), or let its processes compete (`competing`)",
+            request.group
+        )));
+    }
+    let dead = link.dead_queue(&request.group).await?;
+    let queue = link.group_queue(topics, &request).await?;
+    let subscription =
+        Arc::new(Subscription::new(Arc::clone(link), (request.group, request.pattern), queue, dead));
+    let deliveries = AwsDeliveries::new(Arc::clone(&subscription));
+    let task = Task {
+        subscription: Arc::clone(&subscription),
+        calls: JoinSet::new(),
+        asking: 0,
+        waits: false,
+        deleting: 0,
+        full: false,
+        failures: 0,
+        quiet_until: None,
+        deletes_from: None,
+        looked: None,
+        arrived: 0,
+    };
+    Ok((subscription, deliveries, task.run()))
+}
+
+/// What a call has brought.
+enum Done {
+    Received { asked: Instant, hidden: Instant, waited: bool, result: Result<Vec<Message>, Trouble> },
+    Deleted { batch: Vec<Named>, result: Result<Vec<Failed>, Trouble> },
+    Extended { asked: Instant, batch: Vec<(Token, Arc<str>, i32)>, result: Result<Vec<Failed>, Trouble> },
+    GivenBack,
+    Looked(Result<u64, Trouble>),
+}
+
+/// An entry of a batch that was not done.
+struct Failed {
+    number: usize,
+    /// It stays so.
+    lasting: bool,
+    said: String,
+}
+
+/// The task of a subscription.
+struct Task {
+    subscription: Arc<Subscription>,
+    calls: JoinSet<Done>,
+    /// How many calls for messages are under way.
+    asking: usize,
+    /// One of them waits for what comes.
+    waits: bool,
+    deleting: usize,
+    /// The last call for messages has brought as many as it may.
+    full: bool,
+    /// How many calls for messages have failed in a row.
+    failures: usize,
+    /// Before then none is made.
+    quiet_until: Option<Instant>,
+    /// Before then nothing is deleted.
+    deletes_from: Option<Instant>,
+    looked: Option<Instant>,
+    /// How many messages have come.
+    arrived: u64,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let subscription = Arc::clone(&self.subscription);
+        let mut tick = tokio::time::interval(subscription.link.settings.visibility_timeout / 12);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ends_at = None;
+        loop {
+            let (closed, ends, is_empty) = {
+                let state = subscription.state.lock();
+                (state.closed, state.ends, state.held.is_empty())
+            };
+            if closed {
+                self.give_back();
+                let last_call = *ends_at.get_or_insert(Instant::now() + LAST_CALL);
+                let others = self.calls.len() - self.asking;
+                let is_over = self.asking == 0 || (ends && Instant::now() >= last_call);
+                if is_empty && others == 0 && is_over {
+                    break;
+                }
+            } else {
+                self.ask();
+            }
+            self.delete();
+            let wake_at = [self.quiet_until, self.deletes_from, ends_at.filter(|_| ends)];
+            let wake_at = wake_at.into_iter().flatten().filter(|at| *at > Instant::now()).min();
+            tokio::select! {
+                () = subscription.bell.notified() => {}
+                Some(done) = self.calls.join_next(), if !self.calls.is_empty() => {
+                    if let Ok(done) = done {
+                        self.done(done);
+                    }
+                }
+                _ = tick.tick() => self.tick(),
+                () = sleep_until(wake_at), if wake_at.is_some() => {}
+            }
+        }
+        subscription.state.lock().ended = true;
+        subscription.changed.tell();
+    }
+
+    /// Asks for messages, where there is room for them.
+    fn ask(&mut self) {
+        if self.quiet_until.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        self.quiet_until = None;
+        let wanted = if self.full { CALLS } else { 1 };
+        while self.asking < wanted {
+            let at_hand = self.subscription.state.lock().held.at_hand();
+            if at_hand + (self.asking + 1) * MOST > AHEAD {
+                return;
+            }
+            let waits = !self.waits;
+            let wait = if waits { self.subscription.link.settings.wait_time } else { Duration::ZERO };
+            self.waits = true;
+            self.asking += 1;
+            self.calls.spawn(receive(Arc::clone(&self.subscription), wait, waits));
+        }
+    }
+
+    /// Deletes what is settled.
+    fn delete(&mut self) {
+        if self.deletes_from.is_some_and(|from| Instant::now() < from) {
+            return;
+        }
+        self.deletes_from = None;
+        while self.deleting < DELETES {
+            let batch = self.subscription.state.lock().held.next_deletes();
+            if batch.is_empty() {
+                return;
+            }
+            self.deleting += 1;
+            self.calls.spawn(delete(Arc::clone(&self.subscription), batch));
+        }
+    }
+
+    /// Gives the queue back what nobody has in hand.
+    fn give_back(&mut self) {
+        let given_back = self.subscription.state.lock().held.give_back();
+        for batch in given_back.chunks(MOST) {
+            let batch: Vec<_> = batch.iter().map(|(token, handle)| (*token, Arc::clone(handle), 0)).collect();
+            let subscription = Arc::clone(&self.subscription);
+            self.calls.spawn(async move {
+                // Where it fails, the queue gives it out again when it was hidden for its time.
+                let _ = hide(&subscription, &batch).await;
+                Done::GivenBack
+            });
+        }
+    }
+
+    /// Looks for what has to be hidden longer, and for what was hidden too short.
+    fn tick(&mut self) {
+        let now = Instant::now();
+        let (lapsed, extend) = {
+            let mut state = self.subscription.state.lock();
+            (state.held.lapse(now), state.held.next_extensions(now))
+        };
+        drop(lapsed);
+        for batch in extend {
+            let subscription = Arc::clone(&self.subscription);
+            self.calls.spawn(async move {
+                let asked = Instant::now();
+                let result = hide(&subscription, &batch).await;
+                Done::Extended { asked, batch, result }
+            });
+        }
+        let is_due = self.looked.is_none_or(|looked| looked + LOOK <= now);
+        if is_due && self.subscription.asked.swap(false, Ordering::AcqRel) {
+            self.looked = Some(now);
+            let subscription = Arc::clone(&self.subscription);
+            self.calls
+                .spawn(async move { Done::Looked(subscription.link.waiting(&subscription.queue.url).await) });
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Received { asked, hidden, waited, result } => {
+                self.asking -= 1;
+                if waited {
+                    self.waits = false;
+                }
+                self.received([asked, hidden], waited, result);
+            }
+            Done::Deleted { batch, result } => {
+                self.deleting -= 1;
+                self.deleted(&batch, result);
+            }
+            Done::Extended { asked, batch, result } => self.extended(asked, &batch, result),
+            Done::Looked(Ok(backlog)) => self.subscription.state.lock().backlog = Some(backlog),
+            Done::Looked(Err(_)) | Done::GivenBack => {}
+        }
+    }
+
+    fn received(
+        &mut self,
+        [asked, hidden]: [Instant; 2],
+        waited: bool,
+        result: Result<Vec<Message>, Trouble>,
+    ) {
+        let subscription = &self.subscription;
+        let messages = match result {
+            Ok(messages) => messages,
+            Err(trouble) => {
+                self.failures += 1;
+                self.full = false;
+                self.quiet_until = Some(Instant::now() + pause_before(self.failures + 1));
+                if let Trouble::Refused { .. } = trouble {
+                    self.quiet_until = Some(Instant::now() + Duration::from_secs(1));
+                    let what = format!("ask the queue of the group `{}` for events", subscription.group);
+                    let hint = if trouble.is(GONE) {
+                        "; open the subscription anew, which makes it again"
+                    } else {
+                        ""
+                    };
+                    subscription.fail(format!("{}{hint}", eventbus_core::chain(&trouble.explain(what))));
+                }
+                return;
+            }
+        };
+        self.failures = 0;
+        self.full = messages.len() == MOST;
+        if messages.is_empty() && waited && asked.elapsed() < Duration::from_millis(500) {
+            // It does not wait, whatever it was asked for.
+            self.quiet_until = Some(Instant::now() + IMPATIENT);
+        }
+        let fifo = subscription.link.settings.names.fifo;
+        let numbers = self.arrived..;
+        self.arrived += messages.len() as u64;
+        let arrivals = messages.into_iter().zip(numbers);
+        let arrivals: Vec<_> =
+            arrivals.filter_map(|(message, number)| arrival(message, number, subscription, fifo)).collect();
+        {
+            let mut state = subscription.state.lock();
+            for arrival in arrivals {
+                state.held.arrive(arrival, hidden);
+            }
+        }
+        subscription.wake();
+    }
+
+    fn deleted(&mut self, batch: &[Named], result: Result<Vec<Failed>, Trouble>) {
+        let all: HashSet<_> = batch.iter().map(|(token, _)| *token).collect();
+        let again = match result {
+            Ok(failed) => {
+                let lost: Vec<_> = failed.iter().filter(|failed| failed.lasting).collect();
+                if let Some(one) = lost.first() {
+                    log::warn!(
+                        target: "eventbus", group = %printable(&self.subscription.group), count = lost.len(),
+                        error = %printable(&one.said),
+                        "what was handled cannot be deleted from the queue, so it is delivered again"
+                    );
+                }
+                let again = failed.iter().filter(|failed| !failed.lasting);
+                again.filter_map(|failed| batch.get(failed.number).map(|(token, _)| *token)).collect()
+            }
+            Err(Trouble::Passing(_)) => all,
+            Err(trouble) => {
+                log::warn!(
+                    target: "eventbus", group = %printable(&self.subscription.group), error = %printable(&trouble),
+                    "what was handled cannot be deleted from the queue, so it is delivered again"
+                );
+                HashSet::new()
+            }
+        };
+        if !again.is_empty() {
+            self.deletes_from = Some(Instant::now() + pause_before(4));
+        }
+        self.subscription.state.lock().held.deleted(batch, &again);
+    }
+
+    fn extended(
+        &self,
+        asked: Instant,
+        batch: &[(Token, Arc<str>, i32)],
+        result: Result<Vec<Failed>, Trouble>,
+    ) {
+        let failed = match &result {
+            Ok(failed) => failed.as_slice(),
+            Err(_) => &[],
+        };
+        let mut lost = Vec::new();
+        let dropped = {
+            let mut state = self.subscription.state.lock();
+            for (number, (token, _, seconds)) in batch.iter().enumerate() {
+                let failure = failed.iter().find(|failed| failed.number == number);
+                let done = result.is_ok() && failure.is_none();
+                let until = asked + Duration::from_secs(u64::try_from(*seconds).unwrap_or_default());
+                state.held.extended(*token, done.then_some(until));
+                if failure.is_some_and(|failure| failure.lasting) {
+                    lost.push(*token);
+                }
+            }
+            state.held.lose(&lost)
+        };
+        drop(dropped);
+    }
+}
+
+/// A message, as it is held here.
+fn arrival(message: Message, arrived: u64, subscription: &Subscription, fifo: bool) -> Option<Arrival> {
+    let handle = message.receipt_handle.clone()?;
+    let system =
+        |name: MessageSystemAttributeName| message.attributes.as_ref()?.get(&name).map(String::as_str);
+    let number = |name| system(name)?.parse::<u128>().ok();
+    let id = message.message_id.as_deref().unwrap_or_default();
+    let sent = number(MessageSystemAttributeName::SentTimestamp).unwrap_or_default();
+    let offset = match number(MessageSystemAttributeName::SequenceNumber) {
+        Some(place) if fifo => place,
+        // Emulators leave the number out where a topic has sent the message. They come in their order all the same.
+        None if fifo => (sent << 64) | u128::from(arrived),
+        // The same whenever it is delivered, and about in the order of the publishes.
+        _ => (sent << 64) | u128::from(hash(&[id])),
+    };
+    let group = system(MessageSystemAttributeName::MessageGroupId).filter(|_| fifo);
+    let lane = group.map(|group| hash(&[group]));
+    let attempt = number(MessageSystemAttributeName::ApproximateReceiveCount).unwrap_or(1);
+    let envelope = with_texts(&message, sent, |message| wire::read(message, &subscription.pattern));
+    let attempt = u32::try_from(attempt).unwrap_or(u32::MAX).max(1);
+    Some(Arrival { handle, offset, lane, envelope: Arc::new(envelope), attempt })
+}
+
+/// The message as texts: binary attributes of others are base64.
+pub(crate) fn with_texts<T>(message: &Message, sent: u128, read: impl FnOnce(&wire::Message<'_>) -> T) -> T {
+    let attributes: Vec<(&str, String)> = message
+        .message_attributes
+        .iter()
+        .flatten()
+        .map(|(name, value)| {
+            let text = match (&value.string_value, &value.binary_value) {
+                (Some(text), _) => text.clone(),
+                (None, Some(bytes)) => base64_encode(bytes.as_ref()),
+                (None, None) => String::new(),
+            };
+            (name.as_str(), text)
+        })
+        .collect();
+    let time = i64::try_from(sent).ok().and_then(|millis| Timestamp::from_millisecond(millis).ok());
+    read(&wire::Message {
+        id: message.message_id.as_deref().unwrap_or_default(),
+        time: time.unwrap_or_else(Timestamp::now),
+        attributes: attributes.iter().map(|(name, value)| (*name, value.as_str())).collect(),
+        body: message.body.as_deref().unwrap_or_default(),
+    })
+}
+
+async fn receive(subscription: Arc<Subscription>, wait: Duration, waited: bool) -> Done {
+    let (link, asked) = (&subscription.link, Instant::now());
+    let result = link.receive(&subscription.queue.url, wait, link.settings.visibility_timeout).await;
+    // SQS hides a message from when it answers on, which is later than it was asked by as long as it has waited; what was
+    // hidden last is the shorter time.
+    let hidden = if wait.is_zero() { asked } else { asked.max(Instant::now() - ANSWER) };
+    Done::Received { asked, hidden, waited, result }
+}
+
+/// So long an answer may have been on its way.
+const ANSWER: Duration = Duration::from_millis(500);
+
+async fn delete(subscription: Arc<Subscription>, batch: Vec<Named>) -> Done {
+    let entries = batch.iter().enumerate().map(|(number, (_, handle))| {
+        let entry =
+            DeleteMessageBatchRequestEntry::builder().id(number.to_string()).receipt_handle(&**handle);
+        entry.build().expect("it has an id and a handle")
+    });
+    let call = subscription.link.sqs.delete_message_batch().queue_url(&subscription.queue.url);
+    let call = call.set_entries(Some(entries.collect()));
+    let result = subscription.link.call(CALL, call.send()).await;
+    let result = result.map(|answer| answer.failed().iter().map(failed).collect());
+    Done::Deleted { batch, result }
+}
+
+/// Has SQS hide each for so many seconds from now.
+async fn hide(subscription: &Subscription, batch: &[(Token, Arc<str>, i32)]) -> Result<Vec<Failed>, Trouble> {
+    let entries = batch.iter().enumerate().map(|(number, (_, handle, seconds))| {
+        let entry = ChangeMessageVisibilityBatchRequestEntry::builder().id(number.to_string());
+        let entry = entry.receipt_handle(&**handle).visibility_timeout(*seconds);
+        entry.build().expect("it has an id and a handle")
+    });
+    let call = subscription.link.sqs.change_message_visibility_batch().queue_url(&subscription.queue.url);
+    let call = call.set_entries(Some(entries.collect()));
+    let answer = subscription.link.call(CALL, call.send()).await?;
+    Ok(answer.failed().iter().map(failed).collect())
+}
+
+fn failed(entry: &aws_sdk_sqs::types::BatchResultErrorEntry) -> Failed {
+    Failed {
+        number: entry.id().parse().unwrap_or(usize::MAX),
+        lasting: entry.sender_fault(),
+        said: format!("{}: {}", entry.code(), entry.message().unwrap_or("no reason is given")),
+    }
+}
+
+impl Link {
+    /// Asks a queue for messages, with everything that is known of them.
+    pub(crate) async fn receive(
+        &self,
+        queue: &str,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Vec<Message>, Trouble> {
+        let seconds = |time: Duration| i32::try_from(time.as_secs()).unwrap_or(i32::MAX);
+        let call = self
+            .sqs
+            .receive_message()
+            .queue_url(queue)
+            .max_number_of_messages(10)
+            .wait_time_seconds(seconds(wait))
+            .visibility_timeout(seconds(visibility))
+            .message_attribute_names("All")
+            .message_system_attribute_names(MessageSystemAttributeName::All);
+        Ok(self.call(wait + CALL, call.send()).await?.messages.unwrap_or_default())
+    }
+
+    /// How many messages a queue has, those that are held included, as well as SQS knows.
+    pub(crate) async fn waiting(&self, queue: &str) -> Result<u64, Trouble> {
+        let names = [
+            QueueAttributeName::ApproximateNumberOfMessages,
+            QueueAttributeName::ApproximateNumberOfMessagesNotVisible,
+            QueueAttributeName::ApproximateNumberOfMessagesDelayed,
+        ];
+        let attributes = self.attributes(queue, &names).await?;
+        Ok(names.iter().filter_map(|name| attributes.get(name)?.parse::<u64>().ok()).sum())
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at.into()).await;
+    }
+}
