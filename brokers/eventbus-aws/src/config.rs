@@ -128,10 +128,7 @@ impl AwsBrokerBuilder {
                 "profile" => settings.profile = Some(option.text()?),
                 "fifo" => settings.names.fifo = option.flag()?,
                 "prefix" => settings.names.prefix = option.text()?,
-                "topology" => {
-                    settings.topology =
-                        option.one_of(&[("create", Topology::Create), ("check", Topology::Check)])?;
-                }
+                "topology" => settings.topology = option.topology()?,
                 "retention_age" => settings.retention_age = Some(option.duration()?),
                 "visibility_timeout" => settings.visibility_timeout = option.duration()?,
                 "wait_time" => settings.wait_time = option.duration()?,

@@ -157,10 +157,7 @@ impl NatsBrokerBuilder {
             match option.name() {
                 "stream" => settings.stream = option.text()?,
                 "prefix" => settings.prefix = option.text()?,
-                "topology" => {
-                    settings.topology =
-                        option.one_of(&[("create", Topology::Create), ("check", Topology::Check)])?;
-                }
+                "topology" => settings.topology = option.topology()?,
                 "storage" => {
                     let known = [("file", Storage::File), ("memory", Storage::Memory)];
                     settings.storage = Some(option.one_of(&known)?);

@@ -205,9 +205,7 @@ impl RedisBrokerBuilder {
                 self.content_mode = option
                     .one_of(&[("binary", ContentMode::Binary), ("structured", ContentMode::Structured)])?
             }
-            "topology" => {
-                self.topology = option.one_of(&[("create", Topology::Create), ("check", Topology::Check)])?;
-            }
+            "topology" => self.topology = option.topology()?,
             "ca" => self.ca = Some(option.text()?.into()),
             "sentinel_user" => self.sentinel_user = Some(option.secret()?),
             "sentinel_password" => self.sentinel_password = Some(option.secret()?),

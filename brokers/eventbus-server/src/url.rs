@@ -4,6 +4,7 @@
 
 use crate::cloudevents::percent_bytes;
 use eventbus_core::BrokerError;
+use eventbus_core::broker::Topology;
 use std::fmt;
 use std::time::Duration;
 
@@ -292,6 +293,14 @@ impl<'a> OptionValue<'a> {
             let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
             format!("`{}` is one of {}, not `{}`", self.name, list(&words), self.value)
         })
+    }
+
+    /// Whether what is missing on the server is made: `create` or `check`.
+    ///
+    /// # Errors
+    /// Where it is neither.
+    pub fn topology(&self) -> Result<Topology, String> {
+        self.one_of(&[("create", Topology::Create), ("check", Topology::Check)])
     }
 }
 
