@@ -246,21 +246,19 @@ impl Claim {
         self.first.load(Ordering::Acquire)
     }
 
-    /// Whether a delivery is of this time.
-    fn knows(&self, receipt: &Receipt) -> bool {
-        receipt.token >= self.first_token()
+    /// Whether a delivery is of this time, and no competing process has it by now.
+    fn knows(&self, state: &State, receipt: &Receipt) -> bool {
+        receipt.token >= self.first_token() && !state.lost.contains(&receipt.token)
     }
 
     pub(crate) fn holds(&self, receipt: &Receipt) -> bool {
-        self.knows(receipt) && self.is_ours() && !self.state().lost.contains(&receipt.token)
+        self.is_ours() && self.knows(&self.state(), receipt)
     }
 
     /// Whether a delivery was settled here already.
     pub(crate) fn is_settled(&self, receipt: &Receipt) -> bool {
         let state = self.state();
-        self.knows(receipt)
-            && !state.lost.contains(&receipt.token)
-            && !state.open.contains_key(&receipt.token)
+        self.knows(&state, receipt) && !state.open.contains_key(&receipt.token)
     }
 
     /// What is handed out under this receipt, if it is ours.
@@ -275,9 +273,7 @@ impl Claim {
         let (ring, waker);
         {
             let mut state = self.state();
-            let Some(open) = state.take(receipt.token) else {
-                return self.knows(receipt) && !state.lost.contains(&receipt.token);
-            };
+            let Some(open) = state.take(receipt.token) else { return self.knows(&state, receipt) };
             let Open { source, place, noted, .. } = open;
             state.settled.push(Settled { source, place, kept: noted.kept });
             ring = state.settled.len() == 1 || state.settled.len() == crate::keeper::MANY || state.ended;
