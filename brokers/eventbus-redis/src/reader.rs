@@ -458,7 +458,7 @@ impl Reader<'_> {
         }
         let key = claim.store.keys.token(&claim.group, &claim.pattern);
         pipeline.cmd("MULTI");
-        commands.iter().for_each(|command| _ = pipeline.add_command(command.clone()));
+        commands.into_iter().for_each(|command| _ = pipeline.add_command(command));
         pipeline.cmd("EXEC").cmd("WATCH").arg(&key).cmd("GET").arg(&key);
         let mut answers = self.run(what, &pipeline, count + 4).await?;
         let token = checked(what, answers.pop().unwrap_or_default())?;
@@ -468,7 +468,11 @@ impl Reader<'_> {
         // What was wrong with one of them says more than that they were not run.
         for queued in answers {
             match checked(what, queued) {
-                Err(trouble) if trouble.is("OOM") => return self.guarded_by_script(what, &commands).await,
+                Err(trouble) if trouble.is("OOM") => {
+                    // What stands between `MULTI` and `EXEC`.
+                    let commands = pipeline.cmd_iter().skip(1).take(count);
+                    return self.guarded_by_script(what, commands).await;
+                }
                 queued => _ = queued?,
             }
         }
@@ -494,7 +498,7 @@ impl Reader<'_> {
     async fn guarded_by_script(
         &mut self,
         what: &str,
-        commands: &[Cmd],
+        commands: impl Iterator<Item = &Cmd>,
     ) -> Result<Option<Vec<Value>>, Trouble> {
         let claim = self.claim;
         let mut call = script::GUARDED.call(&claim.store.keys);
