@@ -19,10 +19,19 @@ const WITH_SERVERS: &[&str] = &["eventbus-aws", "eventbus-nats", "eventbus-redis
 struct Step {
     purpose: &'static str,
     environment: &'static [(&'static str, &'static str)],
-    /// The variable with the address of the server that it runs on.
-    server: Option<&'static str>,
+    /// The server that it runs on.
+    server: Option<OnServer>,
     arguments: &'static [&'static str],
     tests: Tests,
+}
+
+/// A server that an example runs on.
+#[derive(Clone, Copy)]
+struct OnServer {
+    /// Where its address is.
+    variable: &'static str,
+    /// What stands before that in the address of a broker.
+    before: &'static str,
 }
 
 /// Which packages a step tests.
@@ -42,9 +51,11 @@ const fn tests(purpose: &'static str, arguments: &'static [&'static str]) -> Ste
     Step { purpose, environment: &[], server: None, arguments, tests: Tests::Workspace }
 }
 
-/// An example on the server whose address is in a variable.
-const fn on(purpose: &'static str, server: &'static str, arguments: &'static [&'static str]) -> Step {
-    Step { purpose, environment: &[], server: Some(server), arguments, tests: Tests::Named }
+/// The main example on the server whose address is in a variable.
+const fn on(purpose: &'static str, variable: &'static str, before: &'static str) -> Step {
+    let arguments = &["run", "--quiet", "--example", "quickstart", "--features", "aws,nats,redis"];
+    let server = Some(OnServer { variable, before });
+    Step { purpose, environment: &[], server, arguments, tests: Tests::Named }
 }
 
 /// The steps that share one build come one after the other.
@@ -82,20 +93,13 @@ const STEPS: &[Step] = &[
         arguments: &["run", "--quiet", "--example", "quickstart"],
         tests: Tests::Named,
     },
-    on(
-        "the main example on NATS",
-        "EVENTBUS_TEST_NATS_URL",
-        &["run", "--quiet", "--example", "quickstart", "--features", "aws,nats,redis"],
-    ),
-    on(
-        "the main example on Redis",
-        "EVENTBUS_TEST_REDIS_URL",
-        &["run", "--quiet", "--example", "quickstart", "--features", "aws,nats,redis"],
-    ),
+    on("the main example on NATS", "EVENTBUS_TEST_NATS_URL", ""),
+    on("the main example on Redis", "EVENTBUS_TEST_REDIS_URL", ""),
+    // The server alone is no address of a broker. The example wants order by key.
     on(
         "the main example on SNS and SQS",
         "EVENTBUS_TEST_AWS_URL",
-        &["run", "--quiet", "--example", "quickstart", "--features", "aws,nats,redis"],
+        "sns://test:test@us-east-1?fifo=true&endpoint=",
     ),
 ];
 
@@ -171,16 +175,12 @@ fn take(step: &Step, arguments: &[&str], variables: &[(String, String)]) -> io::
 }
 
 /// The address of a server, as a program takes it.
-fn address(server: &str, variables: &[(String, String)]) -> io::Result<(&'static str, String)> {
-    let address = variables.iter().find(|(name, _)| name == server).map(|(_, address)| address.clone());
-    let address = address.or_else(|| std::env::var(server).ok());
-    let address = address.map(|address| match server {
-        // The server alone is no address of a broker. The example wants order by key.
-        "EVENTBUS_TEST_AWS_URL" => format!("sns://test:test@us-east-1?endpoint={address}&fifo=true"),
-        _ => address,
-    });
-    let address = address.ok_or_else(|| io::Error::other(format!("{server} names no server")))?;
-    Ok(("EVENTBUS_URL", address))
+fn address(server: OnServer, variables: &[(String, String)]) -> io::Result<(&'static str, String)> {
+    let OnServer { variable, before } = server;
+    let address = variables.iter().find(|(name, _)| name == variable).map(|(_, address)| address.clone());
+    let address = address.or_else(|| std::env::var(variable).ok());
+    let address = address.ok_or_else(|| io::Error::other(format!("{variable} names no server")))?;
+    Ok(("EVENTBUS_URL", format!("{before}{address}")))
 }
 
 fn arguments(step: &Step, embedded: bool) -> Vec<&'static str> {
