@@ -10,12 +10,12 @@ use eventbus::{Bus, Event, PublishError};
 use eventbus_nats::{NatsBroker, NatsBrokerBuilder};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::faults::Server;
+use support::cpu::cpu_time;
 use support::proxy::Proxy;
+use support::servers::Server;
 use support::{PATIENCE, ack, event, number, receive, receive_all, request, until};
 use tokio::task::JoinSet;
 
@@ -109,15 +109,6 @@ impl Load {
     }
 }
 
-/// User and system time of this process so far.
-fn cpu_time() -> Duration {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    // The unit of the kernel's counters: 100 a second.
-    Duration::from_millis(ticks * 10)
-}
-
 async fn until_more(what: &str, count: impl Fn() -> usize) {
     let before = count();
     until(what, || async { count() >= before + 50 }).await;
@@ -133,7 +124,7 @@ fn near(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_and_begun_again_loses_nothing_and_is_seen() {
     let _alone = ALONE.lock().await;
-    let server = Server::up("nats-faults-kill");
+    let server = Server::up("nats", "nats-faults-kill");
     let place = support::Place::at(server.url());
     let books = Books::default();
     let broker = place.broker().await;
@@ -163,7 +154,7 @@ async fn a_server_that_is_killed_and_begun_again_loses_nothing_and_is_seen() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stands_still_for_a_while_loses_nothing() {
     let _alone = ALONE.lock().await;
-    let server = Server::up("nats-faults-pause");
+    let server = Server::up("nats", "nats-faults-pause");
     let place = support::Place::at(server.url());
     let books = Books::default();
     let bus = consumer(place.broker().await, &books).await;

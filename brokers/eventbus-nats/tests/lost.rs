@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use std::future::poll_fn;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use support::faults::Server;
 use support::proxy::Proxy;
+use support::servers::Server;
 use support::{Place, ack, event, number, receive_all, request, until};
 
 fn jetstream(broker: &NatsBroker) -> Context {
@@ -288,7 +288,7 @@ async fn a_dead_letter_is_kept_where_their_stream_was_removed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_comes_back_empty_is_gone_on_with() {
-    let server = Server::up("nats-lost-empty");
+    let server = Server::up("nats", "nats-lost-empty");
     let place = Place::at(server.url());
     let broker = place.builder().storage(eventbus_nats::Storage::Memory).connect().await.unwrap();
     let mut one = broker.subscribe(request("one", ">")).await.unwrap();

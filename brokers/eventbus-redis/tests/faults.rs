@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use support::faults::Server;
+use support::cpu::cpu_time;
 use support::proxy::Proxy;
+use support::servers::Server;
 use support::{PATIENCE, Place, event, number, publish, receive, subscribe, until};
 
 const KEYS: u64 = 16;
@@ -96,17 +97,9 @@ impl Load {
     }
 }
 
-/// The time that this process has computed.
-fn computed() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("this is Linux");
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |at: usize| fields[at].parse::<u64>().expect("a number");
-    Duration::from_millis((ticks(11) + ticks(12)) * 10)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_and_begun_again_loses_nothing_that_was_confirmed() {
-    let server = Server::up("eventbus-redis-killed");
+    let server = Server::up("redis", "eventbus-redis-killed");
     let broker = RedisBroker::open(&server.url()).await.unwrap();
     let load = Load::begin(broker, 6_000).await;
     for part in [2_000, 4_000] {
@@ -114,9 +107,9 @@ async fn a_server_that_is_killed_and_begun_again_loses_nothing_that_was_confirme
         server.order("kill");
         until("the loss is noticed", async || matches!(load.broker.connection(), Connection::Lost { .. }))
             .await;
-        let (before, outage) = (computed(), Duration::from_secs(2));
+        let (before, outage) = (cpu_time(), Duration::from_secs(2));
         tokio::time::sleep(outage).await;
-        let busy = computed() - before;
+        let busy = cpu_time() - before;
         assert!(busy < outage / 4, "{busy:?} of {outage:?} were spent on waiting");
         let handled = load.handled.load(Ordering::SeqCst);
         server.order("restart");
@@ -132,7 +125,7 @@ async fn a_server_that_is_killed_and_begun_again_loses_nothing_that_was_confirme
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stands_still_for_five_seconds_loses_nothing_and_goes_on() {
-    let server = Server::up("eventbus-redis-paused");
+    let server = Server::up("redis", "eventbus-redis-paused");
     let broker = RedisBroker::open(&server.url()).await.unwrap();
     let load = Load::begin(broker, 4_000).await;
     load.confirmed(1_500).await;

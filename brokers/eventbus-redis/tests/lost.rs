@@ -9,8 +9,8 @@ use eventbus_redis::RedisBroker;
 use redis::Value;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::faults::Server;
 use support::proxy::Proxy;
+use support::servers::Server;
 use support::{Place, event, number, publish, receive, receive_all, subscribe, until};
 
 /// A database of the server that one test has for itself.
@@ -221,7 +221,7 @@ async fn large_events_are_not_read_ahead_by_the_hundred() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_whose_memory_is_full_lets_groups_go_on() {
-    let server = Server::up("eventbus-redis-full");
+    let server = Server::up("redis", "eventbus-redis-full");
     let place = Place::on(&server.url());
     let lease = Duration::from_secs(2);
     let broker = place.builder().lease(lease).open().await.unwrap();
@@ -257,7 +257,7 @@ async fn a_server_whose_memory_is_full_lets_groups_go_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_a_replica_for_a_while_refuses_no_publish() {
-    let server = Server::up("eventbus-redis-replica");
+    let server = Server::up("redis", "eventbus-redis-replica");
     let place = Place::on(&server.url());
     let broker = place.broker().await;
     let mut deliveries = subscribe(&broker, "group", "order.placed").await;
@@ -279,7 +279,7 @@ async fn a_server_that_is_a_replica_for_a_while_refuses_no_publish() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_that_is_stored_is_confirmed_although_memory_was_full_when_it_was_sent_again() {
-    let server = Server::up("eventbus-redis-again");
+    let server = Server::up("redis", "eventbus-redis-again");
     let place = Place::on(&server.url());
     let proxy = Proxy::to(&place.url).await;
     let broker = RedisBroker::builder(&proxy.url()).unwrap().prefix(&place.prefix).open().await.unwrap();

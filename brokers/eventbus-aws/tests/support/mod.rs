@@ -2,15 +2,19 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses some of it")]
 
+#[path = "../../../eventbus-server/tests/support/cpu.rs"]
+pub mod cpu;
 #[path = "../../../eventbus-server/tests/support/proxy.rs"]
 pub mod proxy;
+#[path = "../../../eventbus-server/tests/support/servers.rs"]
+pub mod servers;
 
 use eventbus::broker::{Deliveries, Received, SubscribeRequest};
 use eventbus::subscription::Pattern;
 use eventbus::{Envelope, Topic};
 use eventbus_aws::{AwsBroker, AwsBrokerBuilder};
+pub use servers::setting;
 use std::future::poll_fn;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,19 +29,6 @@ pub fn server() -> String {
              the address of one"
         )
     })
-}
-
-/// A variable of the environment, or of the file that `cargo xtask brokers` leaves.
-pub fn setting(name: &str) -> Option<String> {
-    if let Ok(value) = std::env::var(name) {
-        return Some(value);
-    }
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/brokers/env");
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("export ").unwrap_or(line).strip_prefix(name)?.strip_prefix('='));
-    line.map(|value| value.trim_matches(['"', '\'']).to_owned())
 }
 
 /// A prefix that no other test has.

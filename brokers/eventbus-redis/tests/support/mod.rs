@@ -2,33 +2,26 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this")]
 
-pub mod faults;
+#[path = "../../../eventbus-server/tests/support/cpu.rs"]
+pub mod cpu;
 #[path = "../../../eventbus-server/tests/support/proxy.rs"]
 pub mod proxy;
+#[path = "../../../eventbus-server/tests/support/servers.rs"]
+pub mod servers;
 
 use eventbus::broker::{Broker, Deliveries, Received, SubscribeRequest};
 use eventbus::subscription::Pattern;
 use eventbus::{Envelope, EventId, Start, Topic};
 use eventbus_redis::{RedisBroker, RedisBrokerBuilder};
 use redis::{Cmd, FromRedisValue};
+pub use servers::setting;
 use std::future::poll_fn;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How long to wait for what should happen soon.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A variable of the environment, or of the file that `cargo xtask brokers up` leaves.
-pub fn setting(name: &str) -> Option<String> {
-    let written = || {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/brokers/env");
-        let text = std::fs::read_to_string(file).ok()?;
-        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
-    };
-    std::env::var(name).ok().or_else(written)
-}
 
 /// The address of the server for tests of this kind: `REDIS` or `VALKEY`.
 pub fn server(kind: &str) -> String {
