@@ -37,7 +37,8 @@
 //!   longer is delivered again.
 //! - **A process that does not answer** loses what it has after [`visibility_timeout`](AwsBrokerBuilder::visibility_timeout):
 //!   it drops what it has not begun, and its acks are refused. On FIFO it drops with an event what follows in its message
-//!   group.
+//!   group. An answer of SQS that was on its way for more than half a second is believed for too long by the rest: another
+//!   process may have the event by then, and order by key may break.
 //! - **Acks are deletes**, ten at a time, sent a moment later. A crash repeats those of its last moment.
 //! - **There is no history**: replays, the audit log and cursors that can be moved are refused, and a bus says so.
 //! - `Bus::settled` goes by the counts of SQS, which follow later: what was published by others a
