@@ -1,7 +1,8 @@
 //! `cargo xtask flakes`: runs every test binary round and round, and names what failed.
 //!
 //! The binary that has taken the least time so far is next, so that a fast one has hundreds of runs while a slow one
-//! has some. Every other run of a binary is under load: threads that compute, twice as many as there are processors.
+//! has some. Every other run of a binary is under load: threads that compute, twice as many as there are processors,
+//! or the neighbours where several binaries run at once.
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,16 +11,21 @@ use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) const USAGE: &str = "\
-cargo xtask flakes [--minutes N] [--rounds N] [--filter NAME] [--limit SECONDS]
+cargo xtask flakes [--minutes N] [--rounds N] [--jobs N] [--filter NAME] [--limit SECONDS]
   --minutes N       how long (default: 10, or no limit where --rounds is given)
-  --rounds N        how many runs of each binary at most
+  --rounds N        how many runs of each binary at most, and a tenth of it where a run takes longer than 5 s
+  --jobs N          how many binaries run at once, each beside others only (default: 1, every other run beside
+                    threads that compute)
   --filter NAME     only test binaries with NAME in theirs (`eventbus-sqlite/restart`)
   --limit SECONDS   after how long a run counts as hung and is killed (default: 300)";
 
+/// How long a run takes on average at least where a binary counts as slow.
+const SLOW: Duration = Duration::from_secs(5);
 /// Where the output of runs that failed is kept.
 const FOLDER: &str = "target/flakes";
 /// The workspace, wherever the command is given.
@@ -46,19 +52,21 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
 struct Options {
     time: Duration,
     rounds: usize,
+    jobs: usize,
     filter: String,
     limit: Duration,
 }
 
 impl Options {
     fn read(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let (mut minutes, mut rounds, mut filter, mut limit) = (None, None, String::new(), 300);
+        let (mut minutes, mut rounds, mut jobs, mut filter, mut limit) = (None, None, 1, String::new(), 300);
         while let Some(name) = arguments.next() {
             let Some(value) = arguments.next() else { return Err(format!("`{name}` has no value")) };
             let number = || value.parse::<u64>().map_err(|_| format!("`{name} {value}` is no number"));
             match name.as_str() {
                 "--minutes" => minutes = Some(number()?),
                 "--rounds" => rounds = Some(number()?),
+                "--jobs" => jobs = number()?.max(1),
                 "--limit" => limit = number()?,
                 "--filter" => filter = value,
                 _ => return Err(format!("there is no option `{name}`")),
@@ -68,6 +76,7 @@ impl Options {
         Ok(Self {
             time: minutes.map_or(Duration::MAX, |minutes| Duration::from_secs(60 * minutes)),
             rounds: rounds.map_or(usize::MAX, |rounds| usize::try_from(rounds).unwrap_or(usize::MAX)),
+            jobs: usize::try_from(jobs).unwrap_or(usize::MAX),
             filter,
             limit: Duration::from_secs(limit),
         })
@@ -135,21 +144,47 @@ fn binary(message: &str) -> Option<Binary> {
     })
 }
 
-fn go_round(mut binaries: Vec<Binary>, options: &Options) -> io::Result<Vec<Binary>> {
+fn go_round(binaries: Vec<Binary>, options: &Options) -> io::Result<Vec<Binary>> {
     fs::create_dir_all(Path::new(ROOT).join(FOLDER))?;
     let began = Instant::now();
-    while began.elapsed() < options.time {
-        let left = binaries.iter_mut().filter(|binary| binary.runs < options.rounds);
-        let Some(next) = left.min_by_key(|binary| binary.taken) else { break };
-        next.run(options.limit)?;
-    }
+    let waiting = Mutex::new(binaries);
+    let next = || {
+        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let left =
+            waiting.iter().enumerate().filter(|(_, binary)| binary.runs < binary.rounds(options.rounds));
+        let (place, _) = left.min_by_key(|(_, binary)| binary.taken)?;
+        Some(waiting.swap_remove(place))
+    };
+    // A binary is with one job at a time, which puts it back: where none waits, the other jobs need no help.
+    let job = || {
+        while began.elapsed() < options.time
+            && let Some(mut binary) = next()
+        {
+            let ran = binary.run(options);
+            waiting.lock().unwrap_or_else(PoisonError::into_inner).push(binary);
+            ran?;
+        }
+        io::Result::Ok(())
+    };
+    thread::scope(|scope| {
+        let jobs: Vec<_> = (0..options.jobs).map(|_| scope.spawn(job)).collect();
+        jobs.into_iter().try_for_each(|job| job.join().expect("a job does not panic"))
+    })?;
+    let mut binaries = waiting.into_inner().unwrap_or_else(PoisonError::into_inner);
+    binaries.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(binaries)
 }
 
 impl Binary {
-    fn run(&mut self, limit: Duration) -> io::Result<()> {
+    /// How often it is to run where fast ones run `rounds` times.
+    fn rounds(&self, rounds: usize) -> usize {
+        let slow = self.runs > 0 && self.taken / u32::try_from(self.runs).unwrap_or(u32::MAX) > SLOW;
+        if slow { rounds.div_ceil(10) } else { rounds }
+    }
+
+    fn run(&mut self, options: &Options) -> io::Result<()> {
         self.runs += 1;
-        let under_load = self.runs.is_multiple_of(2);
+        let computing = options.jobs == 1 && self.runs.is_multiple_of(2);
         let output = Path::new(FOLDER).join(format!("{}-{}.txt", self.name.replace('/', "."), self.runs));
         let file = File::create(Path::new(ROOT).join(&output))?;
         let mut command = Command::new(&self.executable);
@@ -163,8 +198,8 @@ impl Binary {
             .stdout(file);
         let began = Instant::now();
         let status = {
-            let _load = under_load.then(Load::begin);
-            wait(group_of_its_own(&mut command).spawn()?, limit)?
+            let _load = computing.then(Load::begin);
+            wait(group_of_its_own(&mut command).spawn()?, options.limit)?
         };
         self.taken += began.elapsed();
         let text = String::from_utf8_lossy(&fs::read(Path::new(ROOT).join(&output))?).into_owned();
@@ -180,7 +215,7 @@ impl Binary {
             failed.insert("(the binary itself)".to_owned());
         }
         for test in failed {
-            let load = if under_load { ", under load" } else { "" };
+            let load = if computing { ", under load" } else { "" };
             println!("== failed: {} {test}, run {}{load}: {}", self.name, self.runs, output.display());
             self.failures.entry(test).or_default().push(output.clone());
         }
@@ -317,6 +352,7 @@ mod tests {
         let rounds = read("--rounds 3 --filter logs").unwrap();
         assert_eq!((rounds.time, rounds.rounds, &*rounds.filter), (Duration::MAX, 3, "logs"));
         assert_eq!(read("--rounds 3 --minutes 1").unwrap().time, Duration::from_secs(60));
+        assert_eq!((read("").unwrap().jobs, read("--jobs 6").unwrap().jobs), (1, 6));
         for wrong in ["--minutes", "--minutes soon", "--days 1"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
@@ -342,6 +378,23 @@ mod tests {
         assert!(binary(&message(false)).is_none() && binary("no JSON").is_none());
         let found = binary(&message(true)).unwrap();
         assert_eq!((&*found.name, found.folder), ("shop/orders", PathBuf::from("/w/shop")));
+    }
+
+    #[test]
+    fn a_slow_binary_has_a_tenth_of_the_rounds() {
+        let binary = |runs, seconds| Binary {
+            name: String::new(),
+            executable: PathBuf::new(),
+            folder: PathBuf::new(),
+            runs,
+            taken: Duration::from_secs(seconds),
+            tests: BTreeSet::new(),
+            failures: BTreeMap::new(),
+        };
+        assert_eq!(binary(0, 0).rounds(200), 200);
+        assert_eq!(binary(10, 50).rounds(200), 200);
+        assert_eq!(binary(10, 51).rounds(200), 20);
+        assert_eq!(binary(1, 60).rounds(3), 1);
     }
 
     #[cfg(unix)]
