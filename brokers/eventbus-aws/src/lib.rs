@@ -24,6 +24,7 @@
 //! | `shared_by_key` | no | yes | SQS gives the events of one message group to one process at a time |
 //! | `deduplicates` | no | yes | by source and id, for five minutes |
 //! | `attempts` | counted | counted | SQS counts how often it has delivered an event (`ApproximateReceiveCount`), whether or not a handler was called |
+//! | `counts_crashes` | no | no | an event whose handler ends the process is delivered again after each start |
 //! | `backlog` | nearly | nearly | `ApproximateNumberOfMessages`, which follows within a minute |
 //! | `max_payload` | 180 KiB | 180 KiB | a message has 256 KiB with everything in it, and bytes that are no text take a third more |
 //!

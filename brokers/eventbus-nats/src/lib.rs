@@ -24,6 +24,7 @@
 //! | `shared_by_key` | no | |
 //! | `deduplicates` | yes | by source and id, within the `duplicate_window` of the stream (2 minutes) |
 //! | `attempts` | noted | attempt and due time of a retry that waits are in a key-value bucket |
+//! | `counts_crashes` | no | an event whose handler ends the process is delivered again after each start |
 //! | `backlog` | exactly | what `nats consumer info` shows: unprocessed and outstanding |
 //! | `max_payload` | of the server | less 64 KiB for headers, which the server counts as well |
 //!

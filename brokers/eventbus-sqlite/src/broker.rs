@@ -163,6 +163,7 @@ impl Broker for SqliteBroker {
         features.multi_process = true;
         features.deduplicates = true;
         features.attempts = Attempts::Noted;
+        features.counts_crashes = true;
         features.backlog = Backlog::Exactly;
         features.max_payload = Some(self.store().settings.max_payload);
         features

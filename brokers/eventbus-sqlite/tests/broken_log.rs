@@ -2,8 +2,8 @@
 //! is about it.
 
 use eventbus::broker::{
-    Attempts, AuditLog, Backlog, Broker, BrokerFuture, DeadLetters, Deliveries, Features, Groups, Received,
-    Replayable, Standing, SubscribeRequest,
+    Attempts, AuditLog, Backlog, Broker, BrokerFuture, DeadLetter, DeadLetters, Deliveries, Features, Groups,
+    Parked, Receipt, Received, Replayable, Settler, Standing, SubscribeRequest,
 };
 use eventbus::error::BrokerError;
 use eventbus::{Envelope, PublishError};
@@ -101,6 +101,50 @@ impl Deliveries for AckedTooEarly {
     }
 }
 
+/// Nobody is told when a handler begins.
+struct Careless(Box<dyn Deliveries>);
+
+#[derive(Debug)]
+struct Deaf(Arc<dyn Settler>);
+
+impl Deliveries for Careless {
+    fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut Vec<Received>,
+        limit: usize,
+    ) -> Poll<Result<(), BrokerError>> {
+        let before = into.len();
+        let polled = self.0.poll_receive(context, into, limit);
+        for received in &mut into[before..] {
+            received.settler = Arc::new(Deaf(Arc::clone(&received.settler)));
+        }
+        polled
+    }
+}
+
+impl Settler for Deaf {
+    fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
+        self.0.ack(receipt)
+    }
+
+    fn reject(&self, receipt: Receipt, letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
+        self.0.reject(receipt, letter)
+    }
+
+    fn park(&self, receipt: &Receipt, parked: Parked) -> BrokerFuture<Result<(), BrokerError>> {
+        self.0.park(receipt, parked)
+    }
+
+    fn holds(&self, receipt: &Receipt) -> bool {
+        self.0.holds(receipt)
+    }
+
+    fn release(&self, receipt: Receipt) {
+        self.0.release(receipt);
+    }
+}
+
 /// What waits is taken as soon as it is there, whoever wants it.
 struct Hoarded(UnboundedReceiver<Received>);
 
@@ -183,6 +227,7 @@ wrong! {
     hoards, 10 s: |log| Wrong { reads: |deliveries| Box::new(Hoarded::begin(deliveries)), ..log },
     forgets_attempts, 10 s: |log| Wrong { declares: |features| features.attempts = Attempts::Lost, ..log },
     counts_deliveries, 10 s: |log| Wrong { declares: |features| features.attempts = Attempts::Counted, ..log },
+    counts_no_crashes, 10 s: |log| Wrong { reads: |deliveries| Box::new(Careless(deliveries)), ..log },
     shares, 10 s: |log| Wrong { declares: |features| features.competing = true, ..log },
     is_for_one_process, 10 s: |log| Wrong { declares: |features| features.multi_process = false, ..log },
     stores_twice, 10 s: |log| Wrong { declares: |features| features.deduplicates = false, ..log },
@@ -198,6 +243,7 @@ fn each_fault_is_caught_by_the_case_that_is_about_it() {
     const KILLED: &str = "what_a_killed_process_had_in_its_hands_is_delivered_again";
     const TAKEN_OVER: &str = "after_a_process_is_killed_another_takes_over_in_order";
     const ATTEMPTS: &str = "attempts_after_a_crash_are_as_the_broker_declares";
+    const CRASHES: &str = "an_event_that_ends_the_process_again_and_again_is_given_up_and_no_other_is";
     const COMPETES: &str = "processes_that_compete_share_a_group_and_handle_each_event_once";
     const PASSES: &str = "order_by_key_holds_while_a_group_passes_from_one_process_to_the_next";
     const SLOW: &str = "what_waits_for_a_slow_handler_stays_at_the_broker";
@@ -207,6 +253,7 @@ fn each_fault_is_caught_by_the_case_that_is_about_it() {
         ("hoards", SLOW, hoards::holds),
         ("forgets attempts", ATTEMPTS, forgets_attempts::holds),
         ("counts deliveries", ATTEMPTS, counts_deliveries::holds),
+        ("counts no crashes", CRASHES, counts_no_crashes::holds),
         ("shares", COMPETES, shares::holds),
         (
             "is for one process",

@@ -24,6 +24,10 @@ pub struct Features {
     pub deduplicates: bool,
     /// What is known of an event's attempts after a crash.
     pub attempts: Attempts,
+    /// An event whose handler ends the process, by an abort or because it is killed for its memory, is found out and
+    /// charged with an attempt each time; beyond its retries it is given up
+    /// ([`Crashed`](super::FailureKind::Crashed)). Otherwise it is delivered again after each start.
+    pub counts_crashes: bool,
     /// How well the broker knows what a group has yet to settle.
     pub backlog: Backlog,
     /// The largest payload, in bytes, where there is a limit.
@@ -76,6 +80,7 @@ impl Features {
             shared_by_key: false,
             deduplicates: false,
             attempts: Attempts::Lost,
+            counts_crashes: false,
             backlog: Backlog::Unknown,
             max_payload: None,
         }

@@ -33,6 +33,7 @@ pub(crate) fn declared<'a>(features: &Features, max_payload: &'a str) -> BTreeMa
         ("shared_by_key", word(features.shared_by_key)),
         ("deduplicates", word(features.deduplicates)),
         ("attempts", attempts),
+        ("counts_crashes", word(features.counts_crashes)),
         ("backlog", backlog),
         ("max_payload", max_payload),
     ]);

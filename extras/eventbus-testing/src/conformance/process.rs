@@ -26,6 +26,10 @@ pub(super) struct Orders {
     pub(super) hangs_from: u64,
     /// Its handler fails for this one: first it is to be tried again at once, then after this time.
     pub(super) fails: Option<(u64, Duration)>,
+    /// Its handler ends the process with this one.
+    pub(super) aborts: Option<u64>,
+    /// How many attempts may follow the first.
+    pub(super) retries: u32,
     pub(super) competing: bool,
     /// How many deliveries it holds at most.
     pub(super) holds: usize,
@@ -40,6 +44,8 @@ impl Orders {
             group: case.group(group),
             hangs_from: u64::MAX,
             fails: None,
+            aborts: None,
+            retries: 4,
             competing: false,
             holds: 64,
         }
@@ -68,7 +74,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Begins a process, and waits until its subscription is open.
+    /// Begins a process, and waits until its subscription is open. One that is to end by itself may have ended by then.
     pub(super) async fn begin(case: &Case, orders: &Orders) -> Self {
         // Tests are named without the crate.
         let module = case.module.split_once("::").map_or(String::new(), |(_, module)| format!("{module}::"));
@@ -88,9 +94,18 @@ impl Process {
                 }
             }
         });
-        let process = Self { child, steps };
-        process.steps.find("the other process is ready", |step| *step == Step::Ready).await;
+        let mut process = Self { child, steps };
+        let may_end = orders.aborts.is_some();
+        case.until("the other process is ready", async || {
+            process.steps.all().contains(&Step::Ready) || may_end && process.has_ended()
+        })
+        .await;
         process
+    }
+
+    /// Whether it has ended by itself.
+    pub(super) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("it can be asked").is_some()
     }
 
     /// Ends it in the middle of whatever it does.
@@ -131,10 +146,13 @@ async fn handle<F: Fixture>(orders: Orders) {
     let broker = F::open(&orders.place).await;
     let settings = Bus::builder().without_subscriptions().in_flight(orders.holds).held_back(orders.holds);
     let bus = settings.broker(broker).await.expect("the bus connects");
-    let (hangs_from, fails) = (orders.hangs_from, orders.fails);
+    let Orders { hangs_from, fails, aborts, .. } = orders;
     let handler = move |delivery: Delivery| async move {
         let (number, attempt) = (number(&delivery), delivery.attempt());
         note(&Step::Begun(number, attempt));
+        if aborts == Some(number) {
+            process::abort();
+        }
         if number >= hangs_from {
             std::future::pending::<()>().await;
         }
@@ -149,6 +167,7 @@ async fn handle<F: Fixture>(orders: Orders) {
         .group(&orders.group)
         .competing(orders.competing)
         .concurrency(4)
+        .retries(orders.retries)
         .backoff(Backoff::new(Duration::from_millis(1), Duration::from_millis(1)))
         .await
         .expect("the group is free");

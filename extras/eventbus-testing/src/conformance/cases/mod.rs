@@ -81,6 +81,8 @@ macro_rules! __conformance_cases {
                 after_a_process_is_killed_another_takes_over_in_order
                 what_a_killed_process_had_in_its_hands_is_delivered_again
                 attempts_after_a_crash_are_as_the_broker_declares
+                an_event_that_ends_the_process_again_and_again_is_given_up_and_no_other_is
+                what_processes_were_killed_with_is_not_given_up
                 a_handler_may_take_longer_than_a_process_may_be_silent
             }
             load {

@@ -1,10 +1,13 @@
 //! Several processes with one group.
 
-use crate::conformance::case::{Case, number, numbered, publish, publish_envelopes};
+use crate::conformance::case::{Case, number, number_of, numbered, publish, publish_envelopes};
 use crate::conformance::process::{Orders, Process, Step};
 use crate::conformance::seen::Seen;
-use eventbus_core::broker::{Attempts, Broker, Standing, SubscribeRequest};
+use eventbus_core::broker::{
+    Attempts, Broker, DeadLetter, DeadLetterQuery, FailureKind, Standing, SubscribeRequest,
+};
 use eventbus_core::{Backoff, Bus, Delivery, Error, Pattern, Topic};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -291,6 +294,111 @@ pub(super) async fn attempts_after_a_crash_are_as_the_broker_declares(case: Arc<
             assert!(waited >= DELAY, "it comes when it is due, not {waited:?} after it has failed");
         }
     }
+}
+
+/// An event whose handler ends the process each time becomes a dead letter that says so, after the attempts that it has, and
+/// nothing else does: what was handled beside it is handled in the end. A broker that does not count the ends of processes
+/// delivers the event again each time, and gives up nothing.
+pub(super) async fn an_event_that_ends_the_process_again_and_again_is_given_up_and_no_other_is(
+    case: Arc<Case>,
+) {
+    const CULPRIT: u64 = 7;
+    const EVENTS: u64 = 20;
+    const RETRIES: u32 = 2;
+    /// Each takes one attempt, and one finds the suspects; some may be killed by others than the culprit's first handler.
+    const STARTS: usize = 12;
+    let (broker, topic) = (case.broker().await, case.topic("order.placed"));
+    let bus = case.bus_on(&broker).await;
+    if !case.features().durable {
+        assert!(!case.features().counts_crashes, "what it had ends with the process");
+        return assert_memory_says_so(&case, &bus, &topic).await;
+    }
+    let mut orders = Orders::new(&case, &topic, "mail");
+    (orders.aborts, orders.retries, orders.competing) = (Some(CULPRIT), RETRIES, !case.features().key_order);
+    let mut handled = BTreeSet::new();
+    let mut process = Process::begin(&case, &orders).await;
+    publish(&bus, &topic, 0..EVENTS).await;
+    if !case.features().counts_crashes {
+        for _ in 0..2 {
+            case.until("the event ends the process", async || process.has_ended()).await;
+            process = Process::begin(&case, &orders).await;
+        }
+        case.until("it is delivered again each time", async || process.has_ended()).await;
+        let seen = case.seen();
+        let subscribe = bus.on_topic(&topic, seen.noting(number)).group(case.group("mail"));
+        subscribe.competing(orders.competing).await.unwrap();
+        bus.start_quietly().unwrap();
+        seen.find("it is handled by a process that it does not end", |number| *number == CULPRIT).await;
+        return assert!(
+            given_up(&case, &*broker).await.is_empty(),
+            "the broker declares that it counts none"
+        );
+    }
+    let mut starts = 1;
+    loop {
+        let mut is_given_up = false;
+        case.until("the process ends, or gives the event up", async || {
+            is_given_up = !given_up(&case, &*broker).await.is_empty();
+            is_given_up || process.has_ended()
+        })
+        .await;
+        if is_given_up {
+            break;
+        }
+        handled.extend(process.handled());
+        assert!(starts < STARTS, "the event has ended {starts} processes, and is not given up");
+        process = Process::begin(&case, &orders).await;
+        starts += 1;
+    }
+    case.until("the others are handled", async || {
+        handled.extend(process.handled());
+        handled.len() as u64 == EVENTS - 1
+    })
+    .await;
+    let letters = given_up(&case, &*broker).await;
+    let [letter] = letters.as_slice() else { panic!("one event is given up: {letters:?}") };
+    assert_eq!((number_of(&letter.envelope), letter.kind), (CULPRIT, FailureKind::Crashed));
+    assert!(letter.attempts > RETRIES && starts > RETRIES as usize, "{letter:?} after {starts} starts");
+}
+
+/// Processes that are killed while all of their handlers are busy, as by deployments that have no patience, take from no
+/// event what it may be tried: none is given up, and each is handled in the end.
+pub(super) async fn what_processes_were_killed_with_is_not_given_up(case: Arc<Case>) {
+    const EVENTS: u64 = 8;
+    let (broker, topic) = (case.broker().await, case.topic("order.placed"));
+    let bus = case.bus_on(&broker).await;
+    if !case.features().durable {
+        return assert_memory_says_so(&case, &bus, &topic).await;
+    }
+    let mut orders = Orders::new(&case, &topic, "mail");
+    (orders.hangs_from, orders.retries, orders.competing) = (0, 1, !case.features().key_order);
+    for kill in 0..3 {
+        let mut process = Process::begin(&case, &orders).await;
+        if kill == 0 {
+            publish(&bus, &topic, 0..EVENTS).await;
+        }
+        process.steps.find("a handler is busy", |step| matches!(step, Step::Begun(..))).await;
+        tokio::time::sleep(SAVED).await;
+        process.kill();
+    }
+    let seen = case.seen();
+    let subscribe = bus.on_topic(&topic, seen.noting(number)).group(case.group("mail")).retries(1);
+    subscribe.competing(orders.competing).await.unwrap();
+    bus.start_quietly().unwrap();
+    case.until("each is handled", async || {
+        let handled = seen.all();
+        (0..EVENTS).all(|number| handled.contains(&number))
+    })
+    .await;
+    assert!(given_up(&case, &*broker).await.is_empty());
+}
+
+/// The dead letters of the group; none, where the broker keeps none.
+async fn given_up(case: &Case, broker: &dyn Broker) -> Vec<Arc<DeadLetter>> {
+    let Some(letters) = broker.dead_letters() else { return Vec::new() };
+    let mut query = DeadLetterQuery::default();
+    query.group = Some(case.group("mail"));
+    letters.find(query).await.unwrap().into_iter().map(|(_, letter)| letter).collect()
 }
 
 /// Waits until the retry of the group is written down.
