@@ -18,14 +18,14 @@ use std::time::{Duration, Instant};
 pub(crate) const USAGE: &str = "\
 cargo xtask flakes [--minutes N] [--rounds N] [--jobs N] [--filter NAME] [--limit SECONDS]
   --minutes N       how long (default: 10, or no limit where --rounds is given)
-  --rounds N        how many runs of each binary at most, and a tenth of it where a run takes longer than 5 s
+  --rounds N        how many runs of each binary at most, and a tenth of it where each takes a second or more
   --jobs N          how many binaries run at once, each beside others only (default: 1, every other run beside
                     threads that compute)
   --filter NAME     only test binaries with NAME in theirs (`eventbus-sqlite/restart`)
   --limit SECONDS   after how long a run counts as hung and is killed (default: 300)";
 
-/// How long a run takes on average at least where a binary counts as slow.
-const SLOW: Duration = Duration::from_secs(5);
+/// How long each run takes at least where a binary counts as slow.
+const SLOW: Duration = Duration::from_secs(1);
 /// Where the output of runs that failed is kept.
 const FOLDER: &str = "target/flakes";
 /// The workspace, wherever the command is given.
@@ -93,6 +93,8 @@ struct Binary {
     folder: PathBuf,
     runs: usize,
     taken: Duration,
+    /// How long the quickest of them took.
+    quickest: Duration,
     /// The tests that were seen.
     tests: BTreeSet<String>,
     /// The runs in which a test failed, each with the file of its output.
@@ -139,6 +141,7 @@ fn binary(message: &str) -> Option<Binary> {
         folder,
         runs: 0,
         taken: Duration::ZERO,
+        quickest: Duration::MAX,
         tests: BTreeSet::new(),
         failures: BTreeMap::new(),
     })
@@ -178,8 +181,8 @@ fn go_round(binaries: Vec<Binary>, options: &Options) -> io::Result<Vec<Binary>>
 impl Binary {
     /// How often it is to run where fast ones run `rounds` times.
     fn rounds(&self, rounds: usize) -> usize {
-        let slow = self.runs > 0 && self.taken / u32::try_from(self.runs).unwrap_or(u32::MAX) > SLOW;
-        if slow { rounds.div_ceil(10) } else { rounds }
+        let is_slow = self.runs > 0 && self.quickest >= SLOW;
+        if is_slow { rounds.div_ceil(10) } else { rounds }
     }
 
     fn run(&mut self, options: &Options) -> io::Result<()> {
@@ -201,7 +204,9 @@ impl Binary {
             let _load = computing.then(Load::begin);
             wait(group_of_its_own(&mut command).spawn()?, options.limit)?
         };
-        self.taken += began.elapsed();
+        let took = began.elapsed();
+        self.taken += took;
+        self.quickest = self.quickest.min(took);
         let text = String::from_utf8_lossy(&fs::read(Path::new(ROOT).join(&output))?).into_owned();
         let mut failed = failures(&text, status);
         self.tests.extend(results(&text).map(|(test, _)| test.to_owned()));
@@ -317,10 +322,14 @@ impl Drop for Load {
 
 fn report(binaries: &[Binary]) -> ExitCode {
     println!("\n== runs  failures  test");
-    for binary in binaries {
+    for binary in binaries.iter().filter(|binary| binary.runs > 0) {
         let failed: usize = binary.failures.values().map(Vec::len).sum();
         let (tests, seconds) = (binary.tests.len(), binary.taken.as_secs_f64());
-        println!("{:>7}  {failed:>8}  {} ({tests} tests, {seconds:.1} s)", binary.runs, binary.name);
+        let quickest = binary.quickest.as_secs_f64();
+        println!(
+            "{:>7}  {failed:>8}  {} ({tests} tests, {seconds:.1} s, the quickest {quickest:.2} s)",
+            binary.runs, binary.name
+        );
         for (test, outputs) in &binary.failures {
             println!("{:>7}  {:>8}    {test}", binary.runs, outputs.len());
             outputs.iter().for_each(|output| println!("{:>21}{}", "", output.display()));
@@ -382,19 +391,20 @@ mod tests {
 
     #[test]
     fn a_slow_binary_has_a_tenth_of_the_rounds() {
-        let binary = |runs, seconds| Binary {
+        let binary = |runs, millis| Binary {
             name: String::new(),
             executable: PathBuf::new(),
             folder: PathBuf::new(),
             runs,
-            taken: Duration::from_secs(seconds),
+            taken: Duration::from_secs(60),
+            quickest: Duration::from_millis(millis),
             tests: BTreeSet::new(),
             failures: BTreeMap::new(),
         };
-        assert_eq!(binary(0, 0).rounds(200), 200);
-        assert_eq!(binary(10, 50).rounds(200), 200);
-        assert_eq!(binary(10, 51).rounds(200), 20);
-        assert_eq!(binary(1, 60).rounds(3), 1);
+        assert_eq!(binary(0, u64::MAX).rounds(200), 200);
+        assert_eq!(binary(10, 999).rounds(200), 200);
+        assert_eq!(binary(10, 1_000).rounds(200), 20);
+        assert_eq!(binary(1, 60_000).rounds(3), 1);
     }
 
     #[cfg(unix)]
