@@ -34,6 +34,8 @@ struct Queue {
     /// A piece has been on its way for longer than its writer waited.
     stuck: bool,
     left_out: u64,
+    /// How many pieces are through.
+    written: u64,
     over: bool,
 }
 
@@ -51,10 +53,22 @@ impl Aside {
         Ok(Self(Arc::new(Handle(shared))))
     }
 
-    /// Waits until everything is written; at most for as long as `patience` says, where it says so.
+    /// Waits until everything is written. Where there is a `patience`, a reader may be as long as that for each piece, and
+    /// ten times as long for all of them.
     pub fn wait(&self, patience: Option<Duration>) {
         let Handle(shared) = &*self.0;
-        drop(shared.wait_while(shared.queue.lock(), patience, Queue::is_busy));
+        let mut queue = shared.queue.lock();
+        let Some(patience) = patience else { return drop(shared.wait_while(queue, None, Queue::is_busy)) };
+        let began = Instant::now();
+        while queue.is_busy() {
+            let (written, left) = (queue.written, (10 * patience).saturating_sub(began.elapsed()));
+            queue = shared.wait_while(queue, Some(patience.min(left)), |queue| {
+                queue.is_busy() && queue.written == written
+            });
+            if queue.written == written {
+                break;
+            }
+        }
     }
 }
 
@@ -105,6 +119,7 @@ impl Shared {
             }
             queue = self.queue.lock();
             (queue.writing, queue.stuck) = (false, false);
+            queue.written += 1;
             self.changed.notify_all();
         }
     }
@@ -205,6 +220,29 @@ mod tests {
         let expected = ["0\n", "… 5 lines left out here: nobody read them in time\n", "6\n", "7\n"];
         assert_eq!(pieces[..4], expected);
         assert_eq!((pieces.len(), pieces.last().unwrap().as_str()), (WAITING + 2, "1029\n"));
+    }
+
+    #[test]
+    fn the_end_waits_for_a_reader_as_long_as_it_reads() {
+        let (stream, allow, pieces) = slow();
+        let mut aside = Aside::new(stream, true).unwrap();
+        for number in 0..6 {
+            aside.write_all(format!("{number}\n").as_bytes()).unwrap();
+        }
+        let patience = Duration::from_millis(400);
+        let reader = std::thread::spawn(move || {
+            for _ in 0..5 {
+                std::thread::sleep(patience / 4);
+                allow.send(()).unwrap();
+            }
+            allow
+        });
+        let began = Instant::now();
+        aside.wait(Some(patience));
+        assert!(began.elapsed() > patience, "five pieces took longer than one may");
+        assert!(began.elapsed() < 20 * patience, "the sixth is not read");
+        drop(reader.join().unwrap());
+        assert_eq!(pieces.try_iter().count(), 5);
     }
 
     #[test]

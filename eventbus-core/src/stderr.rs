@@ -25,7 +25,7 @@ static SPEAKS: AtomicBool = AtomicBool::new(false);
 /// Where lines of a bus go that nobody else listens to.
 static OURS: OnceLock<Ours> = OnceLock::new();
 
-/// How long the end of a bus waits for its lines to be written.
+/// How long the end of a bus waits for whoever reads its lines, for each of them.
 const LAST_LINES: Duration = Duration::from_millis(100);
 
 struct Ours {

@@ -33,7 +33,7 @@ pub(crate) fn paint(style: Style, text: impl Display) -> String {
     }
 }
 
-/// How long the last remarks are waited for, where nobody reads them.
+/// How long each of the last remarks is waited for, where nobody reads them.
 const REMARKS: Duration = Duration::from_millis(300);
 
 /// Where a verb writes to: standard output, with remarks on standard error.

@@ -148,7 +148,7 @@ async fn shop(address: &str, line: &str) -> Ended {
     let output = Output::captured(matches.get_flag("json"), None, out.clone(), remarks.clone());
     let mut session = Session { url: format!("kept:{address}"), out: output, builder: Bus::builder() };
     let result = Verb::from_arg_matches(&matches).unwrap().execute(&mut session).await;
-    session.out.flush().unwrap();
+    session.out.end().unwrap();
     let failure = result.as_ref().err();
     Ended {
         code: failure.map_or(0, crate::failure::Failure::exit_code),
