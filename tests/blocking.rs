@@ -324,9 +324,8 @@ fn late_inside_of_a_layer(_: Ping, seen: State<Seen<()>>) {
     seen.push(());
 }
 
-#[tokio::test]
-async fn an_answer_that_comes_late_counts_also_where_a_layer_has_something_to_do_with_it() {
-    let (seen, broker) = (Seen::<()>::new(), MemoryBroker::new());
+/// A bus that has that handler, with a layer that takes a moment once it has answered.
+async fn bus_with_a_layer(seen: &Seen<()>, broker: &MemoryBroker) -> Bus {
     let layer = from_fn(async |delivery: Delivery, next: Next| {
         let outcome = next.run(delivery).await;
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -335,8 +334,30 @@ async fn an_answer_that_comes_late_counts_also_where_a_layer_has_something_to_do
     let builder = Bus::builder().only([late_inside_of_a_layer::SUBSCRIBER]).state(seen.clone()).layer(layer);
     let bus = builder.broker(broker.clone()).await.unwrap();
     bus.start().unwrap();
+    bus
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_late_counts_also_where_a_layer_has_something_to_do_with_it() {
+    let (seen, broker) = (Seen::<()>::new(), MemoryBroker::new());
+    let bus = bus_with_a_layer(&seen, &broker).await;
     bus.publish(&Ping { number: 1 }).await.unwrap();
     broker.settled().await;
     assert_eq!(seen.len(), 1);
+    assert!(bus.dead_letters().unwrap().list().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_late_counts_also_where_the_runtime_is_later() {
+    let (seen, broker) = (Seen::<()>::new(), MemoryBroker::new());
+    let bus = bus_with_a_layer(&seen, &broker).await;
+    bus.publish(&Ping { number: 1 }).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    // The handler's time limit passes, and it returns, before the only thread of the runtime has time for either.
+    while seen.len() == 0 {
+        thread::sleep(Duration::from_millis(1));
+    }
+    thread::sleep(Duration::from_millis(20));
+    broker.settled().await;
     assert!(bus.dead_letters().unwrap().list().await.unwrap().is_empty());
 }

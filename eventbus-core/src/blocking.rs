@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tracing::Span;
@@ -69,12 +69,14 @@ pub async fn blocking(
 /// How many calls of one attempt are on threads: none or one, unless a layer calls the handler again and again.
 pub(crate) struct Calls {
     running: AtomicUsize,
+    /// When the latest one has returned.
+    latest: Lock<Option<Instant>>,
     returned: Waiters,
 }
 
 impl Default for Calls {
     fn default() -> Self {
-        Self { running: AtomicUsize::new(0), returned: Waiters::new() }
+        Self { running: AtomicUsize::new(0), latest: Lock::new(Rank::LEAF, None), returned: Waiters::new() }
     }
 }
 
@@ -84,6 +86,7 @@ impl Calls {
         struct UnderWay(Arc<Calls>);
         impl Drop for UnderWay {
             fn drop(&mut self) {
+                *self.0.latest.lock() = Some(Instant::now());
                 if self.0.running.fetch_sub(1, Ordering::SeqCst) == 1 {
                     self.0.returned.tell();
                 }
@@ -96,6 +99,11 @@ impl Calls {
 
     pub(crate) fn are_running(&self) -> bool {
         self.running.load(Ordering::SeqCst) > 0
+    }
+
+    /// Whether there was a call under way at `time`, which may have returned since.
+    pub(crate) fn were_running(&self, time: Instant) -> bool {
+        self.are_running() || self.latest.lock().is_some_and(|latest| latest > time)
     }
 
     /// Resolves once no call is under way.

@@ -16,6 +16,11 @@ impl Wait {
         Self { began: Instant::now(), time }
     }
 
+    /// When it is over on the real clock, unless the other one jumps; none, where that is farther away than any time.
+    pub(crate) fn due(self) -> Option<Instant> {
+        self.began.checked_add(self.time)
+    }
+
     /// How long it takes on tokio's clock.
     pub(crate) fn time(self) -> Duration {
         self.time
