@@ -1,16 +1,16 @@
 //! The broker: what its subscriptions, publishers and readers share, and the contract that it keeps.
 
-use crate::claim::{self, Begun, Claim, SqliteDeliveries};
+use crate::claim::{self, Begun, Claim, SqliteDeliveries, Suspected};
 use crate::config::SqliteBrokerBuilder;
 use crate::file::{LogFile, resolve};
 use crate::lease::{self, Lease, Process, Sign, Watched};
 use crate::reader::{Reader, Readers};
 use crate::schema::{explain, open_writer};
 use crate::tail::Tail;
-use crate::turn::Turn;
 use crate::wire::Record;
 use crate::writer::Writer;
 use crate::writes::{Waiting, Writes, closed};
+use eventbus_core::broker::suspects::Turn;
 use eventbus_core::broker::{
     Attempts, AuditLog, Backlog, Broker, BrokerFuture, DeadLetters, Deliveries, Features, Groups,
     OpenedBroker, Replayable, SKIPPED, Standing, Start, SubscribeRequest, skipped,
@@ -75,7 +75,7 @@ pub(crate) struct Store {
     followers: AtomicUsize,
     opened: Instant,
     /// Whose turn it is among events that may have ended an earlier process.
-    turn: Lock<Turn>,
+    turn: Lock<Turn<Suspected>>,
 }
 
 impl SqliteBroker {
@@ -368,7 +368,7 @@ impl Store {
         }
     }
 
-    pub(crate) fn turn(&self) -> Locked<'_, Turn> {
+    pub(crate) fn turn(&self) -> Locked<'_, Turn<Suspected>> {
         self.turn.lock()
     }
 

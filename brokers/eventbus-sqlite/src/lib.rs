@@ -52,7 +52,6 @@ mod replay;
 mod retention;
 mod schema;
 mod tail;
-mod turn;
 mod verify;
 mod wire;
 mod writer;

@@ -16,6 +16,8 @@ mod scheme;
 mod settle;
 mod start;
 mod subscribe;
+#[doc(hidden)]
+pub mod suspects;
 pub(crate) mod taken;
 
 pub use audit::{AuditLog, AuditQuery, CauseTree, Recorded};

@@ -20,6 +20,7 @@ pub(crate) use receive::{READ_AHEAD_BYTES, SqliteDeliveries};
 pub(crate) use rows::{republished, shut_down};
 pub(crate) use saving::Saving;
 pub(crate) use settle::DAMAGED;
+pub(crate) use suspects::Suspected;
 pub(crate) use takeover::Begun;
 
 use crate::broker::Store;
@@ -29,6 +30,7 @@ use crate::let_go::let_go;
 use crate::offsets::{behind, place, size};
 use crate::writes::{WAKER, When, tell};
 use at_hand::{AtHand, Waiting};
+use eventbus_core::broker::suspects::Suspects;
 use eventbus_core::broker::{Offset, Progress, Saved, Start, SubscribeRequest};
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::{BrokerError, Envelope, Pattern, Topic, foreign};
@@ -41,7 +43,6 @@ use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::task::Waker;
-use suspects::Suspects;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -85,7 +86,7 @@ struct ClaimState {
     progress: Progress<Noted>,
     letters: Letters,
     /// What may have ended an earlier process.
-    suspects: Suspects,
+    suspects: Suspects<i64>,
     /// What is given up with the next save.
     leaving: Vec<Leaving>,
     /// Who waits until what was noted is saved.

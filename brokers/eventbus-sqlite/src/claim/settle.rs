@@ -107,7 +107,7 @@ impl Settler for Claim {
                 Some(noted) => {
                     let at = place(receipt.offset);
                     self.store.turn().end(self.which(at));
-                    let attempt = state.suspects.uncounted(&receipt);
+                    let attempt = state.suspects.uncounted(at, receipt.attempt);
                     state.put_back(Waiting::again(receipt, Noted { attempt, ..noted }));
                 }
                 None => state.after.dropped.push(receipt.envelope),

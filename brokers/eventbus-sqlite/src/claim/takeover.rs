@@ -4,13 +4,14 @@
 
 use super::receive::READ_AHEAD;
 use super::rows::{self, Unfinished, Which};
-use super::suspects::{self, Suspects};
+use super::suspects;
 use super::{Claim, Saving};
 use crate::inherit;
 use crate::lease::Lease;
 use crate::reader;
 use crate::writes::Work;
 use eventbus_core::BrokerError;
+use eventbus_core::broker::suspects::Suspects;
 use eventbus_core::broker::{BrokerFuture, Progress, Start};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
@@ -178,9 +179,9 @@ impl Claim {
             state.parts = parts;
             state.progress = Progress::resume(rows::resumed(cursor, reached, &unfinished));
             state.letters.set_more(true);
-            state.suspects = suspects.map_or(known, Suspects::new);
+            state.suspects = suspects.map_or(known, |found| Suspects::new(found.suspects, found.crashed));
             self.careful.store(state.suspects.are_there(), Ordering::Release);
-            self.store.turn().forget(self.number);
+            self.store.turn().end_if(|(number, _)| number == self.number);
             state.take_in(unfinished);
             state.call();
             Some(std::mem::replace(&mut state.stands_by, false))
@@ -251,7 +252,7 @@ impl Claim {
             if lost {
                 self.held.end();
                 state.forget();
-                self.store.turn().forget(self.number);
+                self.store.turn().end_if(|(number, _)| number == self.number);
             }
             lost
         });
@@ -289,7 +290,7 @@ impl Claim {
                 left.change(|state| {
                     left.held.end();
                     state.forget();
-                    left.store.turn().forget(left.number);
+                    left.store.turn().end_if(|(number, _)| number == left.number);
                 });
             },
         ));
