@@ -1,8 +1,10 @@
 //! The audit log: questions about what was published, answered by reading the history.
 
 use crate::broker::Store;
+use crate::entry;
 use crate::place::Place;
 use crate::wire;
+use bytes::Bytes;
 use eventbus_core::broker::{AuditLog, AuditQuery, BrokerFuture, Offset, Recorded};
 use eventbus_core::{BrokerError, Pattern};
 use std::sync::Arc;
@@ -36,6 +38,23 @@ impl Store {
         Ok(found)
     }
 
+    /// What an event was mended with, by the groups.
+    async fn mended(&self, place: Place) -> Result<Vec<(String, Bytes)>, BrokerError> {
+        let what = "cannot read mended payloads";
+        let mut groups: Vec<String> =
+            self.link.ask(what, redis::cmd("SMEMBERS").arg(self.keys.groups())).await?;
+        groups.sort();
+        let all = Pattern::new(">").map_err(|error| BrokerError::new(error.to_string()))?;
+        let mut walk = self.walk(&all, place, place, false).await?;
+        let Some((topic, _)) = walk.next().await? else { return Ok(Vec::new()) };
+        let field = format!("{topic}/{place}");
+        let asked =
+            groups.iter().map(|group| redis::cmd("HGET").arg(self.keys.mended(group)).arg(&field).clone());
+        let payloads = self.ask_each(what, asked.collect()).await?.into_iter().map(entry::bytes);
+        let mended = groups.into_iter().zip(payloads);
+        Ok(mended.filter_map(|(group, payload)| Some((group, payload?.into()))).collect())
+    }
+
     async fn wait_for(&self, offset: Option<Offset>) -> Result<(), BrokerError> {
         let place = offset.map_or(Place::START, Place::from);
         let all = Pattern::new(">").map_err(|error| BrokerError::new(error.to_string()))?;
@@ -58,6 +77,11 @@ impl AuditLog for RedisAudit {
     fn wait(&self, offset: Option<Offset>) -> BrokerFuture<Result<(), BrokerError>> {
         let store = Arc::clone(&self.0);
         BrokerFuture::new(async move { store.wait_for(offset).await })
+    }
+
+    fn mended(&self, offset: Offset) -> BrokerFuture<Result<Vec<(String, Bytes)>, BrokerError>> {
+        let store = Arc::clone(&self.0);
+        BrokerFuture::new(async move { store.mended(Place::from(offset)).await })
     }
 
     fn latest(&self) -> BrokerFuture<Result<Option<Offset>, BrokerError>> {

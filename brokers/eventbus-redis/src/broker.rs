@@ -15,25 +15,27 @@ use crate::publish::{Outgoing, Publishes, Sender};
 use crate::reader::{self, Acquired, Registered};
 use crate::replay::RedisReplays;
 use crate::retention;
+use crate::suspects::Suspected;
 use crate::trouble::Trouble;
 use crate::wire::{self, MAX_FIELDS};
+use eventbus_core::broker::suspects::Turn;
 use eventbus_core::broker::{
     Attempts, AuditLog, Backlog, Broker, BrokerFuture, Connection, DeadLetters, Deliveries, Features, Groups,
     OpenedBroker, Replayable, Standing, SubscribeRequest, Topology, skipped,
 };
 use eventbus_core::counted::count;
-use eventbus_core::lock::{Lock, Rank};
+use eventbus_core::lock::{Lock, Locked, Rank};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, DecodeError, Envelope, Pattern, PublishError, Topic};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How often it is looked whether everything is settled.
-const SETTLED: Duration = Duration::from_millis(10);
+/// How often it is looked whether everything is settled, at first and at most.
+const SETTLED: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(200));
 
 /// Redis Streams, or Valkey, as a broker.
 ///
@@ -65,6 +67,8 @@ pub(crate) struct Store {
     numbers: AtomicU64,
     opened: Instant,
     claims: Lock<Vec<Arc<Claim>>>,
+    /// Whose turn it is among what may have ended an earlier process.
+    turn: Lock<Turn<Suspected>>,
 }
 
 impl RedisBroker {
@@ -133,6 +137,7 @@ impl RedisBroker {
             numbers: AtomicU64::new(0),
             opened: Instant::now(),
             claims: Lock::new(Rank::LEAF, Vec::new()),
+            turn: Lock::new(Rank::BROKER_INNER, Turn::default()),
         });
         if store.settings.retention != Retention::default() {
             tokio::spawn(retention::keep(Arc::downgrade(&store)));
@@ -166,6 +171,7 @@ impl Broker for RedisBroker {
         features.competing = true;
         features.deduplicates = !self.store().settings.duplicate_window.is_zero();
         features.attempts = Attempts::Noted;
+        features.counts_crashes = true;
         features.backlog = Backlog::Exactly;
         features.max_payload = Some(self.store().max_payload);
         features
@@ -242,6 +248,15 @@ impl Broker for RedisBroker {
         let mut claims =
             claims.iter().filter(|one| one.group == request.group && one.pattern == request.pattern);
         if claims.any(|claim| claim.is_ours()) { Standing::Active } else { Standing::StandingBy }
+    }
+
+    fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
+        let ended: HashSet<_> =
+            subscriptions.iter().map(|one| (one.group.as_str(), one.pattern.as_str())).collect();
+        let claims = self.store().claims.lock().clone();
+        let ended = claims.iter().filter(|one| ended.contains(&(one.group.as_str(), one.pattern.as_str())));
+        ended.for_each(Claim::drain);
+        BrokerFuture::ready(())
     }
 
     fn close(&self) -> BrokerFuture<Result<(), BrokerError>> {
@@ -340,12 +355,17 @@ impl Store {
 
     /// Resolves once everything is settled that subscriptions of this process listen on, whoever handles it.
     async fn settled(&self) {
+        let mut pause = SETTLED.0;
         loop {
             let claims = self.claims.lock().clone();
-            if claims.iter().all(|claim| claim.is_idle()) && !self.is_backlogged(&claims).await {
-                return;
+            if claims.iter().all(|claim| claim.is_idle()) {
+                if !self.is_backlogged(&claims).await {
+                    return;
+                }
+                // The server is asked less and less often.
+                pause = (pause * 2).min(SETTLED.1);
             }
-            tokio::time::sleep(SETTLED).await;
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -354,7 +374,8 @@ impl Store {
         if claims.is_empty() {
             return false;
         }
-        let Ok(groups) = self.list_groups().await else { return true };
+        let names: BTreeSet<_> = claims.iter().map(|claim| claim.group.clone()).collect();
+        let Ok(groups) = self.states(&Vec::from_iter(names)).await else { return true };
         let ours = |group: &str, pattern: &str| {
             claims.iter().any(|claim| claim.group == group && claim.pattern.as_str() == pattern)
         };
@@ -388,7 +409,21 @@ impl Store {
 
     /// A token that nobody had before: no number, since a server that has lost its latest writes would give it again.
     pub(crate) fn token(&self) -> String {
-        format!("{}-{}", self.process, self.numbers.fetch_add(1, Ordering::Relaxed))
+        format!("{}-{}", self.process, self.number())
+    }
+
+    /// A number that nothing in this process had before.
+    pub(crate) fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The claim of this number, while it is open.
+    pub(crate) fn claim(&self, number: u64) -> Option<Arc<Claim>> {
+        self.claims.lock().iter().find(|claim| claim.number == number).cloned()
+    }
+
+    pub(crate) fn turn(&self) -> Locked<'_, Turn<Suspected>> {
+        self.turn.lock()
     }
 
     pub(crate) fn remove(&self, claim: &Arc<Claim>) {

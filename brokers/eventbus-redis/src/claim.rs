@@ -5,7 +5,10 @@
 //! of its own; the keeper (`keeper.rs`) saves what was settled and renews the lease, on the shared one.
 
 use crate::broker::Store;
+use crate::patience::Patience;
 use crate::place::Place;
+use crate::suspects::Spot;
+use eventbus_core::broker::suspects::Suspects;
 use eventbus_core::broker::{Deliveries, Offset, Parked, Receipt, Received, Settler, SubscribeRequest};
 use eventbus_core::lock::{Lock, Locked, Rank};
 use eventbus_core::waiters::Waiters;
@@ -13,12 +16,12 @@ use eventbus_core::{BrokerError, Envelope, Pattern, Topic, foreign};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 /// With more bytes at hand than this, no more are read ahead.
-const AHEAD_BYTES: usize = 8 << 20;
+pub(crate) const AHEAD_BYTES: usize = 8 << 20;
 /// With more bytes handed out than this, no more are.
 const OUT_BYTES: usize = 64 << 20;
 /// How many deliveries are read ahead.
@@ -38,10 +41,15 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// The name of a delivery among those that are parked.
+    /// The name of a delivery where something is noted of it.
     pub(crate) fn field(&self, place: Place) -> String {
+        format!("{}{place}", self.fields())
+    }
+
+    /// What the names of all of its deliveries begin with.
+    pub(crate) fn fields(&self) -> String {
         let kind = if self.again { "again/" } else { "" };
-        format!("{kind}{}/{place}", self.topic)
+        format!("{kind}{}/", self.topic)
     }
 }
 
@@ -54,6 +62,10 @@ pub(crate) struct Claim {
     pub(crate) competing: bool,
     /// What this claim is called at the server.
     pub(crate) consumer: String,
+    /// Its number among the claims of this process.
+    pub(crate) number: u64,
+    /// Whether each attempt is to be noted before it begins, or may have to be.
+    pub(crate) careful: AtomicBool,
     /// Until when the deliveries are ours, in milliseconds of the store's clock. Zero: they are not.
     until: AtomicU64,
     /// Deliveries with smaller tokens are of an earlier time, and somebody else's.
@@ -86,6 +98,10 @@ pub(crate) struct State {
     settled: Vec<Settled>,
     /// Settled, and being saved.
     saving: Vec<(usize, Place)>,
+    /// What may have ended an earlier process.
+    pub(crate) suspects: Suspects<Spot>,
+    /// How long this process may be silent, where processes compete.
+    pub(crate) patience: Patience,
     /// How many are read ahead.
     ahead: usize,
     waker: Option<Waker>,
@@ -94,6 +110,8 @@ pub(crate) struct State {
     ended: bool,
     /// The group is to be left, whatever is open.
     hurried: bool,
+    /// The bus is about to end: that the process ends is no event's fault.
+    pub(crate) drains: bool,
     left: bool,
 }
 
@@ -105,7 +123,6 @@ pub(crate) struct Waiting {
     pub(crate) offset: Offset,
     pub(crate) envelope: Arc<Envelope>,
     pub(crate) noted: Noted,
-    pub(crate) alone: bool,
     pub(crate) size: usize,
 }
 
@@ -128,29 +145,42 @@ pub(crate) struct Open {
     pub(crate) source: usize,
     pub(crate) place: Place,
     pub(crate) noted: Noted,
-    alone: bool,
     size: usize,
 }
 
 /// A delivery that was settled.
-#[derive(Clone, Copy)]
 pub(crate) struct Settled {
     pub(crate) source: usize,
     pub(crate) place: Place,
-    /// The server has a note that it was parked.
-    pub(crate) kept: bool,
+    /// The server has a note of it.
+    pub(crate) noted: bool,
+    /// Who waits for what the server says of that. Dropped, it says that another process has the delivery.
+    pub(crate) answer: Option<oneshot::Sender<()>>,
+}
+
+/// What is known here of a settlement.
+pub(crate) enum Settling {
+    /// It counts, and is saved a moment later.
+    Done,
+    /// Another process may have the delivery: the server tells.
+    Asked(oneshot::Receiver<()>),
+    /// The delivery is not ours.
+    Lost,
 }
 
 impl Claim {
     pub(crate) fn new(store: Arc<Store>, request: &SubscribeRequest) -> Arc<Self> {
         let competing = request.competing;
-        let consumer = store.consumer();
+        let (consumer, number, patience) =
+            (store.consumer(), store.number(), Patience::new(store.settings.lease));
         Arc::new(Self {
             store,
             group: request.group.clone(),
             pattern: request.pattern.clone(),
             competing,
             consumer,
+            number,
+            careful: AtomicBool::new(false),
             until: AtomicU64::new(0),
             first: AtomicU64::new(0),
             state: Lock::new(
@@ -167,11 +197,14 @@ impl Claim {
                     lost: BTreeSet::new(),
                     settled: Vec::new(),
                     saving: Vec::new(),
+                    suspects: Suspects::default(),
+                    patience,
                     ahead: if competing { AHEAD_OF_OTHERS } else { AHEAD },
                     waker: None,
                     error: None,
                     ended: false,
                     hurried: false,
+                    drains: false,
                     left: false,
                 },
             ),
@@ -226,7 +259,7 @@ impl Claim {
     /// The deliveries of this time are somebody else's from now on.
     pub(crate) fn lose(&self) {
         // Whoever waits here goes on waiting: the group may be taken over again.
-        let at_hand;
+        let (at_hand, settled);
         {
             let mut state = self.state();
             self.until.store(0, Ordering::Release);
@@ -235,9 +268,11 @@ impl Claim {
             (state.bytes, state.out) = (0, 0);
             state.open.clear();
             state.lost.clear();
-            state.settled.clear();
+            settled = std::mem::take(&mut state.settled);
         }
         drop(at_hand);
+        self.store.turn().end_if(|(claim, _)| claim == self.number);
+        foreign::tell("a waker", || drop(settled));
         foreign::tell("a waker", || self.reader.notify_one());
     }
 
@@ -268,14 +303,21 @@ impl Claim {
         Some((open, Arc::clone(&state.sources[open.source]), state.token.clone()))
     }
 
-    /// Settles what is handed out under this receipt; once more is as well. `false`: it is not ours.
-    pub(crate) fn settle(&self, receipt: &Receipt) -> bool {
-        let (ring, waker);
+    /// Settles what is handed out under this receipt; once more is as well.
+    pub(crate) fn settle(&self, receipt: &Receipt) -> Settling {
+        let is_ours = self.is_ours();
+        let (ring, waker, asked);
         {
             let mut state = self.state();
-            let Some(open) = state.take(receipt.token) else { return self.knows(&state, receipt) };
+            let Some(open) = state.take(receipt.token) else {
+                let counts = is_ours && self.knows(&state, receipt);
+                return if counts { Settling::Done } else { Settling::Lost };
+            };
             let Open { source, place, noted, .. } = open;
-            state.settled.push(Settled { source, place, kept: noted.kept });
+            let noted = noted.kept | state.suspects.forget((source, place));
+            let (answer, answered) = if is_ours { (None, None) } else { pair() };
+            asked = answered;
+            state.settled.push(Settled { source, place, noted, answer });
             ring = state.settled.len() == 1 || state.settled.len() == crate::keeper::MANY || state.ended;
             waker = state.waker_for_room(open);
         }
@@ -283,7 +325,7 @@ impl Claim {
         if ring {
             foreign::tell("a waker", || self.keeper.notify_one());
         }
-        true
+        asked.map_or(Settling::Done, Settling::Asked)
     }
 
     /// It was settled at the server already.
@@ -292,6 +334,9 @@ impl Claim {
         {
             let mut state = self.state();
             let open = state.take(receipt.token);
+            if let Some(open) = open {
+                state.suspects.forget((open.source, open.place));
+            }
             ended = state.ended;
             waker = open.and_then(|open| state.waker_for_room(open));
         }
@@ -301,11 +346,13 @@ impl Claim {
         }
     }
 
-    /// Remembers what is noted of a delivery that is handed out.
+    /// Remembers what is noted of a delivery that is handed out: an attempt has ended, and another one follows.
     pub(crate) fn note(&self, receipt: &Receipt, noted: Noted) {
-        if let Some(open) = self.state().open.get_mut(&receipt.token) {
-            open.noted = noted;
-        }
+        let mut state = self.state();
+        let Some(open) = state.open.get_mut(&receipt.token) else { return };
+        open.noted = noted;
+        let spot = (open.source, open.place);
+        state.suspects.forget(spot);
     }
 
     /// Takes back what was handed out, and not settled.
@@ -313,11 +360,11 @@ impl Claim {
         let (waker, ended);
         {
             let mut state = self.state();
-            let Some(Open { source, place, noted, alone, size }) = state.take(receipt.token) else { return };
+            let Some(Open { source, place, noted, size }) = state.take(receipt.token) else { return };
             ended = state.ended;
             let Receipt { envelope, offset, attempt, .. } = receipt;
-            let noted = Noted { attempt, ..noted };
-            state.put(Waiting { source, place, offset, envelope, noted, alone, size });
+            let noted = Noted { attempt: state.suspects.uncounted((source, place), attempt), ..noted };
+            state.put(Waiting { source, place, offset, envelope, noted, size });
             waker = state.waker.take();
         }
         wake(waker);
@@ -397,17 +444,20 @@ impl Claim {
         at_hand.chain(state.open.iter().map(|(token, open)| (*token, open.source, open.place))).collect()
     }
 
-    /// Other processes have these by now, by their tokens. What was settled meanwhile is not among them.
-    pub(crate) fn lose_some(&self, lost: &HashSet<u64>) {
+    /// Other processes have these by now, by their tokens. What was settled meanwhile is not among them; how many are left.
+    pub(crate) fn lose_some(&self, lost: &HashSet<u64>) -> usize {
         if lost.is_empty() {
-            return;
+            return 0;
         }
+        let mut count = 0;
         let (mut dropped, mut waker) = (Vec::new(), None);
         {
             let mut state = self.state();
             for token in lost {
                 if let Some(open) = state.take(*token) {
                     state.lost.insert(*token);
+                    state.suspects.forget((open.source, open.place));
+                    count += 1;
                     waker = waker.or(state.waker_for_room(open));
                 }
             }
@@ -419,6 +469,8 @@ impl Claim {
             for key in gone {
                 if let Some(waiting) = state.at_hand.remove(&key) {
                     state.bytes -= waiting.size;
+                    state.suspects.forget((waiting.source, waiting.place));
+                    count += 1;
                     dropped.push(waiting);
                 }
             }
@@ -428,6 +480,7 @@ impl Claim {
         // There is room at hand, and whoever has ended may have nothing handed out any more.
         foreign::tell("a waker", || self.reader.notify_one());
         foreign::tell("a waker", || self.keeper.notify_one());
+        count
     }
 
     /// Takes what was settled, to save it.
@@ -438,7 +491,7 @@ impl Claim {
         settled
     }
 
-    /// It is saved, or is to be saved later.
+    /// It is to be saved later, or is not saved any more.
     pub(crate) fn end_save(&self, later: Vec<Settled>) {
         let mut state = self.state();
         state.saving.clear();
@@ -499,6 +552,11 @@ impl Claim {
 }
 
 impl State {
+    /// Where a delivery stands that is handed out.
+    pub(crate) fn spot(&self, receipt: &Receipt) -> Option<Spot> {
+        self.open.get(&receipt.token).map(|open| (open.source, open.place))
+    }
+
     /// Takes out what is handed out under this token.
     fn take(&mut self, token: u64) -> Option<Open> {
         let open = self.open.remove(&token)?;
@@ -526,6 +584,12 @@ impl State {
 /// How much a delivery at hand takes, roughly.
 pub(crate) fn size(envelope: &Envelope) -> usize {
     envelope.payload().map_or(0, |payload| payload.len()) + 256
+}
+
+/// Somebody who waits for an answer, and who gives it.
+fn pair() -> (Option<oneshot::Sender<()>>, Option<oneshot::Receiver<()>>) {
+    let (answer, answered) = oneshot::channel();
+    (Some(answer), Some(answered))
 }
 
 fn wake(waker: Option<Waker>) {
@@ -569,11 +633,14 @@ impl RedisDeliveries {
                     break;
                 }
                 let Some(((place, token), waiting)) = state.at_hand.pop_first() else { break };
-                let Waiting { source, offset, envelope, noted, alone, size, .. } = waiting;
+                let Waiting { source, offset, envelope, noted, size, .. } = waiting;
                 state.bytes -= size;
                 state.out += size;
-                state.open.insert(token, Open { source, place, noted, alone, size });
-                let receipt = Receipt { envelope, offset, attempt: noted.attempt, token };
+                state.open.insert(token, Open { source, place, noted, size });
+                let spot = (source, place);
+                let alone = state.suspects.contains(spot);
+                let attempt = noted.attempt.saturating_add(state.suspects.crashes(spot));
+                let receipt = Receipt { envelope, offset, attempt, token };
                 let (parked, settler) = (noted.parked, Arc::clone(&self.settler));
                 into.push(Received { receipt, replayed: false, parked, alone, settler });
             }

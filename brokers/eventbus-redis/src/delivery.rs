@@ -3,14 +3,17 @@
 //! Acks are noted in memory, and saved many at once: a crash in between repeats deliveries, and loses none. What has to be
 //! there before the handler's answer counts, dead letters and parked retries, is awaited.
 
-use crate::claim::{Claim, Noted};
+use crate::claim::{Claim, Noted, Settled, Settling};
 use crate::script;
 use crate::trouble::Trouble;
 use crate::wire;
-use eventbus_core::BrokerError;
-use eventbus_core::broker::{BrokerFuture, DeadLetter, Parked, Receipt, Settler};
+use eventbus_core::broker::{Begin, BrokerFuture, DeadLetter, Parked, Receipt, Settler};
+use eventbus_core::log;
+use eventbus_core::printable::printable;
+use eventbus_core::{BrokerError, foreign};
 use jiff::Timestamp;
 use redis::Value;
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -29,8 +32,14 @@ impl ClaimSettler {
 
 impl Settler for ClaimSettler {
     fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
-        let settled = self.0.settle(&receipt);
-        BrokerFuture::ready(if settled { Ok(()) } else { Err(self.lost()) })
+        match self.0.settle(&receipt) {
+            Settling::Done => BrokerFuture::ready(Ok(())),
+            Settling::Lost => BrokerFuture::ready(Err(self.lost())),
+            Settling::Asked(answer) => {
+                let lost = self.lost();
+                BrokerFuture::new(async move { answer.await.map_err(|_| lost) })
+            }
+        }
     }
 
     fn reject(&self, receipt: Receipt, dead_letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
@@ -56,6 +65,7 @@ impl Settler for ClaimSettler {
             match claim.store.link.value("cannot store the dead letter", &call).await? {
                 // The second time it was settled by the first.
                 Value::Int(1 | 2) => {
+                    claim.end_turn((open.source, open.place));
                     claim.forget(&receipt);
                     Ok(())
                 }
@@ -77,7 +87,9 @@ impl Settler for ClaimSettler {
         // It is asked for even if the answer is lost.
         claim.note(receipt, Noted { attempt: receipt.attempt, parked: Some(parked), kept: true });
         BrokerFuture::new(async move {
-            match claim.store.link.value("cannot note the retry", &call).await? {
+            let noted = claim.store.link.value("cannot note the retry", &call).await;
+            claim.end_turn((open.source, open.place));
+            match noted? {
                 Value::Int(1) => Ok(()),
                 _ => Err(lost),
             }
@@ -86,6 +98,10 @@ impl Settler for ClaimSettler {
 
     fn holds(&self, receipt: &Receipt) -> bool {
         self.0.holds(receipt)
+    }
+
+    fn begin(&self, receipt: &Receipt) -> Option<BrokerFuture<Begin>> {
+        self.0.begin_attempt(receipt)
     }
 
     fn release(&self, receipt: Receipt) {
@@ -121,39 +137,71 @@ impl Claim {
             self.end_save(Vec::new());
             return Ok(());
         }
+        settled.sort_unstable_by_key(|settled| settled.source);
         let mut call = script::ACK.call(&self.store.keys);
         let first = {
             let state = self.state();
-            call.arg(&self.group).arg(self.pattern.as_str()).arg(&state.token);
-            settled.sort_unstable_by_key(|settled| settled.source);
+            call.arg(&self.group).arg(self.pattern.as_str()).arg(&state.token).arg(&self.consumer);
             for of_source in settled.chunk_by(|one, other| one.source == other.source) {
                 let source = &state.sources[of_source[0].source];
-                call.arg(&source.key).arg(if source.again { "1" } else { "0" }).arg(of_source.len());
-                of_source.iter().for_each(|settled| _ = call.arg(settled.place.to_string()));
-            }
-            call.arg("");
-            for settled in settled.iter().filter(|settled| settled.kept) {
-                call.arg(state.sources[settled.source].field(settled.place));
+                call.arg(&source.key).arg(source.fields());
+                call.arg(if source.again { "1" } else { "0" }).arg(of_source.len());
+                for settled in of_source {
+                    match settled.noted {
+                        true => call.arg(format!("+{}", settled.place)),
+                        false => call.arg(settled.place.to_string()),
+                    };
+                }
             }
             self.first_token()
         };
         let saved = self.store.link.value("cannot settle deliveries", &call).await;
         let ours = self.first_token() == first;
         match saved {
-            Ok(Value::Int(1)) => self.end_save(Vec::new()),
+            Ok(Value::Int(1)) => self.saved(settled, &HashSet::new()),
+            // Where processes compete, others have these by now.
+            Ok(Value::Array(lost)) => {
+                let number =
+                    |lost: Value| if let Value::Int(lost) = lost { usize::try_from(lost).ok() } else { None };
+                self.saved(settled, &lost.into_iter().filter_map(number).collect());
+            }
             Ok(_) => {
                 self.end_save(Vec::new());
+                foreign::tell("a waker", || drop(settled));
                 if ours {
                     self.lose();
                 }
             }
             Err(trouble) => {
                 // What is of an earlier time is not saved any more.
-                self.end_save(if ours { settled } else { Vec::new() });
+                let (later, dropped) = if ours { (settled, Vec::new()) } else { (Vec::new(), settled) };
+                self.end_save(later);
+                foreign::tell("a waker", || drop(dropped));
                 return Err(trouble);
             }
         }
         Ok(())
+    }
+
+    /// These are saved, but for the `lost` ones.
+    fn saved(&self, settled: Vec<Settled>, lost: &HashSet<usize>) {
+        self.end_save(Vec::new());
+        if !lost.is_empty() {
+            log::warn!(
+                target: "eventbus", group = %printable(&self.group), pattern = %printable(&self.pattern), count = lost.len(),
+                "deliveries were settled here that another process has by now, and handles once more"
+            );
+        }
+        let noted = settled.iter().filter(|settled| settled.noted);
+        noted.for_each(|settled| self.end_turn((settled.source, settled.place)));
+        for (number, settled) in settled.into_iter().enumerate() {
+            // Who is not told hears that it is lost.
+            let Some(answer) = settled.answer else { continue };
+            foreign::tell("a waker", || match lost.contains(&number) {
+                true => drop(answer),
+                false => _ = answer.send(()),
+            });
+        }
     }
 }
 

@@ -42,17 +42,14 @@ pub(crate) fn streams(answer: Value) -> Vec<(Vec<u8>, Vec<Entry>)> {
 pub(crate) struct Pending {
     pub(crate) place: Place,
     pub(crate) consumer: String,
-    /// How often it was delivered.
-    pub(crate) count: u64,
 }
 
 pub(crate) fn pending(answer: Value) -> Vec<Pending> {
     let Value::Array(rows) = answer else { return Vec::new() };
     let row = |value| {
         let Value::Array(parts) = value else { return None };
-        let [place, consumer, _idle, count] = <[Value; 4]>::try_from(parts).ok()?;
-        let count = if let Value::Int(count) = count { count.unsigned_abs() } else { 1 };
-        Some(Pending { place: place_of(&place)?, consumer: text(consumer)?, count })
+        let [place, consumer, _idle, _count] = <[Value; 4]>::try_from(parts).ok()?;
+        Some(Pending { place: place_of(&place)?, consumer: text(consumer)? })
     };
     rows.into_iter().filter_map(row).collect()
 }

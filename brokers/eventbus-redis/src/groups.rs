@@ -6,12 +6,16 @@ use crate::place::Place;
 use crate::script;
 use eventbus_core::broker::{BrokerFuture, GroupState, Groups, Offset};
 use eventbus_core::{BrokerError, Pattern, Topic};
-use redis::Value;
+use redis::{Cmd, Pipeline, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How many entries the server counts in one go.
 const COUNTED: usize = 10_000;
+/// How many groups one script looks at: the server does nothing else meanwhile, for less than a millisecond.
+const GROUPS: usize = 50;
+/// How many commands are sent at once: nobody else's wait behind more than that.
+const AT_ONCE: usize = 8;
 
 /// What the server knows of one group.
 struct Known {
@@ -27,7 +31,7 @@ struct Known {
 
 /// How far a group has come in one topic.
 struct Reading {
-    topic: String,
+    topic: Topic,
     last: Place,
     pending: u64,
     /// How many entries follow; none, where the server does not know.
@@ -54,63 +58,134 @@ fn number(value: Option<Value>) -> u64 {
     }
 }
 
-/// Reads what `scripts/groups.lua` answers.
-fn read(answer: Value) -> (Vec<Known>, BTreeMap<String, Vec<Reading>>) {
-    let mut lists = entry::list(answer).into_iter();
-    let groups = lists.next().map(entry::list).unwrap_or_default();
-    let known = groups.into_iter().filter_map(|group| {
-        let mut parts = entry::list(group).into_iter();
-        let name = entry::text(parts.next()?)?;
-        let patterns = entry::list(parts.next()?);
-        let pattern = |pair: &[Value]| {
-            Some((Pattern::new(entry::text(pair[0].clone())?).ok()?, pair.get(1) == Some(&Value::Int(1))))
-        };
-        let patterns = patterns.chunks(2).filter_map(pattern).collect();
-        let dead_letters = number(parts.next());
-        let fields = entry::list(parts.next()?).into_iter().filter_map(entry::text);
-        let topic = |field: String| {
-            let field = field.strip_prefix("again/").unwrap_or(&field);
-            Some(field.rsplit_once('/')?.0.to_owned())
-        };
-        let parked = fields.filter_map(topic).collect();
-        let agains = entry::list(parts.next()?);
-        let again = |pair: &[Value]| Some((entry::text(pair[0].clone())?, number(pair.get(1).cloned())));
-        let agains = agains.chunks(2).filter_map(again).collect();
-        Some(Known { name, patterns, dead_letters, parked, agains })
-    });
-    let known = known.collect();
-    let mut readings: BTreeMap<String, Vec<Reading>> = BTreeMap::new();
-    for topic in lists.next().map(entry::list).unwrap_or_default() {
-        let mut parts = entry::list(topic).into_iter();
-        let Some(topic) = parts.next().and_then(entry::text) else { continue };
-        let mut readers = parts.next().map(entry::list).unwrap_or_default().into_iter();
-        while let Some(group) = readers.next().and_then(entry::text) {
-            let last = readers.next().as_ref().and_then(entry::place_of).unwrap_or_default();
-            let pending = number(readers.next());
-            let lag = match readers.next() {
-                Some(Value::Int(lag)) => u64::try_from(lag).ok(),
-                _ => None,
-            };
-            let mut first = || readers.next().as_ref().and_then(entry::place_of);
-            let (first_pending, first_new) = (first(), first());
-            let topic = topic.clone();
-            readings.entry(group).or_default().push(Reading {
-                topic,
-                last,
-                pending,
-                lag,
-                first_pending,
-                first_new,
-            });
-        }
-    }
-    (known, readings)
+fn text(value: Option<Value>) -> Option<String> {
+    value.and_then(entry::text)
+}
+
+/// Reads what `scripts/groups.lua` answers of one group, and how many parked deliveries it has.
+fn known(group: Value) -> Option<(Known, u64)> {
+    let mut parts = entry::list(group).into_iter();
+    let name = text(parts.next())?;
+    let patterns = entry::list(parts.next()?);
+    let pattern = |pair: &[Value]| {
+        Some((Pattern::new(entry::text(pair[0].clone())?).ok()?, pair.get(1) == Some(&Value::Int(1))))
+    };
+    let patterns = patterns.chunks(2).filter_map(pattern).collect();
+    let (dead_letters, parked) = (number(parts.next()), number(parts.next()));
+    let agains = entry::list(parts.next()?);
+    let again = |pair: &[Value]| Some((entry::text(pair[0].clone())?, number(pair.get(1).cloned())));
+    let agains = agains.chunks(2).filter_map(again).collect();
+    Some((Known { name, patterns, dead_letters, parked: Vec::new(), agains }, parked))
+}
+
+/// Reads what `XINFO GROUPS` answers of one group in a topic.
+fn reading(topic: &Topic, facts: Value) -> Option<(String, Reading)> {
+    let facts = match facts {
+        Value::Array(facts) => facts,
+        Value::Map(facts) => facts.into_iter().flat_map(|(name, fact)| [name, fact]).collect(),
+        _ => return None,
+    };
+    let fact = |name: &[u8]| {
+        facts
+            .chunks_exact(2)
+            .find(|pair| matches!(&pair[0], Value::BulkString(is) if is == name))
+            .map(|pair| pair[1].clone())
+    };
+    let lag = match fact(b"lag") {
+        Some(Value::Int(lag)) => u64::try_from(lag).ok(),
+        _ => None,
+    };
+    let last = fact(b"last-delivered-id").as_ref().and_then(entry::place_of)?;
+    let pending = number(fact(b"pending"));
+    let reading = Reading { topic: topic.clone(), last, pending, lag, first_pending: None, first_new: None };
+    Some((entry::text(fact(b"name")?)?, reading))
+}
+
+/// The topic in the name of a parked delivery.
+fn topic_of(field: &str) -> Option<&str> {
+    let field = field.strip_prefix("again/").unwrap_or(field);
+    Some(field.rsplit_once('/')?.0)
 }
 
 impl Store {
-    async fn known(&self) -> Result<(Vec<Known>, BTreeMap<String, Vec<Reading>>), BrokerError> {
-        let call = script::GROUPS.call(&self.keys);
-        Ok(read(self.link.value("cannot list groups", &call).await?))
+    /// Sends commands, a few at a time, so that nobody else's wait long behind them.
+    pub(crate) async fn ask_each(&self, what: &str, commands: Vec<Cmd>) -> Result<Vec<Value>, BrokerError> {
+        let mut answers = Vec::with_capacity(commands.len());
+        for few in commands.chunks(AT_ONCE) {
+            let mut pipeline = Pipeline::new();
+            few.iter().for_each(|command| _ = pipeline.add_command(command.clone()));
+            answers.extend(self.link.values(what, &pipeline).await?);
+        }
+        Ok(answers)
+    }
+
+    /// The names of all groups.
+    async fn names(&self) -> Result<Vec<String>, BrokerError> {
+        self.link.ask("cannot list groups", redis::cmd("SMEMBERS").arg(self.keys.groups())).await
+    }
+
+    /// What is known of these groups.
+    async fn known(&self, names: &[String]) -> Result<Vec<Known>, BrokerError> {
+        let call = |names: &[String]| script::GROUPS.call(&self.keys).arg(names).clone();
+        let answers = self.ask_each("cannot list groups", names.chunks(GROUPS).map(call).collect()).await?;
+        let groups: Vec<_> = answers.into_iter().flat_map(entry::list).filter_map(known).collect();
+        let park = groups.iter().filter(|(_, parked)| *parked > 0);
+        let park = park.map(|(group, _)| redis::cmd("HKEYS").arg(self.keys.parked(&group.name)).clone());
+        let mut parked = self.ask_each("cannot list retries", park.collect()).await?.into_iter();
+        let with_parked = |(mut group, count): (Known, u64)| {
+            if count > 0 {
+                let fields = parked.next().map(entry::list).unwrap_or_default();
+                let fields = fields.into_iter().filter_map(entry::text);
+                group.parked = fields.filter_map(|field| topic_of(&field).map(str::to_owned)).collect();
+            }
+            group
+        };
+        Ok(groups.into_iter().map(with_parked).collect())
+    }
+
+    /// How far these groups have come in each topic, by their names.
+    async fn readings(&self, groups: &[Known]) -> Result<BTreeMap<String, Vec<Reading>>, BrokerError> {
+        let all = Pattern::new(">").map_err(|error| BrokerError::new(error.to_string()))?;
+        let mut topics = self.topics(&all).await?;
+        topics.retain(|topic| groups.iter().any(|group| group.owner(topic.as_str()).is_some()));
+        let mut readings: BTreeMap<_, Vec<_>> =
+            groups.iter().map(|group| (group.name.clone(), Vec::new())).collect();
+        for topic in &topics {
+            let info = redis::cmd("XINFO").arg("GROUPS").arg(self.keys.topic(topic)).clone();
+            let info = match self.link.value("cannot list groups", &info).await {
+                Ok(info) => entry::list(info),
+                // The topic has no stream, or its key holds something else.
+                Err(trouble) if !trouble.broken => continue,
+                Err(trouble) => return Err(trouble.into()),
+            };
+            for (name, reading) in info.into_iter().filter_map(|facts| reading(topic, facts)) {
+                if let Some(of_group) = readings.get_mut(&name) {
+                    of_group.push(reading);
+                }
+            }
+        }
+        let mut open: Vec<(&String, &mut Reading)> = readings
+            .iter_mut()
+            .flat_map(|(name, readings)| readings.iter_mut().map(move |reading| (name, reading)))
+            .filter(|(_, reading)| reading.pending > 0 || reading.lag != Some(0))
+            .collect();
+        let call = |open: &[(&String, &mut Reading)]| {
+            let mut call = script::FIRSTS.call(&self.keys);
+            for (name, reading) in open {
+                call.arg(self.keys.topic(&reading.topic)).arg(*name).arg(reading.last.to_string());
+            }
+            call
+        };
+        let calls: Vec<_> = open.chunks(GROUPS).map(call).collect();
+        let answers = self.ask_each("cannot list groups", calls).await?;
+        let firsts: Vec<_> = answers.into_iter().flat_map(entry::list).collect();
+        for ((_, reading), firsts) in open.iter_mut().zip(firsts.chunks_exact(2)) {
+            (reading.first_pending, reading.first_new) =
+                (entry::place_of(&firsts[0]), entry::place_of(&firsts[1]));
+            // Where nothing follows, it is of entries that were removed.
+            reading.lag = if reading.first_new.is_none() { Some(0) } else { reading.lag };
+        }
+        Ok(readings)
     }
 
     /// The patterns of a group, and whether a process handles it there.
@@ -122,8 +197,16 @@ impl Store {
         Ok(answer.chunks(2).filter_map(pair).collect())
     }
 
-    pub(crate) async fn list_groups(&self) -> Result<Vec<GroupState>, BrokerError> {
-        let (known, mut readings) = self.known().await?;
+    /// Where all groups stand. Each is looked at by itself, at a moment of its own.
+    async fn list_groups(&self) -> Result<Vec<GroupState>, BrokerError> {
+        let names = self.names().await?;
+        self.states(&names).await
+    }
+
+    /// Where these groups stand.
+    pub(crate) async fn states(&self, names: &[String]) -> Result<Vec<GroupState>, BrokerError> {
+        let known = self.known(names).await?;
+        let mut readings = self.readings(&known).await?;
         let mut states = Vec::new();
         for group in known {
             let readings = readings.remove(&group.name).unwrap_or_default();
@@ -132,7 +215,7 @@ impl Store {
                 let ours = |topic: &str| group.owner(topic) == Some(pattern.as_str());
                 let mut settled = Place::START;
                 let mut unfinished: Option<Place> = None;
-                for reading in readings.iter().filter(|reading| ours(&reading.topic)) {
+                for reading in readings.iter().filter(|reading| ours(reading.topic.as_str())) {
                     let lag = match reading.lag {
                         Some(lag) => lag,
                         None => self.count_after(&reading.topic, reading.last).await?,
@@ -158,9 +241,8 @@ impl Store {
         Ok(states)
     }
 
-    async fn count_after(&self, topic: &str, last: Place) -> Result<u64, BrokerError> {
-        let Ok(topic) = Topic::new(topic) else { return Ok(0) };
-        self.count(&self.keys.topic(&topic), last.next(), Place::END).await
+    async fn count_after(&self, topic: &Topic, last: Place) -> Result<u64, BrokerError> {
+        self.count(&self.keys.topic(topic), last.next(), Place::END).await
     }
 
     /// How many entries a stream has between two places, these included.
@@ -188,8 +270,10 @@ impl Store {
         pattern: Option<&str>,
         target: &str,
     ) -> Result<bool, BrokerError> {
-        let (known, _) = self.known().await?;
-        let Some(known) = known.into_iter().find(|known| known.name == group) else { return Ok(false) };
+        let known = self.known(&[group.to_owned()]).await?;
+        let Some(known) = known.into_iter().find(|known| !known.patterns.is_empty()) else {
+            return Ok(false);
+        };
         let chosen = |other: &str| pattern.is_none_or(|pattern| pattern == other);
         let patterns: Vec<_> = known
             .patterns

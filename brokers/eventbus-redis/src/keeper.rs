@@ -6,7 +6,7 @@ use crate::script;
 use crate::trouble::Trouble;
 use eventbus_core::log;
 use eventbus_core::printable::printable;
-use redis::Value;
+use redis::{Pipeline, Value};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,19 +74,28 @@ impl Claim {
             // The reader takes the group over again.
             return Ok(());
         }
-        let lease = self.store.settings.lease;
-        let until = self.store.clock_after(lease);
+        let time = self.patience();
+        let until = self.store.clock_after(time);
         let first = self.first_token();
         let kept = match self.competing {
             true => self.beat().await?,
             false => {
                 let token = self.state().token.clone();
                 let mut call = script::RENEW.call(&self.store.keys);
-                call.arg(&self.group).arg(self.pattern.as_str()).arg(token).arg(millis(lease));
+                call.arg(&self.group).arg(self.pattern.as_str()).arg(token).arg(millis(time));
                 self.store.link.value("cannot renew a lease", &call).await? == Value::Int(1)
             }
         };
-        if self.first_token() == first && !(kept && self.extend(until)) {
+        if self.first_token() != first {
+            return Ok(());
+        }
+        // Where processes compete, what others have is dropped already, and the rest is still here.
+        let in_time = self.extend(until);
+        if self.competing && in_time {
+            let mut state = self.state();
+            if kept { state.patience.kept() } else { state.patience.lost() }
+        }
+        if !(in_time && (kept || self.competing)) {
             log::warn!(
                 target: "eventbus", group = %printable(&self.group), pattern = %printable(&self.pattern),
                 "the lease on a group was lost; what is not settled is delivered again by whoever has it next"
@@ -96,23 +105,34 @@ impl Claim {
         Ok(())
     }
 
-    /// Says that this process is there, and has what it has. What others have by now is dropped.
+    /// How long others let this process be silent.
+    pub(crate) fn patience(&self) -> Duration {
+        if self.competing { self.state().patience.time() } else { self.store.settings.lease }
+    }
+
+    /// Says that this process is there, and has what it has. What others have by now is dropped; `false`: there was some.
     pub(crate) async fn beat(&self) -> Result<bool, Trouble> {
-        let lease = self.store.settings.lease;
+        let patience = self.patience();
         let held = self.held();
-        let mut lost = HashSet::new();
-        let mut parts = held.chunks(BEATS);
-        loop {
-            let part = parts.next().unwrap_or_default();
-            let mut call = script::BEAT.call(&self.store.keys);
-            call.arg(&self.group).arg(self.pattern.as_str()).arg(&self.consumer).arg(millis(lease));
-            {
-                let state = self.state();
-                for (_, source, place) in part {
+        let mut calls = Pipeline::new();
+        {
+            let state = self.state();
+            let mut parts = held.chunks(BEATS);
+            loop {
+                let mut call = script::BEAT.call(&self.store.keys);
+                call.arg(&self.group).arg(self.pattern.as_str()).arg(&self.consumer).arg(millis(patience));
+                for (_, source, place) in parts.next().unwrap_or_default() {
                     call.arg(&state.sources[*source].key).arg(place.to_string());
                 }
+                calls.add_command(call);
+                if parts.len() == 0 {
+                    break;
+                }
             }
-            let answer = self.store.link.value("cannot keep deliveries", &call).await?;
+        }
+        let answers = self.store.link.values("cannot keep deliveries", &calls).await?;
+        let mut lost = HashSet::new();
+        for (part, answer) in held.chunks(BEATS).zip(answers) {
             for number in entry::list(answer) {
                 if let Value::Int(number) = number
                     && let Some((token, ..)) =
@@ -121,13 +141,9 @@ impl Claim {
                     lost.insert(*token);
                 }
             }
-            if part.len() < BEATS {
-                break;
-            }
         }
         // What was settled meanwhile is not pending any more, and not lost.
-        self.lose_some(&lost);
-        Ok(true)
+        Ok(self.lose_some(&lost) == 0)
     }
 
     /// Leaves the group to whoever comes next.

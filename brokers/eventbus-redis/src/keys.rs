@@ -19,6 +19,7 @@ use std::fmt;
 /// | `…:token:<group> <pattern>` | string | which process was the last to take the group over: the fence |
 /// | `…:members:<group> <pattern>` | sorted set | the processes of a group that compete, by the end of their patience |
 /// | `…:parked:<group>` | hash | the deliveries that wait for another attempt |
+/// | `…:suspects:<group>` | hash | the deliveries that may have ended a process, while it is looked for one that did |
 /// | `…:mended:<group>` | hash | the payloads that were mended for a group |
 /// | `…:again:<group>:<topic>` | stream | dead letters of a topic that were published again, for this group only |
 /// | `…:agains:<group>` | set | the topics that have such a stream |
@@ -65,6 +66,10 @@ impl Keys {
 
     pub(crate) fn parked(&self, group: &str) -> String {
         format!("{}parked:{group}", self.prefix)
+    }
+
+    pub(crate) fn suspects(&self, group: &str) -> String {
+        format!("{}suspects:{group}", self.prefix)
     }
 
     pub(crate) fn mended(&self, group: &str) -> String {

@@ -29,6 +29,7 @@
 //! | processes that compete | all at once; what one leaves undone is taken over |
 //! | publishing again with one id | stored once, for two minutes ([`duplicate_window`](RedisBrokerBuilder::duplicate_window)) |
 //! | attempts after a crash | as they were noted when a retry was parked |
+//! | an event that ends the process | yes: charged with an attempt each time, once it is known which one it is; beyond its retries a dead letter |
 //! | backlog of a group | to the event |
 //! | largest payload | 8 MiB ([`max_payload`](RedisBrokerBuilder::max_payload)) |
 //! | dead letters | a stream for each group, `…:dead:<group>` |
@@ -40,13 +41,24 @@
 //!   crashes keeps it for its [lease](RedisBrokerBuilder::lease), ten seconds by default. What it had open comes first then,
 //!   in order, before anything newer. The fence is checked in the same step as each settlement and each read, so that a
 //!   process which stood still for longer than its lease changes nothing when it goes on.
+//! - **Processes that compete** say three times in a lease what they have. One that is silent for longer loses it to the
+//!   others, and may be silent for twice as long from then on, up to sixteen leases, until it was in time for ten of them:
+//!   so processes that are kept from working do not take events from each other to and fro. An ack answers at once while
+//!   nobody else can have the delivery, and is otherwise what the server says. What another process has is never settled.
 //! - **Memory** of the server is what limits a bus: events are kept for ever by default. [`Retention`] removes what every
 //!   group has settled. While it is full, publishes and dead letters are refused, and groups go on.
 //! - **Data that is gone**, as after `FLUSHALL` or a restart without a file: groups begin anew with the first event that is not
 //!   settled, or with everything that came later, and say so.
 //! - **Each subscription has a connection** of its own, on which it waits; publishes and settlements share one more.
 //! - **In a cluster** all keys of a bus have one hash tag and are on one node, since scripts need them together. Several
-//!   buses (prefixes) share a cluster; one bus is no faster there.
+//!   buses (prefixes) share a cluster; one bus is no faster there. It follows its slot to another node, and to a replica
+//!   that takes over. One node in the address is enough to find the others.
+//! - **After a failover**, in a cluster or by sentinels, a bus goes on with the new primary. Redis replicates behind its
+//!   answers, so the last events that it has confirmed may be missing there, and acks, so that events come again. Start-up
+//!   says so. `min-replicas-to-write 1` with `min-replicas-max-lag 1` on the server bounds that to what a replica may lag;
+//!   who has to know asks `WAIT` by the [client](RedisBroker::client).
+//! - **Memory of a process**: a subscription has 8 MiB at hand and 64 MiB handed out. Where a pattern covers many topics it
+//!   reads at least one event of each that has some, since order is told from the first ones of all.
 //! - **Other programs** write events with `XADD eventbus:topic:order.placed '*' data '{"id":7}'`, and read them as fields:
 //!   `ce-id`, `ce-type`, `ce-time`, `content-type`, `h-<header>`, `data`. A topic that only others write to is known to
 //!   patterns once it is in the set `eventbus:topics`.
@@ -82,12 +94,14 @@ mod keys;
 mod link;
 mod locate;
 mod merge;
+mod patience;
 mod place;
 mod publish;
 mod reader;
 mod replay;
 mod retention;
 mod script;
+mod suspects;
 mod trouble;
 mod wire;
 

@@ -8,7 +8,7 @@ use eventbus_core::waiters::Waiters;
 use eventbus_core::{BrokerError, foreign};
 use eventbus_server::connection::{ConnectionState, Failure, Lost, patiently, pause_before};
 use redis::aio::MultiplexedConnection;
-use redis::{Client, Cmd, FromRedisValue, Value};
+use redis::{Client, Cmd, FromRedisValue, Pipeline, RedisResult, Value};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -44,10 +44,28 @@ pub(crate) struct Live {
     pub(crate) generation: u64,
 }
 
+/// What the server is asked.
+#[derive(Clone, Copy)]
+enum Asked<'a> {
+    One(&'a Cmd),
+    Several(&'a Pipeline),
+}
+
 impl Live {
     /// Sends a command.
-    pub(crate) async fn send(&mut self, command: &Cmd) -> redis::RedisResult<Value> {
+    pub(crate) async fn send(&mut self, command: &Cmd) -> RedisResult<Value> {
         self.connection.send_packed_command(command).await.and_then(Value::extract_error)
+    }
+
+    /// The error of one of several commands is that of all.
+    async fn ask(&mut self, asked: Asked<'_>) -> RedisResult<Vec<Value>> {
+        match asked {
+            Asked::One(command) => Ok(vec![self.send(command).await?]),
+            Asked::Several(commands) => {
+                let answers = self.connection.send_packed_commands(commands, 0, commands.len()).await?;
+                answers.into_iter().map(Value::extract_error).collect()
+            }
+        }
     }
 }
 
@@ -136,6 +154,19 @@ impl Link {
 
     /// As [`ask`](Self::ask), for an answer as it came.
     pub(crate) async fn value(&self, what: &str, command: &Cmd) -> Result<Value, Trouble> {
+        let mut answers = self.patiently(what, Asked::One(command)).await?;
+        Ok(answers.pop().unwrap_or_default())
+    }
+
+    /// As [`value`](Self::value), for several commands, which are sent without waiting for the answers of each.
+    pub(crate) async fn values(&self, what: &str, commands: &Pipeline) -> Result<Vec<Value>, Trouble> {
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.patiently(what, Asked::Several(commands)).await
+    }
+
+    async fn patiently(&self, what: &str, asked: Asked<'_>) -> Result<Vec<Value>, Trouble> {
         let deadline = Instant::now() + self.patience;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -149,7 +180,7 @@ impl Link {
                     });
                 }
             };
-            let trouble = match live.send(command).await {
+            let trouble = match live.ask(asked).await {
                 Ok(value) => return Ok(value),
                 Err(error) => Trouble::of(what, &error),
             };
@@ -241,7 +272,7 @@ async fn connect(locator: &Locator, generation: u64) -> Result<(Live, Server), T
         return Err(Trouble::passing("the server is not ready", "it reads its file"));
     }
     let mut config = Vec::new();
-    for name in ["appendfsync", "maxmemory-policy", "proto-max-bulk-len"] {
+    for name in ["appendfsync", "maxmemory-policy", "proto-max-bulk-len", "min-replicas-to-write"] {
         // Who may not ask goes without.
         if let Ok(value) = live.send(redis::cmd("CONFIG").arg("GET").arg(name)).await {
             config.extend(redis::from_redis_value::<Vec<(String, String)>>(value).unwrap_or_default());

@@ -5,15 +5,16 @@
 //! who has lost the group. The read itself is guarded: a transaction that the server does not run once the token of the
 //! group is another one (`WATCH`), so that nothing comes into the hands of a process that was taken for dead.
 
-use crate::claim::{Claim, Noted, Source, Waiting, size};
+use crate::claim::{AHEAD_BYTES, Claim, Noted, Source, Waiting, size};
 use crate::delivery::read_note;
-use crate::entry::{self, Entry};
+use crate::entry::{self, Entry, Pending};
 use crate::keeper::millis;
 use crate::link::Pause;
 use crate::locate::Purpose;
 use crate::merge::Merge;
 use crate::place::Place;
 use crate::script;
+use crate::suspects::{Found, Note};
 use crate::trouble::Trouble;
 use crate::wire;
 use eventbus_core::broker::{Offset, Start, Topology};
@@ -24,6 +25,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, Value};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -31,8 +33,8 @@ use tokio::time::Instant;
 const WAIT: Duration = Duration::from_secs(1);
 /// So many unfinished deliveries are taken over at once.
 const TAKE: usize = 100;
-/// How many entries are read of which it is not known how large they are.
-const UNKNOWN: usize = 8;
+/// No read takes more entries: those may be larger than the last ones were.
+const READ: usize = 128;
 /// A connection that was of use for so long is made anew at once where it is lost. Others are tried less and less often.
 const STEADY: Duration = Duration::from_secs(5);
 /// How many of these are listed at once.
@@ -116,8 +118,8 @@ struct Reader<'a> {
     notes: HashMap<String, Noted>,
     /// The deliveries whose payloads were mended for this group.
     mended: HashSet<String>,
-    /// What was read and has to wait for what comes before it.
-    merge: Merge<(Entry, u64)>,
+    /// What was read and has to wait for what comes before it, and whether it was delivered before.
+    merge: Merge<(Entry, bool)>,
     /// What the last wait has found, and nobody may have read yet.
     rung: Vec<(usize, Place)>,
     /// How many streams had something in the last read.
@@ -132,7 +134,6 @@ struct Reader<'a> {
 struct Left {
     place: Place,
     source: usize,
-    count: u64,
     /// It is ours already.
     own: bool,
 }
@@ -284,6 +285,10 @@ impl Reader<'_> {
             let _ = tokio::time::timeout(self.patience, self.claim.save()).await;
         }
         self.claim.lose();
+        if self.claim.competing {
+            // It was lost for want of a beat.
+            self.claim.state().patience.lost();
+        }
         Ok(matches!(self.claim.acquire().await?, Acquired::Ours))
     }
 
@@ -340,10 +345,16 @@ impl Reader<'_> {
         // What is known here is not to come twice.
         let known: HashSet<_> = claim.known().into_iter().collect();
         self.read_notes().await?;
+        let suspected = self.suspected().await?;
         let mended = self.send(what, redis::cmd("HKEYS").arg(keys.mended(&claim.group))).await?;
         self.mended = entry::list(mended).into_iter().filter_map(entry::text).collect();
-        let mut left = self.pending(None).await?;
+        let (mut left, found) = self.pending(&suspected).await?;
         left.retain(|left| !known.contains(&(left.source, left.place)));
+        if !claim.competing {
+            self.remove_notes(&suspected, &left, &known).await?;
+        }
+        claim.state().suspects.retain(|spot| known.contains(&spot));
+        self.suspect(found).await?;
         self.left = left.into();
         self.unread = if claim.competing { Place::END } else { self.first_unread().await? };
         self.tidy().await
@@ -371,21 +382,66 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Lists unfinished deliveries in their order: all of them; where processes compete, our own, and those that have
-    /// been `idle` for so long.
-    async fn pending(&mut self, idle: Option<Duration>) -> Result<Vec<Left>, Trouble> {
+    /// Reads what is noted of events that may have ended a process.
+    async fn suspected(&mut self) -> Result<HashMap<String, Note>, Trouble> {
+        let key = self.claim.store.keys.suspects(&self.claim.group);
+        let notes = self.send("cannot read the notes of suspects", redis::cmd("HGETALL").arg(key)).await?;
+        let notes: Vec<_> = entry::list(notes).into_iter().filter_map(entry::text).collect();
+        let note = |pair: &[String]| Some((pair[0].clone(), Note::read(pair.get(1)?)?));
+        Ok(notes.chunks(2).filter_map(note).collect())
+    }
+
+    /// Removes the notes of what is not unfinished any more.
+    async fn remove_notes(
+        &mut self,
+        suspected: &HashMap<String, Note>,
+        left: &[Left],
+        known: &HashSet<(usize, Place)>,
+    ) -> Result<(), Trouble> {
+        if suspected.is_empty() {
+            return Ok(());
+        }
+        let sources: HashMap<_, _> = self.sources().into_iter().collect();
+        let unfinished = left.iter().map(|left| (left.source, left.place)).chain(known.iter().copied());
+        let fields = unfinished.filter_map(|(source, place)| Some(sources.get(&source)?.field(place)));
+        let unfinished: HashSet<_> = fields.collect();
+        let of_ours: Vec<_> = sources.values().map(|source| source.fields()).collect();
+        let is_ours = |field: &str| of_ours.iter().any(|fields| field.starts_with(fields.as_str()));
+        let gone = suspected.keys().filter(|field| !unfinished.contains(*field) && is_ours(field));
+        let removes = gone.cloned().collect();
+        self.suspect(Found { removes, ..Found::default() }).await
+    }
+
+    /// Takes note of what was found of events that may have ended a process, before they are taken over.
+    async fn suspect(&mut self, found: Found) -> Result<(), Trouble> {
+        let (claim, what) = (self.claim, "cannot note suspects");
+        let Found { suspects, crashed, writes, removes } = found;
+        let key = claim.store.keys.suspects(&claim.group);
+        if !writes.is_empty() {
+            self.send(what, redis::cmd("HSET").arg(&key).arg(writes)).await?;
+        }
+        if !removes.is_empty() {
+            self.send(what, redis::cmd("HDEL").arg(&key).arg(removes)).await?;
+        }
+        let mut state = claim.state();
+        if crashed {
+            state.suspects.be_careful();
+        }
+        suspects.into_iter().for_each(|(spot, suspect)| state.suspects.add(spot, suspect));
+        claim.careful.store(state.suspects.are_there(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Lists unfinished deliveries in their order: all of them, or where processes compete, our own.
+    async fn pending(&mut self, suspected: &HashMap<String, Note>) -> Result<(Vec<Left>, Found), Trouble> {
         let claim = self.claim;
-        let mut left = Vec::new();
+        let (mut left, mut found) = (Vec::new(), Found::default());
         for (number, source) in self.sources() {
             let mut from = "-".to_owned();
             loop {
                 let mut command = redis::cmd("XPENDING");
-                command.arg(&source.key).arg(&claim.group);
-                if let Some(idle) = idle {
-                    command.arg("IDLE").arg(millis(idle));
-                }
-                command.arg(&from).arg("+").arg(PAGE);
-                if claim.competing && idle.is_none() {
+                command.arg(&source.key).arg(&claim.group).arg(&from).arg("+").arg(PAGE);
+                if claim.competing {
                     command.arg(&claim.consumer);
                 }
                 let page = entry::pending(self.send("cannot list unfinished deliveries", &command).await?);
@@ -393,19 +449,18 @@ impl Reader<'_> {
                 if let Some(last) = page.last() {
                     from = format!("({}", last.place);
                 }
-                left.extend(page.into_iter().map(|pending| Left {
-                    place: pending.place,
-                    source: number,
-                    count: pending.count,
-                    own: pending.consumer == claim.consumer,
-                }));
+                for Pending { place, consumer } in page {
+                    let (spot, field) = ((number, place), || source.field(place));
+                    found.look_at(spot, field, (&consumer, &claim.consumer), suspected);
+                    left.push(Left { place, source: number, own: consumer == claim.consumer });
+                }
                 if !full {
                     break;
                 }
             }
         }
         left.sort_unstable_by_key(|left| (left.place, left.source));
-        Ok(left)
+        Ok((left, found))
     }
 
     /// Removes consumers of processes that are gone.
@@ -559,13 +614,19 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// How many entries are to be read, where there is room for so many: what they take has a limit as well.
+    /// How many entries are to be read, where there is room for so many: what they take has a limit as well. One, where it is
+    /// not known how large they are.
     fn fits(&self, room: usize) -> usize {
-        let entries = match self.size {
-            0 => UNKNOWN,
-            size => self.claim.room_in_bytes().saturating_sub(size * self.merge.len()) / size,
-        };
-        room.min(entries).max(1)
+        let waits = self.size * self.merge.len();
+        let entries = self.claim.room_in_bytes().saturating_sub(waits).checked_div(self.size).unwrap_or(1);
+        room.min(entries).clamp(1, READ)
+    }
+
+    /// How many entries of each stream a read takes, where there is room for so many in all.
+    fn of_each(&self, room: usize, streams: usize) -> usize {
+        // Most streams have nothing most of the time, and each may have as much as that; but not where that is too much.
+        let most = (16 * room / streams).min(2 * AHEAD_BYTES / (streams * self.size.max(1)));
+        (room / self.busy.max(1)).min(if self.size == 0 { 1 } else { most }).max(1)
     }
 
     /// Remembers how large entries are. They are expected to stay so for a while, where they get smaller.
@@ -617,20 +678,21 @@ impl Reader<'_> {
             taken.into_iter().rev().for_each(|left| self.left.push_front(left));
             return Ok(());
         };
-        let counts: HashMap<_, _> =
-            taken.iter().map(|left| ((left.source, left.place), left.count)).collect();
+        let mut missing: HashSet<_> = taken.iter().map(|left| (left.source, left.place)).collect();
         let mut deliveries = Vec::new();
         for (number, answer) in numbers.into_iter().zip(answers) {
             let entries = entry::entries(answer);
             self.weigh(&entries);
             for entry in entries {
-                let count = counts.get(&(number, entry.place)).copied().unwrap_or(1);
+                missing.remove(&(number, entry.place));
                 match entry.place < self.unread {
-                    true => deliveries.push(self.delivery(number, entry, count).await?),
-                    false => self.merge.hold(number, entry.place, (entry, count)),
+                    true => deliveries.push(self.delivery(number, entry, true).await?),
+                    false => self.merge.hold(number, entry.place, (entry, true)),
                 }
             }
         }
+        // They were removed, or are with somebody else.
+        missing.into_iter().for_each(|spot| _ = claim.state().suspects.forget(spot));
         claim.put_at_hand(deliveries);
         // Whoever had them has nothing any more.
         if self.left.is_empty() { self.tidy().await } else { Ok(()) }
@@ -638,11 +700,27 @@ impl Reader<'_> {
 
     /// Where processes compete: what others have let lie, since they are gone.
     async fn take_from_others(&mut self, idle: Duration) -> Result<(), Trouble> {
-        let left = self.pending(Some(idle)).await?;
-        // Ours are kept by beats.
-        self.left.extend(left.into_iter().filter(|left| !left.own));
-        if !self.left.is_empty() {
+        let (claim, sources) = (self.claim, self.sources());
+        let mut call = script::STRAYS.call(&claim.store.keys);
+        call.arg(&claim.group).arg(claim.pattern.as_str()).arg(&claim.consumer).arg(millis(idle)).arg(PAGE);
+        sources.iter().for_each(|(_, source)| _ = call.arg(&source.key));
+        let strays = entry::list(self.send("cannot look for unfinished deliveries", &call).await?);
+        if !strays.is_empty() {
             self.read_notes().await?;
+            let (suspected, mut found) = (self.suspected().await?, Found::default());
+            for stray in strays.chunks(3) {
+                if let [Value::Int(stream), place, consumer] = stray
+                    && let Some((number, source)) =
+                        usize::try_from(*stream).ok().and_then(|at| sources.get(at))
+                    && let (Some(place), Some(consumer)) =
+                        (entry::place_of(place), entry::text(consumer.clone()))
+                {
+                    let (spot, field) = ((*number, place), || source.field(place));
+                    found.look_at(spot, field, (&consumer, &claim.consumer), &suspected);
+                    self.left.push_back(Left { place, source: *number, own: false });
+                }
+            }
+            self.suspect(found).await?;
         }
         self.tidy().await
     }
@@ -654,9 +732,7 @@ impl Reader<'_> {
         if sources.is_empty() {
             return Ok(0);
         }
-        let (busy, all) = (self.busy.max(1), sources.len().max(1));
-        // Most streams have nothing most of the time, and each may have as much as that.
-        let limit = (room / busy).clamp(1, (16 * room / all).max(1));
+        let limit = self.of_each(room, sources.len());
         let mut command = redis::cmd("XREADGROUP");
         command.arg("GROUP").arg(&claim.group).arg(&claim.consumer).arg("COUNT").arg(limit).arg("STREAMS");
         sources.iter().for_each(|(_, source)| _ = command.arg(&source.key));
@@ -688,7 +764,7 @@ impl Reader<'_> {
             full |= entries.len() >= limit;
             read.push((
                 number,
-                entries.into_iter().map(|entry| (entry.place, (entry, 0))).collect::<Vec<_>>(),
+                entries.into_iter().map(|entry| (entry.place, (entry, false))).collect::<Vec<_>>(),
             ));
         }
         if count == 0 {
@@ -709,8 +785,8 @@ impl Reader<'_> {
             claim.adapt(full);
         }
         let mut deliveries = Vec::with_capacity(ready.len());
-        for (number, _, (entry, count)) in ready {
-            deliveries.push(self.delivery(number, entry, count).await?);
+        for (number, _, (entry, before)) in ready {
+            deliveries.push(self.delivery(number, entry, before).await?);
         }
         if !deliveries.is_empty() {
             claim.put_at_hand(deliveries);
@@ -718,14 +794,14 @@ impl Reader<'_> {
         Ok(count)
     }
 
-    /// The delivery of an entry that was delivered so often before.
-    async fn delivery(&mut self, source: usize, mut entry: Entry, count: u64) -> Result<Waiting, Trouble> {
+    /// The delivery of an entry, which was delivered `before` or was not.
+    async fn delivery(&mut self, source: usize, mut entry: Entry, before: bool) -> Result<Waiting, Trouble> {
         let stream = Arc::clone(&self.claim.state().sources[source]);
         let place = entry.place;
         let origin = if stream.again { wire::take_origin(&mut entry.fields).unwrap_or(place) } else { place };
         let mut envelope = wire::read(stream.topic.clone(), origin, entry.fields);
         let mut noted = Noted::FIRST;
-        if count > 0 || !self.mended.is_empty() {
+        if before || !self.mended.is_empty() {
             let field = stream.field(place);
             noted = self.notes.remove(&field).unwrap_or(noted);
             if self.mended.contains(&field) {
@@ -738,16 +814,7 @@ impl Reader<'_> {
             }
         }
         let size = size(&envelope);
-        Ok(Waiting {
-            source,
-            place,
-            offset: Offset::from(origin),
-            envelope: Arc::new(envelope),
-            noted,
-            // It may have ended the processes that had it.
-            alone: count > 2,
-            size,
-        })
+        Ok(Waiting { source, place, offset: Offset::from(origin), envelope: Arc::new(envelope), noted, size })
     }
 
     /// Waits until some stream has an entry. `false`: the topics may be others by now.

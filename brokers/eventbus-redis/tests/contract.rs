@@ -2,44 +2,16 @@
 
 mod support;
 
-use eventbus::Start;
-use eventbus::broker::{
-    AuditQuery, Broker, DeadLetter, Deliveries, FailureKind, Parked, Received, Standing, SubscribeRequest,
-    Topology,
-};
+use eventbus::broker::{AuditQuery, Broker, Parked, Standing, SubscribeRequest, Topology};
 use eventbus::jiff::Timestamp;
 use eventbus::subscription::Pattern;
 use eventbus_redis::{RedisBroker, Retention};
-use std::collections::BTreeMap;
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 use support::proxy::Proxy;
-use support::{PATIENCE, Place, event, number, publish, receive, receive_all, subscribe, until};
-
-async fn ack(received: Received) {
-    received.settler.ack(received.receipt).await.expect("it is ours");
-}
-
-/// As the bus does with what it has not settled when it ends.
-fn give_back(received: Vec<Received>) {
-    received.into_iter().for_each(|received| received.settler.release(received.receipt));
-}
-
-fn dead_letter(received: &Received) -> DeadLetter {
-    let now = Timestamp::now();
-    DeadLetter {
-        envelope: Arc::clone(&received.receipt.envelope),
-        group: "group".to_owned(),
-        handler: "a handler".to_owned(),
-        kind: FailureKind::Failed,
-        reason: "it failed".to_owned(),
-        attempts: 5,
-        first_failed_at: now,
-        last_failed_at: now,
-        offset: received.receipt.offset,
-    }
-}
+use support::{
+    Place, ack, dead_letter, event, give_back, number, publish, receive, receive_all, subscribe, until,
+};
 
 #[tokio::test]
 async fn a_topic_that_is_new_is_found_by_a_pattern_within_a_second_and_none_of_its_events_is_missed() {
@@ -98,69 +70,6 @@ async fn events_of_one_key_come_in_order_over_all_topics_of_a_pattern() {
     }
     publishing.await.unwrap();
     assert!(seen.is_sorted(), "{seen:?}");
-}
-
-/// Subscribes a group that several processes handle at once.
-async fn compete(broker: &RedisBroker) -> Box<dyn Deliveries> {
-    let pattern = Pattern::new("order.placed").unwrap();
-    let mut request = SubscribeRequest::new("group", pattern);
-    (request.start, request.competing) = (Start::Earliest, true);
-    broker.subscribe(request).await.unwrap()
-}
-
-/// Has a competitor claim the first events of the topic `order.placed`.
-fn claim_first(place: &Place, count: usize) {
-    let stream = place.key("topic:order.placed");
-    type Entries = Vec<(String, Vec<redis::Value>)>;
-    let first: Entries =
-        place.command(redis::cmd("XRANGE").arg(&stream).arg("-").arg("+").arg("COUNT").arg(count));
-    assert_eq!(first.len(), count);
-    let ids: Vec<_> = first.into_iter().map(|(id, _)| id).collect();
-    let mut claim = redis::cmd("XCLAIM");
-    claim.arg(&stream).arg("group").arg("another").arg(0).arg(ids).arg("JUSTID");
-    let claimed: Vec<String> = place.command(&claim);
-    assert_eq!(claimed.len(), count);
-}
-
-#[tokio::test]
-async fn what_a_competitor_has_by_now_is_not_held_any_more_and_not_settled_either() {
-    let place = Place::new();
-    let broker = place.builder().lease(Duration::from_secs(3)).open().await.unwrap();
-    publish(&broker, event("order.placed", 1)).await;
-    publish(&broker, event("order.placed", 2)).await;
-    let mut deliveries = compete(&broker).await;
-    let mut received = receive_all(&mut deliveries, 2).await;
-    let (kept, lost) = (received.pop().unwrap(), received.pop().unwrap());
-    claim_first(&place, 1);
-    until("the loss is known", async || !lost.settler.holds(&lost.receipt)).await;
-    assert!(lost.settler.ack(lost.receipt.clone()).await.is_err());
-    assert!(lost.settler.ack(lost.receipt.clone()).await.is_err(), "nor is it the second time");
-    let letter = dead_letter(&lost);
-    assert!(lost.settler.reject(lost.receipt, letter).await.is_err());
-    assert!(kept.settler.holds(&kept.receipt));
-    ack(kept).await;
-}
-
-#[tokio::test]
-async fn who_waits_for_bytes_that_are_handed_out_goes_on_when_a_competitor_has_these() {
-    let place = Place::new();
-    let broker = place.builder().lease(Duration::from_secs(3)).open().await.unwrap();
-    for number in 0..70 {
-        let large = event("order.placed", number).with_payload(vec![b' '; 1 << 20].into());
-        publish(&broker, large).await;
-    }
-    let mut deliveries = compete(&broker).await;
-    let received = receive_all(&mut deliveries, 64).await;
-    // It is asked once, and again only when it is woken.
-    let waiting = tokio::spawn(async move {
-        let mut more = Vec::new();
-        poll_fn(|context| deliveries.poll_receive(context, &mut more, 1)).await.map(|()| more.len())
-    });
-    tokio::task::yield_now().await;
-    claim_first(&place, 64);
-    let woken = tokio::time::timeout(PATIENCE, waiting).await.expect("it is woken");
-    assert_eq!(woken.unwrap().unwrap(), 1);
-    drop(received);
 }
 
 /// Which of three, without an order of its own.
@@ -286,43 +195,6 @@ async fn a_group_that_is_left_in_order_is_taken_over_at_once() {
 }
 
 #[tokio::test]
-async fn what_a_competing_process_leaves_undone_is_done_by_another() {
-    let place = Place::new();
-    let open = async || place.builder().lease(Duration::from_secs(2)).open().await.unwrap();
-    let (first, second) = (open().await, open().await);
-    let competing = async |broker: &RedisBroker| {
-        let mut request = SubscribeRequest::new("group", Pattern::new("ping.sent").unwrap());
-        request.competing = true;
-        broker.subscribe(request).await.unwrap()
-    };
-    let (mut here, mut there) = (competing(&first).await, competing(&second).await);
-    for number in 0..200 {
-        publish(&first, event("ping.sent", number)).await;
-    }
-    let mut counts = BTreeMap::new();
-    let left = receive_all(&mut here, 5).await;
-    // It ends without having handled what it has: what was at hand and what was handed out.
-    give_back(left);
-    drop(here);
-    first.close().await.unwrap();
-    while counts.len() < 200 {
-        for received in receive(&mut there, 50).await {
-            *counts.entry(number(&received)).or_insert(0) += 1;
-            ack(received).await;
-        }
-    }
-    assert!(counts.values().all(|count| *count == 1), "{counts:?}");
-    until("all is settled", async || second.groups().unwrap().list().await.unwrap()[0].backlog == 0).await;
-    until("the consumer of the other one is removed", async || {
-        let stream = place.key("topic:ping.sent");
-        let consumers: Vec<BTreeMap<String, redis::Value>> =
-            place.command(redis::cmd("XINFO").arg("CONSUMERS").arg(stream).arg("group"));
-        consumers.len() == 1
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn events_are_removed_behind_what_every_group_has_settled() {
     let place = Place::new();
     let mut retention = Retention::default();
@@ -417,6 +289,30 @@ async fn a_group_is_moved_and_renamed_with_all_that_it_has() {
     assert_eq!(broker.dead_letters().unwrap().list().await.unwrap().len(), 1, "dead letters stay");
 }
 
+#[tokio::test]
+async fn the_audit_log_has_what_an_event_was_mended_with() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let (letters, log) = (broker.dead_letters().unwrap(), broker.audit_log().unwrap());
+    let mut deliveries = subscribe(&broker, "group", "order.*").await;
+    let _other = subscribe(&broker, "other", "order.*").await;
+    publish(&broker, event("order.placed", 1)).await;
+    publish(&broker, event("order.paid", 2)).await;
+    let received = receive_all(&mut deliveries, 2).await;
+    let offsets: Vec<_> = received.iter().map(|received| received.receipt.offset).collect();
+    for received in received {
+        let letter = dead_letter(&received);
+        received.settler.reject(received.receipt, letter).await.unwrap();
+    }
+    assert!(log.mended(offsets[0]).await.unwrap().is_empty());
+    let (id, _) = letters.list().await.unwrap().remove(0);
+    assert!(letters.republish(&id, Some("7".into())).await.unwrap());
+    assert_eq!(log.mended(offsets[0]).await.unwrap(), [("group".to_owned(), "7".into())]);
+    assert!(log.mended(offsets[1]).await.unwrap().is_empty());
+    let found = log.query(AuditQuery::default()).await.unwrap();
+    assert_eq!(found[0].envelope.payload().unwrap(), "1", "the event itself stays");
+}
+
 /// The table of the documentation, held against what the broker declares.
 #[tokio::test]
 async fn the_table_of_semantics_says_what_the_broker_declares() {
@@ -445,6 +341,7 @@ async fn the_table_of_semantics_says_what_the_broker_declares() {
         row("attempts after a crash").starts_with("as they were noted"),
         format!("{:?}", features.attempts) == "Noted"
     );
+    assert_eq!(row("an event that ends the process").starts_with("yes"), features.counts_crashes);
     assert_eq!(
         row("backlog of a group").starts_with("to the event"),
         format!("{:?}", features.backlog) == "Exactly"

@@ -219,6 +219,57 @@ async fn large_events_are_not_read_ahead_by_the_hundred() {
     }
 }
 
+/// An event of 1 MiB.
+fn large(topic: &str) -> Arc<Envelope> {
+    Arc::new(Envelope::from_bytes(Topic::new(topic).unwrap(), "x/y", vec![7; 1 << 20].into()))
+}
+
+/// How many deliveries of a topic are read and not settled.
+fn pending(place: &Place, topic: &str) -> i64 {
+    let stream = place.key(&format!("topic:{topic}"));
+    let pending: Value = place.command(redis::cmd("XPENDING").arg(&stream).arg("group"));
+    let Value::Array(parts) = pending else { return 0 };
+    if let Value::Int(count) = parts[0] { count } else { 0 }
+}
+
+#[tokio::test]
+async fn the_first_read_takes_one_event_of_each_topic_however_many_there_are() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let topics: Vec<_> = (0..20).map(|number| format!("order.{number}")).collect();
+    for topic in topics.iter().cycle().take(100) {
+        broker.publish(large(topic)).await.unwrap();
+    }
+    let mut deliveries = subscribe(&broker, "group", "order.*").await;
+    let all = || topics.iter().map(|topic| pending(&place, topic)).sum::<i64>();
+    let mut count = 0;
+    while count < 100 {
+        // What is at hand has room for 8, and a read takes one of each at least.
+        assert!(all() <= 8 + 2 * 20, "{}", all());
+        for received in receive(&mut deliveries, 1).await {
+            count += 1;
+            ack(received).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn large_events_behind_many_small_ones_are_not_read_by_the_hundred() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    publish_all(&broker, 0..300).await;
+    for _ in 0..150 {
+        broker.publish(large("order.placed")).await.unwrap();
+    }
+    let mut deliveries = subscribe(&broker, "group", "order.placed").await;
+    for received in receive_all(&mut deliveries, 300).await {
+        ack(received).await;
+    }
+    until("large ones are read", async || pending(&place, "order.placed") > 0).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(pending(&place, "order.placed") <= 128, "{}", pending(&place, "order.placed"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_whose_memory_is_full_lets_groups_go_on() {
     let server = Server::up("redis", "eventbus-redis-full");

@@ -69,9 +69,10 @@ local function reading(stream, name)
     end
   end
 end
-local function parked_of(topic)
+-- What is noted of the deliveries of a topic, of either kind.
+local function noted(kind, topic)
   local fields = {}
-  for _, field in ipairs(redis.call('HKEYS', prefix .. 'parked:' .. group)) do
+  for _, field in ipairs(redis.call('HKEYS', prefix .. kind .. group)) do
     local of = string.match(field, '^again/(.*)/[^/]*$') or string.match(field, '^(.*)/[^/]*$')
     if of == topic then
       fields[#fields + 1] = field
@@ -84,7 +85,7 @@ for at = 7 + count, #ARGV do
   local topic = ARGV[at]
   local stream, again = prefix .. 'topic:' .. topic, prefix .. 'again:' .. group .. ':' .. topic
   local last, pending, read = reading(stream, group)
-  local parked = parked_of(topic)
+  local notes = { ['parked:'] = noted('parked:', topic), ['suspects:'] = noted('suspects:', topic) }
   if what == 'rename' then
     if last then
       local _, others = reading(stream, target)
@@ -105,8 +106,10 @@ for at = 7 + count, #ARGV do
       end
       redis.call('XGROUP', 'DESTROY', stream, group)
     end
-    for _, field in ipairs(parked) do
-      redis.call('HSET', prefix .. 'parked:' .. target, field, redis.call('HGET', prefix .. 'parked:' .. group, field))
+    for kind, fields in pairs(notes) do
+      for _, field in ipairs(fields) do
+        redis.call('HSET', prefix .. kind .. target, field, redis.call('HGET', prefix .. kind .. group, field))
+      end
     end
     if redis.call('EXISTS', again) == 1 then
       local to = prefix .. 'again:' .. target .. ':' .. topic
@@ -133,8 +136,10 @@ for at = 7 + count, #ARGV do
   end
   redis.call('DEL', again)
   redis.call('SREM', prefix .. 'agains:' .. group, topic)
-  for _, field in ipairs(parked) do
-    redis.call('HDEL', prefix .. 'parked:' .. group, field)
+  for kind, fields in pairs(notes) do
+    for _, field in ipairs(fields) do
+      redis.call('HDEL', prefix .. kind .. group, field)
+    end
   end
 end
 

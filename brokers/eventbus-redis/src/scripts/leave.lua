@@ -6,19 +6,23 @@ local prefix, group, pattern, token, consumer = ARGV[1], ARGV[2], ARGV[3], ARGV[
 local of = ':' .. group .. ' ' .. pattern
 local ours = token == '' or redis.call('GET', prefix .. 'token' .. of) == token
 for at = 6, #ARGV do
-  local stream, left = ARGV[at], 0
-  if token == '' then
-    local from = '-'
+  local stream = ARGV[at]
+  if ours then
     while true do
-      local pending = redis.pcall('XPENDING', stream, group, from, '+', 500, consumer)
+      local pending = redis.pcall('XPENDING', stream, group, '-', '+', 500, consumer)
       if pending.err or #pending == 0 then
         break
       end
+      local ids = {}
       for _, delivery in ipairs(pending) do
-        -- Others wait until a delivery has been idle for a while: this one has.
-        redis.call('XCLAIM', stream, group, consumer, 0, delivery[1], 'IDLE', '86400000', 'JUSTID')
-        from = '(' .. delivery[1]
+        ids[#ids + 1] = delivery[1]
       end
+      -- Whoever takes them over sees that nothing has ended this process. Where processes compete, they wait until a
+      -- delivery has been idle for a while: this one has. What was removed meanwhile is not pending any more.
+      for _, word in ipairs({ 'IDLE', '86400000', 'JUSTID' }) do
+        ids[#ids + 1] = word
+      end
+      redis.call('XCLAIM', stream, group, 'left', 0, unpack(ids))
     end
   end
   local pending = redis.pcall('XPENDING', stream, group, '-', '+', 1, consumer)

@@ -12,4 +12,5 @@ if #pending == 0 or pending[1][2] ~= ARGV[5] then
   return 0
 end
 redis.call('HSET', prefix .. 'parked:' .. group, ARGV[8], ARGV[9])
+redis.call('HDEL', prefix .. 'suspects:' .. group, ARGV[8])
 return 1

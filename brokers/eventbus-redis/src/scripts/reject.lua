@@ -20,6 +20,7 @@ redis.call('XADD', prefix .. 'dead:' .. group, '*', unpack(ARGV, 10, #ARGV))
 redis.call('SADD', prefix .. 'dead', group)
 redis.call('XACK', stream, group, id)
 redis.call('HDEL', prefix .. 'parked:' .. group, ARGV[9])
+redis.call('HDEL', prefix .. 'suspects:' .. group, ARGV[9])
 if ARGV[7] == '1' then
   redis.call('XDEL', stream, id)
 end

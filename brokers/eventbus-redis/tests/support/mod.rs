@@ -8,8 +8,10 @@ pub mod cpu;
 pub mod proxy;
 #[path = "../../../eventbus-server/tests/support/servers.rs"]
 pub mod servers;
+pub mod several;
 
-use eventbus::broker::{Broker, Deliveries, Received, SubscribeRequest};
+use eventbus::broker::{Broker, DeadLetter, Deliveries, FailureKind, Received, SubscribeRequest};
+use eventbus::jiff::Timestamp;
 use eventbus::subscription::Pattern;
 use eventbus::{Envelope, EventId, Start, Topic};
 use eventbus_redis::{RedisBroker, RedisBrokerBuilder};
@@ -154,4 +156,28 @@ pub async fn receive_all(deliveries: &mut Box<dyn Deliveries>, count: usize) -> 
 /// Publishes, and waits until it is stored.
 pub async fn publish(broker: &RedisBroker, envelope: Envelope) {
     broker.publish(Arc::new(envelope)).await.expect("the server takes it");
+}
+
+pub async fn ack(received: Received) {
+    received.settler.ack(received.receipt).await.expect("it is ours");
+}
+
+/// As the bus does with what it has not settled when it ends.
+pub fn give_back(received: Vec<Received>) {
+    received.into_iter().for_each(|received| received.settler.release(received.receipt));
+}
+
+pub fn dead_letter(received: &Received) -> DeadLetter {
+    let now = Timestamp::now();
+    DeadLetter {
+        envelope: Arc::clone(&received.receipt.envelope),
+        group: "group".to_owned(),
+        handler: "a handler".to_owned(),
+        kind: FailureKind::Failed,
+        reason: "it failed".to_owned(),
+        attempts: 5,
+        first_failed_at: now,
+        last_failed_at: now,
+        offset: received.receipt.offset,
+    }
 }
