@@ -22,6 +22,10 @@ pub(crate) struct Server {
     policy: Option<String>,
     /// The limit of its memory, where there is one.
     memory: u64,
+    /// How many replicas follow it.
+    replicas: u64,
+    /// How many of them have to keep up, so that it takes anything.
+    needed: u64,
     pub(crate) max_bulk: Option<usize>,
 }
 
@@ -48,6 +52,8 @@ impl Server {
             fsync: setting("appendfsync"),
             policy: fact("maxmemory_policy").map(str::to_owned).or_else(|| setting("maxmemory-policy")),
             memory: fact("maxmemory").and_then(|bytes| bytes.parse().ok()).unwrap_or(0),
+            replicas: fact("connected_slaves").and_then(|count| count.parse().ok()).unwrap_or(0),
+            needed: setting("min-replicas-to-write").and_then(|count| count.parse().ok()).unwrap_or(0),
             max_bulk: setting("proto-max-bulk-len").and_then(|bytes| bytes.parse().ok()),
         }
     }
@@ -115,6 +121,14 @@ impl Server {
                 self.name
             ));
         }
+        if self.replicas > 0 && self.needed == 0 {
+            warnings.push(format!(
+                "{} answers before its replicas have what was published, so that a failover may lose the last of it, without a \
+                 bound; set `min-replicas-to-write 1` and `min-replicas-max-lag 1` on the server, which bound that to what a \
+                 replica lags",
+                self.name
+            ));
+        }
         warnings
     }
 }
@@ -142,10 +156,13 @@ mod tests {
             ("aof_enabled:1", "no", "set `appendfsync everysec`"),
             ("aof_enabled:1\nmaxmemory_policy:allkeys-lru\nmaxmemory:9", "always", "whole topics"),
             ("aof_enabled:1\nmaxmemory_policy:volatile-ttl", "always", "leases"),
+            ("aof_enabled:1\nconnected_slaves:2", "always", "set `min-replicas-to-write 1`"),
         ] {
             let warnings = server(facts, &[("appendfsync", config)]).warnings();
             assert!(matches!(&warnings[..], [one] if one.contains(named)), "{warnings:?}");
         }
+        let bounded = [("appendfsync", "always"), ("min-replicas-to-write", "1")];
+        assert!(server("aof_enabled:1\nconnected_slaves:2", &bounded).warnings().is_empty());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::config::{Deployment, RedisBrokerBuilder};
 use crate::keys::slot;
 use crate::trouble::Trouble;
 use eventbus_core::BrokerError;
+use eventbus_core::lock::{Lock, Rank};
 use eventbus_server::url::Secret;
 use redis::aio::MultiplexedConnection;
 use redis::{
@@ -19,7 +20,9 @@ const SENTINEL_PORT: u16 = 26379;
 /// Finds the server, each time anew: it may be another one by now.
 pub(crate) struct Locator {
     deployment: Deployment,
-    hosts: Vec<(String, u16)>,
+    /// Who is asked, or in the end the server itself: those of the address, then those that they have named. Whoever has
+    /// answered last comes first.
+    hosts: Lock<Vec<Host>>,
     /// The name that sentinels have for the primary.
     primary: String,
     slot: u16,
@@ -31,6 +34,12 @@ pub(crate) struct Locator {
     /// How long one try to connect may take.
     connect_patience: Duration,
 }
+
+/// A name and a port.
+type Host = (String, u16);
+
+/// No more are known at once than so many.
+const HOSTS: usize = 64;
 
 /// What a connection is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,7 +69,10 @@ impl Locator {
         let hosts = settings.address.hosts().iter();
         Ok(Self {
             deployment: settings.deployment,
-            hosts: hosts.map(|host| (host.name.clone(), host.port.unwrap_or(port))).collect(),
+            hosts: Lock::new(
+                Rank::LEAF,
+                hosts.map(|host| (host.name.clone(), host.port.unwrap_or(port))).collect(),
+            ),
             primary: settings.address.path().to_owned(),
             slot: slot(clock),
             tls: settings.tls.then(|| certificates(settings)).transpose()?,
@@ -73,24 +85,31 @@ impl Locator {
 
     /// A connection to the server, and what makes more of them.
     pub(crate) async fn connect(&self, purpose: Purpose) -> Result<(Client, MultiplexedConnection), Trouble> {
-        let (host, port) = self.locate().await?;
-        let client = self.client(&host, port, &self.credentials)?;
-        let connection = self.open(&client, purpose).await?;
-        Ok((client, connection))
-    }
-
-    async fn locate(&self) -> Result<(String, u16), Trouble> {
+        let hosts = self.hosts.lock().clone();
         if self.deployment == Deployment::Single {
-            return Ok(self.hosts[0].clone());
+            return self.connect_to(&hosts[0], purpose).await;
         }
-        let mut trouble = None;
-        for (host, port) in &self.hosts {
-            match self.ask(host, *port).await {
-                Ok(Some(found)) => return Ok(found),
-                Ok(None) => {}
-                // One that tells more than that nobody listens there is worth more.
-                Err(one) => trouble = trouble.filter(|known: &Trouble| known.lasting).or(Some(one)),
+        let (mut trouble, mut tried) = (None, Vec::new());
+        // One that tells more than that nobody listens there is worth more.
+        let worse = |known: Option<Trouble>, one| known.filter(|known| known.lasting).or(Some(one));
+        for host in hosts {
+            let found = match self.ask(&host).await {
+                Ok(Some(found)) if !tried.contains(&found) => found,
+                Ok(_) => continue,
+                Err(one) => {
+                    trouble = worse(trouble, one);
+                    continue;
+                }
+            };
+            // Whoever was asked may be cut off from the others, and know of no failover.
+            match self.connect_to_primary(&found, purpose).await {
+                Ok(connected) => {
+                    self.prefer(&host);
+                    return Ok(connected);
+                }
+                Err(one) => trouble = worse(trouble, one),
             }
+            tried.push(found);
         }
         Err(trouble.unwrap_or_else(|| match self.deployment {
             Deployment::Sentinel => Trouble::lasting(
@@ -104,28 +123,86 @@ impl Locator {
         }))
     }
 
-    async fn ask(&self, host: &str, port: u16) -> Result<Option<(String, u16)>, Trouble> {
-        let (credentials, command) = match self.deployment {
-            Deployment::Sentinel => {
-                let mut command = Cmd::new();
-                command.arg("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.primary);
-                (&self.sentinel, command)
-            }
-            _ => {
-                let mut command = Cmd::new();
-                command.arg("CLUSTER").arg("SLOTS");
-                (&self.credentials, command)
-            }
+    async fn connect_to(
+        &self,
+        (host, port): &Host,
+        purpose: Purpose,
+    ) -> Result<(Client, MultiplexedConnection), Trouble> {
+        let client = self.client(host, *port, &self.credentials)?;
+        let connection = self.open(&client, purpose).await?;
+        Ok((client, connection))
+    }
+
+    /// The same, where that is no replica by now.
+    async fn connect_to_primary(
+        &self,
+        host: &Host,
+        purpose: Purpose,
+    ) -> Result<(Client, MultiplexedConnection), Trouble> {
+        let (client, mut connection) = self.connect_to(host, purpose).await?;
+        let role = redis::cmd("ROLE");
+        let what = || format!("cannot ask {}:{} for its role", host.0, host.1);
+        let answer = match tokio::time::timeout(self.patience, connection.send_packed_command(&role)).await {
+            Ok(answer) => answer.and_then(Value::extract_error),
+            Err(_) => return Err(Trouble::late(what())),
         };
-        let client = self.client(host, port, credentials)?;
+        match answer {
+            Ok(Value::Array(parts)) if parts.first().is_some_and(|role| !is_text(role, "master")) => {
+                Err(Trouble::passing(
+                    format!("cannot use {}:{}", host.0, host.1),
+                    "it is a replica, and no other primary is known",
+                ))
+            }
+            Ok(_) => Ok((client, connection)),
+            // Who may not ask goes without.
+            Err(error) => match Trouble::of(what(), &error) {
+                trouble if trouble.broken => Err(trouble),
+                _ => Ok((client, connection)),
+            },
+        }
+    }
+
+    /// Asks this one first from now on.
+    fn prefer(&self, host: &Host) {
+        let mut hosts = self.hosts.lock();
+        if let Some(at) = hosts.iter().position(|known| known == host) {
+            hosts[..=at].rotate_right(1);
+        }
+    }
+
+    /// These may be asked as well.
+    fn learn(&self, others: impl IntoIterator<Item = Host>) {
+        let mut hosts = self.hosts.lock();
+        for other in others {
+            if hosts.len() < HOSTS && !hosts.contains(&other) {
+                hosts.push(other);
+            }
+        }
+    }
+
+    /// Where the server is, as a sentinel or a node knows it.
+    async fn ask(&self, (host, port): &Host) -> Result<Option<Host>, Trouble> {
+        let sentinel = self.deployment == Deployment::Sentinel;
+        let credentials = if sentinel { &self.sentinel } else { &self.credentials };
+        let client = self.client(host, *port, credentials)?;
         let mut connection = self.open(&client, Purpose::Shared).await?;
-        let answer = connection.send_packed_command(&command).await.and_then(Value::extract_error);
-        let answer = answer
-            .map_err(|error| Trouble::of(format!("cannot ask {host}:{port} for the server"), &error))?;
-        Ok(match self.deployment {
-            Deployment::Sentinel => named(&answer, host),
-            _ => owner(&answer, self.slot, host),
-        })
+        let mut ask = async |words: &[&str]| {
+            let mut command = Cmd::new();
+            command.arg(words);
+            let answer = connection.send_packed_command(&command).await.and_then(Value::extract_error);
+            answer.map_err(|error| Trouble::of(format!("cannot ask {host}:{port} for the server"), &error))
+        };
+        if !sentinel {
+            let answer = ask(&["CLUSTER", "SLOTS"]).await?;
+            self.learn(nodes(&answer, host));
+            return Ok(owner(&answer, self.slot, host));
+        }
+        let answer = ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &self.primary]).await?;
+        // Who may not ask for them knows those of the address.
+        if let Ok(others) = ask(&["SENTINEL", "SENTINELS", &self.primary]).await {
+            self.learn(sentinels(&others));
+        }
+        Ok(named(&answer, host))
     }
 
     fn client(&self, host: &str, port: u16, credentials: &RedisConnectionInfo) -> Result<Client, Trouble> {
@@ -197,7 +274,7 @@ fn certificates(settings: &RedisBrokerBuilder) -> Result<TlsCertificates, Broker
 }
 
 /// The server that a sentinel has named.
-fn named(answer: &Value, asked: &str) -> Option<(String, u16)> {
+fn named(answer: &Value, asked: &str) -> Option<Host> {
     let Value::Array(parts) = answer else { return None };
     match &parts[..] {
         [host, port, ..] => Some((host_of(host, asked), number(port)?)),
@@ -206,7 +283,7 @@ fn named(answer: &Value, asked: &str) -> Option<(String, u16)> {
 }
 
 /// The primary of a slot, as `CLUSTER SLOTS` tells: of each range its ends, its primary, and its replicas.
-fn owner(answer: &Value, slot: u16, asked: &str) -> Option<(String, u16)> {
+fn owner(answer: &Value, slot: u16, asked: &str) -> Option<Host> {
     let Value::Array(ranges) = answer else { return None };
     ranges.iter().find_map(|range| match range {
         Value::Array(parts) => match &parts[..] {
@@ -219,6 +296,43 @@ fn owner(answer: &Value, slot: u16, asked: &str) -> Option<(String, u16)> {
         },
         _ => None,
     })
+}
+
+/// All nodes that `CLUSTER SLOTS` names.
+fn nodes(answer: &Value, asked: &str) -> Vec<Host> {
+    let Value::Array(ranges) = answer else { return Vec::new() };
+    let parts =
+        ranges.iter().filter_map(|range| if let Value::Array(parts) = range { Some(parts) } else { None });
+    let nodes = parts.flat_map(|parts| parts.iter().skip(2));
+    let host = |node: &Value| match node {
+        Value::Array(node) if node.len() >= 2 => Some((host_of(&node[0], asked), number(&node[1])?)),
+        _ => None,
+    };
+    nodes.filter_map(host).collect()
+}
+
+/// The other sentinels that one knows: of each, names and values.
+fn sentinels(answer: &Value) -> Vec<Host> {
+    let Value::Array(others) = answer else { return Vec::new() };
+    let host = |other: &Value| {
+        let pairs: Vec<_> = match other {
+            Value::Array(words) => words.chunks_exact(2).map(|pair| (&pair[0], &pair[1])).collect(),
+            Value::Map(pairs) => pairs.iter().map(|(name, value)| (name, value)).collect(),
+            _ => return None,
+        };
+        let fact = |name| pairs.iter().find(|(is, _)| is_text(is, name)).map(|(_, value)| *value);
+        let Value::BulkString(host) = fact("ip")? else { return None };
+        Some((String::from_utf8_lossy(host).into_owned(), number(fact("port")?)?))
+    };
+    others.iter().filter_map(host).collect()
+}
+
+fn is_text(value: &Value, text: &str) -> bool {
+    match value {
+        Value::BulkString(is) => is == text.as_bytes(),
+        Value::SimpleString(is) => is == text,
+        _ => false,
+    }
 }
 
 /// A host in an answer; one that is empty or unknown is the host that was asked.
@@ -258,6 +372,17 @@ mod tests {
         assert_eq!(owner(&answer, 5461, "asked"), Some(("asked".to_owned(), 7002)));
         assert_eq!(owner(&Value::Array(vec![range(0, 1, "a", 1)]), 2, "asked"), None);
         assert_eq!(owner(&Value::Nil, 2, "asked"), None);
+    }
+
+    #[test]
+    fn everybody_who_is_named_can_be_asked() {
+        let node = |host, port| Value::Array(vec![text(host), Value::Int(port), text("id")]);
+        let range = Value::Array(vec![Value::Int(0), Value::Int(5), node("10.0.0.1", 7001), node("", 7002)]);
+        let hosts = [("10.0.0.1".to_owned(), 7001), ("asked".to_owned(), 7002)];
+        assert_eq!(nodes(&Value::Array(vec![range]), "asked"), hosts);
+        let words = ["name", "x", "ip", "10.0.0.2", "port", "26379"].map(text);
+        let answer = Value::Array(vec![Value::Array(words.to_vec()), Value::Nil]);
+        assert_eq!(sentinels(&answer), [("10.0.0.2".to_owned(), 26_379)]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use crate::keys::Keys;
 use crate::link::{Link, Live};
 use crate::script;
-use crate::trouble::Trouble;
+use crate::trouble::{Trouble, is_elsewhere};
 use crate::wire::Fields;
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::waiters::Waiters;
@@ -333,7 +333,7 @@ impl Sender {
     }
 
     /// Tells each publisher what became of its event. What is to be sent to another server, and why: this one became a
-    /// replica, and has stored nothing of that.
+    /// replica, or its slot was moved, and has stored nothing of that.
     fn stored(&self, batch: Vec<Waiting>, answer: Value) -> Option<(Vec<Waiting>, Trouble)> {
         let Value::Array(answers) = answer else {
             let trouble = Trouble::lasting("cannot store it", "the server has answered something else");
@@ -348,7 +348,7 @@ impl Sender {
                 Value::Int(_) => Ok(()),
                 other => {
                     let text = redis::from_redis_value::<String>(other).unwrap_or_default();
-                    if text.starts_with("READONLY ") {
+                    if is_elsewhere(text.split(' ').next().unwrap_or_default(), &text) {
                         let trouble = || (Vec::new(), Trouble::said("cannot store it", &text));
                         elsewhere.get_or_insert_with(trouble).0.push(waiting);
                         continue;

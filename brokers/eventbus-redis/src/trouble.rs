@@ -30,10 +30,7 @@ impl Trouble {
         let remedy = code.and_then(remedy).or_else(|| remedy_of_text(&said));
         let broken = match code {
             // The server is another one by now.
-            Some("READONLY" | "MOVED" | "ASK" | "CLUSTERDOWN" | "MASTERDOWN" | "LOADING" | "TRYAGAIN") => {
-                true
-            }
-            Some(_) => false,
+            Some(code) => code == "LOADING" || is_elsewhere(code, &said),
             None => error.is_io_error() || error.is_unrecoverable_error(),
         };
         let lasting = matches!(code, Some("WRONGPASS" | "NOAUTH" | "NOPERM"))
@@ -99,6 +96,13 @@ impl From<Trouble> for BrokerError {
     fn from(trouble: Trouble) -> Self {
         Self::new(trouble.to_string())
     }
+}
+
+/// Whether a server has said that what was asked of it is another one's by now, and so has done nothing.
+pub(crate) fn is_elsewhere(code: &str, said: &str) -> bool {
+    matches!(code, "READONLY" | "MOVED" | "ASK" | "CLUSTERDOWN" | "MASTERDOWN" | "TRYAGAIN")
+        // A script, while its slot is being moved.
+        || said.contains("access a non local key")
 }
 
 /// What to do about an error of the server, by its first word.
