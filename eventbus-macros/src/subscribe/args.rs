@@ -219,3 +219,16 @@ fn check_group(text: &LitStr) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::OPTIONS;
+
+    #[test]
+    fn the_page_of_the_attribute_has_each_option() {
+        let page = include_str!("../../../src/docs/subscribe.md");
+        for option in OPTIONS {
+            assert!(page.contains(&format!("\n| `{option}` | ")), "`{option}` has no row");
+        }
+    }
+}
