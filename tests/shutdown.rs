@@ -175,6 +175,7 @@ async fn a_bus_without_subscriptions_publishes_and_refuses_to_run() {
     bus.publish(&Ping { number: 1 }).await.expect("a publisher knows nobody");
     let error = bus.run().await.unwrap_err().to_string();
     assert!(error.contains("no subscriptions") && error.contains("eventbus::link!"), "{error}");
+    assert!(error.contains("ends it by `bus.shutdown().await`"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

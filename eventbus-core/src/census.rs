@@ -294,7 +294,8 @@ pub(crate) fn unknown_group<'a>(wanted: &str, known: impl Iterator<Item = &'a st
 /// The sentence for a bus that has nothing to run.
 pub(crate) const NO_SUBSCRIPTIONS: &str = "there are no subscriptions: a crate that no code names is not linked, so if \
      your subscribers are in a library (also in the `src/lib.rs` beside this `main.rs`), name it with \
-     `eventbus::link!(that_crate);`; a program that only publishes needs no `run`";
+     `eventbus::link!(that_crate);`; a program that only publishes neither starts nor runs its bus, and ends it by \
+     `bus.shutdown().await`";
 
 /// Every topic that some crate declares with `topics!`.
 fn declared_topics() -> Vec<&'static str> {

@@ -30,6 +30,11 @@ pub fn command_with_handlers(address: Option<&str>, verb: &[&str]) -> Option<Str
     Some(line(&own.called, address, verb))
 }
 
+/// Whether the program is a command line only, as the binary `eventbus` is, and has no handlers.
+pub(crate) fn is_all() -> bool {
+    OWN.get().is_some_and(|own| !own.handlers)
+}
+
 fn line(called: &str, address: Option<&str>, verb: &[&str]) -> String {
     let verb = sentence(verb);
     match address {

@@ -3,6 +3,7 @@
 use super::home::needs_runtime;
 use crate::broker::Broker;
 use crate::choice::choice;
+use crate::command_line;
 use crate::error::{Error, Result};
 use crate::memory::MemoryBroker;
 use crate::printable::printable;
@@ -34,18 +35,29 @@ const OUR_SCHEMES: &[(&str, &str)] = &[
 
 /// The address that the environment names.
 pub(super) fn from_env() -> Result<String> {
-    match env::var(VARIABLE) {
+    named(env::var(VARIABLE))
+}
+
+fn named(variable: Result<String, env::VarError>) -> Result<String> {
+    let reason = match variable {
         Ok(url) if url.is_empty() => {
-            let reason =
-                format!("the variable is set and empty; unset it for `{DEFAULT}`, or name an address there");
-            Err(Error::Url { url: format!("${VARIABLE}"), reason })
+            format!("the variable is set and empty; unset it for `{DEFAULT}`, or name an address there")
         }
-        Ok(url) => Ok(url),
-        Err(env::VarError::NotPresent) => Ok(DEFAULT.to_owned()),
-        Err(error @ env::VarError::NotUnicode(_)) => {
-            Err(Error::Url { url: format!("${VARIABLE}"), reason: error.to_string() })
-        }
-    }
+        Ok(url) => return Ok(url),
+        // Who has forgotten the variable has never seen this address.
+        Err(env::VarError::NotPresent) if !has_scheme("sqlite") => format!(
+            "the variable is not set, and this build lacks the broker of the default, `{DEFAULT}`; name an address \
+             there, or `cargo add eventbus --features sqlite`"
+        ),
+        Err(env::VarError::NotPresent) => return Ok(DEFAULT.to_owned()),
+        Err(error @ env::VarError::NotUnicode(_)) => error.to_string(),
+    };
+    Err(Error::Url { url: format!("${VARIABLE}"), reason })
+}
+
+/// Whether a broker of this build has the scheme.
+fn has_scheme(name: &str) -> bool {
+    registry::schemes().iter().any(|known| known.name == name)
 }
 
 /// Opens the broker at `url`.
@@ -91,9 +103,16 @@ fn meant(url: &str) -> String {
         _ if bare.contains(['@', '?', '#']) || bare.chars().any(char::is_control) => None,
         _ if OUR_SCHEMES.iter().any(|(ours, _)| *ours == bare) => Some(format!("{bare}://localhost")),
         _ if scheme(bare).is_some() => by_port(bare).or_else(|| (bare != url).then(|| bare.to_owned())),
+        _ if let Some((ours, rest)) = without_colon(bare) => Some(format!("{ours}://{rest}")),
         _ => by_port(bare).or_else(|| is_file(bare).then(|| format!("sqlite:{bare}"))),
     };
     address.map(|address| format!("; did you mean `{}`?", printable(address))).unwrap_or_default()
+}
+
+/// What stands before and behind the slashes of an address of ours whose colon is missing.
+fn without_colon(address: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = address.split_once("//")?;
+    OUR_SCHEMES.iter().any(|(ours, _)| *ours == scheme).then_some((scheme, rest))
 }
 
 /// The address of a server that is given as its host and a port that everybody knows.
@@ -117,7 +136,8 @@ fn is_file(path: &str) -> bool {
 fn unknown(scheme: &str) -> String {
     if let Some((_, feature)) = OUR_SCHEMES.iter().find(|(ours, _)| *ours == scheme) {
         return format!(
-            "this build lacks the broker of `{scheme}:`; add it with `cargo add eventbus --features {feature}`"
+            "this build lacks the broker of `{scheme}:`; {}",
+            added_by(feature, command_line::is_all())
         );
     }
     let schemes = registry::schemes();
@@ -128,6 +148,14 @@ fn unknown(scheme: &str) -> String {
          `Bus::builder().broker(…)`); {}",
         choice(&format!("{scheme}:"), known.iter().map(String::as_str))
     )
+}
+
+/// How a broker is added to a program, or to a command line that is installed.
+fn added_by(feature: &str, installed: bool) -> String {
+    if installed {
+        return format!("install it again with `cargo install … --features {feature}`");
+    }
+    format!("add it with `cargo add eventbus --features {feature}`")
 }
 
 /// The address as it may be shown: without who connects, since a user may be a token, and without options.
@@ -143,11 +171,13 @@ fn without_secrets(url: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{meant, open, unknown, without_secrets};
+    use super::{added_by, meant, named, open, unknown, without_secrets};
+    use std::env::VarError;
 
     #[test]
     fn a_broker_that_this_build_lacks_says_how_to_add_it() {
         assert!(unknown("sqlite").contains("`cargo add eventbus --features sqlite`"));
+        assert!(added_by("nats", true).contains("`cargo install … --features nats`"));
         assert!(
             unknown("carrier-pigeon").contains("no broker of this build has the scheme `carrier-pigeon`")
         );
@@ -182,6 +212,8 @@ mod tests {
             (" memory:", "memory:"),
             ("sqlite", "sqlite:eventbus.db"),
             ("nats", "nats://localhost"),
+            ("nats//localhost", "nats://localhost"),
+            ("rediss//cache.internal:6380/1", "rediss://cache.internal:6380/1"),
             ("localhost:4222", "nats://localhost:4222"),
             ("127.0.0.1:6379", "redis://127.0.0.1:6379"),
         ] {
@@ -191,6 +223,17 @@ mod tests {
         for url in ["", "shop", "ada:secret@host/shop.db", "carrier-pigeon:home", "shop\u{1b}.db"] {
             assert_eq!(meant(url), "", "{url:?}");
         }
+    }
+
+    #[test]
+    fn a_variable_that_is_not_set_is_named_where_nothing_has_the_default() {
+        assert_eq!(named(Ok("memory:".to_owned())).unwrap(), "memory:");
+        // No broker of the tests of this crate has `sqlite:`.
+        let error = named(Err(VarError::NotPresent)).unwrap_err().to_string();
+        assert!(error.contains("`$EVENTBUS_URL`: the variable is not set"), "{error}");
+        assert!(error.ends_with("or `cargo add eventbus --features sqlite`"), "{error}");
+        let error = named(Ok(String::new())).unwrap_err().to_string();
+        assert!(error.contains("the variable is set and empty"), "{error}");
     }
 
     #[test]
