@@ -4,7 +4,8 @@ use crate::command::{Command, execute_standalone};
 use crate::options::Options;
 use crate::output::columns;
 use crate::text::{counted, printable_lines};
-use crate::verbs::StandaloneVerb;
+use crate::verbs::{StandaloneVerb, Verb};
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use eventbus_core::command_line::is_called;
@@ -197,7 +198,8 @@ fn parse<P: Parser>(words: impl FnOnce(clap::Command) -> clap::Command) -> Resul
         command = command.term_width(columns().min(100));
     }
     let read = || P::from_arg_matches_mut(&mut command.try_get_matches()?);
-    read().map_err(|error: clap::Error| {
+    read().map_err(|mut error: clap::Error| {
+        tell_whose(&mut error);
         let text = error.render().to_string();
         // There is nobody to tell that nobody can be told.
         let _ = if text.contains(|c| c != '\n' && is_hostile(c)) {
@@ -208,6 +210,18 @@ fn parse<P: Parser>(words: impl FnOnce(clap::Command) -> clap::Command) -> Resul
         };
         u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
     })
+}
+
+/// Says of a verb that only programs have where it is to be found.
+fn tell_whose(error: &mut clap::Error) {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else { return };
+    if Verb::has_subcommand(word) {
+        let tip = format!(
+            "`{word}` needs the handlers of a program: give yours a command line, `eventbus_cli::main(Bus::builder())`, \
+             and call it there"
+        );
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
 }
 
 /// What a program without words of its own is.

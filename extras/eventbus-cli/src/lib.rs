@@ -56,7 +56,8 @@
 //! What `publish` of a program takes is read once with the event type that the program has for it: a payload that its
 //! handlers could not read is refused, with its place, and key and subject are those of the event where they are not
 //! given. Without `--event-version` it is read as the newest version that the program has. A topic that is none of the
-//! program's and close to one of them is refused as a slip. `--unchecked` publishes it all the same. The binary `eventbus`
+//! program's and close to one of them is refused as a slip. `--unchecked` publishes it all the same. `dead-letters edit`
+//! looks at a mended payload likewise. The binary `eventbus`
 //! knows no types: there, name the key with `--key`, and the version where it is not 1.
 //!
 //! # Output

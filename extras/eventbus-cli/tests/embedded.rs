@@ -272,6 +272,12 @@ fn operators_and_the_program_meet_on_one_file() {
     wait(|| group()["backlog"] == 0);
     assert_eq!((&group()["group"], &group()["active"]), (&"mail".into(), &true.into()));
     operator(&["groups", "drop", "mail"], 1);
+    let unreadable = folder.path().join("payload.json");
+    std::fs::write(&unreadable, r#"{"id":"seven"}"#).unwrap();
+    let edit = ["dead-letters", "edit", "1", "--payload", unreadable.to_str().unwrap(), "--url", &url];
+    let refused = ended(&mut shop(&edit), 1);
+    assert!(text(&refused.stderr).contains("nothing was delivered; mend the payload"), "{refused:?}");
+    assert_eq!(lines(&["dead-letters", "list", "--json"]).len(), 1, "what handlers cannot read stays");
     assert_eq!(operator(&["dead-letters", "edit", "1"], 0), "delivered again dead letter 1 of mail\n");
     operator(&["dead-letters", "edit", "1"], 3);
     wait(|| group()["backlog"] == 0);

@@ -47,6 +47,17 @@ fn each_kind_of_end_has_its_exit_code() {
 }
 
 #[test]
+fn a_verb_that_needs_handlers_says_where_it_is_to_be_found() {
+    for verb in ["run", "replay", "check", "subscriptions"] {
+        let refused = ended(&mut eventbus(&[verb]), 2);
+        let tip = format!("`{verb}` needs the handlers of a program");
+        assert!(text(&refused.stderr).contains(&tip), "{refused:?}");
+    }
+    let unknown = ended(&mut eventbus(&["frobnicate"]), 2);
+    assert!(!text(&unknown.stderr).contains("handlers"), "{unknown:?}");
+}
+
+#[test]
 fn looking_at_a_mistyped_path_is_an_error_and_creates_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mistyped.db");

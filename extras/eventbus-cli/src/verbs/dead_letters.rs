@@ -15,7 +15,7 @@ use eventbus_core::broker::{
 };
 use eventbus_core::choice::choice;
 use eventbus_core::printable::printable;
-use eventbus_core::{Bus, Pattern};
+use eventbus_core::{Bus, Envelope, Pattern, census};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -58,6 +58,9 @@ pub(crate) enum DeadLetters {
         /// Take the payload from a file, or with `-` from standard input, in place of an editor
         #[arg(long, value_name = "FILE")]
         payload: Option<PathBuf>,
+        /// Deliver also what the event type of this program cannot read, which its handlers give up
+        #[arg(long)]
+        unchecked: bool,
     },
     /// Deliver dead letters again, each to the group that gave it up; asks first unless one is named, and needs --yes
     /// where nobody can answer
@@ -157,7 +160,7 @@ impl DeadLetters {
                 let letter = find(session, &*store, &id).await?;
                 show(session, &id, &letter)?;
             }
-            Self::Edit { id, payload } => edit(session, &bus, &id, payload).await?,
+            Self::Edit { id, payload, unchecked } => edit(session, &bus, &id, payload, unchecked).await?,
             Self::Republish(many) => {
                 let question = "deliver {} again?";
                 change(session, &bus, many, Change { question, done: "delivered again", republish: true })
@@ -272,7 +275,13 @@ fn missing(session: &Session, id: &DeadLetterId) -> Failure {
     Failure::not_found(format!("there is no dead letter {id} (any more); {list} shows those there are"))
 }
 
-async fn edit(session: &mut Session, bus: &Bus, id: &DeadLetterId, from: Option<PathBuf>) -> Result {
+async fn edit(
+    session: &mut Session,
+    bus: &Bus,
+    id: &DeadLetterId,
+    from: Option<PathBuf>,
+    unchecked: bool,
+) -> Result {
     let store = bus.dead_letters()?;
     let letter = find(session, &*store, id).await?;
     let envelope = &letter.envelope;
@@ -290,7 +299,18 @@ async fn edit(session: &mut Session, bus: &Bus, id: &DeadLetterId, from: Option<
     if is_json && let Err(error) = json::check(&payload) {
         return Err(Failure::new(format!("the new payload is no JSON: {error}; nothing was delivered")));
     }
-    if !store.republish(id, Some(Bytes::from(payload))).await? {
+    let payload = Bytes::from(payload);
+    if !unchecked
+        && let Some((event, Err(error))) =
+            census::read(&Envelope::clone(envelope).with_payload(payload.clone()))
+    {
+        return Err(Failure::new(format!(
+            "{error} ({}:{}); nothing was delivered; mend the payload, or deliver it all the same with --unchecked: \
+             handlers give up such an event",
+            event.file, event.line
+        )));
+    }
+    if !store.republish(id, Some(payload)).await? {
         return Err(missing(session, id));
     }
     said(session, id, "delivered again", &letter.group)?;
