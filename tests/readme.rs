@@ -55,6 +55,27 @@ fn the_first_program_is_an_example_as_it_stands() {
     assert_eq!(blocks("rust")[0], program);
 }
 
+#[test]
+fn options_of_addresses_are_those_of_a_broker() {
+    let brokers = [
+        include_str!("../brokers/eventbus-nats/src/config.rs"),
+        include_str!("../brokers/eventbus-redis/src/config.rs"),
+        include_str!("../brokers/eventbus-aws/src/config.rs"),
+    ];
+    let is_word = |letter: char| letter.is_ascii_lowercase() || letter == '_';
+    let options: Vec<_> = README
+        .split('?')
+        .skip(1)
+        .filter_map(|rest| rest.split_once('=').map(|(option, _)| option))
+        .filter(|option| option.chars().all(is_word))
+        .collect();
+    assert!(options.len() > 5, "the options were found: {options:?}");
+    for option in options {
+        let quoted = format!("\"{option}\"");
+        assert!(brokers.iter().any(|broker| broker.contains(&quoted)), "no broker has `?{option}=`");
+    }
+}
+
 /// The program of the first page returns another type from `main` than the command line does.
 #[test]
 fn each_main_is_shown_whole() {

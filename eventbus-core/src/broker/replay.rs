@@ -58,6 +58,16 @@ pub struct ReplayRequest {
 }
 
 /// Where a replay begins.
+///
+/// ```
+/// use eventbus::broker::ReplayFrom;
+/// use std::time::{Duration, SystemTime};
+///
+/// let an_hour_ago = SystemTime::now() - Duration::from_secs(3600);
+/// let from = ReplayFrom::Time(an_hour_ago.try_into()?);
+/// # let _ = from;
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReplayFrom {
