@@ -61,9 +61,12 @@ impl NatsBroker {
     }
 
     /// The client, for whatever else the program does with NATS. It is the connection of the broker.
+    ///
+    /// Ask for it whenever it is needed: over a message that it cannot read, such as one with a bare carriage return in a
+    /// header, it ends for good, and then the broker has another one.
     #[must_use]
     pub fn client(&self) -> Client {
-        self.shared().link.client.clone()
+        self.shared().link.client().client.clone()
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -71,7 +74,8 @@ impl NatsBroker {
     }
 
     pub(crate) async fn connect_with(settings: Settings) -> Result<Self, BrokerError> {
-        let link = Arc::new(Link::open(settings).await?);
+        let (link, ended) = Link::open(settings).await?;
+        let link = Arc::new(link);
         link.ensure_streams().await?;
         let (outlet, confirmations) = Outlet::open(Arc::clone(&link)).await?;
         let shared = Shared {
@@ -81,6 +85,7 @@ impl NatsBroker {
             tasks: Lock::new(Rank::BROKER, Vec::new()),
         };
         let broker = Self(Arc::new(Handle(Arc::new(shared))));
+        broker.shared().spawn(Arc::clone(&broker.shared().link).keep(ended));
         broker.shared().spawn(confirmations);
         Ok(broker)
     }
@@ -141,7 +146,7 @@ impl Shared {
         let unsettled: usize = subscriptions.iter().map(|one| one.state.lock().intake.unconfirmed()).sum();
         let unsent = self.outlet.open_publishes();
         self.link.state.close();
-        let _ = self.link.client.drain().await;
+        let _ = self.link.client().client.drain().await;
         self.abort();
         if unsettled == 0 && unsent == 0 {
             return Ok(());
@@ -194,6 +199,7 @@ impl Broker for NatsBroker {
         features.competing = true;
         features.deduplicates = true;
         features.attempts = Attempts::Noted;
+        features.counts_crashes = true;
         features.backlog = Backlog::Exactly;
         features.max_payload = Some(self.shared().link.max_payload());
         features
@@ -256,6 +262,19 @@ impl Broker for NatsBroker {
     fn settled(&self) -> Option<BrokerFuture<()>> {
         let shared = Arc::clone(self.shared());
         Some(BrokerFuture::new(async move { shared.settled().await }))
+    }
+
+    fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
+        let open = self.shared().subscriptions();
+        let is_of = |one: &Subscription| {
+            subscriptions.iter().any(|other| other.group == one.group && other.pattern == one.pattern)
+        };
+        let open: Vec<_> = open.into_iter().filter(|one| is_of(one)).collect();
+        BrokerFuture::new(async move {
+            for one in open {
+                one.drain().await;
+            }
+        })
     }
 
     fn close(&self) -> BrokerFuture<Result<(), BrokerError>> {

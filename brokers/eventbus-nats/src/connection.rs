@@ -1,12 +1,15 @@
 //! The connection: how it is made, what is wrong where it cannot be, and what the server says while it is there.
 
 use crate::config::{Login, Settings};
-use async_nats::jetstream::context::RequestErrorKind;
+use crate::suspects::Turns;
+use async_nats::connection::State;
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{
-    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError, rustls,
+    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, Message, RequestErrorKind, ServerAddr,
+    ServerError, Subscriber, rustls,
 };
+use bytes::Bytes;
 use eventbus_core::BrokerError;
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::waiters::Waiters;
@@ -16,8 +19,11 @@ use serde::de::DeserializeOwned;
 use std::error::Error as _;
 use std::fmt;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
 /// How often the server is asked for a sign of life; without one for three times as long the connection is made anew.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
@@ -25,15 +31,49 @@ const PING_INTERVAL: Duration = Duration::from_secs(2);
 const ATTEMPT: Duration = Duration::from_secs(3);
 /// How long an answer of the server may take.
 pub(crate) const ANSWER: Duration = Duration::from_secs(5);
+/// A client that has ended after a shorter time than this is not replaced at once.
+const SHORT: Duration = Duration::from_secs(10);
 
 /// The connection, and what is known of it.
 pub(crate) struct Link {
-    pub(crate) client: Client,
-    pub(crate) jetstream: jetstream::Context,
+    client: Lock<Arc<Numbered>>,
     pub(crate) state: Arc<ConnectionState>,
     pub(crate) denied: Arc<Denied>,
     pub(crate) settings: Settings,
+    /// Whose turn it is among what may have ended an earlier process.
+    pub(crate) turns: Lock<Turns>,
+    subscriptions: AtomicU64,
+    #[cfg(test)]
+    pub(crate) faults: crate::faults::Faults,
 }
+
+/// A client. It ends by itself where it panics, as it does over some messages, and is replaced then.
+pub(crate) struct Numbered {
+    pub(crate) client: Client,
+    /// Which client of the link it is. What another one was subscribed to, it is not.
+    pub(crate) number: u64,
+}
+
+/// Where answers come.
+pub(crate) struct Inbox {
+    /// The client that is subscribed to them.
+    pub(crate) client: u64,
+    /// What stands before a last token of any kind.
+    pub(crate) subject: String,
+    pub(crate) messages: Subscriber,
+}
+
+impl Numbered {
+    /// Subscribes to a subject that nobody else has. None: the client has ended.
+    pub(crate) async fn inbox(&self) -> Option<Inbox> {
+        let subject = self.client.new_inbox();
+        let messages = self.client.subscribe(format!("{subject}.*")).await.ok()?;
+        Some(Inbox { client: self.number, subject, messages })
+    }
+}
+
+/// Resolves once a client has ended.
+pub(crate) type Ended = oneshot::Receiver<()>;
 
 /// What the server did not let this program do. It says so beside the call, which gets no answer.
 pub(crate) struct Denied {
@@ -78,56 +118,129 @@ impl Denied {
 }
 
 impl Link {
-    /// Connects, and waits for a server that does not answer as long as the settings say.
-    pub(crate) async fn open(settings: Settings) -> Result<Self, BrokerError> {
+    /// Connects, and waits for a server that does not answer as long as the settings say. The second of the answer is for
+    /// [`keep`](Self::keep).
+    pub(crate) async fn open(settings: Settings) -> Result<(Self, Ended), BrokerError> {
         let shown = settings.shown();
         let state = Arc::new(ConnectionState::up(shown.clone()));
         let denied = Arc::new(Denied::new());
-        let options = options(&settings, &state, &denied).await?;
-        let mut servers = Vec::new();
-        for server in &settings.servers {
-            let scheme = if settings.tls { "tls" } else { "nats" };
-            let server = format!("{scheme}://{server}").parse::<ServerAddr>();
-            servers.push(
-                server.map_err(|error| {
-                    BrokerError::new(format!("`{shown}` is no address")).with_cause(error)
-                })?,
-            );
-        }
-        let connect = || {
-            let connecting = options.clone().connect(servers.clone());
-            let settings = &settings;
-            async move { connecting.await.map_err(|error| explain(settings, &error)) }
+        let servers = servers(&settings)?;
+        let connect = || connect(&settings, &servers, (&state, &denied));
+        let (client, ended) = patiently(&shown, settings.connect_timeout, connect).await?;
+        let turns = Lock::new(Rank::LEAF, Turns::new(client.new_inbox()));
+        let client = Lock::new(Rank::LEAF, Arc::new(Numbered { client, number: 1 }));
+        let link = Self {
+            client,
+            state,
+            denied,
+            settings,
+            turns,
+            subscriptions: AtomicU64::new(0),
+            #[cfg(test)]
+            faults: crate::faults::Faults::default(),
         };
-        let client = patiently(&shown, settings.connect_timeout, connect).await?;
-        let mut jetstream = match &settings.domain {
-            Some(domain) => jetstream::with_domain(client.clone(), domain),
-            None => jetstream::new(client.clone()),
-        };
-        jetstream.set_timeout(ANSWER);
-        Ok(Self { client, jetstream, state, denied, settings })
+        Ok((link, ended))
     }
 
-    /// Asks JetStream for something, by the subject of its API.
+    /// A number that no other subscription of this broker has.
+    pub(crate) fn number_of_subscription(&self) -> u64 {
+        self.subscriptions.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The client as it is now.
+    pub(crate) fn client(&self) -> Arc<Numbered> {
+        Arc::clone(&self.client.lock())
+    }
+
+    /// Puts another client in the place of one that has ended, each time. To whoever uses the link that is another
+    /// connection: what was subscribed to is to be subscribed to again, and what was asked for may be lost.
+    pub(crate) async fn keep(self: Arc<Self>, mut ended: Ended) {
+        let (mut since, mut tries) = (Instant::now(), 0);
+        loop {
+            // Nothing is sent: it is dropped with the client.
+            let _ = ended.await;
+            if self.state.is_closed() {
+                return;
+            }
+            self.state.is_lost("the client of NATS has ended, as it does over a message that it cannot read");
+            tries = if since.elapsed() < SHORT { tries } else { 0 };
+            ended = loop {
+                tries += 1;
+                tokio::time::sleep(pause_before(tries)).await;
+                match self.replace().await {
+                    Ok(ended) => break ended,
+                    Err(error) => self.state.is_lost(&error),
+                }
+            };
+            since = Instant::now();
+        }
+    }
+
+    async fn replace(&self) -> Result<Ended, String> {
+        let servers = servers(&self.settings).map_err(|error| error.to_string())?;
+        let connected = connect(&self.settings, &servers, (&self.state, &self.denied)).await;
+        let (client, ended) = connected.map_err(|failure| match failure {
+            Failure::Passing(error) => error,
+            Failure::Lasting(error) => error.to_string(),
+        })?;
+        let mut current = self.client.lock();
+        *current = Arc::new(Numbered { client: client.clone(), number: current.number + 1 });
+        drop(current);
+        self.state.is_up();
+        if client.connection_state() != State::Connected {
+            // What it has said of that was not heeded yet.
+            self.state.is_lost("the server has ended it, or does not answer any more");
+        }
+        Ok(ended)
+    }
+
+    /// Subscribes to a subject that nobody else has, on whichever client there is.
+    pub(crate) async fn inbox(&self) -> Result<Inbox, BrokerError> {
+        loop {
+            let connection = self.state.times();
+            if let Some(inbox) = self.client().inbox().await {
+                return Ok(inbox);
+            }
+            if self.state.is_closed() {
+                return Err(BrokerError::new("cannot listen for answers: the broker is closed"));
+            }
+            self.state.another(connection).await;
+        }
+    }
+
+    /// Asks JetStream for something, by the subject of its API. Where the client ends meanwhile, the next one asks again:
+    /// what is asked for may be done twice.
     pub(crate) async fn api<T: DeserializeOwned>(
         &self,
         subject: impl AsRef<str>,
         request: &(impl Serialize + Sync + ?Sized),
     ) -> Result<T, Refusal> {
+        let payload = serde_json::to_vec(request).map_err(|error| Refusal::Unreadable(error.to_string()))?;
+        let subject = self.api_subject(subject.as_ref());
+        let answer = self.request(subject, payload.into()).await?;
+        match serde_json::from_slice(&answer.payload) {
+            Ok(Response::Ok(answer)) => Ok(answer),
+            Ok(Response::Err { error }) => {
+                Err(Refusal::Error { code: error.error_code(), said: error.to_string() })
+            }
+            Err(error) => Err(Refusal::Unreadable(error.to_string())),
+        }
+    }
+
+    /// Sends something that is answered, on whichever client there is.
+    pub(crate) async fn request(&self, subject: String, payload: Bytes) -> Result<Message, Refusal> {
+        #[cfg(test)]
+        let is_lost_here = self.faults.meet(&subject, Refusal::Silence)?;
         let mut denied = self.denied.times();
-        let mut question =
-            std::pin::pin!(self.jetstream.request::<_, _, Response<T>>(subject.as_ref().to_owned(), request));
+        let mut asking = pin!(tokio::time::timeout(ANSWER, self.ask(&subject, &payload)));
         loop {
             tokio::select! {
                 biased;
-                answer = &mut question => return match answer {
-                    Ok(Response::Ok(answer)) => Ok(answer),
-                    Ok(Response::Err { error }) => Err(Refusal::Error { code: error.error_code(), said: error.to_string() }),
-                    Err(error) => Err(match error.kind() {
-                        RequestErrorKind::TimedOut | RequestErrorKind::NoResponders => Refusal::Silence,
-                        _ => Refusal::Unreadable(error.to_string()),
-                    }),
-                },
+                answer = &mut asking => {
+                    #[cfg(test)]
+                    let answer = if is_lost_here { Ok(Err(Refusal::Silence)) } else { answer };
+                    return answer.unwrap_or(Err(Refusal::Silence));
+                }
                 (times, said) = self.denied.after(denied) => {
                     denied = times;
                     if is_of_jetstream(&said) {
@@ -135,6 +248,26 @@ impl Link {
                     }
                 }
             }
+        }
+    }
+
+    async fn ask(&self, subject: &str, payload: &Bytes) -> Result<Message, Refusal> {
+        loop {
+            let connection = self.state.times();
+            let current = self.client();
+            let request = async_nats::client::Request::new().payload(payload.clone());
+            match current.client.send_request(subject.to_owned(), request).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => match error.kind() {
+                    RequestErrorKind::TimedOut | RequestErrorKind::NoResponders => {
+                        return Err(Refusal::Silence);
+                    }
+                    RequestErrorKind::Other if self.state.is_closed() => return Err(Refusal::Silence),
+                    // It has ended.
+                    RequestErrorKind::Other => self.state.another(connection).await,
+                    _ => return Err(Refusal::Unreadable(error.to_string())),
+                },
+            };
         }
     }
 
@@ -245,23 +378,46 @@ impl Refusal {
     }
 }
 
-async fn options(
+fn servers(settings: &Settings) -> Result<Vec<ServerAddr>, BrokerError> {
+    let scheme = if settings.tls { "tls" } else { "nats" };
+    let parse = |server: &String| {
+        format!("{scheme}://{server}").parse::<ServerAddr>().map_err(|error| {
+            BrokerError::new(format!("`{}` is no address", settings.shown())).with_cause(error)
+        })
+    };
+    settings.servers.iter().map(parse).collect()
+}
+
+/// Makes a client. What it tells of its connection counts once it has succeeded.
+async fn connect(
     settings: &Settings,
-    state: &Arc<ConnectionState>,
-    denied: &Arc<Denied>,
-) -> Result<ConnectOptions, BrokerError> {
-    let (state, denied) = (Arc::clone(state), Arc::clone(denied));
+    servers: &[ServerAddr],
+    (state, denied): (&Arc<ConnectionState>, &Arc<Denied>),
+) -> Result<(Client, Ended), Failure> {
+    let (ends, ended) = oneshot::channel();
+    let is_made = Arc::new(AtomicBool::new(false));
+    let (state, denied, heeded) = (Arc::clone(state), Arc::clone(denied), Arc::clone(&is_made));
+    let options = options(settings).await.map_err(Failure::Lasting)?.event_callback(move |event| {
+        // The client has it as long as it lives: so its end is seen, which it tells nobody where it panics.
+        let _ = &ends;
+        if heeded.load(Ordering::Acquire) {
+            hear(&state, &denied, &event);
+        }
+        std::future::ready(())
+    });
+    let client = options.connect(servers.to_vec()).await.map_err(|error| explain(settings, &error))?;
+    is_made.store(true, Ordering::Release);
+    Ok((client, ended))
+}
+
+async fn options(settings: &Settings) -> Result<ConnectOptions, BrokerError> {
     let mut options = ConnectOptions::new()
         .name(format!("eventbus {}", settings.stream))
         .require_tls(settings.tls)
         .ping_interval(PING_INTERVAL)
         .connection_timeout(ATTEMPT)
         .request_timeout(Some(ANSWER))
-        .reconnect_delay_callback(pause_before)
-        .event_callback(move |event| {
-            hear(&state, &denied, &event);
-            std::future::ready(())
-        });
+        .reconnect_delay_callback(pause_before);
     options = match &settings.login {
         Login::Nobody => options,
         Login::User(user, password) => options.user_and_password(user.clone(), password.reveal().to_owned()),

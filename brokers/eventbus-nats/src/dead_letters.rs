@@ -251,10 +251,11 @@ impl Shared {
         }
     }
 
-    /// Gives the dead letters of a group to another one.
-    pub(crate) async fn rename_dead_letters(&self, from: &str, to: &str) -> Result<(), BrokerError> {
+    /// Gives the dead letters of a group to another one; how many there were.
+    pub(crate) async fn rename_dead_letters(&self, from: &str, to: &str) -> Result<usize, BrokerError> {
         let mut query = DeadLetterQuery::default();
         query.group = Some(from.to_owned());
+        let mut moved = 0;
         for (id, letter) in self.find_dead_letters(query).await? {
             let mut letter = (*letter).clone();
             to.clone_into(&mut letter.group);
@@ -264,8 +265,9 @@ impl Shared {
             if let Some(id) = place(&id) {
                 self.remove_dead_letter(id).await?;
             }
+            moved += 1;
         }
-        Ok(())
+        Ok(moved)
     }
 }
 

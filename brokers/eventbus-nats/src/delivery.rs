@@ -3,7 +3,8 @@
 use crate::dead_letters::dead_letter;
 use crate::intake::{Settled, Waiting};
 use crate::notes;
-use crate::subscription::{ACK, AHEAD, Subscription};
+use crate::subscription::{ACK, AHEAD, Stale, Subscription};
+use crate::suspects::After;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::{
     Begin, BrokerFuture, DeadLetter, Deliveries, Offset, Parked, Receipt, Received, Settler,
@@ -41,23 +42,24 @@ impl Deliveries for NatsDeliveries {
     ) -> Poll<Result<(), BrokerError>> {
         let mut waker = None;
         loop {
-            let mut state = self.subscription.state.lock();
+            let mut locked = self.subscription.state.lock();
+            let state = &mut *locked;
             if state.intake.has_some() {
-                let epoch = state.intake.epoch();
+                let (epoch, suspects) = (state.intake.epoch(), &state.suspects);
                 into.extend(state.intake.take(limit).map(|waiting| Received {
                     receipt: Receipt {
                         envelope: waiting.envelope,
                         offset: Offset::new(waiting.sequence.into()),
-                        attempt: waiting.attempt,
+                        attempt: waiting.attempt.saturating_add(suspects.crashes(waiting.sequence)),
                         token: epoch,
                     },
                     replayed: false,
                     parked: waiting.parked,
-                    alone: false,
+                    alone: suspects.contains(waiting.sequence),
                     settler: Arc::clone(&self.settler),
                 }));
                 let has_room = state.intake.at_hand() <= AHEAD / 2;
-                drop(state);
+                drop(locked);
                 if has_room {
                     self.subscription.bell.notify_one();
                 }
@@ -71,12 +73,12 @@ impl Deliveries for NatsDeliveries {
             }
             let Some(waker) = waker.take() else {
                 // To copy a waker is to call code of others.
-                drop(state);
+                drop(locked);
                 waker = Some(context.waker().clone());
                 continue;
             };
             let former = state.waker.replace(waker);
-            drop(state);
+            drop(locked);
             drop(former);
             return Poll::Pending;
         }
@@ -117,9 +119,12 @@ impl NatsSettler {
         } else {
             subscription.bell.notify_one();
         }
+        // The task ends after the last delivery is settled.
         if noted {
-            // The task ends after the last delivery is settled.
-            let _ = subscription.settled_notes.send(sequence);
+            let _ = subscription.settled_notes.send(Stale::Retry(sequence));
+        }
+        if subscription.end_attempt(sequence) {
+            let _ = subscription.settled_notes.send(Stale::Begun(sequence, After::Ended));
         }
         Ok(())
     }
@@ -169,7 +174,12 @@ impl Settler for NatsSettler {
             }
             let note =
                 notes::write(&subscription.link.settings, &subscription.consumer, sequence, attempt, parked);
-            subscription.outlet.store("the time of the next attempt", note).await
+            let parked = subscription.outlet.store("the time of the next attempt", note).await;
+            // Whatever became of that, the attempt has ended, and with it the process has not.
+            if subscription.end_attempt(sequence) {
+                subscription.take_back(sequence, After::Ended).await;
+            }
+            parked
         })
     }
 
@@ -179,18 +189,22 @@ impl Settler for NatsSettler {
         if self.0.competing { self.0.is_of(receipt.token) } else { self.0.is_sure(receipt.token) }
     }
 
-    fn begin(&self, _receipt: &Receipt) -> Option<BrokerFuture<Begin>> {
+    fn begin(&self, receipt: &Receipt) -> Option<BrokerFuture<Begin>> {
         // With several processes at once nothing is weakened where two have an event after a silence.
-        (!self.0.competing && !self.0.may_begin()).then(|| BrokerFuture::ready(Begin::Later(UNSURE)))
+        if !self.0.competing && !self.0.may_begin() {
+            return Some(BrokerFuture::ready(Begin::Later(UNSURE)));
+        }
+        self.0.note_attempt(sequence(receipt))
     }
 
     fn release(&self, receipt: Receipt) {
-        let waiting = Waiting {
-            sequence: sequence(&receipt),
-            envelope: receipt.envelope,
-            attempt: receipt.attempt,
-            parked: None,
-        };
+        let sequence = sequence(&receipt);
+        // The crashes are added when it is handed out again.
+        let attempt = self.0.state.lock().suspects.uncounted(sequence, receipt.attempt);
+        if let Some(after) = self.0.cut_off(sequence) {
+            let _ = self.0.settled_notes.send(Stale::Begun(sequence, after));
+        }
+        let waiting = Waiting { sequence, envelope: receipt.envelope, attempt, parked: None };
         self.0.give_back(receipt.token, waiting);
     }
 }

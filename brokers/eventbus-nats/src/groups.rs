@@ -1,16 +1,22 @@
 //! Groups: the consumers that the server keeps, and how far each has come.
 
 use crate::broker::Shared;
+use crate::publish::Other;
 use crate::topology::{PRIORITY_GROUP, consumer_name, filters, owner};
 use crate::unreadable::Which;
+use async_nats::HeaderMap;
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::consumer::{DeliverPolicy, Info};
+use async_nats::jetstream::consumer::{Config, DeliverPolicy, Info};
+use bytes::Bytes;
 use eventbus_core::broker::{BrokerFuture, GroupState, Groups, Offset};
 use eventbus_core::{BrokerError, Pattern};
 use jiff::Timestamp;
 use serde::de::IgnoredAny;
 use std::collections::HashMap;
 use std::sync::Arc;
+
+/// Under this a consumer says which group it was of before.
+const FORMER: &str = "eventbus-former-group";
 
 /// The cursors of groups.
 pub(crate) struct NatsGroups(pub(crate) Arc<Shared>);
@@ -50,8 +56,9 @@ impl Groups for NatsGroups {
     fn rename(&self, from: &str, to: &str) -> BrokerFuture<Result<bool, BrokerError>> {
         answers!(self, from to => async |shared: &Shared, from: String, to: String| {
             let renamed = shared.rename(&from, None, &to).await?;
-            shared.rename_dead_letters(&from, &to).await?;
-            Ok(renamed)
+            // Only these are left where an earlier try was cut.
+            let moved = shared.rename_dead_letters(&from, &to).await?;
+            Ok(renamed || moved > 0)
         })
     }
 
@@ -86,6 +93,9 @@ impl Shared {
         let consumers = self.link.consumers().await?;
         let bucket = settings.parked();
         let parked = self.counts(&format!("KV_{bucket}"), &format!("$KV.{bucket}.>")).await?;
+        // That a handler was called with an event is noted below that.
+        let parked: Vec<_> =
+            parked.into_iter().filter(|(subject, _)| subject.split('.').count() == 4).collect();
         let parked = by_token(&parked, 2);
         let dead = self.counts(&settings.dead(), &settings.dead_subjects()).await?;
         let dead = by_token(&dead, settings.prefix.split('.').count());
@@ -120,6 +130,29 @@ impl Shared {
         Some(message.time)
     }
 
+    /// Ends what was cut when a consumer was being put in the place of another one: what is gone is made, and where one is
+    /// there, its place is of no use any more.
+    async fn end_moves(&self) -> Result<(), BrokerError> {
+        let bucket = self.link.settings.parked();
+        let places = self.counts(&format!("KV_{bucket}"), &self.link.settings.moved_subject(">")).await?;
+        for (subject, _) in places {
+            let Some(name) = subject.rsplit('.').next() else { continue };
+            let Some(config) = self.link.place_of(name).await? else { continue };
+            match self.link.consumer_info(name).await {
+                Ok(_) => {}
+                Err(refusal) if refusal.is(ErrorCode::CONSUMER_NOT_FOUND) => {
+                    self.link.remove_notes_of_former(name).await?;
+                    self.make(name, config).await?;
+                }
+                Err(refusal) => {
+                    return Err(self.link.explain(format_args!("look at the consumer `{name}`"), refusal));
+                }
+            }
+            self.link.forget_place(name).await?;
+        }
+        Ok(())
+    }
+
     /// The consumers of a group, on one pattern or on all, none of which somebody handles.
     async fn idle(&self, group: &str, pattern: Option<&str>) -> Result<Vec<Info>, BrokerError> {
         let mut found = Vec::new();
@@ -146,55 +179,76 @@ impl Shared {
         pattern: Option<&str>,
         offset: Option<Offset>,
     ) -> Result<bool, BrokerError> {
+        self.end_moves().await?;
         let found = self.idle(group, pattern).await?;
         let after = offset.map_or(0, |offset| u64::try_from(offset.get()).unwrap_or(u64::MAX - 1));
         for info in &found {
-            let name = info.name.clone();
-            self.put_in_place(info, &name, after, info.config.clone()).await?;
-            self.link.remove_notes(&name).await;
+            self.put_in_place(&info.name, after, info.config.clone(), Vec::new()).await?;
         }
         Ok(!found.is_empty())
     }
 
-    /// Makes a consumer that goes on behind a place, in the place of another one.
+    /// Makes a consumer that goes on behind a place, with what was noted of the attempts at events, in the place of one of
+    /// its name. Where it is cut, the next one who opens the group, or moves any, ends it; the notes come along only where it
+    /// is done again.
     async fn put_in_place(
         &self,
-        former: &Info,
         name: &str,
         after: u64,
-        mut config: async_nats::jetstream::consumer::Config,
+        mut config: Config,
+        notes: Vec<Other>,
     ) -> Result<(), BrokerError> {
         config.name = Some(name.to_owned());
         config.durable_name = Some(name.to_owned());
         config.deliver_policy = DeliverPolicy::ByStartSequence { start_sequence: after.saturating_add(1) };
-        // A crash in between leaves this for the next opening of the group.
         let place = serde_json::to_vec(&config)
             .map_err(|error| BrokerError::new("cannot write it").with_cause(error))?;
-        let note = crate::publish::Other {
-            subject: self.link.settings.moved_subject(name),
-            headers: async_nats::HeaderMap::new(),
-            payload: place.into(),
-        };
-        self.outlet.store("the place of the group", note).await?;
+        let place = note(self.link.settings.moved_subject(name), place.into());
+        self.outlet.store("the place of the group", place).await?;
         self.delete_consumer(name).await?;
-        let made = self.link.set_consumer(config, "create").await;
-        made.map_err(|refusal| {
-            let what = format!(
-                "make the consumer `{name}` again, which was removed as it had come to {}; make it by hand",
-                former.ack_floor.stream_sequence
-            );
-            self.link.explain(what, refusal)
-        })?;
-        self.link.forget_place(name).await;
-        Ok(())
+        self.link.remove_notes(name).await?;
+        for note in notes {
+            self.outlet.store("the time of the next attempt", note).await?;
+        }
+        self.make(name, config).await?;
+        self.link.forget_place(name).await
     }
 
+    async fn make(&self, name: &str, config: Config) -> Result<(), BrokerError> {
+        let made = self.link.set_consumer(config, "create").await;
+        made.map(drop).map_err(|refusal| {
+            let what = format!(
+                "make the consumer `{name}` again, which was removed to be moved; do the same once more, or open the group"
+            );
+            self.link.explain(what, refusal)
+        })
+    }
+
+    /// What was noted of the attempts at events of a consumer, for another one.
+    async fn notes(&self, from: &str, to: &str) -> Result<Vec<Other>, BrokerError> {
+        let (settings, bucket) = (&self.link.settings, self.link.settings.parked());
+        let mut notes = Vec::new();
+        for (subject, _) in self.counts(&format!("KV_{bucket}"), &settings.notes_subject(from)).await? {
+            let payload = self.link.noted(&subject).await.map_err(|refusal| {
+                self.link.explain(format_args!("read `{subject}` in the bucket `{bucket}`"), refusal)
+            })?;
+            let rest = subject.strip_prefix(settings.notes_subject(from).trim_end_matches('>'));
+            if let (Some(payload), Some(rest)) = (payload, rest) {
+                notes.push(note(settings.notes_subject(to).replace('>', rest), payload));
+            }
+        }
+        Ok(notes)
+    }
+
+    /// Gives the consumers of a group to another one. Each is made before the former is removed, so that where this is cut it
+    /// can be done once more.
     async fn rename(&self, from: &str, pattern: Option<&str>, to: &str) -> Result<bool, BrokerError> {
         if !eventbus_grammar::is_group(to) {
             return Err(BrokerError::new(format!(
                 "`{to}` cannot be the name of a group; take 1 to 200 letters, digits, `_`, `-` and dots"
             )));
         }
+        self.end_moves().await?;
         let found = self.idle(from, pattern).await?;
         if found.is_empty() {
             return Ok(false);
@@ -203,7 +257,6 @@ impl Shared {
         if from == to {
             return Ok(true);
         }
-        let bucket = self.link.settings.parked();
         for info in &found {
             let Some((_, on)) = owner(&info.config) else { continue };
             let name = consumer_name(to, on);
@@ -219,42 +272,28 @@ impl Shared {
                 config.filter_subject.clear();
                 config.filter_subjects = subjects;
             }
-            self.link.remove_notes(&name).await;
-            self.put_in_place(info, &name, info.ack_floor.stream_sequence, config).await?;
-            for (subject, _) in
-                self.counts(&format!("KV_{bucket}"), &format!("$KV.{bucket}.{}.>", info.name)).await?
-            {
-                let Some(sequence) = subject.rsplit('.').next().and_then(|number| number.parse().ok()) else {
-                    continue;
-                };
-                if let Some(payload) = self.link.note(&info.name, sequence).await {
-                    let subject = self.link.settings.note_subject(&name, sequence);
-                    let note =
-                        crate::publish::Other { subject, headers: async_nats::HeaderMap::new(), payload };
-                    self.outlet.store("the time of the next attempt", note).await?;
-                }
-            }
+            config.metadata.insert(FORMER.to_owned(), from.to_owned());
+            let notes = self.notes(&info.name, &name).await?;
+            self.put_in_place(&name, info.ack_floor.stream_sequence, config, notes).await?;
             self.delete_consumer(&info.name).await?;
-            self.link.remove_notes(&info.name).await;
+            self.link.remove_notes(&info.name).await?;
         }
         // What the other group had on patterns that this one has not.
         for info in replaced.iter().filter(|_| pattern.is_none()) {
             let is_new = found
                 .iter()
                 .any(|other| owner(&other.config).is_some_and(|(_, on)| consumer_name(to, on) == info.name));
+            // Or it is new since an earlier try, which was cut.
+            let is_new = is_new || info.config.metadata.get(FORMER).is_some_and(|former| former == from);
             if !is_new {
                 self.delete_consumer(&info.name).await?;
+                self.link.remove_notes(&info.name).await?;
             }
         }
         Ok(true)
     }
 
-    fn config_of(
-        &self,
-        group: &str,
-        pattern: &Pattern,
-        info: &Info,
-    ) -> async_nats::jetstream::consumer::Config {
+    fn config_of(&self, group: &str, pattern: &Pattern, info: &Info) -> Config {
         let wanted = crate::topology::Wanted {
             group,
             pattern,
@@ -266,10 +305,12 @@ impl Shared {
     }
 
     async fn remove(&self, group: &str, pattern: Option<&str>) -> Result<bool, BrokerError> {
+        self.end_moves().await?;
         let found = self.idle(group, pattern).await?;
         for info in &found {
             self.delete_consumer(&info.name).await?;
-            self.link.remove_notes(&info.name).await;
+            // Where this is cut, they are removed before there is another consumer of this name.
+            self.link.remove_notes(&info.name).await?;
         }
         Ok(!found.is_empty())
     }
@@ -282,6 +323,11 @@ impl Shared {
             Err(refusal) => Err(self.link.explain(format_args!("remove the consumer `{name}`"), refusal)),
         }
     }
+}
+
+/// A message that puts something in the bucket.
+fn note(subject: String, payload: Bytes) -> Other {
+    Other { subject, headers: HeaderMap::new(), payload }
 }
 
 /// Counts by one token of the subjects.

@@ -24,7 +24,7 @@
 //! | `shared_by_key` | no | |
 //! | `deduplicates` | yes | by source and id, within the `duplicate_window` of the stream (2 minutes) |
 //! | `attempts` | noted | attempt and due time of a retry that waits are in a key-value bucket |
-//! | `counts_crashes` | no | an event whose handler ends the process is delivered again after each start |
+//! | `counts_crashes` | yes | what is delivered again is noted before its handler is called; what is delivered for the first time is not |
 //! | `backlog` | exactly | what `nats consumer info` shows: unprocessed and outstanding |
 //! | `max_payload` | of the server | less 64 KiB for headers, which the server counts as well |
 //!
@@ -36,8 +36,14 @@
 //!   connection repeats nothing that was settled; a crash repeats the acks of its last moments.
 //! - **A process that does not answer** loses its groups after [`ack_wait`](NatsBrokerBuilder::ack_wait). What it had is
 //!   called back by the next one, before anything newer is handled; its own acks are refused from then on.
-//! - **An event that ends the process** is delivered again each time: JetStream does not tell which of the deliveries in
-//!   flight was to blame, so nothing is charged with it.
+//! - **An event that ends the process** is found out: what was open then is noted in the bucket before its handler is called
+//!   the next time, and what was in a handler at another such end is handled alone from then on. The one that was alone when
+//!   the process ended is charged with an attempt, and beyond its retries it is a dead letter
+//!   ([`Crashed`](eventbus_core::broker::FailureKind::Crashed)). A process that is killed once or twice charges nothing, and
+//!   one that is killed after its shutdown has begun never does.
+//! - **How often an event was tried** is looked for until it is known: where the bucket cannot be asked, an event that was
+//!   delivered before waits, and the subscription says so. Of a note that cannot be read the attempt counts, or else how
+//!   often the event was delivered.
 //!
 //! # What is on the server
 //!
@@ -46,7 +52,7 @@
 //! | stream | `EVENTBUS` (option `stream`) | `eventbus.>` (option `prefix`): `order.placed` is `eventbus.order.placed`; `eventbus-again.>`: what goes back to one group |
 //! | consumer | `<group>-<hash>` | one for each group and pattern; its metadata has both |
 //! | stream | `EVENTBUS-DEAD` | `eventbus-dead.<group>.<topic>`, dots of the group as `/`: the event as it was, and headers `eventbus-dead-letter-…` |
-//! | bucket | `EVENTBUS-PARKED` | retries that wait |
+//! | bucket | `EVENTBUS-PARKED` | retries that wait; what is tried after a process has ended; groups that are being moved |
 //!
 //! They are made where they are missing, also while a program runs, or with `?topology=check` have to be there; a
 //! difference is an error with both values. A consumer that somebody removes goes on with the first event that is not
@@ -57,14 +63,15 @@
 //! Where the client cannot read a message, such as one with a header that is not UTF-8, it ends the connection. What was
 //! delivered then is looked through, and such a message is sent again to the group in a form that can be read: headers that
 //! are not UTF-8 are read as Latin-1, and lines that are no headers are left out. A header with a bare carriage return ends
-//! the client altogether (subscriptions end with an error, publishes are refused); the next process to open the group goes
-//! on with it.
+//! the client altogether, with a panic; it is replaced, subscriptions and publishes go on with another one, and a program
+//! that has asked for [`NatsBroker::client`] asks again.
 //!
 //! Times of the audit log and of replays are those at which events happened. They are looked for from five minutes before
 //! on by the times at which the server stored them: what says that it happened later than that is not found by its time.
 //!
-//! A group is moved by making its consumer anew, since JetStream moves none. Its place is noted in the bucket
-//! before: after a crash in the middle of `groups seek` or `groups move` the group goes on there when it is opened. What it had settled out of order is delivered again.
+//! A group is moved by making its consumer anew, since JetStream moves none. Its place is noted in the bucket before: after a
+//! crash in the middle of `groups seek`, `move` or `drop` the same may be done again, and a group that is opened instead goes
+//! on at the one place or the other. What it had settled out of order is delivered again.
 //!
 //! # Options of an address
 //!
@@ -82,6 +89,8 @@ mod config;
 mod connection;
 mod dead_letters;
 mod delivery;
+#[cfg(test)]
+mod faults;
 mod groups;
 mod intake;
 mod notes;
@@ -91,6 +100,7 @@ mod replay;
 mod scan;
 mod subscribe;
 mod subscription;
+mod suspects;
 mod topology;
 mod unreadable;
 mod wire;

@@ -1,14 +1,29 @@
 //! What is known of a retry that waits, in a key-value bucket: it survives a crash of the process that waits.
 
 use crate::config::Settings;
+use crate::connection::{Link, Refusal};
 use crate::publish::Other;
+use crate::subscription::{Stale, Subscription};
+use crate::suspects::Begun;
+use crate::unreadable::Which;
 use async_nats::HeaderMap;
+use async_nats::jetstream::ErrorCode;
+use bytes::Bytes;
+use eventbus_core::BrokerError;
 use eventbus_core::broker::Parked;
+use eventbus_core::log;
+use eventbus_core::printable::printable;
+use futures_util::future::try_join;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use std::collections::HashSet;
+use std::time::Duration;
+
+/// So long after it could not be looked at the bucket is asked again; longer each time, up to ten times that.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A note, as it is written.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 struct Note {
     /// The next attempt.
     attempt: u32,
@@ -38,12 +53,104 @@ pub(crate) fn write(
     }
 }
 
-/// Reads a note. None, where it is not one: attempts are counted anew then.
-pub(crate) fn read(note: &[u8]) -> Option<(u32, Parked)> {
-    let note: Note = serde_json::from_slice(note).ok()?;
-    let time = |text: &str| text.parse::<Timestamp>().ok();
-    let (first_failed_at, last_failed_at) = (time(&note.first_failed_at)?, time(&note.last_failed_at)?);
-    Some((note.attempt.max(1), Parked { first_failed_at, last_failed_at, due: time(&note.due)? }))
+/// Reads a note: the next attempt, and what it waits for. Of one that cannot be read as a whole the attempt, if that can be
+/// told.
+pub(crate) fn read(note: &[u8]) -> Result<(u32, Option<Parked>), Option<u32>> {
+    let value: serde_json::Value = serde_json::from_slice(note).map_err(|_| None)?;
+    let attempt = value.get("attempt").and_then(serde_json::Value::as_u64);
+    let attempt = attempt.map(|attempt| u32::try_from(attempt).unwrap_or(u32::MAX).max(1)).ok_or(None)?;
+    let time = |name: &str| value.get(name)?.as_str()?.parse::<Timestamp>().ok();
+    let parked = || {
+        let (first_failed_at, last_failed_at) = (time("first_failed_at")?, time("last_failed_at")?);
+        Some(Parked { first_failed_at, last_failed_at, due: time("due")? })
+    };
+    parked().map(|parked| (attempt, Some(parked))).ok_or(Some(attempt))
+}
+
+impl Subscription {
+    /// What was noted of an event that was delivered before, and that a handler was called with it. It is looked for until
+    /// it is known, or the event is not held any more: an event that was tried before is not taken for a new one because
+    /// the bucket was away.
+    pub(crate) async fn note(&self, epoch: u64, sequence: u64) -> (Option<Bytes>, Option<Begun>) {
+        for tried in 1_u32.. {
+            let note = self.link.note(&self.consumer, sequence);
+            let refusal = match try_join(note, self.link.begun(&self.consumer, sequence)).await {
+                Ok(noted) => return noted,
+                Err(refusal) => refusal,
+            };
+            if !self.is_of(epoch) {
+                break;
+            }
+            if tried == 3 {
+                let what = format_args!(
+                    "look how often an event of the group `{}` was tried, which waits for that",
+                    self.group
+                );
+                self.fail(self.link.explain(what, refusal).to_string());
+            }
+            tokio::time::sleep(PAUSE * tried.min(10)).await;
+        }
+        (None, None)
+    }
+
+    /// What is noted and does not hold any more, goes.
+    pub(crate) async fn forget(&self, stale: Stale) {
+        match stale {
+            Stale::Retry(sequence) => self.link.remove_note(&self.consumer, sequence).await,
+            Stale::Begun(sequence, after) => self.take_back(sequence, after).await,
+        }
+    }
+}
+
+impl Link {
+    /// What was noted of an event for a consumer.
+    pub(crate) async fn note(&self, consumer: &str, sequence: u64) -> Result<Option<Bytes>, Refusal> {
+        self.noted(&self.settings.note_subject(consumer, sequence)).await
+    }
+
+    /// Of which events of a consumer something is noted.
+    pub(crate) async fn noted_sequences(&self, consumer: &str) -> Result<HashSet<u64>, BrokerError> {
+        let bucket = format!("KV_{}", self.settings.parked());
+        match self.counts(&bucket, &self.settings.notes_subject(consumer)).await {
+            Ok(counts) => {
+                Ok(counts.iter().filter_map(|(subject, _)| subject.split('.').nth(3)?.parse().ok()).collect())
+            }
+            Err(refusal) if refusal.is(ErrorCode::STREAM_NOT_FOUND) => Ok(HashSet::new()),
+            Err(refusal) => Err(self.explain(format_args!("look at the stream `{bucket}`"), refusal)),
+        }
+    }
+
+    /// What the bucket has under a subject. A bucket that is gone has nothing.
+    pub(crate) async fn noted(&self, subject: &str) -> Result<Option<Bytes>, Refusal> {
+        let bucket = format!("KV_{}", self.settings.parked());
+        match self.stored(&bucket, Which { seq: 1, next_by_subj: Some(subject) }).await {
+            Ok(found) => Ok(found.filter(|found| !is_removed(&found.headers)).map(|found| found.payload)),
+            Err(refusal) if refusal.is(ErrorCode::STREAM_NOT_FOUND) => Ok(None),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Removes everything that was noted of events of a consumer.
+    pub(crate) async fn remove_notes(&self, consumer: &str) -> Result<(), BrokerError> {
+        self.purge_notes(&self.settings.notes_subject(consumer), None).await
+    }
+
+    /// Removes what was noted of an event that is settled. Where it stays, it is of no use to anybody, and goes with the
+    /// group.
+    pub(crate) async fn remove_note(&self, consumer: &str, sequence: u64) {
+        let removed = self.purge_notes(&self.settings.note_subject(consumer, sequence), None).await;
+        if let Err(error) = removed {
+            log::debug!(
+                target: "eventbus", error = %printable(&error.to_string()),
+                "what was noted of an event that is settled could not be removed"
+            );
+        }
+    }
+}
+
+/// Whether it says that what was there is removed, as `nats kv del` writes it.
+fn is_removed(headers: &HeaderMap) -> bool {
+    headers.get("KV-Operation").is_some_and(|operation| matches!(operation.as_str(), "DEL" | "PURGE"))
 }
 
 #[cfg(test)]
@@ -57,9 +164,12 @@ mod tests {
         let parked = Parked { first_failed_at: time(1), last_failed_at: time(2), due: time(3) };
         let message = write(&settings, "group-1", 7, 4, parked);
         assert_eq!(message.subject, "$KV.EVENTBUS-PARKED.group-1.7");
-        assert_eq!(read(&message.payload), Some((4, parked)));
+        assert_eq!(read(&message.payload), Ok((4, Some(parked))));
         for other in ["", "{}", "[1]", "{\"attempt\":-1}"] {
-            assert_eq!(read(other.as_bytes()), None);
+            assert_eq!(read(other.as_bytes()), Err(None), "{other}");
+        }
+        for part in ["{\"attempt\":4}", "{\"attempt\":4,\"due\":\"soon\"}"] {
+            assert_eq!(read(part.as_bytes()), Err(Some(4)), "{part}");
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Publishing: sent at once, confirmed apart, and sent again until it is confirmed.
 
-use crate::connection::{Link, Refusal};
+use crate::connection::{Inbox, Link, Refusal};
 use crate::wire::{self, MAX_HEADERS};
+use async_nats::client::PublishErrorKind;
 use async_nats::jetstream::ErrorCode;
 use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
@@ -90,11 +91,7 @@ impl Outlet {
     pub(crate) async fn open(
         link: Arc<Link>,
     ) -> Result<(Arc<Self>, impl Future<Output = ()> + use<>), BrokerError> {
-        let inbox = link.client.new_inbox();
-        let confirmations = link.client.subscribe(format!("{inbox}.*")).await;
-        let confirmations = confirmations.map_err(|error| {
-            BrokerError::new("cannot listen for confirmations").with_cause(error.to_string())
-        })?;
+        let Inbox { client, subject: inbox, messages: confirmations } = link.inbox().await?;
         let sending =
             Sending { publishes: Publishes::default(), connection: link.state.times(), answered: None };
         let outlet = Arc::new(Self {
@@ -106,7 +103,7 @@ impl Outlet {
             untaken: AtomicBool::new(false),
             hasher: RandomState::new(),
         });
-        let task = Arc::clone(&outlet).listen(confirmations);
+        let task = Arc::clone(&outlet).listen(confirmations, client);
         Ok((outlet, task))
     }
 
@@ -137,8 +134,13 @@ impl Outlet {
 
     /// Stores a message of ours; `what` names it in an error.
     pub(crate) async fn store(&self, what: &str, message: Other) -> Result<(), BrokerError> {
+        #[cfg(test)]
+        let is_lost_here = self.link.faults.meet(&message.subject, BrokerError::new("a fault"))?;
         let sent = self.send(Sent::Other(Arc::new(message)), None, self.deadline()).await;
-        self.answer(sent).await.map_err(|unsent| match unsent {
+        let answer = self.answer(sent).await;
+        #[cfg(test)]
+        let answer = if is_lost_here { Err(Unsent::Unconfirmed) } else { answer };
+        answer.map_err(|unsent| match unsent {
             Unsent::Refused(error) => BrokerError::new(format!("cannot store {what}")).with_cause(error),
             Unsent::Unconfirmed => {
                 BrokerError::new(format!("the server did not confirm {what} within {:?}", self.link.settings.publish_timeout))
@@ -191,9 +193,14 @@ impl Outlet {
     async fn hand_over(&self, ticket: Ticket, message: Outbound, deadline: Instant) {
         let reply = format!("{}.{ticket}", self.inbox);
         let Outbound { subject, headers, payload } = message;
-        let sending = self.link.client.publish_with_reply_and_headers(subject, reply, headers, payload);
+        let current = self.link.client();
+        let sending = current.client.publish_with_reply_and_headers(subject, reply, headers, payload);
         let sent = tokio::time::timeout_at(deadline.into(), sending).await;
         if let Ok(Err(error)) = sent {
+            if error.kind() == PublishErrorKind::Send && !self.link.state.is_closed() {
+                // The client has ended; the next one sends it again.
+                return;
+            }
             let answer = self.open.lock().publishes.refuse(ticket);
             if let Some(answer) = answer {
                 tell(answer, Answer::Refused(error.to_string()));
@@ -252,7 +259,7 @@ impl Outlet {
     }
 
     /// Takes confirmations, and sends again what gets none.
-    async fn listen(self: Arc<Self>, mut confirmations: Subscriber) {
+    async fn listen(self: Arc<Self>, mut confirmations: Subscriber, mut client: u64) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut connection, mut denied) = (self.link.state.times(), self.link.denied.times());
@@ -263,9 +270,8 @@ impl Outlet {
                 biased;
                 confirmation = confirmations.next(), if !ended => {
                     let Some(confirmation) = confirmation else {
-                        // What is open gets an answer all the same, once it is late.
+                        // There will be another client. What is open gets an answer all the same, once it is late.
                         ended = true;
-                        self.link.state.is_lost("the client of NATS has ended; connect anew");
                         continue;
                     };
                     self.take(&confirmation);
@@ -282,6 +288,12 @@ impl Outlet {
                 }
                 another = self.link.state.another(connection) => {
                     connection = another;
+                    let current = self.link.client();
+                    if current.number != client
+                        && let Ok(subscribed) = current.client.subscribe(format!("{}.*", self.inbox)).await
+                    {
+                        (confirmations, client, ended) = (subscribed, current.number, false);
+                    }
                     again_at = Some(Instant::now() + GRACE);
                 }
                 _ = tick.tick() => {
@@ -425,12 +437,12 @@ impl Outlet {
 impl Link {
     /// The largest payload that is taken. The server counts the headers as well, so there is room left for them.
     pub(crate) fn max_payload(&self) -> usize {
-        self.client.max_payload().saturating_sub(self.max_headers())
+        self.client().client.max_payload().saturating_sub(self.max_headers())
     }
 
     /// The largest that the headers of a message may be together.
     fn max_headers(&self) -> usize {
-        MAX_HEADERS.min(self.client.max_payload() / 4)
+        MAX_HEADERS.min(self.client().client.max_payload() / 4)
     }
 }
 

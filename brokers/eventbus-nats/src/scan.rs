@@ -1,8 +1,9 @@
 //! Reading a part of a stream from one place to another, by a consumer that is thrown away: live groups do not move.
 
-use crate::connection::{Link, Nothing, Refusal};
+use crate::connection::{Inbox, Link, Nothing, Refusal};
 use crate::unreadable::{Stored, Which};
 use crate::wire::{Place, is_stored};
+use async_nats::client::PublishErrorKind;
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, ReplayPolicy};
 use async_nats::{Message, StatusCode, Subscriber};
 use eventbus_core::BrokerError;
@@ -17,6 +18,9 @@ const BATCH: usize = 256;
 const EXPIRES: Duration = Duration::from_secs(5);
 /// After so long without a sign of the server the consumer is made anew.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// How many messages are read by their places behind one that the client cannot read: each of those costs a connection
+/// where it is delivered, and they seldom come alone.
+const CAREFUL: usize = 256;
 
 /// What is read.
 #[derive(Clone, Debug)]
@@ -33,6 +37,10 @@ pub(crate) struct Scan {
     consumer: String,
     inbox: String,
     messages: Subscriber,
+    /// Which client is subscribed to them.
+    client: u64,
+    /// How many messages are read by their places.
+    careful: usize,
     /// How many are asked for and did not come yet.
     asked: usize,
     /// The place of the last one, or before the first.
@@ -45,11 +53,8 @@ pub(crate) struct Scan {
 
 impl Scan {
     pub(crate) async fn open(link: &Arc<Link>, part: Part) -> Result<Self, BrokerError> {
-        let inbox = link.client.new_inbox();
-        let messages = link.client.subscribe(inbox.clone()).await;
-        let messages =
-            messages.map_err(|error| BrokerError::new("cannot read").with_cause(error.to_string()))?;
         let connection = link.state.times();
+        let Inbox { client, subject: inbox, messages } = link.inbox().await?;
         let info = make(link, &part, part.from).await?;
         Ok(Self {
             link: Arc::clone(link),
@@ -57,6 +62,8 @@ impl Scan {
             consumer: info.name,
             inbox,
             messages,
+            client,
+            careful: 0,
             asked: 0,
             last: info.delivered.stream_sequence,
             connection,
@@ -70,28 +77,43 @@ impl Scan {
     /// Dropped, nothing is lost: the next call goes on where this one was.
     pub(crate) async fn next(&mut self) -> Result<(Place, Message), BrokerError> {
         loop {
+            if self.careful > 0 {
+                let next = self.link.insist(|| self.next_by_place()).await?;
+                match next {
+                    Some(next) => {
+                        self.careful = if next.is_readable { self.careful - 1 } else { CAREFUL };
+                        self.last = next.sequence;
+                        if self.careful == 0 {
+                            self.renew().await?;
+                        }
+                        return Ok(in_place(next));
+                    }
+                    None => {
+                        self.careful = 0;
+                        self.renew().await?;
+                    }
+                }
+            }
             if self.asked <= BATCH / 2 {
                 self.ask().await?;
             }
             let message = tokio::select! {
                 biased;
-                message = self.messages.next() => Some(message),
+                // None, where the client has ended.
+                message = self.messages.next() => message,
                 _ = self.link.state.another(self.connection) => None,
                 () = tokio::time::sleep(PATIENCE) => None,
             };
             let Some(message) = message else {
-                // What was asked for may end the connection once more.
                 self.forget();
-                if let Some(unreadable) = self.link.insist(|| self.unreadable()).await? {
-                    self.last = unreadable.0.sequence;
+                // What was asked for may end the connection once more.
+                let next = self.link.insist(|| self.next_by_place()).await?;
+                if next.is_some_and(|next| !next.is_readable) {
+                    self.careful = CAREFUL;
+                } else {
                     self.renew().await?;
-                    return Ok(unreadable);
                 }
-                self.renew().await?;
                 continue;
-            };
-            let Some(message) = message else {
-                return Err(BrokerError::new("cannot read on: the connection was closed"));
             };
             match message.status {
                 None | Some(StatusCode::OK) => {}
@@ -124,14 +146,22 @@ impl Scan {
         let subject = format!("CONSUMER.MSG.NEXT.{}.{}", self.part.stream, self.consumer);
         let subject = self.link.api_subject(&subject);
         let request = format!("{{\"batch\":{BATCH},\"expires\":{}}}", EXPIRES.as_nanos());
-        let sent = self.link.client.publish_with_reply(subject, self.inbox.clone(), request.into()).await;
-        sent.map_err(|error| BrokerError::new("cannot ask for events").with_cause(error.to_string()))?;
+        let current = self.link.client();
+        let reply = format!("{}.m", self.inbox);
+        let sent = current.client.publish_with_reply(subject, reply, request.into()).await;
+        match sent {
+            // It has ended, and there will be another one.
+            Err(error) if error.kind() == PublishErrorKind::Send && !self.link.state.is_closed() => {}
+            sent => {
+                sent.map_err(|error| BrokerError::new("cannot ask for events").with_cause(error.to_string()))?
+            }
+        }
         self.asked += BATCH;
         Ok(())
     }
 
-    /// The next message, where the client cannot read it: delivered, it ends the connection each time.
-    async fn unreadable(&self) -> Result<Option<(Place, Message)>, BrokerError> {
+    /// The next message, asked for by its place: then it is read even where it would end the client each time.
+    async fn next_by_place(&self) -> Result<Option<Stored>, BrokerError> {
         let Part { stream, filters, .. } = &self.part;
         let mut next: Option<Stored> = None;
         for filter in filters {
@@ -143,22 +173,7 @@ impl Scan {
             let is_next = |found: &Stored| next.as_ref().is_none_or(|next| found.sequence < next.sequence);
             next = found.filter(is_next).or(next);
         }
-        Ok(next.filter(|next| !next.is_readable).map(|next| {
-            // How many wait behind it is not said.
-            let behind = u64::MAX;
-            let place =
-                Place { deliveries: 1, sequence: next.sequence, delivery: 1, time: next.time, behind };
-            let message = Message {
-                subject: next.subject.into(),
-                reply: None,
-                length: next.payload.len(),
-                payload: next.payload,
-                headers: Some(next.headers),
-                status: None,
-                description: None,
-            };
-            (place, message)
-        }))
+        Ok(next)
     }
 
     /// Goes on with another consumer behind the last message.
@@ -166,6 +181,10 @@ impl Scan {
         let from = DeliverPolicy::ByStartSequence { start_sequence: self.last + 1 };
         self.forget();
         self.connection = self.link.state.times();
+        if self.link.client().number != self.client {
+            let Inbox { client, subject, messages } = self.link.inbox().await?;
+            (self.client, self.inbox, self.messages) = (client, subject, messages);
+        }
         self.consumer = self.link.insist(|| make(&self.link, &self.part, from)).await?.name;
         self.asked = 0;
         Ok(())
@@ -189,13 +208,33 @@ impl Drop for Scan {
     }
 }
 
+/// A message that was asked for by its place, as if it were delivered.
+fn in_place(stored: Stored) -> (Place, Message) {
+    // How many wait behind it is not said.
+    let behind = u64::MAX;
+    let place = Place { deliveries: 1, sequence: stored.sequence, delivery: 1, time: stored.time, behind };
+    let message = Message {
+        subject: stored.subject.into(),
+        reply: None,
+        length: stored.payload.len(),
+        payload: stored.payload,
+        headers: Some(stored.headers),
+        status: None,
+        description: None,
+    };
+    (place, message)
+}
+
 async fn make(link: &Link, part: &Part, from: DeliverPolicy) -> Result<consumer::Info, BrokerError> {
     let (filter_subject, filter_subjects) = match part.filters.as_slice() {
         [one] => (one.clone(), Vec::new()),
         several => (String::new(), several.to_vec()),
     };
     let config = consumer::Config {
-        name: Some(format!("scan-{}", link.client.new_inbox().rsplit('.').next().unwrap_or_default())),
+        name: Some(format!(
+            "scan-{}",
+            link.client().client.new_inbox().rsplit('.').next().unwrap_or_default()
+        )),
         deliver_policy: from,
         ack_policy: AckPolicy::None,
         replay_policy: ReplayPolicy::Instant,

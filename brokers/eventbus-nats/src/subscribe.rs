@@ -1,13 +1,14 @@
 //! Subscribing: the consumer of a group, and the task that asks it for messages, keeps the group, and tells the server
 //! what is worked on.
 
-use crate::connection::{Link, Refusal};
+use crate::connection::{Inbox, Link, Refusal};
 use crate::delivery::NatsDeliveries;
 use crate::intake::{Arrival, Waiting};
 use crate::notes;
 use crate::publish::Outlet;
 use crate::pulls::Pulls;
-use crate::subscription::{ACK, AHEAD, NAK, Subscription, WORKING};
+use crate::subscription::{ACK, AHEAD, NAK, Stale, Subscription, WORKING};
+use crate::suspects::Begun;
 use crate::topology::{Birth, PRIORITY_GROUP, Wanted, consumer_name, first};
 use crate::wire::{self, Place};
 use async_nats::datetime::DateTime;
@@ -22,7 +23,7 @@ use eventbus_core::printable::printable;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use serde::de::IgnoredAny;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -56,11 +57,11 @@ pub(crate) async fn open(
     request: SubscribeRequest,
 ) -> Result<(Arc<Subscription>, NatsDeliveries, impl Future<Output = ()> + use<>), BrokerError> {
     let SubscribeRequest { group, pattern, start, competing, .. } = request;
-    if !competing && !link.client.is_server_compatible(2, 11, 0) {
+    if !competing && !link.client().client.is_server_compatible(2, 11, 0) {
         return Err(BrokerError::new(format!(
             "the group `{group}` keeps the order by key across processes, and for that NATS {} cannot let one process at a \
              time handle it; use a server of version 2.11 or newer, or let its processes compete (`competing`)",
-            link.client.server_info().version
+            link.client().client.server_info().version
         )));
     }
     let birth = link.birth().await;
@@ -68,6 +69,7 @@ pub(crate) async fn open(
         birth.map_err(|refusal| link.explain(format_args!("subscribe the group `{group}`"), refusal))?;
     let wanted = Wanted { group: &group, pattern: &pattern, from: first(start), again: false, competing };
     let (is_new, info) = link.ensure_consumer(&wanted).await?;
+    let noted = if is_new { HashSet::new() } else { link.noted_sequences(&info.name).await? };
     if pinned(&info).is_none() {
         // Nothing is asked for before: the client does not survive all that it cannot read.
         link.mend_unreadable(outlet, &info).await?;
@@ -79,10 +81,8 @@ pub(crate) async fn open(
         warnings.extend(skipped(&group, &pattern, earlier, link.settings.pasted().as_deref()));
     }
     let owner = pinned(&info).map(|_| "another process".to_owned());
-    let inbox = link.client.new_inbox();
-    let messages = link.client.subscribe(format!("{inbox}.*")).await;
-    let messages =
-        messages.map_err(|error| BrokerError::new("cannot subscribe").with_cause(error.to_string()))?;
+    let connection = link.state.times();
+    let Inbox { client, subject: inbox, messages } = link.inbox().await?;
     let (settled_notes, notes) = mpsc::unbounded_channel();
     let consumer = consumer_name(&group, pattern.as_str());
     let subscription = Subscription::new(
@@ -97,7 +97,8 @@ pub(crate) async fn open(
     subscription.stands_by.store(owner.is_some(), Ordering::Release);
     let deliveries = NatsDeliveries::new(Arc::clone(&subscription), warnings, owner);
     let task = Task {
-        connection: link.state.times(),
+        connection,
+        client,
         inbox,
         pulls: Pulls::default(),
         pin: None,
@@ -112,6 +113,7 @@ pub(crate) async fn open(
         ticks: 0,
         some_reply: None,
         latest: 0,
+        noted,
         // A new group begins behind what there is.
         floor: if is_new { info.delivered.stream_sequence } else { info.ack_floor.stream_sequence },
         birth,
@@ -145,6 +147,7 @@ enum Looked {
 struct Found {
     birth: Birth,
     made: DateTime,
+    noted: HashSet<u64>,
 }
 
 /// A note that was looked for.
@@ -152,12 +155,16 @@ struct Note {
     epoch: u64,
     waiting: Waiting,
     noted: bool,
+    /// That a handler was called with it.
+    begun: Option<Begun>,
 }
 
 /// The task of a subscription.
 struct Task {
     subscription: Arc<Subscription>,
     connection: u64,
+    /// The client that is subscribed to the inbox.
+    client: u64,
     inbox: String,
     pulls: Pulls,
     /// By this the server knows the process that has the group.
@@ -168,7 +175,7 @@ struct Task {
     takeover: Option<Takeover>,
     lookups: FuturesUnordered<BrokerFuture<Note>>,
     /// Redelivered messages whose notes are looked for later.
-    queued: Vec<(u64, Waiting)>,
+    queued: Vec<(u64, Waiting, u64)>,
     looks: FuturesUnordered<BrokerFuture<Looked>>,
     /// It is looked for what the client cannot read; nothing is asked for meanwhile.
     mends: FuturesUnordered<BrokerFuture<Result<(), BrokerError>>>,
@@ -180,6 +187,8 @@ struct Task {
     some_reply: Option<String>,
     /// The place of the latest message that came.
     latest: u64,
+    /// Of what something is noted that was so before the consumer was made.
+    noted: HashSet<u64>,
     /// Everything up to there is settled, by whichever process.
     floor: u64,
     /// The stream of the events: another one has the same numbers for other events.
@@ -204,32 +213,36 @@ struct Takeover {
 }
 
 impl Task {
-    async fn run(mut self, mut messages: Subscriber, mut notes: UnboundedReceiver<u64>) {
+    async fn run(mut self, messages: Subscriber, mut notes: UnboundedReceiver<Stale>) {
         let period = self.lease() / 5;
         let mut tick = tokio::time::interval(period);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let subscription = Arc::clone(&self.subscription);
+        let mut messages = Some(messages);
         while !subscription.state.lock().closed {
             self.ask().await;
             let takeover = self.takeover.as_ref().and_then(|takeover| takeover.next);
             tokio::select! {
                 biased;
                 _ = subscription.bell.notified() => self.send_acks().await,
-                another = subscription.link.state.another(self.connection) => self.reconnected(another).await,
+                another = subscription.link.state.another(self.connection) => {
+                    self.reconnected(another, &mut messages).await;
+                }
                 Some(found) = self.lookups.next(), if !self.lookups.is_empty() => self.found(found),
                 Some(looked) = self.looks.next(), if !self.looks.is_empty() => self.looked(looked).await,
                 Some(mended) = self.mends.next(), if !self.mends.is_empty() => self.mended(mended),
                 _ = sleep_until(takeover), if takeover.is_some() => self.look(),
                 _ = tick.tick() => self.tick().await,
-                Some(sequence) = notes.recv() => self.forget_note(sequence),
-                message = messages.next() => {
+                Some(stale) = notes.recv() => self.forget(stale),
+                message = next(&mut messages) => {
                     let Some(message) = message else {
-                        subscription.fail("the client of NATS has ended; connect anew".to_owned());
-                        break;
+                        // The client has ended, and there will be another one.
+                        messages = None;
+                        continue;
                     };
                     self.take(message).await;
                     for _ in 0..AT_ONCE {
-                        let Some(Some(message)) = messages.next().now_or_never() else { break };
+                        let Some(Some(message)) = next(&mut messages).now_or_never() else { break };
                         self.take(message).await;
                     }
                     subscription.wake();
@@ -286,7 +299,7 @@ impl Task {
         let request = format!(
             "{{\"batch\":{count},\"max_bytes\":{},\"expires\":{},\"idle_heartbeat\":{}{pin}}}",
             // The largest message has to fit.
-            BYTES.saturating_sub(bytes).max(2 * self.subscription.link.client.max_payload()),
+            BYTES.saturating_sub(bytes).max(2 * self.subscription.link.client().client.max_payload()),
             EXPIRES.as_nanos(),
             HEARTBEAT.as_nanos()
         );
@@ -321,7 +334,7 @@ impl Task {
         let Some(request) = self.keeping() else { return };
         let name = format!("CONSUMER.MSG.NEXT.{}.{}", link.settings.stream, self.subscription.consumer);
         let request = async_nats::client::Request::new().payload(request.into());
-        match link.client.send_request(link.api_subject(&name), request).await {
+        match link.client().client.send_request(link.api_subject(&name), request).await {
             Ok(answer) if answer.status == Some(StatusCode::PIN_ID_MISMATCH) => self.lost_the_group(),
             // What is not begun is dropped and given back.
             Ok(_) if self.subscription.lease_left().is_zero() => self.lost_the_group(),
@@ -334,12 +347,12 @@ impl Task {
         let link = &self.subscription.link;
         let name = format!("CONSUMER.MSG.NEXT.{}.{}", link.settings.stream, self.subscription.consumer);
         let reply = format!("{}.{reply}", self.inbox);
-        // Where it cannot be sent the client is closed, and there is nothing left to do.
-        let _ = link.client.publish_with_reply(link.api_subject(&name), reply, request.into()).await;
+        // Where it cannot be sent the client has ended, and everything is asked for anew at the next one.
+        let _ = link.client().client.publish_with_reply(link.api_subject(&name), reply, request.into()).await;
     }
 
     async fn send(&mut self, reply: impl async_nats::subject::ToSubject, payload: Bytes) {
-        let _ = self.subscription.link.client.publish(reply, payload).await;
+        let _ = self.subscription.link.client().client.publish(reply, payload).await;
     }
 
     /// A message, or what the server says in place of one.
@@ -379,7 +392,8 @@ impl Task {
         if self.some_reply.is_none() {
             self.some_reply = Some(reply.to_string());
         }
-        let again = place.deliveries > 1;
+        // A consumer that was made anew counts deliveries from the first.
+        let again = place.deliveries > 1 || self.noted.remove(&place.sequence);
         let (arrival, epoch) = {
             let mut state = self.subscription.state.lock();
             (state.intake.arrive((place.sequence, message.length), &reply, again, now), state.intake.epoch())
@@ -404,30 +418,44 @@ impl Task {
         if arrival == Arrival::New {
             self.subscription.state.lock().intake.put(waiting);
         } else if self.lookups.len() < LOOKUPS {
-            self.look_up(epoch, waiting);
+            self.look_up(epoch, waiting, place.deliveries);
         } else {
-            self.queued.push((epoch, waiting));
+            self.queued.push((epoch, waiting, place.deliveries));
         }
     }
 
     /// Looks whether something was noted of a message that was delivered before.
-    fn look_up(&mut self, epoch: u64, mut waiting: Waiting) {
+    fn look_up(&mut self, epoch: u64, mut waiting: Waiting, deliveries: u64) {
+        let deliveries = u32::try_from(deliveries).unwrap_or(u32::MAX);
         let subscription = Arc::clone(&self.subscription);
         self.lookups.push(BrokerFuture::new(async move {
-            let note = subscription.link.note(&subscription.consumer, waiting.sequence).await;
-            let note = note.as_deref().and_then(notes::read);
+            let (note, begun) = subscription.note(epoch, waiting.sequence).await;
             let noted = note.is_some();
-            if let Some((attempt, parked)) = note {
-                (waiting.attempt, waiting.parked) = (attempt, Some(parked));
+            if let Some(note) = note {
+                (waiting.attempt, waiting.parked) = notes::read(&note).unwrap_or_else(|attempt| {
+                    log::warn!(
+                        target: "eventbus", group = %printable(&subscription.group), sequence = waiting.sequence,
+                        "what was noted of the attempts at an event cannot be read; they count as often as it was delivered"
+                    );
+                    (attempt.unwrap_or(deliveries), None)
+                });
             }
-            Note { epoch, waiting, noted }
+            Note { epoch, waiting, noted, begun }
         }));
     }
 
-    fn found(&mut self, Note { epoch, waiting, noted }: Note) {
-        self.subscription.state.lock().intake.found(epoch, waiting, noted);
-        if let Some((epoch, waiting)) = self.queued.pop() {
-            self.look_up(epoch, waiting);
+    fn found(&mut self, Note { epoch, waiting, noted, begun }: Note) {
+        let process = self.subscription.link.turns.lock().process.clone();
+        let sequence = waiting.sequence;
+        {
+            let mut state = self.subscription.state.lock();
+            if state.intake.found(epoch, waiting, noted) {
+                state.suspects.find(sequence, begun.as_ref(), &process);
+                self.subscription.careful.store(true, Ordering::Release);
+            }
+        }
+        if let Some((epoch, waiting, deliveries)) = self.queued.pop() {
+            self.look_up(epoch, waiting, deliveries);
         }
         if self.lookups.is_empty() {
             self.look_if_waiting();
@@ -670,7 +698,7 @@ impl Task {
     fn go_on(&mut self, found: Found) {
         self.broken = false;
         self.pulls.forget();
-        self.made = found.made;
+        (self.made, self.noted) = (found.made, found.noted);
         if found.birth != self.birth {
             self.birth = found.birth;
             self.queued.clear();
@@ -682,8 +710,16 @@ impl Task {
     }
 
     /// Another connection: what was asked for on the former one does not come, and acks may be lost.
-    async fn reconnected(&mut self, connection: u64) {
+    async fn reconnected(&mut self, connection: u64, messages: &mut Option<Subscriber>) {
         self.connection = connection;
+        let current = self.subscription.link.client();
+        if current.number != self.client {
+            *messages = None;
+            // Under another subject, so that nothing comes that the former one has asked for.
+            if let Some(inbox) = current.inbox().await {
+                (self.client, self.inbox, *messages) = (inbox.client, inbox.subject, Some(inbox.messages));
+            }
+        }
         self.pulls.forget();
         self.barrier = None;
         self.subscription.state.lock().intake.doubt_acks();
@@ -767,27 +803,28 @@ impl Task {
         if let Some((number, reply)) = last {
             self.barrier = Some((number, now));
             let answer = format!("{}.a{number}", self.inbox);
-            let _ = self.subscription.link.client.publish_with_reply(reply, answer, ACK).await;
+            let _ = self.subscription.link.client().client.publish_with_reply(reply, answer, ACK).await;
         }
     }
 
-    /// What was noted of a delivery that is settled is of no use any more.
-    fn forget_note(&self, sequence: u64) {
+    /// What was noted and does not hold any more.
+    fn forget(&self, stale: Stale) {
         let subscription = Arc::clone(&self.subscription);
-        tokio::spawn(async move { subscription.link.remove_note(&subscription.consumer, sequence).await });
+        tokio::spawn(async move { subscription.forget(stale).await });
     }
 
     /// Nobody reads any more: what is not with a handler goes back to the server, and what is, is waited for.
     async fn leave(
         &mut self,
-        mut messages: Subscriber,
-        notes: &mut UnboundedReceiver<u64>,
+        messages: Option<Subscriber>,
+        notes: &mut UnboundedReceiver<Stale>,
         mut tick: tokio::time::Interval,
     ) {
         let subscription = Arc::clone(&self.subscription);
         // What the server has sent before it knows that nobody asks any more.
-        let _ = messages.drain().await;
         let rest = async {
+            let Some(mut messages) = messages else { return };
+            let _ = messages.drain().await;
             while let Some(message) = messages.next().await {
                 let Some(reply) = &message.reply else { continue };
                 let Some(place) = Place::read(reply) else { continue };
@@ -803,6 +840,7 @@ impl Task {
             self.send(reply, NAK).await;
             drop(waiting);
         }
+        let mut forgotten = FuturesUnordered::new();
         loop {
             let (handed_out, ends) = {
                 let state = subscription.state.lock();
@@ -813,7 +851,8 @@ impl Task {
             }
             tokio::select! {
                 _ = subscription.bell.notified() => self.send_acks().await,
-                Some(sequence) = notes.recv() => self.forget_note(sequence),
+                Some(stale) = notes.recv() => forgotten.push(subscription.forget(stale)),
+                Some(()) = forgotten.next(), if !forgotten.is_empty() => {}
                 another = subscription.link.state.another(self.connection) => {
                     self.connection = another;
                     subscription.state.lock().intake.doubt_acks();
@@ -827,10 +866,11 @@ impl Task {
                 }
             }
         }
-        while let Ok(sequence) = notes.try_recv() {
-            self.subscription.link.remove_note(&subscription.consumer, sequence).await;
+        while let Ok(stale) = notes.try_recv() {
+            forgotten.push(subscription.forget(stale));
         }
-        let _ = tokio::time::timeout(LAST_ACKS, self.last_acks()).await;
+        let forgotten = async { while forgotten.next().await.is_some() {} };
+        let _ = tokio::time::timeout(LAST_ACKS, async { tokio::join!(self.last_acks(), forgotten) }).await;
         if self.pin.is_some() && self.is_up() {
             let stream = &subscription.link.settings.stream;
             let subject = format!("CONSUMER.UNPIN.{stream}.{}", subscription.consumer);
@@ -846,7 +886,7 @@ impl Task {
         let last = self.subscription.state.lock().intake.last_ack();
         let Some((number, reply)) = last else { return };
         let request = async_nats::client::Request::new().payload(ACK);
-        if self.subscription.link.client.send_request(reply, request).await.is_ok() {
+        if self.subscription.link.client().client.send_request(reply, request).await.is_ok() {
             self.subscription.state.lock().intake.confirm_acks(number);
         }
     }
@@ -865,6 +905,10 @@ impl Subscription {
             true => DeliverPolicy::ByStartSequence { start_sequence: settled + 1 },
             false => DeliverPolicy::All,
         };
+        if found != *birth {
+            // They are of events that had the same numbers.
+            link.remove_notes_of_former(consumer).await?;
+        }
         let wanted = Wanted { group, pattern, from, again: true, competing: *competing };
         let (is_new, info) = link.ensure_consumer(&wanted).await?;
         if is_new && found == *birth {
@@ -873,14 +917,21 @@ impl Subscription {
                 "the consumer of the group was gone; it was made again, and goes on with the first event that is not settled"
             );
         } else if is_new {
-            // They are of events that had the same numbers.
-            link.remove_notes(consumer).await;
             log::warn!(
                 target: "eventbus", group = %printable(group), pattern = %printable(pattern),
                 "the stream of the events is another one by now; the group begins with its first event"
             );
         }
-        Ok(Found { birth: found, made: info.created })
+        let noted = if found == *birth { link.noted_sequences(consumer).await? } else { HashSet::new() };
+        Ok(Found { birth: found, made: info.created, noted })
+    }
+}
+
+/// The next message; it never comes where nobody is subscribed.
+async fn next(messages: &mut Option<Subscriber>) -> Option<Message> {
+    match messages {
+        Some(messages) => messages.next().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -888,43 +939,5 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-impl Link {
-    /// What was noted of an event for a consumer.
-    pub(crate) async fn note(&self, consumer: &str, sequence: u64) -> Option<Bytes> {
-        let subject = self.settings.note_subject(consumer, sequence);
-        let bucket = format!("KV_{}", self.settings.parked());
-        let stream = self.jetstream.get_stream_no_info(bucket).await.ok()?;
-        for attempt in 1..=3 {
-            match stream.get_last_raw_message_by_subject(&subject).await {
-                Ok(message) => return Some(message.payload),
-                Err(error)
-                    if error.kind()
-                        == async_nats::jetstream::stream::LastRawMessageErrorKind::NoMessageFound =>
-                {
-                    return None;
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(100 * attempt)).await,
-            }
-        }
-        None
-    }
-
-    /// Removes everything that was noted of events of a consumer.
-    pub(crate) async fn remove_notes(&self, consumer: &str) {
-        let bucket = self.settings.parked();
-        let request = serde_json::json!({ "filter": format!("$KV.{bucket}.{consumer}.>") });
-        // A note that stays is of no use to anybody, and does no harm.
-        let _: Result<IgnoredAny, Refusal> = self.api(format!("STREAM.PURGE.KV_{bucket}"), &request).await;
-    }
-
-    /// Removes what was noted.
-    async fn remove_note(&self, consumer: &str, sequence: u64) {
-        let subject = self.settings.note_subject(consumer, sequence);
-        let request = serde_json::json!({ "filter": subject });
-        let bucket = self.settings.parked();
-        let _: Result<IgnoredAny, Refusal> = self.api(format!("STREAM.PURGE.KV_{bucket}"), &request).await;
     }
 }

@@ -3,6 +3,7 @@
 use crate::connection::Link;
 use crate::intake::{Intake, Waiting};
 use crate::publish::Outlet;
+use crate::suspects::{After, Suspects};
 use async_nats::subject::Subject;
 use bytes::Bytes;
 use eventbus_core::Pattern;
@@ -39,8 +40,12 @@ pub(crate) struct Subscription {
     pub(crate) state: Lock<State>,
     /// Wakes the task: there is room, an ack that could not be sent, or the end.
     pub(crate) bell: Notify,
-    /// What the task removes from the bucket.
-    pub(crate) settled_notes: UnboundedSender<u64>,
+    /// What the task removes from the bucket, or takes back there.
+    pub(crate) settled_notes: UnboundedSender<Stale>,
+    /// Which subscription of this process it is.
+    pub(crate) number: u64,
+    /// There may be events that ended an earlier process.
+    pub(crate) careful: AtomicBool,
     /// The same as that of the intake.
     pub(crate) epoch: AtomicU64,
     /// Milliseconds since `begun` until which nobody else has the group.
@@ -52,8 +57,21 @@ pub(crate) struct Subscription {
     pub(crate) changed: Waiters,
 }
 
+/// What is noted of an event and does not hold any more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stale {
+    /// When it is to be tried again: it is settled.
+    Retry(u64),
+    /// That a handler was called with it.
+    Begun(u64, After),
+}
+
 pub(crate) struct State {
     pub(crate) intake: Intake,
+    /// What was delivered before, to whomever.
+    pub(crate) suspects: Suspects,
+    /// The bus shuts down.
+    pub(crate) drains: bool,
     pub(crate) waker: Option<Waker>,
     /// What the reader is to be told.
     pub(crate) failed: Option<String>,
@@ -72,10 +90,12 @@ impl Subscription {
         (group, pattern): (String, Pattern),
         consumer: String,
         competing: bool,
-        settled_notes: UnboundedSender<u64>,
+        settled_notes: UnboundedSender<Stale>,
     ) -> Self {
         let state = State {
             intake: Intake::default(),
+            suspects: Suspects::default(),
+            drains: false,
             waker: None,
             failed: None,
             closed: false,
@@ -83,6 +103,8 @@ impl Subscription {
             ended: false,
         };
         Self {
+            number: link.number_of_subscription(),
+            careful: AtomicBool::new(false),
             link,
             outlet,
             group,
@@ -148,9 +170,11 @@ impl Subscription {
         let (lost, epoch) = {
             let mut state = self.state.lock();
             let lost = state.intake.lose(pauses);
+            state.suspects.forget();
             (lost, state.intake.epoch())
         };
         self.epoch.store(epoch, Ordering::Release);
+        self.link.turns.lock().forget(self.number);
         // Events are dropped without the lock.
         drop(lost);
         self.changed.tell();
@@ -160,9 +184,11 @@ impl Subscription {
     pub(crate) fn begin_anew(&self) {
         let (lost, epoch) = {
             let mut state = self.state.lock();
+            state.suspects.forget();
             (state.intake.begin_anew(), state.intake.epoch())
         };
         self.epoch.store(epoch, Ordering::Release);
+        self.link.turns.lock().forget(self.number);
         drop(lost);
         self.changed.tell();
     }
@@ -187,7 +213,7 @@ impl Subscription {
 
     /// Sends something to the server at once, where there is room for it.
     pub(crate) fn send_now(&self, reply: Subject, payload: Bytes) -> bool {
-        self.link.client.publish(reply, payload).now_or_never().is_some_and(|sent| sent.is_ok())
+        self.link.client().client.publish(reply, payload).now_or_never().is_some_and(|sent| sent.is_ok())
     }
 
     /// Gives a delivery back that was dropped unsettled.

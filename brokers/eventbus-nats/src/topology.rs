@@ -4,7 +4,6 @@ use crate::config::{Settings, Storage};
 use crate::connection::{Link, Nothing, Refusal};
 use crate::subscribe::{BYTES, EXPIRES};
 use crate::subscription::AHEAD;
-use crate::unreadable::Which;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PriorityPolicy, ReplayPolicy};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
@@ -12,6 +11,7 @@ use eventbus_core::broker::{Start, Topology};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, Pattern};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -71,9 +71,20 @@ impl Settings {
         }
     }
 
-    /// The subject under which the bucket keeps the consumer that is being made again, while it is.
+    /// The subject under which the bucket keeps the consumer that is being made again, while it is. It is none of its
+    /// notes.
     pub(crate) fn moved_subject(&self, consumer: &str) -> String {
-        format!("$KV.{}.{consumer}.moved", self.parked())
+        format!("$KV.{}.moved.{consumer}", self.parked())
+    }
+
+    /// The subjects under which the bucket keeps what is known of events of a consumer.
+    pub(crate) fn notes_subject(&self, consumer: &str) -> String {
+        format!("$KV.{}.{consumer}.>", self.parked())
+    }
+
+    /// The subject under which the bucket keeps that a handler is called with an event of a consumer.
+    pub(crate) fn begun_subject(&self, consumer: &str, sequence: u64) -> String {
+        format!("$KV.{}.{consumer}.{sequence}.begun", self.parked())
     }
 
     /// The subject under which the bucket keeps what is known of an event of a consumer.
@@ -272,22 +283,25 @@ impl Link {
             Err(refusal) if refusal.is(ErrorCode::CONSUMER_NOT_FOUND) => {
                 if self.settings.topology == Topology::Check {
                     return Err(BrokerError::new(format!(
-                        "there is no consumer `{name}` for {whose}; make it, or let this program do so (`?topology=create`)"
+                        "there is no consumer `{name}` for {whose}; make it in the stream `{}` with the settings {}, or let \
+                         this program do so (`?topology=create`)",
+                        self.settings.stream,
+                        settings_of(&config)
                     )));
                 }
-                let moved = self.place_of(&name).await.map_err(|refusal| {
-                    self.explain(format_args!("look for the place of {whose}"), refusal)
-                })?;
+                let moved = self.place_of(&name).await?;
                 let is_new = moved.is_none();
                 if let Some(moved) = moved {
                     config.deliver_policy = moved.deliver_policy;
                     config.filter_subject = moved.filter_subject;
                     config.filter_subjects = moved.filter_subjects;
+                } else if !wanted.again {
+                    self.remove_notes_of_former(&name).await?;
                 }
                 match self.set_consumer(config.clone(), "create").await {
                     Ok(info) => {
                         if !is_new {
-                            self.forget_place(&name).await;
+                            self.forget_place(&name).await?;
                         }
                         return Ok((is_new, info));
                     }
@@ -311,6 +325,10 @@ impl Link {
                 return Err(self.explain(format_args!("look at the consumer of {whose}"), refusal));
             }
         };
+        if !wanted.again && self.place_of(&name).await?.is_some() {
+            // It was made again, or was not removed yet: whoever opens the group goes on with it.
+            self.forget_place(&name).await?;
+        }
         let mut differences = differences_of_consumer(&config, &found.config);
         // How long a process may be silent, and how many processes handle the group, may change while it goes on.
         let changes = [
@@ -357,19 +375,66 @@ impl Link {
     }
 
     /// The consumer that was being made again as somebody crashed.
-    async fn place_of(&self, name: &str) -> Result<Option<consumer::Config>, Refusal> {
+    pub(crate) async fn place_of(&self, name: &str) -> Result<Option<consumer::Config>, BrokerError> {
         let subject = self.settings.moved_subject(name);
-        let which = Which { seq: 1, next_by_subj: Some(&subject) };
-        let found = self.stored(&format!("KV_{}", self.settings.parked()), which).await?;
-        Ok(found.and_then(|found| serde_json::from_slice(&found.payload).ok()))
+        let found = self.noted(&subject).await.map_err(|refusal| {
+            self.explain(format_args!("look where the group of `{name}` was to go on"), refusal)
+        })?;
+        let Some(payload) = found else { return Ok(None) };
+        serde_json::from_slice(&payload).map(Some).map_err(|error| {
+            let bucket = self.settings.parked();
+            BrokerError::new(format!(
+                "the group of the consumer `{name}` was being moved, and what the bucket `{bucket}` says of its place cannot \
+                 be read; move it again, or remove that (`nats kv del {bucket} moved.{name}`), and it begins as a new one"
+            ))
+            .with_cause(error)
+        })
     }
 
     /// The consumer is made again.
-    pub(crate) async fn forget_place(&self, name: &str) {
-        let request = serde_json::json!({ "filter": self.settings.moved_subject(name) });
-        let bucket = format!("STREAM.PURGE.KV_{}", self.settings.parked());
-        // Where it stays, it is asked for only once the consumer is gone.
-        let _: Result<serde::de::IgnoredAny, Refusal> = self.api(bucket, &request).await;
+    pub(crate) async fn forget_place(&self, name: &str) -> Result<(), BrokerError> {
+        self.purge_notes(&self.settings.moved_subject(name), None).await
+    }
+
+    /// Removes what was noted under these subjects, of all or of those before a place in the bucket.
+    pub(crate) async fn purge_notes(&self, filter: &str, before: Option<u64>) -> Result<(), BrokerError> {
+        #[derive(Serialize)]
+        struct Request<'a> {
+            filter: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            seq: Option<u64>,
+        }
+
+        let bucket = self.settings.parked();
+        let request = Request { filter, seq: before };
+        let purge = self.api::<IgnoredAny>(format!("STREAM.PURGE.KV_{bucket}"), &request);
+        match purge.await {
+            Ok(_) => Ok(()),
+            Err(refusal) if refusal.is(ErrorCode::STREAM_NOT_FOUND) => Ok(()),
+            Err(refusal) => {
+                Err(self.explain(format_args!("remove `{filter}` from the bucket `{bucket}`"), refusal))
+            }
+        }
+    }
+
+    /// Removes what was noted of events of a consumer of this name that is gone: whoever has removed it may have crashed
+    /// before that. What another process notes that makes it anew just now stays.
+    pub(crate) async fn remove_notes_of_former(&self, name: &str) -> Result<(), BrokerError> {
+        let bucket = format!("KV_{}", self.settings.parked());
+        let failed = |refusal| self.explain(format_args!("look at the stream `{bucket}`"), refusal);
+        let info = self.api::<stream::Info>(format!("STREAM.INFO.{bucket}"), &Nothing {}).await;
+        let last = match info {
+            Ok(info) => info.state.last_sequence,
+            Err(refusal) if refusal.is(ErrorCode::STREAM_NOT_FOUND) => return Ok(()),
+            Err(refusal) => return Err(failed(refusal)),
+        };
+        match self.consumer_info(name).await {
+            Err(refusal) if refusal.is(ErrorCode::CONSUMER_NOT_FOUND) => {
+                self.purge_notes(&self.settings.notes_subject(name), Some(last + 1)).await
+            }
+            // It is there by now, with notes of its own; what it is otherwise is said as it is made.
+            _ => Ok(()),
+        }
     }
 
     /// What the server knows of a consumer.
@@ -471,6 +536,11 @@ pub(crate) fn filters(config: &consumer::Config) -> Vec<String> {
         "" => config.filter_subjects.clone(),
         subject => vec![subject.to_owned()],
     }
+}
+
+/// What a consumer is made with, as the server reads it and `nats consumer add --config` does.
+fn settings_of(config: &consumer::Config) -> String {
+    serde_json::to_string(config).unwrap_or_else(|error| format!("(they cannot be written: {error})"))
 }
 
 /// What is other than it should be, and what nobody may change while the consumer goes on.

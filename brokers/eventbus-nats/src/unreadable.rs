@@ -74,8 +74,10 @@ impl Link {
         };
         let (headers, is_readable) = read_headers(&bytes(&raw.hdrs)?);
         Ok(Some(Stored {
-            // In place of bytes that are not UTF-8 the server writes this.
-            is_readable: is_readable && !raw.subject.contains(char::REPLACEMENT_CHARACTER),
+            // In place of bytes that are not UTF-8 the server writes this; and the client parts a line with headers at every
+            // white space, of which the server lets some into subjects.
+            is_readable: is_readable
+                && !raw.subject.contains(|c: char| c == char::REPLACEMENT_CHARACTER || c.is_whitespace()),
             subject: raw.subject,
             sequence: raw.seq,
             time: raw.time.parse().unwrap_or(Timestamp::UNIX_EPOCH),
@@ -124,11 +126,9 @@ impl Link {
         outlet.store("the event", Other { subject, headers, payload: written.payload }).await?;
         // Of such a subject the server reads the stream, the consumer and the place.
         let ack = format!("$JS.ACK.{}.{consumer}.1.{sequence}.{sequence}.0.0", settings.stream);
-        let acked = self.client.send_request(ack, async_nats::client::Request::new().payload(ACK)).await;
-        acked.map_err(|error| {
-            BrokerError::new(format!("the server did not confirm the ack of {sequence}"))
-                .with_cause(error.to_string())
-        })?;
+        let acked = self.request(ack, ACK).await;
+        acked
+            .map_err(|refusal| self.explain(format_args!("ack what was sent again, {sequence}"), refusal))?;
         log::warn!(
             target: "eventbus", stream = %printable(&settings.stream), sequence, consumer = %printable(consumer),
             "a message of another program cannot be read by the client of NATS, as its headers or its subject are not as NATS \

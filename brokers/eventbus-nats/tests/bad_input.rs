@@ -162,6 +162,30 @@ async fn what_is_only_to_be_checked_is_not_made() {
         error.contains("there is no consumer `g-") && error.contains("for the group `g` on \">\""),
         "{error}"
     );
+    assert!(
+        error.contains(&format!("make it in the stream `{}` with the settings {{", place.name)),
+        "{error}"
+    );
+    // Who makes it by hand with what the error says has what the program wants.
+    let settings = &error[error.find('{').unwrap()..=error.rfind('}').unwrap()];
+    for setting in [
+        format!("\"filter_subject\":\"{}.>\"", place.name),
+        "\"ack_policy\":\"explicit\"".to_owned(),
+        "\"ack_wait\":2000000000".to_owned(),
+        "\"deliver_policy\":\"new\"".to_owned(),
+        "\"priority_policy\":\"pinned_client\"".to_owned(),
+        "\"priority_groups\":[\"eventbus\"]".to_owned(),
+        "\"priority_timeout\":2000000000".to_owned(),
+        "\"eventbus-group\":\"g\"".to_owned(),
+    ] {
+        assert!(settings.contains(&setting), "{setting} is missing in {settings}");
+    }
+    let config = serde_json::from_str::<jetstream::consumer::Config>(settings).unwrap();
+    let stream = jetstream::new(broker.client()).get_stream(&place.name).await.unwrap();
+    stream.create_consumer(config).await.unwrap();
+    let mut deliveries = broker.subscribe(request("g", ">")).await.unwrap();
+    broker.publish(event("a.b", "k", 7)).await.unwrap();
+    assert_eq!(number(&receive_all(&mut deliveries, 1).await[0]), 7);
 }
 
 #[tokio::test]

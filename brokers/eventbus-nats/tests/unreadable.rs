@@ -3,12 +3,11 @@
 mod support;
 
 use eventbus::Envelope;
-use eventbus::broker::{AuditQuery, Broker, Connection, Received};
+use eventbus::broker::{AuditQuery, Broker, Connection, Received, ReplayFrom, ReplayRequest, ReplayUntil};
+use eventbus::subscription::Pattern;
 use std::collections::BTreeSet;
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Duration;
-use support::{PATIENCE, Place, ack, early, event, number, receive_all, until};
+use support::{PATIENCE, Place, ack, early, event, number, receive_all};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -116,31 +115,103 @@ async fn what_was_published_is_listed_with_what_cannot_be_read_among_it() {
     assert!(found.iter().any(|one| one.envelope.headers().get("town") == Some("Köln")));
 }
 
-#[tokio::test]
-async fn a_message_that_ends_the_client_does_not_stop_the_group_of_the_next_process() {
-    let place = Place::new();
-    let broker = place.builder().publish_timeout(Duration::from_secs(2)).connect().await.unwrap();
-    let mut deliveries = broker.subscribe(early("g", ">")).await.unwrap();
-    let subject = format!("{}.order.placed", place.name);
-    publish_raw(&place, subject.as_bytes(), b"NATS/1.0\r\nlines: one\rtwo\r\n\r\n", b"7").await;
-    let late = broker.publish(event("a.b", "k", 8));
-    let mut none = Vec::new();
-    let ended = poll_fn(|context| deliveries.poll_receive(context, &mut none, 9));
-    let error = tokio::time::timeout(PATIENCE, ended).await.unwrap().unwrap_err().to_string();
-    assert!(error.contains("the client of NATS has ended"), "{error}");
-    // Nobody waits for ever.
-    tokio::time::timeout(PATIENCE, late).await.unwrap().unwrap_err();
-    assert!(matches!(broker.connection(), Connection::Lost { .. }));
-    drop((deliveries, broker));
+/// What no client publishes, and the client of NATS does not read, with the number that the message has.
+const UNREADABLE: [(&[u8], u64); 7] = [
+    // Over these the client panics.
+    (b"NATS/1.0\r\nlines: one\rtwo\r\n\r\n", 1),
+    (b"NATS/1.0\r\nlines: one\r\r\r\n\ttwo\r\n\r\n", 2),
+    (b"NATS/1.0\r\na: b\r\nlines: \rone\rtwo\r\n\r\n", 3),
+    // Over these it ends the connection.
+    (b"NATS/1.0\r\nli\rnes: one\r\n\r\n", 4),
+    (b"NATS/1.0\r\n: one\r\n\r\n", 5),
+    (b"NATS/1.0 12345\r\n\r\n", 6),
+    (b"HTTP/1.1 200 OK\r\n\r\n", 7),
+];
 
-    let next = place.broker().await;
-    let group = || async { next.groups().unwrap().list().await.unwrap().iter().all(|group| !group.active) };
-    until("the server has the group back", group).await;
-    let mut deliveries = next.subscribe(early("g", ">")).await.unwrap();
+#[tokio::test]
+async fn a_message_that_ends_the_client_does_not_end_the_program() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = broker.subscribe(early("g", ">")).await.unwrap();
+    let mut other = broker.subscribe(early("other", "user.*")).await.unwrap();
+    let subject = format!("{}.order.placed", place.name);
+    for (headers, number) in UNREADABLE {
+        let publishing = broker.publish(event("user.created", "k", number));
+        publish_raw(&place, subject.as_bytes(), headers, number.to_string().as_bytes()).await;
+        tokio::time::timeout(PATIENCE, publishing).await.unwrap().unwrap();
+    }
+    let mut numbers = BTreeSet::new();
+    while numbers.len() < UNREADABLE.len() {
+        for received in receive_all(&mut deliveries, 1).await {
+            if received.receipt.envelope.topic().as_str() == "order.placed" {
+                numbers.insert(number(&received));
+            }
+            ack(received).await;
+        }
+    }
+    for (received, (_, expected)) in
+        receive_all(&mut other, UNREADABLE.len()).await.into_iter().zip(UNREADABLE)
+    {
+        assert_eq!(number(&received), expected, "each once, in order");
+        ack(received).await;
+    }
+    broker.publish(event("order.shipped", "k", 9)).await.unwrap();
     let received = receive_all(&mut deliveries, 1).await.remove(0);
-    assert_eq!((number(&received), received.receipt.envelope.headers().get("lines")), (7, Some("one two")));
+    assert_eq!(received.receipt.envelope.topic().as_str(), "order.shipped");
     ack(received).await;
-    next.publish(event("a.b", "k", 9)).await.unwrap();
-    ack(receive_all(&mut deliveries, 1).await.remove(0)).await;
-    assert_eq!(next.connection(), Connection::Up);
+    assert_eq!(broker.connection(), Connection::Up);
+    assert!(broker.client().flush().await.is_ok(), "who asks for the client has one that works");
+    tokio::time::timeout(PATIENCE, broker.settled().unwrap()).await.unwrap();
+    broker.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn processes_that_compete_go_on_behind_messages_that_end_the_client() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut request = early("g", ">");
+    request.competing = true;
+    let mut deliveries = broker.subscribe(request).await.unwrap();
+    let subject = format!("{}.order.placed", place.name);
+    let nbsp = format!("{}.order.pla\u{a0}ced", place.name);
+    for (headers, number) in UNREADABLE {
+        publish_raw(&place, subject.as_bytes(), headers, number.to_string().as_bytes()).await;
+    }
+    publish_raw(&place, nbsp.as_bytes(), b"NATS/1.0\r\na: b\r\n\r\n", b"8").await;
+    broker.publish(event("a.b", "k", 9)).await.unwrap();
+    let mut numbers = BTreeSet::new();
+    while numbers.len() < 9 {
+        for received in receive_all(&mut deliveries, 1).await {
+            numbers.insert(number(&received));
+            ack(received).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_replay_and_the_audit_log_read_over_what_ends_the_client() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let subject = format!("{}.order.placed", place.name);
+    for round in 0..3 {
+        broker.publish(event("a.b", "k", round)).await.unwrap();
+        for (headers, number) in UNREADABLE {
+            publish_raw(&place, subject.as_bytes(), headers, number.to_string().as_bytes()).await;
+        }
+    }
+    broker.publish(event("a.b", "k", 9)).await.unwrap();
+    let all = 3 * (UNREADABLE.len() + 1) + 1;
+    let query = broker.audit_log().unwrap().query(AuditQuery::default());
+    assert_eq!(tokio::time::timeout(PATIENCE, query).await.unwrap().unwrap().len(), all);
+    let request = ReplayRequest {
+        group: "g".to_owned(),
+        pattern: Pattern::new(">").unwrap(),
+        from: ReplayFrom::Beginning,
+        until: ReplayUntil::default(),
+    };
+    let mut replay = broker.replayable().unwrap().replay(request).await.unwrap();
+    let replayed = receive_all(&mut replay.deliveries, all).await;
+    let offsets: Vec<_> = replayed.iter().map(|one| one.receipt.offset).collect();
+    assert!(offsets.is_sorted() && number(replayed.last().unwrap()) == 9);
+    assert_eq!(broker.connection(), Connection::Up);
 }

@@ -98,6 +98,12 @@ impl ConnectionState {
         self.changed.tell();
     }
 
+    /// Whether nobody needs the connection any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
     /// Since when it is lost and why; none while it is there.
     #[must_use]
     pub fn lost(&self) -> Option<Lost> {
