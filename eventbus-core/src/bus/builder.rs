@@ -201,8 +201,18 @@ impl BusBuilder {
         self
     }
 
-    /// Connects to the broker at `url`, after the start-up checks. `memory:` is the in-process broker, and
-    /// `sqlite:shop.db` the embedded log (Cargo feature `sqlite`).
+    /// Connects to the broker at `url`, after the start-up checks.
+    ///
+    /// | address | broker | Cargo feature |
+    /// |---|---|---|
+    /// | `memory:` | in the process | |
+    /// | `sqlite:shop.db` | the embedded log | `sqlite` |
+    /// | `nats://localhost`, `tls://…` | NATS JetStream | `nats` |
+    /// | `redis://localhost`, `rediss://…`, `valkey://…`, and those of sentinels and clusters | Redis Streams, Valkey | `redis` |
+    /// | `sns://eu-central-1` | Amazon SNS and SQS | `aws` |
+    ///
+    /// The page of each broker has the options of its address. A server that does not answer is waited for, for the time
+    /// of its option `connect_timeout`.
     ///
     /// # Errors
     /// Where no broker of this build has the address's scheme, outside of a tokio runtime, what the broker reports, and

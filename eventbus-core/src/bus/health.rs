@@ -109,6 +109,11 @@ impl Bus {
     ///
     /// For the health check of a service. A connection alone says little: a subscription may hang while it stands.
     ///
+    /// As a readiness probe it is right as it stands. A liveness probe, whose failure restarts the program, asks for less:
+    /// where the server is away the bus connects again by itself, and a restart brings nothing back. Let that one fail
+    /// where a subscription is [`Stalled`](SubscriptionState::Stalled) while the connection is
+    /// [`Up`](Connection::Up).
+    ///
     /// ```
     /// # async fn healthz(bus: eventbus::Bus) -> (u16, String) {
     /// let health = bus.health().await;
