@@ -61,7 +61,7 @@ pub(crate) struct Store {
     pub(crate) keys: Keys,
     pub(crate) link: Arc<Link>,
     publishes: Arc<Publishes>,
-    max_payload: usize,
+    pub(crate) max_payload: usize,
     /// What tells this process from others, and from itself at other times.
     process: String,
     numbers: AtomicU64,

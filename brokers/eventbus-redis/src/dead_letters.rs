@@ -4,7 +4,7 @@
 //! published again goes to a stream of its group and its topic, which only this group reads.
 
 use crate::broker::Store;
-use crate::entry;
+use crate::history::Pages;
 use crate::place::Place;
 use crate::script;
 use crate::wire;
@@ -12,14 +12,12 @@ use bytes::Bytes;
 use eventbus_core::broker::{
     BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters,
 };
+use eventbus_core::counted::{count, counted};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, Pattern};
 use redis::Value;
 use std::sync::Arc;
-
-/// How many dead letters are read at once.
-const PAGE: usize = 200;
 
 fn name(place: Place, group: &str) -> DeadLetterId {
     DeadLetterId::new(format!("{place}@{group}"))
@@ -59,33 +57,25 @@ impl Store {
     async fn find_of_group(
         &self,
         group: &str,
-        mut from: Place,
+        from: Place,
         to: Place,
         query: &DeadLetterQuery,
         found: &mut DeadLetterList,
     ) -> Result<(), BrokerError> {
         let mut missing = query.limit;
+        let mut pages = Pages::new(self.keys.dead(group), from, to, false);
         while missing > 0 {
-            let mut command = redis::cmd("XRANGE");
-            command
-                .arg(self.keys.dead(group))
-                .arg(from.to_string())
-                .arg(to.to_string())
-                .arg("COUNT")
-                .arg(PAGE);
-            let page = entry::entries(self.link.value("cannot read dead letters", &command).await?);
-            let full = page.len() == PAGE;
+            let page = pages.next(&self.link, "cannot read dead letters").await?;
+            if page.is_empty() {
+                break;
+            }
             for entry in page {
-                from = entry.place.next();
-                let Some(letter) = wire::read_dead_letter(group, entry.place, entry.fields) else { continue };
                 let id = name(entry.place, group);
+                let Some(letter) = wire::read_dead_letter(group, entry.place, entry.fields) else { continue };
                 if missing > 0 && query.matches(&id, &letter) {
                     missing -= 1;
                     found.push((id, Arc::new(letter)));
                 }
-            }
-            if !full {
-                break;
             }
         }
         Ok(())
@@ -93,6 +83,14 @@ impl Store {
 
     async fn republish(&self, id: DeadLetterId, payload: Option<Bytes>) -> Result<bool, BrokerError> {
         let Some((place, group)) = parse(&id) else { return Ok(false) };
+        let size = payload.as_ref().map_or(0, Bytes::len);
+        if size > self.max_payload {
+            return Err(BrokerError::new(format!(
+                "cannot re-publish dead letter {id}: its payload has {}, and {} are allowed (`max_payload`)",
+                counted(size, "byte"),
+                count(self.max_payload)
+            )));
+        }
         let mut query = DeadLetterQuery::default();
         query.id = Some(id.clone());
         let Some((_, letter)) = self.find(query).await?.pop() else { return Ok(false) };

@@ -137,7 +137,7 @@ impl Claim {
             self.end_save(Vec::new());
             return Ok(());
         }
-        settled.sort_unstable_by_key(|settled| settled.source);
+        settled.sort_unstable_by_key(|settled| (settled.source, settled.place));
         let mut call = script::ACK.call(&self.store.keys);
         let first = {
             let state = self.state();

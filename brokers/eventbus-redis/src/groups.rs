@@ -10,8 +10,6 @@ use redis::{Cmd, Pipeline, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// How many entries the server counts in one go.
-const COUNTED: usize = 10_000;
 /// How many groups one script looks at: the server does nothing else meanwhile, for less than a millisecond.
 const GROUPS: usize = 50;
 /// How many commands are sent at once: nobody else's wait behind more than that.
@@ -250,13 +248,12 @@ impl Store {
         let mut all = 0;
         while from <= to {
             let mut call = script::COUNT.call(&self.keys);
-            call.arg(stream).arg(from.to_string()).arg(to.to_string()).arg(COUNTED);
+            call.arg(stream).arg(from.to_string()).arg(to.to_string());
             let mut answer = entry::list(self.link.value("cannot count events", &call).await?).into_iter();
-            let counted = number(answer.next());
-            all += counted;
+            all += number(answer.next());
             match answer.next().as_ref().and_then(entry::place_of) {
-                Some(last) if counted == COUNTED as u64 => from = last.next(),
-                _ => break,
+                Some(last) => from = last.next(),
+                None => break,
             }
         }
         Ok(all)

@@ -21,11 +21,17 @@ pub(crate) struct Walk {
 }
 
 struct Stream {
-    key: String,
     topic: Topic,
+    read: VecDeque<Entry>,
+    pages: Pages,
+}
+
+/// The entries of one stream, from one place to another, some at a time.
+pub(crate) struct Pages {
+    key: String,
+    backwards: bool,
     /// What is left to be read; none: nothing.
     range: Option<(Place, Place)>,
-    read: VecDeque<Entry>,
     page: usize,
 }
 
@@ -38,15 +44,19 @@ impl Walk {
         to: Place,
         backwards: bool,
     ) -> Self {
-        let range = (from <= to).then_some((from, to));
-        let stream = |(key, topic)| Stream { key, topic, range, read: VecDeque::new(), page: PAGE.0 };
+        let stream = |(key, topic)| {
+            let pages = Pages::new(key, from, to, backwards);
+            Stream { topic, read: VecDeque::new(), pages }
+        };
         Self { link: Arc::clone(link), backwards, streams: streams.into_iter().map(stream).collect() }
     }
 
     /// The next entry, and its topic; none, at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<(Topic, Entry)>, Trouble> {
         for stream in &mut self.streams {
-            stream.fill(&self.link, self.backwards).await?;
+            if stream.read.is_empty() {
+                stream.read = stream.pages.next(&self.link, "cannot read the history").await?.into();
+            }
         }
         let heads = self.streams.iter().enumerate();
         let heads = heads.filter_map(|(number, stream)| Some((stream.read.front()?.place, number)));
@@ -57,23 +67,31 @@ impl Walk {
     }
 }
 
-impl Stream {
-    async fn fill(&mut self, link: &Link, backwards: bool) -> Result<(), Trouble> {
-        let Some((from, to)) = self.range.filter(|_| self.read.is_empty()) else { return Ok(()) };
-        let mut command = redis::cmd(if backwards { "XREVRANGE" } else { "XRANGE" });
-        let (first, second) = if backwards { (to, from) } else { (from, to) };
+impl Pages {
+    /// What is between `from` and `to`, these included.
+    pub(crate) fn new(key: String, from: Place, to: Place, backwards: bool) -> Self {
+        let range = (from <= to).then_some((from, to));
+        Self { key, backwards, range, page: PAGE.0 }
+    }
+
+    /// The next entries; none, at the end.
+    pub(crate) async fn next(&mut self, link: &Link, what: &str) -> Result<Vec<Entry>, Trouble> {
+        let Some((from, to)) = self.range else { return Ok(Vec::new()) };
+        let mut command = redis::cmd(if self.backwards { "XREVRANGE" } else { "XRANGE" });
+        let (first, second) = if self.backwards { (to, from) } else { (from, to) };
         command.arg(&self.key).arg(first.to_string()).arg(second.to_string()).arg("COUNT").arg(self.page);
-        self.read = entry::entries(link.value("cannot read the history", &command).await?).into();
-        let full = self.read.len() == self.page;
-        self.range = match self.read.back().map(|last| last.place) {
-            Some(last) if full && backwards => Some((from, last.before())).filter(|(from, _)| last > *from),
+        let read = entry::entries(link.value(what, &command).await?);
+        let full = read.len() == self.page;
+        self.range = match read.last().map(|last| last.place) {
+            Some(last) if full && self.backwards => {
+                Some((from, last.before())).filter(|(from, _)| last > *from)
+            }
             Some(last) if full => Some((last.next(), to)).filter(|(from, to)| from <= to),
             _ => None,
         };
-        let bytes: usize =
-            self.read.iter().flat_map(|entry| &entry.fields).map(|(_, value)| value.len()).sum();
-        let size = bytes / self.read.len().max(1);
+        let bytes: usize = read.iter().flat_map(|entry| &entry.fields).map(|(_, value)| value.len()).sum();
+        let size = bytes / read.len().max(1);
         self.page = (self.page * 4).min(PAGE.1).min((PAGE_BYTES / size.max(1)).max(1));
-        Ok(())
+        Ok(read)
     }
 }

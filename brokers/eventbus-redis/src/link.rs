@@ -232,15 +232,19 @@ async fn keep(link: Weak<Link>) {
                     }
                 }
             }
-            None => connect_again(&here).await,
+            None => {
+                drop(here);
+                connect_again(&link).await;
+            }
         }
     }
 }
 
-async fn connect_again(link: &Link) {
+/// Between tries nothing is held: a broker that nobody has any more is not connected.
+async fn connect_again(link: &Weak<Link>) {
     let mut pause = Pause::default();
-    let generation = link.state.lock().generation + 1;
-    while !link.is_closed() {
+    while let Some(link) = link.upgrade().filter(|link| !link.is_closed()) {
+        let generation = link.state.lock().generation + 1;
         match connect(&link.locator, generation).await {
             Ok((live, _)) => {
                 {
@@ -252,6 +256,7 @@ async fn connect_again(link: &Link) {
             }
             Err(trouble) => link.connection.is_lost(&trouble.to_string()),
         }
+        drop(link);
         tokio::time::sleep(pause.next()).await;
     }
 }

@@ -20,11 +20,12 @@ impl Place {
     /// Behind the last entry there can be.
     pub(crate) const END: Self = Self { millis: u64::MAX, number: u64::MAX };
 
-    /// The place right behind this one.
+    /// The place right behind this one; behind the last one there is none.
     pub(crate) fn next(self) -> Self {
-        match self.number.checked_add(1) {
-            Some(number) => Self { number, ..self },
-            None => Self { millis: self.millis.saturating_add(1), number: 0 },
+        match (self.millis.checked_add(1), self.number.checked_add(1)) {
+            (_, Some(number)) => Self { number, ..self },
+            (Some(millis), None) => Self { millis, number: 0 },
+            (None, None) => self,
         }
     }
 
@@ -99,7 +100,9 @@ mod tests {
             assert_eq!(Place::from(Offset::from(one)), one);
             assert_eq!(one.to_string().parse::<Place>().unwrap(), one);
             assert!(one == Place::START || one.before().next() == one);
+            assert!(one == Place::END || one.next() > one, "{one}");
         }
+        assert_eq!(Place::END.next(), Place::END);
     }
 
     #[test]

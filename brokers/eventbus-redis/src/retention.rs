@@ -14,6 +14,9 @@ use eventbus_core::{BrokerError, Pattern};
 use redis::Value;
 use std::sync::Weak;
 
+/// Where one step has removed so many, there may be more to remove.
+const MANY: i64 = 1_000;
+
 /// Applies the retention now and then, as long as there is the broker.
 pub(crate) async fn keep(store: Weak<Store>) {
     loop {
@@ -57,7 +60,14 @@ impl Store {
             {
                 call.arg(group).arg(since);
             }
-            if let Value::Int(removed @ 1..) = self.link.value("cannot remove old events", &call).await? {
+            let mut removed = 0;
+            while let Value::Int(more @ 1..) = self.link.value("cannot remove old events", &call).await? {
+                removed += more;
+                if more < MANY {
+                    break;
+                }
+            }
+            if removed > 0 {
                 log::debug!(target: "eventbus", topic = %printable(&topic), removed, "events were removed");
             }
         }

@@ -313,6 +313,59 @@ async fn the_audit_log_has_what_an_event_was_mended_with() {
     assert_eq!(found[0].envelope.payload().unwrap(), "1", "the event itself stays");
 }
 
+#[tokio::test]
+async fn a_payload_that_is_mended_may_be_as_large_as_one_that_is_published_and_no_larger() {
+    let place = Place::new();
+    let broker = place.builder().max_payload(10).open().await.unwrap();
+    let letters = broker.dead_letters().unwrap();
+    let mut deliveries = subscribe(&broker, "group", "order.placed").await;
+    publish(&broker, event("order.placed", 1)).await;
+    let received = receive_all(&mut deliveries, 1).await.remove(0);
+    let letter = dead_letter(&received);
+    received.settler.reject(received.receipt, letter).await.unwrap();
+    let (id, _) = letters.list().await.unwrap().remove(0);
+    let error = letters.republish(&id, Some("12345678901".into())).await.unwrap_err().to_string();
+    assert!(error.contains("its payload has 11 bytes, and 10 are allowed"), "{error}");
+    assert!(letters.republish(&id, Some("1234567890".into())).await.unwrap());
+}
+
+#[tokio::test]
+async fn groups_are_listed_by_the_thousand_in_many_small_steps() {
+    const GROUPS: usize = 3_000;
+    let place = Place::new();
+    let broker = place.broker().await;
+    for number in 0..3 {
+        publish(&broker, event("order.placed", number)).await;
+    }
+    let stream = place.key("topic:order.placed");
+    for part in (0..GROUPS).collect::<Vec<_>>().chunks(500) {
+        let mut commands = redis::pipe();
+        for group in part {
+            let name = format!("group-{group:04}");
+            // Each tenth one has come to the end.
+            let last = if group % 10 == 0 { "$" } else { "0" };
+            commands.cmd("SADD").arg(place.key("groups")).arg(&name).ignore();
+            commands.cmd("HSET").arg(place.key(&format!("group:{name}"))).arg("order.*").arg("0-0").ignore();
+            commands.cmd("XGROUP").arg("CREATE").arg(&stream).arg(&name).arg(last).ignore();
+        }
+        place.pipeline(&commands);
+    }
+    let calls = || {
+        let stats: String = place.command(redis::cmd("INFO").arg("commandstats"));
+        let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_eval:calls=")).unwrap_or("0,");
+        line.split(',').next().unwrap().parse::<usize>().unwrap()
+    };
+    let before = calls();
+    let groups = broker.groups().unwrap().list().await.unwrap();
+    // Twice each fifty: what they are, and where they stand.
+    assert!(calls() - before >= 2 * GROUPS / 60, "{}", calls() - before);
+    assert_eq!(groups.len(), GROUPS);
+    for (number, state) in groups.iter().enumerate() {
+        let backlog = if number % 10 == 0 { 0 } else { 3 };
+        assert_eq!((state.group.as_str(), state.backlog), (format!("group-{number:04}").as_str(), backlog));
+    }
+}
+
 /// The table of the documentation, held against what the broker declares.
 #[tokio::test]
 async fn the_table_of_semantics_says_what_the_broker_declares() {

@@ -292,3 +292,19 @@ async fn a_broker_is_closed_during_an_outage_without_waiting_for_its_end() {
     let error = broker.publish(Arc::new(event("order.placed", 2))).await.unwrap_err();
     assert!(error.to_string().contains("the broker is closed"), "{error}");
 }
+
+#[tokio::test]
+async fn a_broker_that_is_dropped_during_an_outage_leaves_nothing_that_connects() {
+    let place = Place::new();
+    let (proxy, builder) = through_proxy(&place).await;
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let broker = builder.connect_timeout(Duration::from_secs(1)).open().await.unwrap();
+    let deliveries = subscribe(&broker, "group", "order.placed").await;
+    proxy.refuse(true);
+    proxy.cut();
+    until("the loss is noticed", async || matches!(broker.connection(), Connection::Lost { .. })).await;
+    drop(deliveries);
+    drop(broker);
+    until("all of its tasks have ended", async || tasks() <= before).await;
+}

@@ -2,16 +2,18 @@
 
 mod support;
 
-use eventbus::broker::{Broker, Connection, Received, SubscribeRequest};
+use eventbus::broker::{
+    Broker, Connection, DeadLetterQuery, Received, ReplayFrom, ReplayRequest, ReplayUntil, SubscribeRequest,
+};
 use eventbus::subscription::Pattern;
 use eventbus::{Envelope, Start, Topic};
-use eventbus_redis::RedisBroker;
+use eventbus_redis::{RedisBroker, Retention};
 use redis::Value;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::proxy::Proxy;
 use support::servers::Server;
-use support::{Place, event, number, publish, receive, receive_all, subscribe, until};
+use support::{Place, ack, dead_letter, event, number, publish, receive, receive_all, subscribe, until};
 
 /// A database of the server that one test has for itself.
 fn database(number: u32) -> Place {
@@ -22,10 +24,6 @@ fn database(number: u32) -> Place {
 
 fn clear(place: &Place) {
     place.command::<()>(&redis::cmd("FLUSHDB"));
-}
-
-async fn ack(received: Received) {
-    received.settler.ack(received.receipt).await.unwrap();
 }
 
 fn numbers(received: &[Received]) -> Vec<u64> {
@@ -268,6 +266,78 @@ async fn large_events_behind_many_small_ones_are_not_read_by_the_hundred() {
     until("large ones are read", async || pending(&place, "order.placed") > 0).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(pending(&place, "order.placed") <= 128, "{}", pending(&place, "order.placed"));
+}
+
+#[tokio::test]
+async fn one_of_many_large_dead_letters_is_found_without_reading_them_all() {
+    let place = Place::new();
+    let proxy = Proxy::to(&place.url).await;
+    let broker = RedisBroker::builder(&proxy.url()).unwrap().prefix(&place.prefix).open().await.unwrap();
+    let mut deliveries = subscribe(&broker, "group", "order.placed").await;
+    for _ in 0..30 {
+        broker.publish(large("order.placed")).await.unwrap();
+        let received = receive(&mut deliveries, 1).await.remove(0);
+        let letter = dead_letter(&received);
+        received.settler.reject(received.receipt, letter).await.unwrap();
+    }
+    let before = proxy.passed();
+    let mut query = DeadLetterQuery::default();
+    query.limit = 1;
+    assert_eq!(broker.dead_letters().unwrap().find(query).await.unwrap().len(), 1);
+    let passed = proxy.passed() - before;
+    assert!(passed < 6 << 20, "{passed} bytes were read");
+    assert_eq!(broker.dead_letters().unwrap().list().await.unwrap().len(), 30);
+}
+
+#[tokio::test]
+async fn events_are_counted_and_removed_without_copies_of_all_that_they_hold() {
+    let server = Server::up("redis", "eventbus-redis-copies");
+    let place = Place::on(&server.url());
+    let broker = place.broker().await;
+    for _ in 0..100 {
+        broker.publish(large("order.placed")).await.unwrap();
+    }
+    let peak = || {
+        let info: String = place.command(redis::cmd("INFO").arg("memory"));
+        let peak = info.lines().find_map(|line| line.strip_prefix("used_memory_peak:")).expect("it tells");
+        peak.parse::<u64>().expect("a number")
+    };
+    let before = peak();
+    let pattern = Pattern::new("order.placed").unwrap();
+    let request = ReplayRequest {
+        group: "group".to_owned(),
+        pattern,
+        from: ReplayFrom::Beginning,
+        until: ReplayUntil::Now,
+    };
+    let replay = broker.replayable().unwrap().replay(request).await.unwrap();
+    assert_eq!(replay.events, 100);
+    drop(replay);
+    let mut retention = Retention::default();
+    retention.count = Some(1);
+    let interval = Duration::from_millis(50);
+    let trims = place.builder().retention(retention).retention_interval(interval).open().await.unwrap();
+    let length = || place.command::<u64>(redis::cmd("XLEN").arg(place.key("topic:order.placed")));
+    until("old events are removed", async || length() == 1).await;
+    trims.close().await.unwrap();
+    let copied = peak() - before;
+    assert!(copied < 50 << 20, "{copied} bytes were copied");
+}
+
+#[tokio::test]
+async fn any_number_of_events_is_removed_to_the_last_one_by_count_and_by_age() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    publish_all(&broker, 0..12_345).await;
+    let length = || place.command::<u64>(redis::cmd("XLEN").arg(place.key("topic:order.placed")));
+    let (mut count, mut age) = (Retention::default(), Retention::default());
+    (count.count, age.age) = (Some(77), Some(Duration::from_millis(1)));
+    for (retention, left) in [(count, 77), (age, 0)] {
+        let builder = place.builder().retention(retention).retention_interval(Duration::from_millis(50));
+        let trims = builder.open().await.unwrap();
+        until("the others are removed", async || length() == left).await;
+        trims.close().await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

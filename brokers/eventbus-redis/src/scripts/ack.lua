@@ -2,8 +2,8 @@
 -- Settles deliveries of a group, many at once.
 --
 -- ARGV: prefix, group, pattern, token (empty where processes compete), consumer, then of each stream: stream, what the
--- fields of its deliveries begin with, '1' where its entries are gone once they are settled, how many ids, these; one of
--- which something is noted has a '+' before it.
+-- fields of its deliveries begin with, '1' where its entries are gone once they are settled, how many ids, these in their
+-- order; one of which something is noted has a '+' before it.
 -- Answers 1, or 0 where another process has the group: then nothing has changed. Where processes compete and others have
 -- some of the deliveries, the numbers of these, from 0: they are not settled.
 local prefix, group, pattern, token, consumer = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -15,7 +15,14 @@ local noted = { prefix .. 'parked:' .. group, prefix .. 'suspects:' .. group }
 local lost, number, at = {}, 0, 6
 while at <= #ARGV do
   local stream, field, gone, count = ARGV[at], ARGV[at + 1], ARGV[at + 2] == '1', tonumber(ARGV[at + 3])
-  local ids, fields = {}, {}
+  local ids, fields, ours = {}, {}, {}
+  if competing then
+    -- Most are found by one look, whatever else is open between the first and the last of them.
+    local first, last = string.match(ARGV[at + 4], '[^+]+'), string.match(ARGV[at + 3 + count], '[^+]+')
+    for _, pending in ipairs(redis.call('XPENDING', stream, group, first, last, 2 * count, consumer)) do
+      ours[pending[1]] = true
+    end
+  end
   for place = at + 4, at + 3 + count do
     local id = ARGV[place]
     local is_noted = string.byte(id) == 43
@@ -25,6 +32,7 @@ while at <= #ARGV do
     -- What nobody has any more was settled already, as by an earlier try of this.
     if
       competing
+      and not ours[id]
       and #redis.call('XPENDING', stream, group, id, id, 1, consumer) == 0
       and #redis.call('XPENDING', stream, group, id, id, 1) > 0
     then

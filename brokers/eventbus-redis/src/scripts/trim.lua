@@ -1,8 +1,9 @@
--- Removes the oldest events of a topic that are no longer kept, behind what every group has settled.
+-- Removes the oldest events of a topic that are no longer kept, behind what every group has settled: some of them, since the
+-- server does nothing else meanwhile.
 --
 -- ARGV: prefix, topic, milliseconds that events are kept (empty: for ever), how many (empty: all), '1' where groups that
 -- have not settled them lose them, then of each group that listens on the topic: its name, the place where it began.
--- Answers how many were removed.
+-- Answers how many were removed; there may be more where it is not 0.
 local prefix, topic, age, most, unhandled = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1'
 local stream = prefix .. 'topic:' .. topic
 local length = redis.pcall('XLEN', stream)
@@ -18,27 +19,25 @@ local function less(one, other)
   local c, d = parts(other)
   return a < c or (a == c and b < d)
 end
--- Entries before this place may go.
-local upto = '0-0'
+local function behind(id)
+  local millis, number = parts(id)
+  return string.format('%.0f-%.0f', millis, number + 1)
+end
+local cut, surplus = nil, 0
 if age ~= '' then
   local time = redis.call('TIME')
-  local cut = time[1] * 1000 + math.floor(time[2] / 1000) - tonumber(age)
-  if cut > 0 then
-    upto = string.format('%.0f-0', cut)
-  end
+  local millis = time[1] * 1000 + math.floor(time[2] / 1000) - tonumber(age)
+  cut = millis > 0 and string.format('%.0f-0', millis) or nil
 end
-if most ~= '' and length > tonumber(most) then
-  -- No more than so many in one step, since the server does nothing else meanwhile; the next one goes on.
-  local many = math.min(length - tonumber(most), 10000)
-  local oldest = redis.call('XRANGE', stream, '-', '+', 'COUNT', many + 1)
-  local first = oldest[many + 1]
-  if first and less(upto, first[1]) then
-    upto = first[1]
-  elseif not first then
-    local millis, number = parts(oldest[#oldest][1])
-    upto = string.format('%.0f-%.0f', millis, number + 1)
-  end
+if most ~= '' then
+  surplus = length - tonumber(most)
 end
+local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1][1]
+if surplus <= 0 and not (cut and less(first, cut)) then
+  return 0
+end
+-- Entries before this place are settled.
+local settled = behind(redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1][1])
 if not unhandled then
   local begun = {}
   for _, reader in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
@@ -47,25 +46,39 @@ if not unhandled then
       facts[reader[at]] = reader[at + 1]
     end
     begun[facts['name']] = true
-    local settled = facts['last-delivered-id']
-    local millis, number = parts(settled)
-    settled = string.format('%.0f-%.0f', millis, number + 1)
+    local upto = behind(facts['last-delivered-id'])
     if facts['pending'] > 0 then
-      settled = redis.call('XPENDING', stream, facts['name'])[2]
+      upto = redis.call('XPENDING', stream, facts['name'])[2]
     end
-    if less(settled, upto) then
-      upto = settled
+    if less(upto, settled) then
+      settled = upto
     end
   end
   -- Groups that have not read the topic yet, since none of their processes has run since it is there.
   for at = 6, #ARGV, 2 do
-    if not begun[ARGV[at]] and less(ARGV[at + 1], upto) then
-      local millis, number = parts(ARGV[at + 1])
-      upto = string.format('%.0f-%.0f', millis, number + 1)
+    if not begun[ARGV[at]] and less(ARGV[at + 1], settled) then
+      settled = behind(ARGV[at + 1])
     end
   end
 end
-if upto == '0-0' then
-  return 0
+-- Removes the oldest entries before a place, so many at most. Whole nodes of the stream go without a look at what is in them;
+-- what is left of them are the first entries of one node, which is small.
+local function remove(upto, limit)
+  limit = math.min(limit, 10000)
+  local removed = redis.call('XTRIM', stream, 'MINID', '~', upto, 'LIMIT', limit)
+  local left = math.min(limit - removed, 100)
+  if left > 0 then
+    local oldest = redis.call('XRANGE', stream, '-', '(' .. upto, 'COUNT', left + 1)
+    local bound = #oldest > left and oldest[#oldest][1] or upto
+    removed = removed + redis.call('XTRIM', stream, 'MINID', '=', bound)
+  end
+  return removed
 end
-return redis.call('XTRIM', stream, 'MINID', '=', upto)
+local removed = 0
+if surplus > 0 then
+  removed = remove(settled, surplus)
+end
+if cut and removed < 10000 then
+  removed = removed + remove(less(cut, settled) and cut or settled, 10000)
+end
+return removed

@@ -91,6 +91,13 @@ impl Place {
     pub fn command<T: FromRedisValue>(&self, sent: &Cmd) -> T {
         command(&self.url, sent)
     }
+
+    /// Sends several commands, past the broker.
+    pub fn pipeline(&self, sent: &redis::Pipeline) {
+        let client = redis::Client::open(self.url.as_str()).expect("an address");
+        let mut connection = client.get_connection().expect("a connection");
+        sent.query::<()>(&mut connection).expect("the server takes the commands");
+    }
 }
 
 impl Drop for Place {

@@ -25,6 +25,8 @@ struct Shared {
     mute: AtomicBool,
     /// New connections are closed at once.
     refuses: AtomicBool,
+    /// How many bytes of the server have passed.
+    passed: AtomicU64,
 }
 
 impl Proxy {
@@ -40,6 +42,7 @@ impl Proxy {
             swallows: AtomicBool::new(false),
             mute: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
+            passed: AtomicU64::new(0),
         });
         tokio::spawn(accept(listener, Arc::clone(&shared)));
         Self { scheme, address, shared }
@@ -61,6 +64,11 @@ impl Proxy {
 
     pub fn mute(&self, mute: bool) {
         self.shared.mute.store(mute, Ordering::SeqCst);
+    }
+
+    /// How many bytes the server has sent.
+    pub fn passed(&self) -> u64 {
+        self.shared.passed.load(Ordering::SeqCst)
     }
 
     pub fn refuse(&self, refuses: bool) {
@@ -104,6 +112,9 @@ async fn pass(
             if is_cut() {
                 return;
             }
+        }
+        if of_server {
+            shared.passed.fetch_add(count as u64, Ordering::SeqCst);
         }
         if to.write_all(&buffer[..count]).await.is_err() {
             return;
