@@ -6,11 +6,13 @@
 
 use crate::broker::Store;
 use crate::entry;
+use crate::history::Pages;
 use crate::keeper::millis;
+use crate::place::Place;
 use crate::script;
 use eventbus_core::log;
 use eventbus_core::printable::printable;
-use eventbus_core::{BrokerError, Pattern};
+use eventbus_core::{BrokerError, Pattern, Topic};
 use redis::Value;
 use std::sync::Weak;
 
@@ -47,6 +49,7 @@ impl Store {
                 }
             }
         }
+        let mut shorter = Vec::new();
         let all = Pattern::new(">").map_err(|error| BrokerError::new(error.to_string()))?;
         let retention = &self.settings.retention;
         for topic in self.topics(&all).await? {
@@ -69,6 +72,39 @@ impl Store {
             }
             if removed > 0 {
                 log::debug!(target: "eventbus", topic = %printable(&topic), removed, "events were removed");
+                shorter.push(topic);
+            }
+        }
+        self.forget_mended(&shorter).await
+    }
+
+    /// Removes what events were mended with that are gone from these topics.
+    async fn forget_mended(&self, topics: &[Topic]) -> Result<(), BrokerError> {
+        let what = "cannot remove mended payloads";
+        if topics.is_empty() {
+            return Ok(());
+        }
+        let groups = redis::cmd("SMEMBERS").arg(self.keys.groups()).clone();
+        let groups: Vec<String> = self.link.ask(what, &groups).await?;
+        let asked = groups.iter().map(|group| redis::cmd("HKEYS").arg(self.keys.mended(group)).clone());
+        let fields = self.ask_each(what, asked.collect()).await?.into_iter();
+        let fields =
+            fields.map(|fields| entry::list(fields).into_iter().filter_map(entry::text).collect::<Vec<_>>());
+        let mended: Vec<_> = groups.iter().zip(fields).filter(|(_, fields)| !fields.is_empty()).collect();
+        for topic in if mended.is_empty() { &[] } else { topics } {
+            let mut first = Pages::new(self.keys.topic(topic), Place::START, Place::END, false);
+            let first = first.next(&self.link, what).await?;
+            let first = first.first().map_or(Place::END, |entry| entry.place);
+            for (group, fields) in &mended {
+                let is_gone = |field: &&String| {
+                    let place = field.strip_prefix(topic.as_str()).and_then(|rest| rest.strip_prefix('/'));
+                    place.and_then(|place| place.parse::<Place>().ok()).is_some_and(|place| place < first)
+                };
+                let gone: Vec<_> = fields.iter().filter(is_gone).collect();
+                if !gone.is_empty() {
+                    let remove = redis::cmd("HDEL").arg(self.keys.mended(group)).arg(gone).clone();
+                    self.link.value(what, &remove).await?;
+                }
             }
         }
         Ok(())

@@ -314,6 +314,32 @@ async fn the_audit_log_has_what_an_event_was_mended_with() {
 }
 
 #[tokio::test]
+async fn what_an_event_was_mended_with_goes_with_the_event() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let letters = broker.dead_letters().unwrap();
+    let mut deliveries = subscribe(&broker, "group", "order.placed").await;
+    for number in 0..2 {
+        publish(&broker, event("order.placed", number)).await;
+        let received = receive_all(&mut deliveries, 1).await.remove(0);
+        let letter = dead_letter(&received);
+        received.settler.reject(received.receipt, letter).await.unwrap();
+        let (id, _) = letters.list().await.unwrap().remove(0);
+        assert!(letters.republish(&id, Some("7".into())).await.unwrap());
+        ack(receive_all(&mut deliveries, 1).await.remove(0)).await;
+    }
+    let mended = || place.command::<u64>(redis::cmd("HLEN").arg(place.key("mended:group")));
+    assert_eq!(mended(), 2);
+    let mut retention = Retention::default();
+    retention.count = Some(1);
+    let trims = place.builder().retention(retention).retention_interval(Duration::from_millis(50));
+    let _trims = trims.open().await.unwrap();
+    until("it is gone with its event", async || mended() == 1).await;
+    let found = broker.audit_log().unwrap().query(AuditQuery::default()).await.unwrap();
+    assert_eq!(broker.audit_log().unwrap().mended(found[0].offset).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_payload_that_is_mended_may_be_as_large_as_one_that_is_published_and_no_larger() {
     let place = Place::new();
     let broker = place.builder().max_payload(10).open().await.unwrap();
