@@ -626,7 +626,7 @@ impl Reader<'_> {
     fn of_each(&self, room: usize, streams: usize) -> usize {
         // Most streams have nothing most of the time, and each may have as much as that; but not where that is too much.
         let most = (16 * room / streams).min(2 * AHEAD_BYTES / (streams * self.size.max(1)));
-        (room / self.busy.max(1)).min(if self.size == 0 { 1 } else { most }).max(1)
+        (room / self.busy.max(1)).min(most).max(1)
     }
 
     /// Remembers how large entries are. They are expected to stay so for a while, where they get smaller.
@@ -725,12 +725,15 @@ impl Reader<'_> {
         self.tidy().await
     }
 
-    /// Reads what nobody has read yet: how many entries.
+    /// Reads what nobody has read yet: how many entries, or how many of earlier reads have their place now.
     async fn read_new(&mut self, room: usize) -> Result<usize, Trouble> {
         let claim = self.claim;
-        let sources = self.sources();
+        // What a stream has next is known as long as some of it waits.
+        let (mut sources, waiting) = (self.sources(), self.merge.streams());
+        sources.retain(|(number, _)| !waiting.contains(number));
         if sources.is_empty() {
-            return Ok(0);
+            let ready = self.merge.take([], usize::MAX);
+            return self.put_at_hand(ready).await;
         }
         let limit = self.of_each(room, sources.len());
         let mut command = redis::cmd("XREADGROUP");
@@ -744,7 +747,7 @@ impl Reader<'_> {
             return Ok(0);
         };
         // Once this is read, it was delivered to somebody.
-        for (number, place) in self.rung.drain(..) {
+        for (number, place) in self.rung.drain(..).filter(|(number, _)| !waiting.contains(number)) {
             self.seen[number] = self.seen[number].max(place);
         }
         let mut answers = answers.into_iter();
@@ -769,7 +772,8 @@ impl Reader<'_> {
         }
         if count == 0 {
             // Whatever there was at this moment was delivered to somebody.
-            self.seen.iter_mut().for_each(|seen| *seen = (*seen).max(clock));
+            let read = self.seen.iter_mut().enumerate().filter(|(number, _)| !waiting.contains(number));
+            read.for_each(|(_, seen)| *seen = (*seen).max(clock));
         }
         if news > self.news && !claim.pattern.is_exact() {
             self.news = news;
@@ -784,12 +788,18 @@ impl Reader<'_> {
         if count > 0 {
             claim.adapt(full);
         }
+        Ok(count.max(self.put_at_hand(ready).await?))
+    }
+
+    /// Puts what has its place now at hand: how many.
+    async fn put_at_hand(&mut self, ready: Vec<(usize, Place, (Entry, bool))>) -> Result<usize, Trouble> {
         let mut deliveries = Vec::with_capacity(ready.len());
         for (number, _, (entry, before)) in ready {
             deliveries.push(self.delivery(number, entry, before).await?);
         }
-        if !deliveries.is_empty() {
-            claim.put_at_hand(deliveries);
+        let count = deliveries.len();
+        if count > 0 {
+            self.claim.put_at_hand(deliveries);
         }
         Ok(count)
     }
