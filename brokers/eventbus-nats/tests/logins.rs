@@ -6,66 +6,10 @@ use eventbus::broker::Broker;
 use eventbus_nats::NatsBroker;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use support::{PATIENCE, Place, ack, early, event, number, receive_all, request, secure, until};
+use support::own::Server;
+use support::{PATIENCE, Place, ack, early, event, number, receive_all, request, secure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-
-/// A server of one test, with JetStream and TLS, which ends with the test.
-struct Server {
-    child: Child,
-    folder: tempfile::TempDir,
-    address: String,
-}
-
-impl Server {
-    /// Begins one with `settings` beside those that each has.
-    async fn begin(settings: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let ca = PathBuf::from(secure("EVENTBUS_TEST_CA"));
-        let of = |name: &str| ca.with_file_name(name);
-        let config = format!(
-            "listen: \"127.0.0.1:-1\"
-ports_file_dir: {0:?}
-jetstream {{ store_dir: {0:?} }}
-tls {{ cert_file: {1:?}, key_file: {2:?} }}
-{settings}",
-            folder.path(),
-            of("server.pem"),
-            of("server.key"),
-        );
-        let file = folder.path().join("nats.conf");
-        std::fs::write(&file, config).unwrap();
-        let mut command = Command::new(program());
-        let child = command.arg("-c").arg(file).stderr(Stdio::null()).spawn().unwrap();
-        let ports = folder.path().join(format!("nats-server_{}.ports", child.id()));
-        let read = || serde_json::from_slice::<Value>(&std::fs::read(&ports).ok()?).ok();
-        until("the server says where it is", || std::future::ready(read().is_some())).await;
-        let url = read().unwrap()["nats"][0].as_str().unwrap().to_owned();
-        let port = url.rsplit(':').next().unwrap();
-        Self { child, folder, address: format!("localhost:{port}") }
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-/// The program of the server, as `cargo xtask brokers up nats` found or installed it.
-fn program() -> PathBuf {
-    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/brokers/installed");
-    let found = std::fs::read_dir(installed).into_iter().flatten().flatten();
-    let found = found.map(|entry| entry.path().join("bin/nats-server")).find(|path| path.exists());
-    found.unwrap_or_else(|| PathBuf::from("nats-server"))
-}
 
 /// Publishes and handles an event with this login, of which nothing is shown.
 async fn works(place: &Place, secrets: &[&str]) {
@@ -82,7 +26,7 @@ async fn works(place: &Place, secrets: &[&str]) {
 
 #[tokio::test]
 async fn who_has_the_token_is_let_in_over_tls() {
-    let server = Server::begin("authorization { token: \"s3cr3t/token\" }").await;
+    let server = Server::with_tls("authorization { token: \"s3cr3t/token\" }").await;
     let (address, ca) = (&server.address, secure("EVENTBUS_TEST_CA"));
     for url in [
         format!("tls://s3cr3t%2Ftoken@{address}?ca={ca}"),
@@ -141,7 +85,7 @@ async fn who_has_credentials_of_the_operator_is_let_in_over_tls_and_another_user
     let without = json!({
         "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
     });
-    let server = Server::begin(&format!(
+    let server = Server::with_tls(&format!(
         "operator: {operators}
 system_account: {1}
 resolver: MEMORY
