@@ -257,6 +257,34 @@ async fn a_group_that_is_dropped_may_be_cut_anywhere_and_a_new_one_of_its_name_k
 }
 
 #[tokio::test]
+async fn a_group_on_several_patterns_that_is_renamed_in_two_tries_has_all_of_them_and_nothing_of_the_other() {
+    for after in 0.. {
+        let place = Place::new();
+        let broker = place.broker().await;
+        for (group, pattern) in [("g", "a.*"), ("g", "b.*"), ("h", "b.*"), ("h", "c.*")] {
+            let request = SubscribeRequest::new(group, Pattern::new(pattern).unwrap());
+            drop(broker.subscribe(request).await.unwrap());
+        }
+        idle(&place, "g").await;
+        idle(&place, "h").await;
+        broker.shared().link.faults.begin("", after, false);
+        drop(Verb::Rename.run(&broker).await);
+        let met = broker.shared().link.faults.end();
+        if met > 0 {
+            Verb::Rename.run(&broker).await.unwrap();
+        }
+        let groups = broker.groups().unwrap().list().await.unwrap();
+        let named: Vec<_> = groups.iter().map(|one| (one.group.as_str(), one.pattern.as_str())).collect();
+        assert_eq!(named, [("h", "a.*"), ("h", "b.*")], "cut at {after}");
+        drop(broker);
+        place.remove().await;
+        if met == 0 {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_group_that_is_opened_after_a_cut_move_skips_nothing() {
     for after in 0.. {
         let place = Place::new();

@@ -257,6 +257,19 @@ impl Shared {
         if from == to {
             return Ok(true);
         }
+        // What the other group had on patterns that this one has not goes first: as long as this one has any, the same can be
+        // done again.
+        for info in replaced.iter().filter(|_| pattern.is_none()) {
+            let is_new = found
+                .iter()
+                .any(|other| owner(&other.config).is_some_and(|(_, on)| consumer_name(to, on) == info.name));
+            // Or it is new since an earlier try, which was cut.
+            let is_new = is_new || info.config.metadata.get(FORMER).is_some_and(|former| former == from);
+            if !is_new {
+                self.delete_consumer(&info.name).await?;
+                self.link.remove_notes(&info.name).await?;
+            }
+        }
         for info in &found {
             let Some((_, on)) = owner(&info.config) else { continue };
             let name = consumer_name(to, on);
@@ -277,18 +290,6 @@ impl Shared {
             self.put_in_place(&name, info.ack_floor.stream_sequence, config, notes).await?;
             self.delete_consumer(&info.name).await?;
             self.link.remove_notes(&info.name).await?;
-        }
-        // What the other group had on patterns that this one has not.
-        for info in replaced.iter().filter(|_| pattern.is_none()) {
-            let is_new = found
-                .iter()
-                .any(|other| owner(&other.config).is_some_and(|(_, on)| consumer_name(to, on) == info.name));
-            // Or it is new since an earlier try, which was cut.
-            let is_new = is_new || info.config.metadata.get(FORMER).is_some_and(|former| former == from);
-            if !is_new {
-                self.delete_consumer(&info.name).await?;
-                self.link.remove_notes(&info.name).await?;
-            }
         }
         Ok(true)
     }
