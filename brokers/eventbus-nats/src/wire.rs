@@ -7,8 +7,8 @@ use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use eventbus_core::{DecodeError, Envelope, EventId, Headers, Topic};
 use eventbus_server::cloudevents::{
-    Carried, MEDIA_TYPE, is_structured, percent_decode, percent_encode, read_binary, read_structured,
-    write_structured,
+    Carried, MEDIA_TYPE, is_structured, nearest_topic, percent_decode, percent_encode, read_binary,
+    read_structured, write_structured,
 };
 use jiff::Timestamp;
 use std::borrow::Cow;
@@ -252,18 +252,6 @@ pub(crate) fn read(
     }
     let pairs = attributes.iter().map(|(name, value)| (name.as_ref(), Cow::Borrowed(value.as_ref())));
     read_binary(carried, pairs, others, payload)
-}
-
-/// A subject that is no topic, with what no topic has replaced.
-fn nearest_topic(subject: &str) -> Topic {
-    let segment = |segment: &str| -> String {
-        let plain =
-            segment.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' });
-        let plain: String = plain.take(60).collect();
-        if plain.is_empty() { "_".to_owned() } else { plain }
-    };
-    let topic = subject.split('.').take(4).map(segment).collect::<Vec<_>>().join(".");
-    Topic::new(topic).unwrap_or(Topic::from_static("unreadable"))
 }
 
 #[cfg(test)]

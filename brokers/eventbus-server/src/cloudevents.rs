@@ -50,6 +50,24 @@ pub fn read_binary<'a>(
     if identified { envelope } else { envelope.with_id(id) }
 }
 
+/// A topic for an address that is none, with what no topic has replaced.
+///
+/// ```
+/// use eventbus_server::cloudevents::nearest_topic;
+/// assert_eq!(nearest_topic("order.größe").as_str(), "order.gr__e");
+/// ```
+#[must_use]
+pub fn nearest_topic(address: &str) -> Topic {
+    let segment = |segment: &str| -> String {
+        let plain =
+            segment.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' });
+        let plain: String = plain.take(60).collect();
+        if plain.is_empty() { "_".to_owned() } else { plain }
+    };
+    let topic = address.split('.').take(4).map(segment).collect::<Vec<_>>().join(".");
+    Topic::new(topic).unwrap_or(Topic::from_static("unreadable"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
