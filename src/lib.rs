@@ -67,6 +67,9 @@ pub mod subscription {
 #[cfg(feature = "aws")]
 #[doc(inline)]
 pub use eventbus_aws as aws;
+#[cfg(feature = "kafka")]
+#[doc(inline)]
+pub use eventbus_kafka as kafka;
 #[cfg(feature = "nats")]
 #[doc(inline)]
 pub use eventbus_nats as nats;

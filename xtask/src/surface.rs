@@ -20,6 +20,7 @@ const CRATES: &[&str] = &[
     "eventbus",
     "eventbus_aws",
     "eventbus_core",
+    "eventbus_kafka",
     "eventbus_nats",
     "eventbus_redis",
     "eventbus_sqlite",

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every check that a commit has to pass, with the servers that the tests need.
 
-use crate::brokers::Beside;
+use crate::brokers::{Beside, build_needs};
 use crate::surface;
 use std::io;
 use std::process::{Command, ExitCode};
@@ -13,7 +13,7 @@ cargo xtask test [--embedded]
 /// The servers that tests find in their environment.
 const SERVERS: &[&str] = &["nats", "redis", "valkey", "rabbitmq", "kafka", "aws"];
 /// The packages whose tests need a server: those of brokers that have one, and this one.
-const WITH_SERVERS: &[&str] = &["eventbus-aws", "eventbus-nats", "eventbus-redis", "xtask"];
+const WITH_SERVERS: &[&str] = &["eventbus-aws", "eventbus-kafka", "eventbus-nats", "eventbus-redis", "xtask"];
 
 /// One command of a task, and why it is there.
 struct Step {
@@ -53,7 +53,7 @@ const fn tests(purpose: &'static str, arguments: &'static [&'static str]) -> Ste
 
 /// The main example on the server whose address is in a variable.
 const fn on(purpose: &'static str, variable: &'static str, before: &'static str) -> Step {
-    let arguments = &["run", "--quiet", "--example", "quickstart", "--features", "aws,nats,redis"];
+    let arguments = &["run", "--quiet", "--example", "quickstart", "--features", "aws,kafka,nats,redis"];
     let server = Some(OnServer { variable, before });
     Step { purpose, environment: &[], server, arguments, tests: Tests::Named }
 }
@@ -93,6 +93,7 @@ const STEPS: &[Step] = &[
         arguments: &["run", "--quiet", "--example", "quickstart"],
         tests: Tests::Named,
     },
+    on("the main example on Kafka", "EVENTBUS_TEST_KAFKA_URL", ""),
     on("the main example on NATS", "EVENTBUS_TEST_NATS_URL", ""),
     on("the main example on Redis", "EVENTBUS_TEST_REDIS_URL", ""),
     // The server alone is no address of a broker. The example wants order by key.
@@ -127,6 +128,8 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = String>) -> ExitCode {
 
 /// Takes every step, also after one that failed, and says which those were: one run tells all.
 fn pass(embedded: bool) -> io::Result<Vec<String>> {
+    // Also what is not run is looked at.
+    build_needs()?;
     let mut servers = if embedded { None } else { Some(Beside::begin(SERVERS)?) };
     let (mut variables, mut failed) = (Vec::new(), Vec::new());
     let steps: Vec<_> = STEPS.iter().filter(|step| !embedded || step.server.is_none()).collect();

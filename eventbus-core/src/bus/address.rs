@@ -19,6 +19,8 @@ const VARIABLE: &str = "EVENTBUS_URL";
 const DEFAULT: &str = "sqlite:eventbus.db";
 /// The schemes of our own brokers, each with the Cargo feature that it needs.
 const OUR_SCHEMES: &[(&str, &str)] = &[
+    ("kafka", "kafka"),
+    ("kafkas", "kafka"),
     ("nats", "nats"),
     ("redis", "redis"),
     ("redis+cluster", "redis"),
@@ -121,6 +123,7 @@ fn by_port(server: &str) -> Option<String> {
     let scheme = match port {
         "4222" => "nats",
         "6379" => "redis",
+        "9092" => "kafka",
         _ => return None,
     };
     let is_host = !host.is_empty() && !host.contains(['/', '\\']);
@@ -216,6 +219,7 @@ mod tests {
             ("rediss//cache.internal:6380/1", "rediss://cache.internal:6380/1"),
             ("localhost:4222", "nats://localhost:4222"),
             ("127.0.0.1:6379", "redis://127.0.0.1:6379"),
+            ("kafka-1:9092", "kafka://kafka-1:9092"),
         ] {
             let Err(error) = open(url).await else { panic!("{url:?} is open") };
             assert!(error.to_string().ends_with(&format!("; did you mean `{address}`?")), "{url:?}: {error}");

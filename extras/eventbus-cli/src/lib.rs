@@ -137,6 +137,8 @@ mod when;
 // A broker that no code names is not linked.
 #[cfg(feature = "aws")]
 use eventbus_aws as _;
+#[cfg(feature = "kafka")]
+use eventbus_kafka as _;
 #[cfg(feature = "nats")]
 use eventbus_nats as _;
 #[cfg(feature = "redis")]

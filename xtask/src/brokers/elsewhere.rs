@@ -13,6 +13,11 @@ pub(crate) fn run(_arguments: impl Iterator<Item = String>) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// What the workspace is built with beside Rust is the system's to have.
+pub(crate) fn build_needs() -> io::Result<()> {
+    Ok(())
+}
+
 /// Servers beside a run of tests: here those that the environment names.
 pub(crate) struct Beside;
 

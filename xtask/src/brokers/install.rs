@@ -123,6 +123,15 @@ impl Installer {
         self.debian(&[package])
     }
 
+    /// Installs what rdkafka is built with, where it is missing.
+    pub(super) fn headers(&self) -> io::Result<()> {
+        if succeeds(Command::new("pkg-config").args(["--exists", "openssl", "zlib"])) {
+            return Ok(());
+        }
+        println!("== the headers of OpenSSL and zlib are missing, which the client of Kafka is built with");
+        self.debian(&["libssl-dev", "zlib1g-dev", "pkg-config"])
+    }
+
     /// Installs Debian packages; no service is started by it.
     pub(super) fn debian(&self, packages: &[&str]) -> io::Result<()> {
         let wanted = packages.join(" ");

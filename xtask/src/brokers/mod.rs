@@ -21,6 +21,7 @@ mod server;
 
 pub(crate) use beside::Beside;
 
+use install::Installer;
 use kind::{Address, KINDS, Kind};
 use server::{Condition, Data, Server, Times};
 use std::fs;
@@ -41,6 +42,13 @@ cargo xtask brokers up|down|env|kill|pause|continue|restart|status [NAME…] [--
   NAME              nats, redis, valkey, rabbitmq, kafka, aws (default: all)
   --instance NAME   servers of their own beside the others (default: main)
   --keep            `up` keeps the data and the ports of before";
+
+/// Installs what the workspace is built with beside Rust, where it is missing: the headers for the client of Kafka.
+pub(crate) fn build_needs() -> io::Result<()> {
+    let installer = Installer::new(&Brokers::here()?.home);
+    fs::create_dir_all(installer.home())?;
+    installer.headers()
+}
 
 /// The instance of those who do not care.
 const MAIN: &str = "main";

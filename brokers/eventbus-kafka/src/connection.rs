@@ -1,0 +1,276 @@
+//! The clients that everything of a broker shares, what their errors mean, and whether the servers answer.
+
+use crate::config::Settings;
+use eventbus_core::BrokerError;
+use eventbus_core::lock::{Lock, Rank};
+use eventbus_core::log;
+use eventbus_core::printable::printable;
+use eventbus_server::connection::{ConnectionState, Failure, patiently};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use std::collections::HashMap;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a call waits for its answer.
+pub(crate) const CALL: Duration = Duration::from_secs(10);
+
+/// What the clients of a broker tell it.
+#[derive(Clone)]
+pub(crate) struct Context(Arc<ConnectionState>);
+
+impl Context {
+    pub(crate) fn new(state: &Arc<ConnectionState>) -> Self {
+        Self(Arc::clone(state))
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, said: &str) {
+        tell(facility, said);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.0.is_lost(reason);
+        } else {
+            tell("ERROR", reason);
+        }
+    }
+}
+
+impl ConsumerContext for Context {}
+
+/// A line of the client: what is wrong is said by whoever asked for something, so this is for who looks closely.
+pub(crate) fn tell(facility: &str, said: &str) {
+    log::debug!(target: "eventbus", facility = %printable(facility), "the Kafka client says: {}", printable(said));
+}
+
+/// The connection of a broker.
+pub(crate) struct Link {
+    pub(crate) settings: Settings,
+    pub(crate) state: Arc<ConnectionState>,
+    /// For everything that is asked of the servers, and for nobody's events.
+    pub(crate) client: Arc<BaseConsumer<Context>>,
+    pub(crate) admin: AdminClient<Context>,
+    /// Clients that may ask for what a group has committed, by its name, and when each was used last.
+    members: Lock<HashMap<String, (Member, Instant)>>,
+}
+
+/// A client with the name of a group, which it has not joined.
+pub(crate) type Member = Arc<BaseConsumer<Context>>;
+
+/// A client that nobody has used for so long goes.
+const UNUSED: Duration = Duration::from_secs(60);
+
+/// A client could not be made: a file is not there, or the settings do not fit.
+pub(crate) fn unusable(error: &KafkaError) -> BrokerError {
+    let said = match error {
+        KafkaError::ClientConfig(_, reason, name, _) => format!("{reason} (`{name}`)"),
+        KafkaError::ClientCreation(reason) => reason.clone(),
+        other => other.to_string(),
+    };
+    BrokerError::new(format!("cannot set the Kafka client up: {said}; correct the options of the address"))
+}
+
+/// Makes a client.
+pub(crate) fn client<T, C>(config: &ClientConfig, context: C) -> Result<T, BrokerError>
+where
+    T: FromClientConfigAndContext<C>,
+    C: ClientContext,
+{
+    config.create_with_context(context).map_err(|error| unusable(&error))
+}
+
+impl Link {
+    /// Makes the clients, and waits until a server answers.
+    pub(crate) async fn open(settings: Settings) -> Result<Self, BrokerError> {
+        let state = Arc::new(ConnectionState::up(settings.shown()));
+        let context = Context::new(&state);
+        let mut config = settings.client();
+        // Metadata is asked for with it, and no topic is made by asking for it.
+        config.set("enable.partition.eof", "false");
+        let link = Self {
+            client: Arc::new(client(&config, context.clone())?),
+            admin: client(&settings.base(), context)?,
+            members: Lock::new(Rank::BROKER, HashMap::new()),
+            state,
+            settings,
+        };
+        let shown = link.settings.shown();
+        patiently(&shown, link.settings.connect_timeout, || link.greet()).await?;
+        link.state.is_up();
+        Ok(link)
+    }
+
+    async fn greet(&self) -> Result<(), Failure> {
+        let client = Arc::clone(&self.client);
+        // The reason of an error comes with an event, and the question alone is answered by a timeout.
+        let answer = blocking(move || {
+            let answer = client.fetch_metadata(None, Duration::from_millis(1_500)).map(drop);
+            while client.poll(Duration::ZERO).is_some() {}
+            answer
+        });
+        let Err(error) = answer.await else { return Ok(()) };
+        let lost = self.state.lost().map(|lost| lost.error);
+        let said = lost.unwrap_or_else(|| explain(&error));
+        let user = self.settings.user.is_some();
+        if said.contains("uthentication fail") {
+            return Err(Failure::Lasting(BrokerError::new(format!(
+                "`{}` does not let this program in: {said}; correct user, password or `sasl` in the address",
+                self.settings.shown()
+            ))));
+        }
+        if said.contains("certificate") || said.contains("SSL handshake failed") {
+            return Err(Failure::Lasting(BrokerError::new(format!(
+                "`{}` cannot be trusted, or speaks no TLS: {said}; name its authority (`?ca=…`), or write `kafka://` for a \
+                 server without TLS",
+                self.settings.shown()
+            ))));
+        }
+        if said.contains("Disconnected") && !user {
+            return Err(Failure::Passing(format!("{said} (it may want TLS, or a user and a password)")));
+        }
+        Err(Failure::Passing(said))
+    }
+
+    /// A client that may ask for what a group has committed, and commit for it while nobody has it.
+    pub(crate) fn member(&self, id: &str) -> Result<Member, BrokerError> {
+        let now = Instant::now();
+        let (member, unused) = {
+            let mut members = self.members.lock();
+            let unused: Vec<_> = members
+                .extract_if(|other, (_, used)| other != id && now.duration_since(*used) > UNUSED)
+                .collect();
+            let member = members.get_mut(id).map(|(member, used)| {
+                *used = now;
+                Arc::clone(member)
+            });
+            (member, unused)
+        };
+        drop(unused);
+        if let Some(member) = member {
+            return Ok(member);
+        }
+        let member: Member = Arc::new(client(&self.settings.member(id), Context::new(&self.state))?);
+        self.members.lock().insert(id.to_owned(), (Arc::clone(&member), now));
+        Ok(member)
+    }
+
+    /// Forgets the clients of groups.
+    pub(crate) fn forget_members(&self) {
+        let members = std::mem::take(&mut *self.members.lock());
+        drop(members);
+    }
+
+    /// Notes what an answer says of the connection.
+    pub(crate) fn heard<T>(&self, answer: &Result<T, KafkaError>) {
+        match answer {
+            Ok(_) => self.state.is_up(),
+            Err(error) if is_passing(error) => self.state.is_lost(&explain(error)),
+            Err(_) => self.state.is_up(),
+        }
+    }
+}
+
+impl Settings {
+    /// A client with the name of a group.
+    fn member(&self, id: &str) -> ClientConfig {
+        let mut config = self.client();
+        config.set("group.id", id).set("enable.auto.commit", "false");
+        config
+    }
+
+    /// What is enough for clients that read nothing.
+    fn base(&self) -> ClientConfig {
+        let mut config = self.client();
+        // It is for consumers.
+        config.remove("allow.auto.create.topics");
+        config
+    }
+}
+
+/// How long an answer to an administrator's call may take.
+pub(crate) fn patience() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(CALL)).operation_timeout(Some(CALL))
+}
+
+/// Runs what blocks where that hurts nobody.
+///
+/// # Cancel safety
+/// Dropped, it goes on to its end.
+pub(crate) async fn blocking<T: Send + 'static>(code: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(code).await {
+        Ok(answer) => answer,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            // The runtime ends, and with it whoever waits.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+/// Whether it may be otherwise another time: nobody answers, or the one who does has not settled in.
+pub(crate) fn is_passing(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::AllBrokersDown
+                | Code::BrokerTransportFailure
+                | Code::OperationTimedOut
+                | Code::RequestTimedOut
+                | Code::MessageTimedOut
+                | Code::NetworkException
+                | Code::Resolve
+                | Code::CoordinatorLoadInProgress
+                | Code::CoordinatorNotAvailable
+                | Code::NotCoordinator
+                | Code::WaitingForCoordinator
+                | Code::LeaderNotAvailable
+                | Code::NotLeaderForPartition
+                | Code::BrokerNotAvailable
+                | Code::ReplicaNotAvailable
+                | Code::NotEnoughReplicas
+                | Code::NotController
+        )
+    )
+}
+
+/// Whether a topic is not known, as one that was just made is not everywhere.
+pub(crate) fn is_settling(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition)
+    )
+}
+
+/// An error in the words of the client.
+pub(crate) fn explain(error: &KafkaError) -> String {
+    match error.rdkafka_error_code() {
+        Some(code) => code.to_string(),
+        None => error.to_string(),
+    }
+}
+
+/// An error with what was to be done.
+pub(crate) fn cannot(what: impl std::fmt::Display, error: &KafkaError) -> BrokerError {
+    use RDKafkaErrorCode as Code;
+    let hint = match error.rdkafka_error_code() {
+        Some(
+            Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed,
+        ) => "; give the user of this program the right",
+        Some(Code::OperationTimedOut | Code::BrokerTransportFailure | Code::AllBrokersDown) => {
+            "; the servers do not answer"
+        }
+        _ => "",
+    };
+    BrokerError::new(format!("cannot {what}: {}{hint}", explain(error)))
+}

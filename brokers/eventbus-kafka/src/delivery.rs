@@ -1,0 +1,208 @@
+//! Deliveries of a subscription, and what settles them.
+
+use crate::connection::cannot;
+use crate::held::{Noted, Waiting};
+use crate::place::{Origin, hash};
+use crate::publish::Outlet;
+use crate::subscribe::AHEAD;
+use crate::subscription::Subscription;
+use crate::wire;
+use eventbus_core::BrokerError;
+use eventbus_core::broker::{
+    Begin, BrokerFuture, DeadLetter, Deliveries, Parked, Receipt, Received, Settler,
+};
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// So long a handler waits until it is known again whose its event is.
+const UNSURE: Duration = Duration::from_millis(50);
+
+/// The reader's end of a subscription.
+pub(crate) struct KafkaDeliveries {
+    subscription: Arc<Subscription>,
+    settler: Arc<dyn Settler>,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl KafkaDeliveries {
+    pub(crate) fn new(subscription: Arc<Subscription>, outlet: Arc<Outlet>) -> Self {
+        let settler = Arc::new(KafkaSettler { subscription: Arc::clone(&subscription), outlet });
+        Self { subscription, settler, warnings: Vec::new() }
+    }
+}
+
+impl Deliveries for KafkaDeliveries {
+    fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut Vec<Received>,
+        limit: usize,
+    ) -> Poll<Result<(), BrokerError>> {
+        let mut waker = None;
+        loop {
+            let mut state = self.subscription.state.lock();
+            let (at_hand, bytes) = state.held.at_hand();
+            if at_hand > 0 && !state.closed {
+                into.extend(state.held.take(limit).into_iter().map(|(token, waiting)| Received {
+                    receipt: Receipt {
+                        envelope: waiting.envelope,
+                        offset: waiting.offset,
+                        attempt: waiting.attempt,
+                        token,
+                    },
+                    replayed: false,
+                    parked: waiting.parked,
+                    alone: false,
+                    settler: Arc::clone(&self.settler),
+                }));
+                let was_full = AHEAD.is_reached(at_hand, bytes);
+                drop(state);
+                if was_full {
+                    self.subscription.bell.ring();
+                }
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(failed) = state.failed.take() {
+                return Poll::Ready(Err(BrokerError::new(failed)));
+            }
+            if state.closed {
+                return Poll::Ready(Ok(()));
+            }
+            let Some(waker) = waker.take() else {
+                // To copy a waker is to call code of others.
+                drop(state);
+                waker = Some(context.waker().clone());
+                continue;
+            };
+            let former = state.waker.replace(waker);
+            drop(state);
+            drop(former);
+            return Poll::Pending;
+        }
+    }
+
+    fn warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+}
+
+impl Drop for KafkaDeliveries {
+    fn drop(&mut self) {
+        self.subscription.close();
+    }
+}
+
+/// Settles what a subscription has handed out.
+struct KafkaSettler {
+    subscription: Arc<Subscription>,
+    outlet: Arc<Outlet>,
+}
+
+/// The event is somebody else's by now.
+fn lost(subscription: &Subscription) -> BrokerError {
+    BrokerError::new(format!(
+        "Kafka has given the partition of the event to another process of the group `{}`: it is delivered again there",
+        subscription.group
+    ))
+}
+
+fn settle(subscription: &Subscription, receipt: &Receipt) -> Result<(), BrokerError> {
+    let (settled, idle) = {
+        let mut state = subscription.state.lock();
+        let settled = state.held.settle(receipt.token);
+        (settled, state.closed || state.held.is_idle())
+    };
+    if !settled {
+        return Err(lost(subscription));
+    }
+    if idle {
+        // It may be what a partition that is given away waits for.
+        subscription.bell.ring();
+    }
+    Ok(())
+}
+
+impl Settler for KafkaSettler {
+    fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
+        BrokerFuture::ready(settle(&self.subscription, &receipt))
+    }
+
+    fn reject(&self, receipt: Receipt, letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
+        let (subscription, outlet) = (Arc::clone(&self.subscription), Arc::clone(&self.outlet));
+        BrokerFuture::new(async move {
+            let origin = subscription.state.lock().held.origin(receipt.token).cloned();
+            let Some(origin) = origin else { return Err(lost(&subscription)) };
+            let Subscription { link, topics, group, .. } = &*subscription;
+            link.has_dead_letters(topics, group).await?;
+            let name = dead_letter_name(&letter, &origin);
+            let written = wire::write_dead_letter(&letter, &origin, &name)
+                .map_err(|error| BrokerError::new("cannot write the dead letter").with_cause(error))?;
+            let explain = |error| cannot("store the dead letter", &error);
+            let topic = link.dead_letters_topic(group);
+            let sent = outlet.send(&topic, &written).await.map_err(explain)?;
+            if let Err(error) = outlet.stored(sent).await {
+                topics.forget(&topic);
+                return Err(explain(error));
+            }
+            settle(&subscription, &receipt)
+        })
+    }
+
+    fn park(&self, receipt: &Receipt, parked: Parked) -> BrokerFuture<Result<(), BrokerError>> {
+        let subscription = Arc::clone(&self.subscription);
+        let (token, attempt) = (receipt.token, receipt.attempt);
+        let note = subscription.state.lock().held.park(token, attempt, parked);
+        let Some(note) = note else { return BrokerFuture::ready(Err(lost(&subscription))) };
+        subscription.bell.ring();
+        BrokerFuture::new(async move {
+            match subscription.noted(token, note).await {
+                Noted::Yes | Noted::Gone => Ok(()),
+                Noted::TooLong => Err(BrokerError::new(format!(
+                    "more retries and gaps of the group `{}` are open in this partition than fit into the 4,096 bytes that \
+                     Kafka keeps with an offset",
+                    subscription.group
+                ))),
+            }
+        })
+    }
+
+    fn holds(&self, receipt: &Receipt) -> bool {
+        self.subscription.state.lock().held.holds(receipt.token)
+    }
+
+    fn begin(&self, receipt: &Receipt) -> Option<BrokerFuture<Begin>> {
+        if self.subscription.is_unsure() {
+            return Some(BrokerFuture::ready(Begin::Later(UNSURE)));
+        }
+        self.subscription.state.lock().held.begin(receipt.token);
+        None
+    }
+
+    fn release(&self, receipt: Receipt) {
+        let waiting = Waiting {
+            envelope: receipt.envelope,
+            offset: receipt.offset,
+            attempt: receipt.attempt,
+            parked: None,
+        };
+        self.subscription.give_back(receipt.token, waiting);
+    }
+}
+
+impl fmt::Debug for KafkaSettler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaSettler")
+            .field("group", &self.subscription.group)
+            .field("pattern", &self.subscription.pattern)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a dead letter is called: the same name whenever it is stored, and later ones behind earlier ones.
+fn dead_letter_name(letter: &DeadLetter, origin: &Origin) -> String {
+    let Origin { topic, partition, offset, .. } = origin;
+    let failed = letter.last_failed_at.as_millisecond().max(0);
+    format!("{failed}-{partition}-{offset}-{:08x}", hash(&format!("{topic} {}", letter.group)) as u32)
+}

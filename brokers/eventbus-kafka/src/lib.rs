@@ -1,0 +1,113 @@
+//! eventbus on Apache Kafka: topics with partitions, a consumer group for each group, dead letters in compacted topics.
+//!
+//! ```no_run
+//! # async fn connect() -> eventbus::Result<()> {
+//! let bus = eventbus::Bus::connect("kafka://localhost:9092").await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! In a program it is the Cargo feature `kafka` of `eventbus`, and the address alone chooses it; `kafkas://` has TLS. The
+//! client is librdkafka, which is built from its source: that wants a C compiler, and on Debian the packages `libssl-dev`,
+//! `zlib1g-dev` and `pkg-config`. It is tested with Kafka 4.4.
+//!
+//! # What it promises
+//!
+//! | | | how |
+//! |---|---|---|
+//! | `durable` | yes | `Ok` of a publish means that all replicas in sync have it (`acks=all`, idempotent producer) |
+//! | `key_order` | yes | the key decides on the partition, as in Java (murmur2), and a partition is one process's at a time |
+//! | `patterns` | yes | a subscription reads the topics that its pattern covers; new ones are found within seconds, from their first event on |
+//! | `start_earliest` | yes | |
+//! | `multi_process` | yes | |
+//! | `competing` | yes | it changes nothing: processes share a group either way |
+//! | `shared_by_key` | yes | by partition: more processes than partitions have nothing to do |
+//! | `deduplicates` | no | the producer stores what it sends again once, but knows no ids of events |
+//! | `attempts` | noted | attempt and due time of a retry that waits are committed beside the offset |
+//! | `counts_crashes` | no | an event whose handler ends the process is delivered again after each start |
+//! | `backlog` | nearly | offsets that are not settled: also those of records that compaction has removed |
+//! | `max_payload` | of `max_payload` | 1,000,000 bytes; a topic takes 1 MiB with everything (`max.message.bytes`) |
+//!
+//! - **A publish is tried again** by the client, in its order, for [`publish_timeout`](KafkaBrokerBuilder::publish_timeout).
+//!   Then it is [`Unconfirmed`](eventbus_core::PublishError::Unconfirmed).
+//! - **What is committed** is the first offset that is not settled, and beside it, in at most 4,096 bytes, what is settled
+//!   beyond it and which retries wait. So a restart repeats only what was settled in its last tenth of a second. Where more
+//!   is open than fits, the end of it is left out: that is delivered again after a crash, and a retry that does not fit is
+//!   an error line.
+//! - **A retry waits in the process** that has the partition; others of the partition go on, as far as the subscription may
+//!   hold them. A full process pauses its partitions.
+//! - **When a partition goes to another process** nothing of it is begun any more, its handlers are waited for (up to the
+//!   attempt's timeout, two minutes at most), and what they did is committed before it goes. The other partitions go on.
+//!   After that, acks are errors: it is delivered again there.
+//! - **A process that does not answer** loses its partitions after
+//!   [`session_timeout`](KafkaBrokerBuilder::session_timeout). One that stood still begins nothing before the server has
+//!   said that it still has them.
+//! - **Places** ([`Offset`](eventbus_core::broker::Offset)) are of all partitions: time in milliseconds, partition, offset.
+//!   So events of one millisecond in several partitions have an order that need not be that of their publishes, and in
+//!   topics with times of producers (`CreateTime`) a place finds in other partitions about what was stored then. Topics that
+//!   are made here have the time of their storing, which replays and `groups seek` go by. Replays and the audit log read
+//!   partitions beside each other, by time.
+//! - Offsets of a group that nobody has are kept for a week (`offsets.retention.minutes` of the server); after that it is a
+//!   new group.
+//!
+//! # What is on the server
+//!
+//! | | | |
+//! |---|---|---|
+//! | topic | `order.placed` (option `prefix` before it) | events; names that begin with `__` are not for events |
+//! | group | `<group>@<pattern>` | one for each group and pattern |
+//! | topic | `__groups` | empty: each group has committed that it is there |
+//! | topic | `__dead-letters.<group>` | compacted: each event as it was, and headers `eventbus-dead-letter-…`; a tombstone removes one |
+//! | topic | `__again.<group>` | dead letters that are published again, for this group alone; kept, since replays take mended payloads from there |
+//!
+//! They are made where they are missing, with [`partitions`](KafkaBrokerBuilder::partitions) and
+//! [`replication`](KafkaBrokerBuilder::replication) (topics of our own have one partition), or with `?topology=check` have to
+//! be there; a difference is an error with both values. Kafka takes no two names that differ in `.` and `_` only. More
+//! partitions, made later, move keys to other partitions: order by key does not hold across that.
+//!
+//! A dead letter is published again, or purged, in a transaction that removes it, so of two processes that try one does it. Marks
+//! of transactions have offsets: Kafka's own tools may show a lag of one where there is nothing left; `groups` looks. One that
+//! is published again may be handled beside later events of its key by another process. Renaming a group commits under the
+//! new name, moves its dead letters one by one, and then forgets the old name: cut off in the middle, do it again.
+//!
+//! Events are CloudEvents after the binding for Kafka: attributes are headers `ce_…`, the payload is the value as it is.
+//! The structured mode is read too, and written with `?content_mode=structured`. A record of any other program is an event as
+//! well, with its record's key.
+//!
+//! # Options of an address
+//!
+//! `prefix`, `partitions`, `replication`, `topology` (`create`, `check`), `group_protocol` (`classic`, `consumer`),
+//! `isolation` (`read_committed`, `read_uncommitted`), `session_timeout`, `linger`, `publish_timeout`, `connect_timeout`,
+//! `max_payload`, `content_mode` (`binary`, `structured`), `sasl` (`plain`, `scram-sha-256`, `scram-sha-512`), `ca`,
+//! `certificate`, `key`; `user:password@` before the hosts. [`KafkaBrokerBuilder`] has the same with their defaults, and
+//! [`KafkaBroker::client_config`] is what a client of your own begins with.
+
+#![forbid(unsafe_code)]
+
+mod audit;
+mod broker;
+mod committed;
+mod config;
+mod connection;
+mod dead_letters;
+mod delivery;
+mod groups;
+mod held;
+mod partition;
+mod place;
+mod publish;
+mod replay;
+mod scan;
+mod subscribe;
+mod subscription;
+mod topology;
+mod wire;
+
+pub use broker::KafkaBroker;
+pub use config::{GroupProtocol, Isolation, KafkaBrokerBuilder, Sasl};
+pub use partition::partition_of;
+pub use rdkafka;
+pub use wire::ContentMode;
+
+eventbus_core::register_scheme!(eventbus_core::broker::Scheme { name: "kafka", open: broker::open_address });
+eventbus_core::register_scheme!(eventbus_core::broker::Scheme { name: "kafkas", open: broker::open_address });

@@ -1,0 +1,269 @@
+//! Publishing: events go to an idempotent producer in their order, and each is answered once Kafka has it.
+
+use crate::connection::{Context, Link, client, explain};
+use crate::topology::Topics;
+use crate::wire::{self, Written};
+use eventbus_core::lock::{Lock, Rank};
+use eventbus_core::waiters::Waiters;
+use eventbus_core::{BoxError, BrokerError, Envelope, PublishError};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::future_producer::Delivery;
+use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer, PurgeConfig};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// How long to wait where the producer's queue is full.
+const FULL: Duration = Duration::from_millis(5);
+
+type Sender = FutureProducer<Context>;
+
+/// Where events leave.
+pub(crate) struct Outlet {
+    link: Arc<Link>,
+    topics: Arc<Topics>,
+    producer: Lock<Arc<Sender>>,
+    open: AtomicUsize,
+    closed: AtomicBool,
+    changed: Waiters,
+    /// Keeps what several publish at once in one order each.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// A record that was sent.
+pub(crate) struct Sent {
+    answer: DeliveryFuture,
+    producer: Arc<Sender>,
+}
+
+/// Counts a publish as long as it is not answered.
+struct Open<'a>(&'a Outlet);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
+        self.0.changed.tell();
+    }
+}
+
+impl Outlet {
+    pub(crate) fn new(link: Arc<Link>, topics: Arc<Topics>) -> Result<Self, BrokerError> {
+        let producer = Arc::new(client(&link.settings.producer(), Context::new(&link.state))?);
+        Ok(Self {
+            link,
+            topics,
+            producer: Lock::new(Rank::BROKER, producer),
+            open: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            changed: Waiters::new(),
+            turn: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    pub(crate) async fn publish(self: Arc<Self>, envelope: Arc<Envelope>) -> Result<(), PublishError> {
+        let open = self.count();
+        let sent = self.enqueue(&envelope).await;
+        let answer = self.answered(&envelope, sent).await;
+        drop(open);
+        answer
+    }
+
+    pub(crate) async fn publish_all(
+        self: Arc<Self>,
+        envelopes: Vec<Arc<Envelope>>,
+    ) -> Vec<Result<(), PublishError>> {
+        let open: Vec<_> = envelopes.iter().map(|_| self.count()).collect();
+        let mut sent = Vec::with_capacity(envelopes.len());
+        for envelope in &envelopes {
+            sent.push(self.enqueue(envelope).await);
+        }
+        let mut answers = Vec::with_capacity(envelopes.len());
+        for (envelope, sent) in envelopes.iter().zip(sent) {
+            answers.push(self.answered(envelope, sent).await);
+        }
+        drop(open);
+        answers
+    }
+
+    fn count(&self) -> Open<'_> {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        Open(self)
+    }
+
+    async fn enqueue(&self, envelope: &Envelope) -> Result<Sent, PublishError> {
+        let topic = envelope.topic().as_str();
+        let encode = |cause: BoxError| PublishError::Encode { topic: topic.to_owned(), cause };
+        let payload = envelope.payload().map_err(|error| encode(error.into()))?.len();
+        let settings = &self.link.settings;
+        envelope.check_size(payload, settings.max_payload)?;
+        let written = wire::write(envelope, settings.content_mode);
+        let written = written.map_err(|error| encode(error.into()))?;
+        let (size, limit) = (written.size(), settings.max_message());
+        if size > limit {
+            let part = "headers and payload, as they are written,";
+            return Err(PublishError::TooLarge { topic: topic.to_owned(), part, size, limit });
+        }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(PublishError::Closed { topic: topic.to_owned() });
+        }
+        let refuse =
+            |error: BrokerError| PublishError::Broker { topic: topic.to_owned(), cause: error.into() };
+        self.link.topic(&self.topics, topic).await.map_err(refuse)?;
+        let sent = self.send(&settings.kafka_topic(topic), &written).await;
+        sent.map_err(|error| refuse(BrokerError::new(explain(&error))))
+    }
+
+    /// Gives a record to the producer, once there is room.
+    pub(crate) async fn send(&self, topic: &str, written: &Written) -> Result<Sent, KafkaError> {
+        // Who waits for room is not overtaken by who comes later.
+        let _turn = self.turn.lock().await;
+        loop {
+            let producer = self.usable();
+            match producer.send_result(record(topic, written)) {
+                Ok(answer) => return Ok(Sent { answer, producer }),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
+                    tokio::time::sleep(FULL).await;
+                }
+                Err((error, _)) if producer.client().fatal_error().is_some() => {
+                    self.replace(&producer);
+                    if self.closed.load(Ordering::Acquire) {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(FULL).await;
+                }
+                Err((error, _)) => return Err(error),
+            }
+        }
+    }
+
+    fn usable(&self) -> Arc<Sender> {
+        Arc::clone(&self.producer.lock())
+    }
+
+    /// Another producer takes the place of one that has failed for good: an idempotent one does, where the server knows
+    /// nothing of it any more.
+    fn replace(&self, failed: &Arc<Sender>) {
+        // Settings that were good once are good again.
+        let Ok(another) = client(&self.link.settings.producer(), Context::new(&self.link.state)) else {
+            return;
+        };
+        let former = {
+            let mut producer = self.producer.lock();
+            Arc::ptr_eq(&producer, failed).then(|| std::mem::replace(&mut *producer, Arc::new(another)))
+        };
+        drop(former);
+    }
+
+    /// Waits until Kafka has a record.
+    pub(crate) async fn stored(&self, sent: Sent) -> Result<Delivery, KafkaError> {
+        let Sent { answer, producer } = sent;
+        match answer.await {
+            Ok(Ok(delivery)) => {
+                self.link.state.is_up();
+                Ok(delivery)
+            }
+            Ok(Err((error, _))) => {
+                if producer.client().fatal_error().is_some() {
+                    self.replace(&producer);
+                }
+                Err(error)
+            }
+            Err(_) => Err(KafkaError::Canceled),
+        }
+    }
+
+    async fn answered(
+        &self,
+        envelope: &Envelope,
+        sent: Result<Sent, PublishError>,
+    ) -> Result<(), PublishError> {
+        let Err(error) = self.stored(sent?).await else { return Ok(()) };
+        let topic = envelope.topic().to_string();
+        let code = error.rdkafka_error_code();
+        if code == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+            return Err(PublishError::Broker {
+                cause: BrokerError::new(format!(
+                    "Kafka takes no record of that size on this topic: {} bytes of payload; raise `max.message.bytes` of the \
+                     topic, or send less",
+                    envelope.payload().map(|payload| payload.len()).unwrap_or_default()
+                ))
+                .into(),
+                topic,
+            });
+        }
+        if code == Some(RDKafkaErrorCode::UnknownTopicOrPartition) {
+            self.topics.forget(&self.link.settings.kafka_topic(envelope.topic().as_str()));
+        }
+        if !may_be_stored(&error) {
+            return Err(PublishError::Broker { topic, cause: BrokerError::new(explain(&error)).into() });
+        }
+        let cause = if self.closed.load(Ordering::Acquire) {
+            BrokerError::new("the broker was closed before Kafka has confirmed it")
+        } else {
+            let within = self.link.settings.publish_timeout;
+            let cause = BrokerError::new(format!(
+                "Kafka has not confirmed it within {within:?} (`publish_timeout`): {}",
+                explain(&error)
+            ));
+            match self.link.state.lost() {
+                Some(lost) => cause.with_cause(lost.error),
+                None => cause,
+            }
+        };
+        Err(PublishError::Unconfirmed { topic, cause: cause.into() })
+    }
+
+    /// How many publishes are not answered.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// Resolves once all publishes are answered.
+    pub(crate) async fn emptied(&self) {
+        self.changed.until(|| (self.open() == 0).then_some(())).await;
+    }
+
+    /// Nothing is sent any more; who waits is told.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.usable().purge(PurgeConfig::default().queue().inflight());
+    }
+}
+
+/// Whether a record that was not confirmed may be there all the same.
+fn may_be_stored(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    match error.rdkafka_error_code() {
+        Some(
+            Code::MessageTimedOut
+            | Code::PurgeInflight
+            | Code::PurgeQueue
+            | Code::RequestTimedOut
+            | Code::OperationTimedOut
+            | Code::BrokerTransportFailure
+            | Code::NetworkException
+            | Code::NotEnoughReplicasAfterAppend
+            | Code::OutOfOrderSequenceNumber
+            | Code::UnknownProducerId
+            | Code::Fatal
+            | Code::Inconsistent,
+        ) => true,
+        Some(_) => false,
+        None => true,
+    }
+}
+
+pub(crate) fn record<'a>(topic: &'a str, written: &'a Written) -> FutureRecord<'a, str, [u8]> {
+    let mut record = FutureRecord::to(topic).headers(headers(written)).payload(&written.payload[..]);
+    record.key = written.key.as_deref();
+    record
+}
+
+pub(crate) fn headers(written: &Written) -> OwnedHeaders {
+    let headers = OwnedHeaders::new_with_capacity(written.headers.len());
+    written
+        .headers
+        .iter()
+        .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value.as_bytes()) }))
+}
