@@ -12,7 +12,8 @@ use crate::keys::Keys;
 use crate::link::Link;
 use crate::locate::Locator;
 use crate::publish::{Outgoing, Publishes, Sender};
-use crate::reader::{self, Acquired, Registered};
+use crate::reader;
+use crate::register::{Acquired, Registered, register};
 use crate::replay::RedisReplays;
 use crate::retention;
 use crate::suspects::Suspected;
@@ -321,7 +322,7 @@ impl Store {
         };
         let overlapping: Vec<_> = patterns.filter(overlaps).collect();
         let resume = BTreeMap::new();
-        let call = reader::register(&claim, request.start, false, &topics, &overlapping, &resume);
+        let call = register(&claim, request.start, false, &topics, &overlapping, &resume);
         let registered = Registered::read(self.link.value("cannot subscribe", &call).await?);
         let (group, pattern) = (&request.group, &request.pattern);
         if !registered.known {

@@ -98,6 +98,7 @@ mod patience;
 mod place;
 mod publish;
 mod reader;
+mod register;
 mod replay;
 mod retention;
 mod script;
