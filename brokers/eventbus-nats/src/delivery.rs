@@ -107,11 +107,13 @@ impl NatsSettler {
     fn settle(&self, receipt: &Receipt) -> Result<(), BrokerError> {
         let Self(subscription) = self;
         let sequence = sequence(receipt);
-        let is_ours = subscription.competing || subscription.is_sure(receipt.token);
         let settled = {
             let mut state = subscription.state.lock();
-            let is_ours = is_ours && subscription.may_settle(&state.intake, receipt.token);
-            if is_ours { state.intake.settle(sequence) } else { None }
+            if subscription.may_settle(&state.intake, receipt.token) {
+                state.intake.settle(sequence)
+            } else {
+                None
+            }
         };
         let Some(Settled { reply, noted }) = settled else { return Err(lost(subscription)) };
         if subscription.link.state.lost().is_none() && subscription.send_now(reply, ACK) {
@@ -184,9 +186,8 @@ impl Settler for NatsSettler {
     }
 
     fn holds(&self, receipt: &Receipt) -> bool {
-        // Where processes compete no lease has to be known, so an event that comes before the first sign of one is not
-        // dropped: it would be told to be worked on for ever.
-        if self.0.competing { self.0.is_of(receipt.token) } else { self.0.is_sure(receipt.token) }
+        // While it is not known whose the group is, nothing is dropped, and `begin` lets nothing be handled.
+        self.0.is_of(receipt.token)
     }
 
     fn begin(&self, receipt: &Receipt) -> Option<BrokerFuture<Begin>> {

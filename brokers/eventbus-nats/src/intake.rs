@@ -305,6 +305,12 @@ impl Intake {
         gone.collect()
     }
 
+    /// The reply subject of one that is not settled: one that the reader does not have, where there is such a one.
+    pub(crate) fn some_reply(&self) -> Option<Subject> {
+        let sequence = self.at_hand.front().map(|waiting| waiting.sequence).or_else(|| self.lowest())?;
+        self.held.get(&sequence).map(|held| held.reply.clone())
+    }
+
     /// Lets go of one.
     pub(crate) fn release(&mut self, sequence: u64) -> Option<Subject> {
         self.take_out(sequence).map(|held| held.reply)
@@ -492,8 +498,10 @@ mod tests {
             arrive(&mut intake, sequence, false);
         }
         taken(&mut intake, 1);
+        assert_eq!(intake.some_reply(), Some(reply("r2")), "the first that no handler has");
         let gone: Vec<_> = intake.let_go().into_iter().map(|(_, one)| one.sequence).collect();
         assert_eq!((gone, intake.handed_out(), intake.bytes()), (vec![2, 3], 1, 10));
+        assert_eq!(intake.some_reply(), Some(reply("r1")));
         assert!(intake.release(1).is_some() && intake.held() == 0 && intake.bytes() == 0);
     }
 }

@@ -34,8 +34,10 @@
 //!   was overtaken as a connection broke is not sent again but is `Unconfirmed`: stored now, it would be out of order.
 //! - **Acks are sent without waiting**, confirmed a few times a second, and sent again on another connection. So a lost
 //!   connection repeats nothing that was settled; a crash repeats the acks of its last moments.
-//! - **A process that does not answer** loses its groups after [`ack_wait`](NatsBrokerBuilder::ack_wait). What it had is
-//!   called back by the next one, before anything newer is handled; its own acks are refused from then on.
+//! - **A process that does not answer** begins no handler, and loses its groups after
+//!   [`ack_wait`](NatsBrokerBuilder::ack_wait) where another one waits for them. What it had is called back by that one,
+//!   before anything newer is handled; its own acks are refused once it knows. Where nobody else took the group it goes
+//!   on with what it has.
 //! - **An event that ends the process** is found out: what was open then is noted in the bucket before its handler is called
 //!   the next time, and what was in a handler at another such end is handled alone from then on. The one that was alone when
 //!   the process ended is charged with an attempt, and beyond its retries it is a dead letter
@@ -101,6 +103,7 @@ mod scan;
 mod subscribe;
 mod subscription;
 mod suspects;
+mod tenure;
 mod topology;
 mod unreadable;
 mod wire;

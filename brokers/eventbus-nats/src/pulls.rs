@@ -11,6 +11,37 @@ struct Pull {
     sent: Instant,
 }
 
+/// How many messages are asked for ahead of the reader: at first, and at least.
+const FIRST: usize = 64;
+const LEAST: usize = 8;
+
+/// How far to ask ahead of the reader. What is held has to be kept, and comes again where it was not, which costs a process
+/// that is short of time more than it saves.
+#[derive(Debug)]
+pub(crate) struct Ahead(usize);
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Self(FIRST)
+    }
+}
+
+impl Ahead {
+    pub(crate) fn get(&self) -> usize {
+        self.0
+    }
+
+    /// What is held was kept in time.
+    pub(crate) fn was_in_time(&mut self, most: usize) {
+        self.0 = (self.0 + self.0 / 4).min(most);
+    }
+
+    /// It was not.
+    pub(crate) fn was_late(&mut self) {
+        self.0 = (self.0 / 2).max(LEAST);
+    }
+}
+
 /// The asks that are open.
 #[derive(Debug, Default)]
 pub(crate) struct Pulls {
@@ -23,6 +54,11 @@ impl Pulls {
     /// How many messages may still come.
     pub(crate) fn coming(&self) -> usize {
         self.open.iter().map(|pull| pull.left).sum()
+    }
+
+    /// The number of the latest ask.
+    pub(crate) fn last(&self) -> u64 {
+        self.next
     }
 
     /// Asks for so many; the number under which the answer comes.
@@ -90,6 +126,23 @@ mod tests {
             pulls.came(now);
         }
         assert_eq!(pulls.coming(), 0, "more came than was asked for");
+    }
+
+    #[test]
+    fn who_is_late_asks_for_less_and_who_is_in_time_for_more() {
+        let mut ahead = Ahead::default();
+        for _ in 0..20 {
+            ahead.was_in_time(500);
+        }
+        assert_eq!(ahead.get(), 500);
+        ahead.was_late();
+        assert_eq!(ahead.get(), 250);
+        for _ in 0..9 {
+            ahead.was_late();
+        }
+        assert_eq!(ahead.get(), LEAST);
+        ahead.was_in_time(500);
+        assert!(ahead.get() > LEAST);
     }
 
     #[test]

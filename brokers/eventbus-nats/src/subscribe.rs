@@ -6,9 +6,10 @@ use crate::delivery::NatsDeliveries;
 use crate::intake::{Arrival, Waiting};
 use crate::notes;
 use crate::publish::Outlet;
-use crate::pulls::Pulls;
+use crate::pulls::{Ahead, Pulls};
 use crate::subscription::{ACK, AHEAD, NAK, Stale, Subscription, WORKING};
 use crate::suspects::Begun;
+use crate::tenure::{Asked, Came, Refused, Tenure};
 use crate::topology::{Birth, PRIORITY_GROUP, Wanted, consumer_name, first};
 use crate::wire::{self, Place};
 use async_nats::datetime::DateTime;
@@ -72,7 +73,7 @@ pub(crate) async fn open(
     let noted = if is_new { HashSet::new() } else { link.noted_sequences(&info.name).await? };
     if pinned(&info).is_none() {
         // Nothing is asked for before: the client does not survive all that it cannot read.
-        link.mend_unreadable(outlet, &info).await?;
+        link.mend_unreadable(outlet, &info, |_| false).await?;
     }
     let mut warnings = Vec::new();
     if is_new && start == Start::Latest {
@@ -99,9 +100,12 @@ pub(crate) async fn open(
     let task = Task {
         connection,
         client,
+        server: link.client().client.server_info().server_id,
         inbox,
         pulls: Pulls::default(),
-        pin: None,
+        ahead: Ahead::default(),
+        tenure: Tenure::default(),
+        unproved: None,
         keeps: VecDeque::new(),
         takeover: None,
         lookups: FuturesUnordered::new(),
@@ -118,7 +122,6 @@ pub(crate) async fn open(
         floor: if is_new { info.delivered.stream_sequence } else { info.ack_floor.stream_sequence },
         birth,
         made: info.created,
-        delivery: 0,
         broken: false,
         rests: None,
         subscription: Arc::clone(&subscription),
@@ -137,10 +140,18 @@ const ENDED: [&str; 3] = ["MaxBytes", "Batch Completed", "Interest Expired"];
 
 /// What the server is asked that is not a message.
 enum Looked {
-    /// The state of the consumer, asked for in that epoch.
-    State(u64, Result<Box<Info>, Refusal>),
+    /// The state of the consumer.
+    State(Look, Result<Box<Info>, Refusal>),
     /// A consumer that was gone was made again.
     Made(Result<Found, BrokerError>),
+}
+
+/// What was so when the state of the consumer was asked for.
+struct Look {
+    epoch: u64,
+    pin: Option<String>,
+    /// When something was asked for whose answer is worth something if the server has this pin.
+    unproved: Option<Instant>,
 }
 
 /// What a consumer is, and of which stream.
@@ -165,10 +176,15 @@ struct Task {
     connection: u64,
     /// The client that is subscribed to the inbox.
     client: u64,
+    /// By this the server tells itself from the one before it was begun again.
+    server: String,
     inbox: String,
     pulls: Pulls,
-    /// By this the server knows the process that has the group.
-    pin: Option<String>,
+    ahead: Ahead,
+    tenure: Tenure,
+    /// When the server was asked for something that it has answered after the lease was over. It answers so also where it
+    /// has ended the pin and given it to nobody yet.
+    unproved: Option<Instant>,
     /// When the server was asked to keep the group for this process, by number; the latest few.
     keeps: VecDeque<(u64, Instant)>,
     /// It is waited for what another process had open, or what was lost on its way.
@@ -195,8 +211,6 @@ struct Task {
     birth: Birth,
     /// When the consumer was made.
     made: DateTime,
-    /// The number of the latest delivery. Whoever has the group gets all of them.
-    delivery: u64,
     /// The consumer is gone.
     broken: bool,
     /// Nothing is asked for until then.
@@ -210,6 +224,14 @@ struct Takeover {
     next: Option<tokio::time::Instant>,
     /// How many the server counts as open.
     open: usize,
+    /// What does not come by itself was looked at: the client can read it by now.
+    is_readable: bool,
+}
+
+impl Takeover {
+    fn new() -> Self {
+        Self { asked: 0, next: None, open: 0, is_readable: false }
+    }
 }
 
 impl Task {
@@ -270,28 +292,34 @@ impl Task {
         if self.rests.is_some_and(|until| Instant::now() < until) {
             return;
         }
+        // Whose the group is shows only by a delivery.
+        let needs_one = self.tenure.is_in_doubt() && self.pulls.coming() == 0;
         let (at_hand, held, bytes) = {
             let state = self.subscription.state.lock();
             (state.intake.at_hand() + self.queued.len(), state.intake.held(), state.intake.bytes())
         };
-        if bytes >= BYTES && self.takeover.is_none() {
+        if bytes >= BYTES && self.takeover.is_none() && !needs_one {
             return;
         }
+        let (ahead, coming) = (self.ahead.get(), self.pulls.coming());
         // What another process had open is needed as a whole.
         let room = match &self.takeover {
-            Some(takeover) => AHEAD.max(takeover.open.saturating_sub(held) + 1),
-            None => AHEAD.saturating_sub(at_hand),
+            Some(takeover) => ahead.max(takeover.open.saturating_sub(held) + 1),
+            None => ahead.saturating_sub(at_hand),
         };
-        let coming = self.pulls.coming();
         // Without a pin one ask has to do: others would wait while the first is served.
-        let is_due =
-            if self.subscription.competing || self.pin.is_some() { coming <= AHEAD / 2 } else { coming == 0 };
-        if room <= coming || !is_due || room - coming < AHEAD / 4 {
+        let is_due = if self.subscription.competing || self.tenure.is_ours() {
+            coming <= ahead / 2
+        } else {
+            coming == 0
+        };
+        let has_room = room > coming && is_due && room - coming >= ahead / 4;
+        if !has_room && !needs_one {
             return;
         }
-        let count = room - coming;
+        let count = if has_room { room - coming } else { 1 };
         let number = self.pulls.ask(count, Instant::now());
-        let pin = match (&self.pin, self.subscription.competing) {
+        let pin = match (self.tenure.pin(), self.subscription.competing) {
             (_, true) => String::new(),
             (None, false) => format!(",\"group\":\"{PRIORITY_GROUP}\""),
             (Some(pin), false) => format!(",\"group\":\"{PRIORITY_GROUP}\",\"id\":\"{pin}\""),
@@ -310,7 +338,7 @@ impl Task {
     /// small as is asked for.
     async fn keep(&mut self) {
         let Some(request) = self.keeping() else { return };
-        let number = self.keeps.back().map_or(0, |(number, _)| *number) + 1;
+        let number = self.last_keep() + 1;
         self.keeps.push_back((number, Instant::now()));
         if self.keeps.len() > 8 {
             self.keeps.pop_front();
@@ -318,8 +346,12 @@ impl Task {
         self.request(format!("k{number}"), request).await;
     }
 
+    fn last_keep(&self) -> u64 {
+        self.keeps.back().map_or(0, |(number, _)| *number)
+    }
+
     fn keeping(&self) -> Option<String> {
-        let pin = self.pin.as_ref()?;
+        let pin = self.tenure.pin()?;
         Some(format!(
             "{{\"batch\":1,\"max_bytes\":1,\"no_wait\":true,\"group\":\"{PRIORITY_GROUP}\",\"id\":\"{pin}\"}}"
         ))
@@ -335,11 +367,13 @@ impl Task {
         let name = format!("CONSUMER.MSG.NEXT.{}.{}", link.settings.stream, self.subscription.consumer);
         let request = async_nats::client::Request::new().payload(request.into());
         match link.client().client.send_request(link.api_subject(&name), request).await {
-            Ok(answer) if answer.status == Some(StatusCode::PIN_ID_MISMATCH) => self.lost_the_group(),
-            // What is not begun is dropped and given back.
-            Ok(_) if self.subscription.lease_left().is_zero() => self.lost_the_group(),
-            Ok(_) => self.subscription.is_sure_from(now),
-            Err(_) => {}
+            // What a handler has may be settled by it still.
+            Ok(answer) if answer.status == Some(StatusCode::PIN_ID_MISMATCH) => {
+                self.tenure.lose();
+                self.subscription.is_unsure();
+            }
+            Ok(_) if !self.subscription.lease_left().is_zero() => self.subscription.is_sure_from(now),
+            _ => {}
         }
     }
 
@@ -380,13 +414,17 @@ impl Task {
         let asked = self.pulls.came(now);
         if !self.subscription.competing {
             let pin = message.headers.as_ref().and_then(|headers| headers.get_last("Nats-Pin-Id"));
-            if let Some(pin) = pin.map(|pin| pin.as_str()).filter(|pin| self.pin.as_deref() != Some(pin)) {
-                self.take_over(pin.to_owned()).await;
-            } else if place.delivery > self.delivery + 1 {
-                self.wait_for_all();
+            let pin = pin.map(|pin| pin.as_str());
+            let so_far = Asked { messages: self.pulls.last(), keeps: self.last_keep() };
+            match self.tenure.delivered(pin, place.delivery, so_far) {
+                Came::InOrder => {}
+                Came::WithGap => self.wait_for_all(),
+                Came::Again => self.go_on_with_group().await,
+                Came::Anew => self.take_over().await,
             }
-            self.delivery = place.delivery;
-            self.is_still_ours(asked);
+            if let Some(asked) = asked {
+                self.subscription.is_sure_from(asked);
+            }
         }
         self.latest = self.latest.max(place.sequence);
         if self.some_reply.is_none() {
@@ -478,7 +516,10 @@ impl Task {
         };
         let description = message.description.as_deref().unwrap_or_default();
         match status {
-            StatusCode::PIN_ID_MISMATCH => self.lost_the_group(),
+            StatusCode::PIN_ID_MISMATCH => {
+                let refused = self.tenure.refused(is_keep, number);
+                self.group_was_taken(refused).await;
+            }
             StatusCode::IDLE_HEARTBEAT | StatusCode::TIMEOUT => self.is_still_ours(sent),
             StatusCode::NOT_FOUND if is_keep => self.is_still_ours(sent),
             StatusCode::REQUEST_TERMINATED if ENDED.iter().any(|ended| description.contains(ended)) => {
@@ -505,30 +546,33 @@ impl Task {
         ));
     }
 
-    /// The server has answered what it was asked then, so the group was ours.
+    /// The server has answered what it was asked then. As long as it has not waited for this process in vain, it has kept
+    /// the group for it since.
     fn is_still_ours(&mut self, asked: Option<Instant>) {
-        let Some(asked) = asked.filter(|_| self.pin.is_some()) else { return };
-        if self.subscription.lease_left().is_zero() && self.subscription.has_handed_out() {
-            // Meanwhile deliveries may have been dropped because nobody knew whose they were.
-            self.queued.clear();
-            self.subscription.lose(true);
-            self.takeover = Some(Takeover { asked: 0, next: None, open: 0 });
+        let Some(asked) = asked.filter(|_| self.tenure.is_ours()) else { return };
+        if self.subscription.lease_left().is_zero() {
+            self.unproved = self.unproved.max(Some(asked));
             self.look();
+        } else {
+            self.subscription.is_sure_from(asked);
         }
-        self.subscription.is_sure_from(asked);
+    }
+
+    /// The server has given the group to this process, and what is open of it may have been another one's.
+    async fn take_over(&mut self) {
+        self.queued.clear();
+        self.subscription.lose(true);
+        self.takeover = Some(Takeover::new());
+        self.go_on_with_group().await;
     }
 
     /// The server has given the group to this process.
-    async fn take_over(&mut self, pin: String) {
-        self.pin = Some(pin);
-        self.queued.clear();
-        self.subscription.lose(true);
+    async fn go_on_with_group(&mut self) {
         // How long ago that was is not known.
+        self.unproved = None;
         self.keep().await;
-        self.mend();
         self.subscription.stands_by.store(false, Ordering::Release);
-        self.takeover = Some(Takeover { asked: 0, next: None, open: 0 });
-        self.look();
+        self.look_if_waiting();
     }
 
     /// Looks for what the client cannot read: it comes no other way, and ends the connection each time.
@@ -540,7 +584,10 @@ impl Task {
         self.mends.push(BrokerFuture::new(async move {
             let Subscription { link, outlet, consumer, .. } = &*subscription;
             match link.consumer_info(consumer).await {
-                Ok(info) => link.mend_unreadable(outlet, &info).await,
+                Ok(info) => {
+                    let is_here = |sequence| subscription.state.lock().intake.holds(sequence);
+                    link.mend_unreadable(outlet, &info, is_here).await
+                }
                 // Whether it is there is looked for elsewhere.
                 Err(_) => Ok(()),
             }
@@ -560,23 +607,51 @@ impl Task {
     /// Something was lost on its way, as when a connection is cut. It comes again, and what is newer waits for it.
     fn wait_for_all(&mut self) {
         self.subscription.state.lock().intake.wait_for_all();
-        self.takeover = Some(Takeover { asked: 0, next: None, open: 0 });
+        self.takeover = Some(Takeover::new());
         self.look();
     }
 
-    /// The server has taken the group away.
-    fn lost_the_group(&mut self) {
-        if self.pin.take().is_some() {
-            log::info!(
-                target: "eventbus", group = %printable(&self.subscription.group),
-                pattern = %printable(&self.subscription.pattern),
-                "the server did not keep the group for this process; what was not settled is delivered again"
-            );
-            self.queued.clear();
-            self.takeover = None;
-            self.pulls.forget();
-            self.subscription.lose(false);
+    /// The server has taken the group away. Until it is known whether another process has had anything since, no handler
+    /// is begun, and nothing is given up: a process that is short of time would do everything again and again, and be the
+    /// shorter of it.
+    async fn group_was_taken(&mut self, refused: Refused) {
+        match refused {
+            Refused::Known => {}
+            Refused::Doubted => {
+                self.ahead.was_late();
+                self.pulls.forget();
+                self.subscription.is_unsure();
+                self.settle_doubts().await;
+            }
+            Refused::Lost => self.lost_the_group(),
         }
+    }
+
+    /// Finds out who has the group that was this process's a moment ago.
+    async fn settle_doubts(&mut self) {
+        self.look();
+        // The server gives a group to somebody only with a delivery, and perhaps everything that is open is here. Behind the
+        // ask it reaches this process, if nobody else waits for it.
+        self.ask().await;
+        let one = self.subscription.state.lock().intake.some_reply();
+        if let Some(reply) = one {
+            self.send(reply, NAK).await;
+        }
+    }
+
+    /// Another process may have what is here.
+    fn lost_the_group(&mut self) {
+        log::info!(
+            target: "eventbus", group = %printable(&self.subscription.group),
+            pattern = %printable(&self.subscription.pattern),
+            "the server did not keep the group for this process; what was not settled is delivered again"
+        );
+        self.queued.clear();
+        self.takeover = None;
+        self.unproved = None;
+        self.pulls.forget();
+        self.subscription.is_unsure();
+        self.subscription.lose(false);
     }
 
     /// Asks what the server counts as open.
@@ -588,9 +663,13 @@ impl Task {
             return;
         }
         let subscription = Arc::clone(&self.subscription);
-        let epoch = subscription.epoch.load(Ordering::Acquire);
+        let look = Look {
+            epoch: subscription.epoch.load(Ordering::Acquire),
+            pin: self.tenure.pin().map(str::to_owned),
+            unproved: self.unproved,
+        };
         self.looks.push(BrokerFuture::new(async move {
-            Looked::State(epoch, subscription.link.consumer_info(&subscription.consumer).await.map(Box::new))
+            Looked::State(look, subscription.link.consumer_info(&subscription.consumer).await.map(Box::new))
         }));
     }
 
@@ -601,8 +680,8 @@ impl Task {
     }
 
     async fn looked(&mut self, looked: Looked) {
-        let (epoch, info) = match looked {
-            Looked::State(epoch, Ok(info)) => (epoch, info),
+        let (look, info) = match looked {
+            Looked::State(look, Ok(info)) => (look, info),
             Looked::State(_, Err(refusal))
                 if refusal.is(ErrorCode::CONSUMER_NOT_FOUND) || refusal.is(ErrorCode::STREAM_NOT_FOUND) =>
             {
@@ -622,10 +701,25 @@ impl Task {
             return self.make_again();
         }
         self.floor = self.floor.max(info.ack_floor.stream_sequence);
-        if self.pin.is_none() {
-            self.subscription.stands_by.store(pinned(&info).is_some(), Ordering::Release);
+        let owner = pinned(&info);
+        if !self.tenure.is_ours() {
+            self.subscription.stands_by.store(owner.is_some(), Ordering::Release);
+            // Where it was asked for before that was in doubt, it is asked for again.
+            if look.pin.is_none() && self.tenure.looked(owner.is_some(), info.delivered.consumer_sequence) {
+                self.lost_the_group();
+            }
+        } else if look.pin.as_deref() == self.tenure.pin() && owner != self.tenure.pin() {
+            let refused = self.tenure.taken();
+            self.group_was_taken(refused).await;
+        } else if let Some(unproved) = look.unproved.filter(|_| owner == self.tenure.pin()) {
+            self.subscription.is_sure_from(unproved);
         }
-        if epoch != self.subscription.epoch.load(Ordering::Acquire) {
+        if self.unproved == look.unproved || !self.subscription.lease_left().is_zero() {
+            self.unproved = None;
+        } else {
+            self.look();
+        }
+        if look.epoch != self.subscription.epoch.load(Ordering::Acquire) {
             // That was before the takeover.
             return self.look_if_waiting();
         }
@@ -648,6 +742,10 @@ impl Task {
         takeover.next = Some(tokio::time::Instant::now() + pause);
         if takeover.asked == 2 && !self.mends.is_empty() {
             takeover.asked -= 1;
+        } else if takeover.asked == 2 && !takeover.is_readable {
+            takeover.is_readable = true;
+            takeover.asked -= 1;
+            self.mend();
         } else if takeover.asked == 2 {
             self.recall(&info).await;
         }
@@ -688,7 +786,7 @@ impl Task {
 
     /// What is settled, as far as this process knows it by itself: it has everything that is open.
     fn raise_floor(&mut self) {
-        if self.pin.is_some() && self.takeover.is_none() {
+        if self.tenure.is_ours() && self.takeover.is_none() {
             let lowest = self.subscription.state.lock().intake.lowest();
             self.floor = self.floor.max(lowest.map_or(self.latest, |lowest| lowest.saturating_sub(1)));
         }
@@ -698,13 +796,17 @@ impl Task {
     fn go_on(&mut self, found: Found) {
         self.broken = false;
         self.pulls.forget();
-        (self.made, self.noted) = (found.made, found.noted);
+        let is_another = std::mem::replace(&mut self.made, found.made) != found.made;
+        self.noted = found.noted;
         if found.birth != self.birth {
             self.birth = found.birth;
             self.queued.clear();
-            (self.pin, self.takeover, self.barrier, self.some_reply) = (None, None, None, None);
-            (self.latest, self.floor, self.delivery) = (0, 0, 0);
+            self.tenure = Tenure::default();
+            (self.takeover, self.barrier, self.some_reply, self.unproved) = (None, None, None, None);
+            (self.latest, self.floor) = (0, 0);
             self.subscription.begin_anew();
+        } else if is_another && self.tenure.interrupt() {
+            self.lost_the_group();
         }
         self.look_if_waiting();
     }
@@ -721,14 +823,24 @@ impl Task {
             }
         }
         self.pulls.forget();
+        let server = current.client.server_info().server_id;
+        // One that was begun again may count deliveries from an earlier one on.
+        if std::mem::replace(&mut self.server, server.clone()) != server && self.tenure.interrupt() {
+            self.lost_the_group();
+        }
         self.barrier = None;
+        if self.subscription.competing {
+            // What comes from here on is not lost with what was here.
+            self.lose_what_is_late(Duration::ZERO);
+            self.subscription.is_sure_from(Instant::now());
+        }
         self.subscription.state.lock().intake.doubt_acks();
         // Whether the group is still ours is asked first.
         self.keep().await;
         self.send_acks().await;
         self.beat(Duration::ZERO).await;
         self.mend();
-        if self.pin.is_some() {
+        if self.tenure.is_ours() {
             // What was on its way is not waited for until the server has waited for an ack of it.
             self.wait_for_all();
         }
@@ -753,36 +865,48 @@ impl Task {
         }
     }
 
+    /// Where processes compete: after a lease without a sign others may have what was here, and what was not begun is
+    /// dropped.
+    fn lose_what_is_late(&mut self, slept: Duration) {
+        if slept > self.lease() || self.subscription.lease_left().is_zero() {
+            self.queued.clear();
+            self.subscription.lose(false);
+        }
+    }
+
     async fn tick(&mut self) {
         let (now, lease) = (Instant::now(), self.lease());
         self.ticks += 1;
         let slept = now.saturating_duration_since(std::mem::replace(&mut self.last_tick, now));
         let is_up = self.is_up();
         if self.subscription.competing {
-            // Others may have what was here, and what was not begun is dropped.
-            if slept > lease || self.subscription.lease_left().is_zero() {
-                self.queued.clear();
-                self.subscription.lose(false);
-            }
+            self.lose_what_is_late(slept);
             if is_up {
                 self.subscription.is_sure_from(now);
             }
-        } else if self.pin.is_some() && self.subscription.lease_left().is_zero() {
+        } else if !is_up && self.subscription.lease_left().is_zero() && self.tenure.lose() {
+            // The server has waited for this process in vain, but for one that was paused as well.
             self.lost_the_group();
         }
         if !is_up {
             return;
         }
-        if self.pin.is_some() {
-            self.keep().await;
+        if self.subscription.competing || self.subscription.lease_left() > lease.mul_f64(0.7) {
+            self.ahead.was_in_time(AHEAD);
+        } else if self.tenure.is_ours() && !self.subscription.may_begin() {
+            // The answers of the server are late, behind what it delivers.
+            self.ahead.was_late();
         }
+        self.keep().await;
         self.beat(lease / 3).await;
         self.send_acks().await;
         self.confirm_acks(now).await;
-        if self.pulls.is_silent(SILENCE, now) {
+        if self.tenure.is_in_doubt() {
+            self.settle_doubts().await;
+        } else if self.pulls.is_silent(SILENCE, now) {
             self.pulls.forget();
             self.look();
-        } else if self.pin.is_none() && self.ticks.is_multiple_of(5) {
+        } else if !self.tenure.is_ours() && self.ticks.is_multiple_of(5) {
             self.look();
         }
         self.raise_floor();
@@ -871,7 +995,7 @@ impl Task {
         }
         let forgotten = async { while forgotten.next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_ACKS, async { tokio::join!(self.last_acks(), forgotten) }).await;
-        if self.pin.is_some() && self.is_up() {
+        if self.tenure.is_ours() && self.is_up() {
             let stream = &subscription.link.settings.stream;
             let subject = format!("CONSUMER.UNPIN.{stream}.{}", subscription.consumer);
             let group = serde_json::json!({ "group": PRIORITY_GROUP });

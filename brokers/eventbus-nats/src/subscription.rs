@@ -132,6 +132,11 @@ impl Subscription {
         self.sure_until.fetch_max(until, Ordering::AcqRel);
     }
 
+    /// Somebody else may have the group from now on.
+    pub(crate) fn is_unsure(&self) {
+        self.sure_until.store(0, Ordering::Release);
+    }
+
     /// Whether nobody else can have what was handed out in that epoch.
     pub(crate) fn is_sure(&self, epoch: u64) -> bool {
         self.is_of(epoch) && self.since_begun(Instant::now()) < self.sure_until.load(Ordering::Acquire)
@@ -142,8 +147,9 @@ impl Subscription {
         self.epoch.load(Ordering::Acquire) == epoch
     }
 
-    /// Whether what was handed out in that epoch may be settled. Where several processes handle the group at once, an ack
-    /// takes nothing from another one; but a stream that was made anew has the same numbers for other events.
+    /// Whether what was handed out in that epoch may be settled. What is handled to its end may be, also where another
+    /// process may have it by now: an ack takes nothing from that one. But a stream that was made anew has the same numbers
+    /// for other events.
     pub(crate) fn may_settle(&self, intake: &Intake, epoch: u64) -> bool {
         if self.competing { intake.is_of_this_stream(epoch) } else { epoch == intake.epoch() }
     }
@@ -158,11 +164,6 @@ impl Subscription {
     pub(crate) fn lease_left(&self) -> Duration {
         let left = self.sure_until.load(Ordering::Acquire).saturating_sub(self.since_begun(Instant::now()));
         Duration::from_millis(left)
-    }
-
-    /// Whether the reader has something that is not settled.
-    pub(crate) fn has_handed_out(&self) -> bool {
-        self.state.lock().intake.handed_out() > 0
     }
 
     /// Everything here may be another process's by now.

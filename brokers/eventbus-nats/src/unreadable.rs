@@ -86,15 +86,21 @@ impl Link {
         }))
     }
 
-    /// Of what a consumer has open, sends again to it what the client cannot read, and settles that.
-    pub(crate) async fn mend_unreadable(&self, outlet: &Outlet, info: &Info) -> Result<(), BrokerError> {
+    /// Of what a consumer has open, sends again to it what the client cannot read, and settles that. What `is_here` was read.
+    pub(crate) async fn mend_unreadable(
+        &self,
+        outlet: &Outlet,
+        info: &Info,
+        is_here: impl Fn(u64) -> bool,
+    ) -> Result<(), BrokerError> {
         if info.num_ack_pending == 0 {
             return Ok(());
         }
         let (stream, from) = (&self.settings.stream, info.ack_floor.stream_sequence + 1);
         let to = info.delivered.stream_sequence.min(from.saturating_add(MOST));
         let look = |seq| self.stored(stream, Which { seq, next_by_subj: None });
-        let mut found = stream::iter(from..=to).map(look).buffered(AT_ONCE);
+        let mut found =
+            stream::iter((from..=to).filter(|sequence| !is_here(*sequence))).map(look).buffered(AT_ONCE);
         let filters = filters(&info.config);
         while let Some(stored) = found.next().await {
             let stored = stored.map_err(|refusal| {

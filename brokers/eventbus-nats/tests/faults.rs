@@ -5,7 +5,7 @@
 
 mod support;
 
-use eventbus::broker::{Broker, Connection, SubscribeRequest};
+use eventbus::broker::{Begin, Broker, Connection, SubscribeRequest};
 use eventbus::{Bus, Event, PublishError};
 use eventbus_nats::{NatsBroker, NatsBrokerBuilder};
 use serde::{Deserialize, Serialize};
@@ -338,8 +338,17 @@ async fn a_process_that_stood_still_handles_nothing_of_what_another_one_has_by_n
     proxy.swallow(true);
     let taken = receive_all(&mut standing_by, 30).await;
     assert!(taken.iter().map(number).eq(0..30), "from the first one that is not settled, in order");
-    assert!(held.iter().all(|one| !one.settler.holds(&one.receipt)));
+    for one in &held {
+        let begin = one.settler.begin(&one.receipt).expect("the lease is over").await;
+        assert!(matches!(begin, Begin::Later(_)), "{begin:?}");
+    }
     proxy.swallow(false);
+    until("the loss is known", || async {
+        let begun = held.iter().any(|one| one.settler.begin(&one.receipt).is_none());
+        assert!(!begun, "a handler is begun with what another process has");
+        held.iter().all(|one| !one.settler.holds(&one.receipt))
+    })
+    .await;
     for received in held {
         let error = received.settler.ack(received.receipt).await.unwrap_err().to_string();
         assert!(error.contains("another process may have taken over the group `g`"), "{error}");
@@ -349,6 +358,55 @@ async fn a_process_that_stood_still_handles_nothing_of_what_another_one_has_by_n
     }
     other.publish(event("a.b", "k", 30)).await.unwrap();
     assert_eq!(number(&receive(&mut standing_by, 1).await[0]), 30);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_was_silent_while_nobody_else_took_the_group_goes_on_with_all_that_it_has() {
+    let _alone = ALONE.lock().await;
+    let proxy = Proxy::to(&support::server()).await;
+    let place = support::Place::at(proxy.url());
+    let direct = place.by_way_of(support::server());
+    let other = direct.broker().await;
+    let silent = place.broker().await;
+    let mut deliveries = silent.subscribe(request("g", ">")).await.unwrap();
+    // So many that the process asks for no more.
+    let batch = (0..700).map(|number| event("a.b", "k", number)).collect();
+    assert!(other.publish_all(batch).await.iter().all(Result::is_ok));
+    let held = receive_all(&mut deliveries, 100).await;
+    let context = async_nats::jetstream::new(other.client());
+    let stream = context.get_stream(&place.name).await.unwrap();
+    let name = futures_util::StreamExt::next(&mut stream.consumer_names()).await.unwrap().unwrap();
+    let state = || async { stream.consumer_info(&name).await.unwrap() };
+    let is_given = || async {
+        state().await.priority_groups[0].pinned_client_id.as_ref().is_some_and(|id| !id.is_empty())
+    };
+    until("what it asks for is there", || async { state().await.num_ack_pending > 500 }).await;
+    proxy.swallow(true);
+    until("the server gives it up", || async { !is_given().await }).await;
+    let before = state().await.delivered.consumer_sequence;
+    let may_begin = || held[0].settler.begin(&held[0].receipt).is_none();
+    assert!(!may_begin());
+    proxy.swallow(false);
+    until("it may go on", || async { may_begin() }).await;
+    assert!(is_given().await, "it goes on without the group");
+    assert!(held.iter().all(|one| one.settler.holds(&one.receipt)), "nobody else had it");
+    let mut numbers = Vec::new();
+    for received in held {
+        numbers.push(number(&received));
+        ack(received).await;
+    }
+    while numbers.len() < 700 {
+        for received in receive(&mut deliveries, 100).await {
+            numbers.push(number(&received));
+            ack(received).await;
+        }
+    }
+    assert!(numbers.into_iter().eq(0..700), "each once, in order");
+    other.publish(event("a.b", "k", 700)).await.unwrap();
+    assert_eq!(number(&receive(&mut deliveries, 1).await[0]), 700);
+    // What the server has waited for in vain it delivers again, and not again and again.
+    let deliveries = state().await.delivered.consumer_sequence - before;
+    assert!(deliveries <= 1_600, "{deliveries} deliveries");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
