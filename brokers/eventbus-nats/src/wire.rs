@@ -161,14 +161,14 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn read(reply: &str) -> Option<Self> {
-        let rest = reply.strip_prefix("$JS.ACK.")?;
-        let skipped = match rest.split('.').count() {
+        let rest = reply.strip_prefix("$JS.ACK.")?.as_bytes();
+        let skipped = match 1 + rest.iter().filter(|byte| **byte == b'.').count() {
             7 => 2,
             9.. => 4,
             _ => return None,
         };
-        let mut tokens = rest.split('.').skip(skipped).map(str::parse::<u64>);
-        let mut next = || tokens.next()?.ok();
+        let mut tokens = rest.split(|byte| *byte == b'.').skip(skipped);
+        let mut next = || number(tokens.next()?);
         let (deliveries, sequence, delivery, nanos, behind) = (next()?, next()?, next()?, next()?, next()?);
         let time = Timestamp::from_nanosecond(nanos.into()).ok()?;
         Some(Self { deliveries, sequence, delivery, time, behind })
@@ -186,6 +186,15 @@ impl Place {
         let time = rest.split('.').nth(kept + 3)?;
         Some(format!("$JS.ACK.{}.1.{sequence}.{delivery}.{time}.0", consumer.join(".")))
     }
+}
+
+/// A number out of its digits. Each message has five of them, so they are not looked for as text.
+fn number(digits: &[u8]) -> Option<u64> {
+    let add = |number: u64, digit: &u8| {
+        let digit = digit.checked_sub(b'0').filter(|digit| *digit < 10)?;
+        number.checked_mul(10)?.checked_add(digit.into())
+    };
+    if digits.is_empty() { None } else { digits.iter().try_fold(0, add) }
 }
 
 /// Whether a message comes out of a stream, whatever status its publisher has given it.
@@ -239,8 +248,9 @@ pub(crate) fn read(
         others.insert(SUBJECT, rest);
         nearest_topic(rest)
     });
-    let id = message_id.map_or_else(|| format!("{stream}/{sequence}"), |id| percent_decode(id).into_owned());
-    let carried = Carried { topic, id: EventId::new(id), time };
+    let of_place = || EventId::new(format!("{stream}/{sequence}"));
+    let id = message_id.map_or_else(of_place, |id| EventId::new(percent_decode(id)));
+    let carried = Carried { topic, id, time };
     if content_type.is_some_and(is_structured) {
         return read_structured(carried, others, payload);
     }
@@ -404,7 +414,15 @@ mod tests {
         let short = "$JS.ACK.EVENTS.c-1.2.70.9.1700000000000000001.3";
         let long = "$JS.ACK._.hash.EVENTS.c-1.2.70.9.1700000000000000001.3.token";
         assert_eq!((Place::read(short), Place::read(long)), (Some(place), Some(place)));
-        for wrong in ["", "$JS.ACK", "$JS.ACK.a.b.1.2.3.4", "$JS.ACK.EVENTS.c.x.70.9.1.3", "_INBOX.1"] {
+        for wrong in [
+            "",
+            "$JS.ACK",
+            "$JS.ACK.a.b.1.2.3.4",
+            "$JS.ACK.EVENTS.c.x.70.9.1.3",
+            "_INBOX.1",
+            "$JS.ACK.EVENTS.c.1..9.1.3",
+            "$JS.ACK.EVENTS.c.1.99999999999999999999.9.1.3",
+        ] {
             assert_eq!(Place::read(wrong), None, "{wrong}");
         }
         let other = Place::read(&Place::reply_of(long, 71, 12).unwrap()).unwrap();
