@@ -109,33 +109,39 @@ impl Link {
 
     async fn greet(&self) -> Result<(), Failure> {
         let client = Arc::clone(&self.client);
-        // The reason of an error comes with an event, and the question alone is answered by a timeout.
+        // Why comes with an event, and the question alone is answered by a timeout.
         let answer = blocking(move || {
             let answer = client.fetch_metadata(None, Duration::from_millis(1_500)).map(drop);
-            while client.poll(Duration::ZERO).is_some() {}
-            answer
+            let mut codes = Vec::new();
+            // None may be an event that says nothing.
+            for _ in 0..if answer.is_ok() { 0 } else { 16 } {
+                let event = client.poll(Duration::from_millis(5));
+                codes.extend(event.and_then(Result::err).and_then(|error| error.rdkafka_error_code()));
+            }
+            answer.map_err(|error| (error, codes))
         });
-        let Err(error) = answer.await else { return Ok(()) };
-        let lost = self.state.lost().map(|lost| lost.error);
-        let said = lost.unwrap_or_else(|| explain(&error));
-        let user = self.settings.user.is_some();
-        if said.contains("uthentication fail") {
-            return Err(Failure::Lasting(BrokerError::new(format!(
-                "`{}` does not let this program in: {said}; correct user, password or `sasl` in the address",
-                self.settings.shown()
-            ))));
+        let Err((error, codes)) = answer.await else { return Ok(()) };
+        let shown = self.settings.shown();
+        let lasting = |said: String| Err(Failure::Lasting(BrokerError::new(said)));
+        let mechanism =
+            [RDKafkaErrorCode::UnsupportedSASLMechanism, RDKafkaErrorCode::SaslAuthenticationFailed];
+        if codes.contains(&RDKafkaErrorCode::Authentication)
+            || codes.iter().any(|code| mechanism.contains(code))
+        {
+            return lasting(format!(
+                "`{shown}` does not let this program in: authentication has failed; correct user, password or `sasl` in the \
+                 address"
+            ));
         }
-        if said.contains("certificate") || said.contains("SSL handshake failed") {
-            return Err(Failure::Lasting(BrokerError::new(format!(
-                "`{}` cannot be trusted, or speaks no TLS: {said}; name its authority (`?ca=…`), or write `kafka://` for a \
-                 server without TLS",
-                self.settings.shown()
-            ))));
+        if codes.contains(&RDKafkaErrorCode::SSL) {
+            return lasting(format!(
+                "`{shown}` cannot be trusted, or speaks no TLS; name its authority (`?ca=…`), or write `kafka://` for a \
+                 server without TLS"
+            ));
         }
-        if said.contains("Disconnected") && !user {
-            return Err(Failure::Passing(format!("{said} (it may want TLS, or a user and a password)")));
-        }
-        Err(Failure::Passing(said))
+        let other =
+            if self.settings.tls { "it speaks no TLS (`kafka://`)" } else { "it may want TLS (`kafkas://`)" };
+        Err(Failure::Passing(format!("{}: nobody listens there, or {other}", explain(&error))))
     }
 
     /// A client that may ask for what a group has committed, and commit for it while nobody has it.

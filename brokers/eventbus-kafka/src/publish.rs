@@ -173,12 +173,37 @@ impl Outlet {
         }
     }
 
+    /// Sends a record with no other one in its request, and waits until Kafka has it.
+    async fn alone(&self, topic: &str, written: &Written) -> Result<Delivery, KafkaError> {
+        let _turn = self.turn.lock().await;
+        let producer = self.usable();
+        while producer.in_flight_count() > 0 {
+            tokio::time::sleep(FULL).await;
+        }
+        let answer = producer.send_result(record(topic, written)).map_err(|(error, _)| error)?;
+        self.stored(Sent { answer, producer }).await
+    }
+
+    /// Publishes an event by itself that was refused together with others: one of them was too large.
+    async fn retried(&self, envelope: &Envelope) -> Result<(), KafkaError> {
+        let too_large = || KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge);
+        let written = wire::write(envelope, self.link.settings.content_mode).map_err(|_| too_large())?;
+        let topic = self.link.settings.kafka_topic(envelope.topic().as_str());
+        self.alone(&topic, &written).await.map(drop)
+    }
+
     async fn answered(
         &self,
         envelope: &Envelope,
         sent: Result<Sent, PublishError>,
     ) -> Result<(), PublishError> {
-        let Err(error) = self.stored(sent?).await else { return Ok(()) };
+        let Err(mut error) = self.stored(sent?).await else { return Ok(()) };
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+            match self.retried(envelope).await {
+                Ok(()) => return Ok(()),
+                Err(again) => error = again,
+            }
+        }
         let topic = envelope.topic().to_string();
         let code = error.rdkafka_error_code();
         if code == Some(RDKafkaErrorCode::MessageSizeTooLarge) {

@@ -552,11 +552,14 @@ impl Session {
         loop {
             if let Some((list, partitions, until)) = self.leaving.take() {
                 let lost = self.consumer.assignment_lost();
-                let done = {
+                let (drained, committed) = {
                     let held = &self.subscription.state.lock().held;
-                    held.is_drained(&partitions) && held.is_committed(&partitions)
+                    (held.is_drained(&partitions), held.is_committed(&partitions))
                 };
-                if !lost && !done && Instant::now() < until {
+                // A server that knows this process no more takes no commit of it.
+                let until = if drained { until.min(Instant::now() + LAST_COMMIT) } else { until };
+                let is_over = lost || (drained && committed) || Instant::now() >= until;
+                if !is_over {
                     self.leaving = Some((list, partitions, until));
                     return;
                 }

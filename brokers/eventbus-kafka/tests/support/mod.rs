@@ -2,9 +2,14 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses some of it")]
 
+#[path = "../../../eventbus-server/tests/support/cpu.rs"]
+pub mod cpu;
 #[path = "../../../eventbus-server/tests/support/servers.rs"]
-mod servers;
+pub mod servers;
 
+use eventbus::broker::{Deliveries, Received, SubscribeRequest};
+use eventbus::subscription::Pattern;
+use eventbus::{Envelope, Topic};
 pub use eventbus_kafka::rdkafka;
 use eventbus_kafka::{KafkaBroker, KafkaBrokerBuilder};
 use rdkafka::ClientConfig;
@@ -12,8 +17,10 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 pub use servers::setting;
+use std::future::poll_fn;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a process that does not answer keeps its partitions in tests.
 pub const SESSION: Duration = Duration::from_secs(6);
@@ -76,4 +83,45 @@ fn names(prefix: &str) -> (Vec<String>, Vec<String>) {
     let groups = consumer.fetch_group_list(None, limit);
     let groups = groups.map(|found| found.groups().iter().map(|group| group.name().to_owned()).collect());
     (of_it(topics.unwrap_or_default()), of_it(groups.unwrap_or_default()))
+}
+
+/// As long as anything that is waited for may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn event(topic: &str, key: &str, number: u64) -> Arc<Envelope> {
+    Arc::new(Envelope::from_json(Topic::new(topic).unwrap(), &number).unwrap().with_key(key))
+}
+
+pub fn number(received: &Received) -> u64 {
+    serde_json::from_slice(received.receipt.envelope.payload().unwrap()).unwrap()
+}
+
+pub fn request(group: &str, pattern: &str) -> SubscribeRequest {
+    SubscribeRequest::new(group, Pattern::new(pattern).unwrap())
+}
+
+/// Receives so many deliveries.
+pub async fn receive(deliveries: &mut Box<dyn Deliveries>, count: usize) -> Vec<Received> {
+    let mut received = Vec::new();
+    while received.len() < count {
+        let before = received.len();
+        let receiving = poll_fn(|context| deliveries.poll_receive(context, &mut received, count - before));
+        tokio::time::timeout(PATIENCE, receiving).await.expect("something comes").unwrap();
+        assert!(received.len() > before, "the subscription has ended after {before} deliveries");
+    }
+    received
+}
+
+pub async fn ack(received: Received) {
+    let Received { receipt, settler, .. } = received;
+    settler.ack(receipt).await.unwrap();
+}
+
+/// Waits until something is so.
+pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so().await {
+        assert!(begun.elapsed() < PATIENCE, "{what} within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

@@ -1,0 +1,198 @@
+//! What Kafka alone asks of a broker: partitions that move, transactions, the partition of a key, both protocols of groups.
+
+mod support;
+
+use eventbus::broker::{Broker, Received};
+use eventbus_kafka::{GroupProtocol, Isolation, partition_of};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use support::rdkafka::config::ClientConfig;
+use support::rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+
+/// Handles what comes, slowly, and notes it.
+fn handle(
+    mut deliveries: Box<dyn eventbus::broker::Deliveries>,
+    handled: Arc<Mutex<Vec<(String, u64)>>>,
+    takes: Duration,
+) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        loop {
+            let [received]: [Received; 1] = support::receive(&mut deliveries, 1).await.try_into().unwrap();
+            if !received.settler.holds(&received.receipt) {
+                continue;
+            }
+            assert!(received.settler.begin(&received.receipt).is_none(), "nobody stood still");
+            tokio::time::sleep(takes).await;
+            let key = received.receipt.envelope.key().unwrap().to_owned();
+            handled.lock().unwrap().push((key, support::number(&received)));
+            support::ack(received).await;
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_moves_while_it_is_handled_repeats_nothing_and_keeps_its_order() {
+    const KEYS: u64 = 8;
+    const EACH: u64 = 40;
+    for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
+        let prefix = support::prefix();
+        let open = async || {
+            support::builder(&prefix).partitions(4).group_protocol(protocol).connect().await.unwrap()
+        };
+        let (first, second) = (open().await, open().await);
+        let handled = Arc::new(Mutex::new(Vec::new()));
+        let request = || support::request("mail", "order.placed");
+        let one = handle(
+            first.subscribe(request()).await.unwrap(),
+            Arc::clone(&handled),
+            Duration::from_millis(40),
+        );
+        let events = (0..EACH).flat_map(|number| (0..KEYS).map(move |key| (key, number)));
+        let events = events.map(|(key, number)| support::event("order.placed", &key.to_string(), number));
+        for answer in first.publish_all(events.collect()).await {
+            answer.unwrap();
+        }
+        support::until("it handles some", async || handled.lock().unwrap().len() > 5).await;
+        let by_two = Arc::new(Mutex::new(Vec::new()));
+        let two = handle(
+            second.subscribe(request()).await.unwrap(),
+            Arc::clone(&by_two),
+            Duration::from_millis(40),
+        );
+        let all = (KEYS * EACH) as usize;
+        support::until("all is handled", async || {
+            handled.lock().unwrap().len() + by_two.lock().unwrap().len() >= all
+        })
+        .await;
+        assert!(!by_two.lock().unwrap().is_empty(), "{protocol:?}: the second one has a part");
+        one.abort();
+        two.abort();
+        // What the first one had comes before what the second one has of it.
+        let mut by_key: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        for (key, number) in handled.lock().unwrap().iter().chain(by_two.lock().unwrap().iter()) {
+            by_key.entry(key.clone()).or_default().push(*number);
+        }
+        for (key, numbers) in by_key {
+            assert_eq!(numbers, (0..EACH).collect::<Vec<_>>(), "{protocol:?}: of the key {key}");
+        }
+        first.close().await.unwrap();
+        second.close().await.unwrap();
+        support::remove(&prefix).await;
+    }
+}
+
+#[tokio::test]
+async fn a_key_goes_to_the_partition_that_it_has_in_java() {
+    let prefix = support::prefix();
+    let broker = support::builder(&prefix).partitions(7).connect().await.unwrap();
+    broker.publish(support::event("order.placed", "first", 0)).await.unwrap();
+    let mut config = support::client();
+    config.set("partitioner", "murmur2_random");
+    let other: FutureProducer = config.create().unwrap();
+    let audit = broker.audit_log().unwrap();
+    for number in 0..20 {
+        let key = format!("größe {number}");
+        broker.publish(support::event("order.placed", &key, number)).await.unwrap();
+        let topic = format!("{prefix}order.placed");
+        let record = FutureRecord::<str, str>::to(&topic).key(&key).payload("1");
+        let there = other.send(record, Duration::from_secs(10)).await.unwrap();
+        assert_eq!(Some(there.partition.unsigned_abs()), partition_of(key.as_bytes(), 7), "{key}");
+    }
+    // Both of a key are in one partition, one behind the other.
+    let found = audit.query(eventbus::broker::AuditQuery::default()).await.unwrap();
+    for number in 0..20 {
+        let key = format!("größe {number}");
+        let of_key = found.iter().filter(|event| event.envelope.key() == Some(&key));
+        let tags: Vec<_> = of_key.map(|event| (event.offset.get() >> 60) & 0xff_ffff).collect();
+        assert!(tags.len() == 2 && tags[0] == tags[1], "{key}: {tags:?}");
+    }
+    support::remove(&prefix).await;
+}
+
+fn transactional(id: &str) -> FutureProducer {
+    let mut config: ClientConfig = support::client();
+    config.set("transactional.id", id);
+    let producer: FutureProducer = config.create().unwrap();
+    producer.init_transactions(Duration::from_secs(30)).unwrap();
+    producer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn aborted_transactions_are_not_delivered_and_their_marks_are_no_backlog() {
+    let prefix = support::prefix();
+    let broker = support::builder(&prefix).partitions(1).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(support::request("mail", "order.placed")).await.unwrap();
+    let loose = support::builder(&prefix).isolation(Isolation::ReadUncommitted).connect().await.unwrap();
+    let mut everything = loose.subscribe(support::request("all", "order.placed")).await.unwrap();
+    let producer = transactional(&prefix);
+    let topic = format!("{prefix}order.placed");
+    for (number, commits) in [("1", false), ("2", true)] {
+        producer.begin_transaction().unwrap();
+        let record = FutureRecord::<str, str>::to(&topic).key("door").payload(number);
+        let sent = producer.send_result(record).map_err(|(error, _)| error).unwrap();
+        sent.await.unwrap().unwrap();
+        if commits {
+            producer.commit_transaction(Duration::from_secs(30)).unwrap();
+        } else {
+            producer.abort_transaction(Duration::from_secs(30)).unwrap();
+        }
+    }
+    let received = support::receive(&mut deliveries, 1).await;
+    assert_eq!(support::number(&received[0]), 2);
+    for one in received {
+        support::ack(one).await;
+    }
+    let both: Vec<_> = support::receive(&mut everything, 2).await.iter().map(support::number).collect();
+    assert_eq!(both, [1, 2]);
+    let groups = broker.groups().unwrap();
+    support::until("nothing is left of the group", async || {
+        let states = groups.list().await.unwrap();
+        states.iter().any(|state| state.group == "mail" && state.backlog == 0)
+    })
+    .await;
+    tokio::time::timeout(support::PATIENCE, broker.settled().unwrap()).await.expect("everything is settled");
+    broker.close().await.unwrap();
+    support::remove(&prefix).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_that_waits_does_not_stop_the_other_keys_of_its_partition() {
+    let prefix = support::prefix();
+    let broker = support::builder(&prefix).partitions(1).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(support::request("mail", "order.placed")).await.unwrap();
+    let events = (0..600).map(|number| support::event("order.placed", &format!("{}", number % 50), number));
+    for answer in broker.publish_all(events.collect()).await {
+        answer.unwrap();
+    }
+    let mut received = support::receive(&mut deliveries, 600).await;
+    let parked = received.remove(0);
+    let now = eventbus::jiff::Timestamp::now();
+    let due = now + Duration::from_secs(3_600);
+    let wait = eventbus::broker::Parked { first_failed_at: now, last_failed_at: now, due };
+    let mut receipt = parked.receipt.clone();
+    receipt.attempt = 2;
+    parked.settler.park(&receipt, wait).await.unwrap();
+    for one in received {
+        support::ack(one).await;
+    }
+    drop(deliveries);
+    broker.close().await.unwrap();
+    // The next process gets that one, with its attempt and its time, and what is new.
+    let broker = support::builder(&prefix).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(support::request("mail", "order.placed")).await.unwrap();
+    broker.publish(support::event("order.placed", "0", 600)).await.unwrap();
+    let again = support::receive(&mut deliveries, 2).await;
+    let numbers: Vec<_> = again.iter().map(support::number).collect();
+    assert_eq!(numbers, [0, 600]);
+    assert_eq!(again[0].receipt.attempt, 2);
+    let noted = again[0].parked.expect("it waits");
+    assert_eq!(
+        noted.due.as_millisecond(),
+        due.as_millisecond() + i64::from(due.subsec_nanosecond() % 1_000_000 > 0)
+    );
+    drop(again);
+    drop(deliveries);
+    broker.close().await.unwrap();
+    support::remove(&prefix).await;
+}
