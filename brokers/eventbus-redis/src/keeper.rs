@@ -83,7 +83,7 @@ impl Claim {
                 let token = self.state().token.clone();
                 let mut call = script::RENEW.call(&self.store.keys);
                 call.arg(&self.group).arg(self.pattern.as_str()).arg(token).arg(millis(time));
-                self.store.link.value("cannot renew a lease", &call).await? == Value::Int(1)
+                self.store.link.value_at_once("cannot renew a lease", &call).await? == Value::Int(1)
             }
         };
         if self.first_token() != first {
@@ -130,7 +130,7 @@ impl Claim {
                 }
             }
         }
-        let answers = self.store.link.values("cannot keep deliveries", &calls).await?;
+        let answers = self.store.link.values_at_once("cannot keep deliveries", &calls).await?;
         let mut lost = HashSet::new();
         for (part, answer) in held.chunks(BEATS).zip(answers) {
             for number in entry::list(answer) {
@@ -168,7 +168,8 @@ impl Claim {
             })
         };
         if let Some(call) = call
-            && let Err(trouble) = self.store.link.value("cannot leave a group", &call).await
+            // Without a connection, the lease runs out as soon as it would be back.
+            && let Err(trouble) = self.store.link.value_at_once("cannot leave a group", &call).await
         {
             log::debug!(target: "eventbus", error = %printable(trouble), "a group was left without a word");
         }

@@ -166,6 +166,33 @@ impl Link {
         self.patiently(what, Asked::Several(commands)).await
     }
 
+    /// As [`value`](Self::value), once, and only where there is a connection: for what is of no use later.
+    pub(crate) async fn value_at_once(&self, what: &str, command: &Cmd) -> Result<Value, Trouble> {
+        let mut answers = self.at_once(what, Asked::One(command)).await?;
+        Ok(answers.pop().unwrap_or_default())
+    }
+
+    /// As [`values`](Self::values), once, and only where there is a connection.
+    pub(crate) async fn values_at_once(
+        &self,
+        what: &str,
+        commands: &Pipeline,
+    ) -> Result<Vec<Value>, Trouble> {
+        self.at_once(what, Asked::Several(commands)).await
+    }
+
+    async fn at_once(&self, what: &str, asked: Asked<'_>) -> Result<Vec<Value>, Trouble> {
+        let lost = || self.lost().map_or_else(|| "the broker is closed".to_owned(), |lost| lost.error);
+        let mut live = self.live().ok_or_else(|| Trouble::passing(what, lost()))?;
+        live.ask(asked).await.map_err(|error| {
+            let trouble = Trouble::of(what, &error);
+            if trouble.broken {
+                self.report(live.generation, &trouble);
+            }
+            trouble
+        })
+    }
+
     async fn patiently(&self, what: &str, asked: Asked<'_>) -> Result<Vec<Value>, Trouble> {
         let deadline = Instant::now() + self.patience;
         loop {

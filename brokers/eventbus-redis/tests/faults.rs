@@ -2,8 +2,9 @@
 
 mod support;
 
-use eventbus::PublishError;
-use eventbus::broker::{Broker, Connection};
+use eventbus::broker::{Broker, Connection, Standing, SubscribeRequest};
+use eventbus::subscription::Pattern;
+use eventbus::{Bus, Delivery, PublishError};
 use eventbus_redis::{RedisBroker, RedisBrokerBuilder};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -303,4 +304,32 @@ async fn a_broker_that_is_dropped_during_an_outage_leaves_nothing_that_connects(
     drop(deliveries);
     drop(broker);
     until("all of its tasks have ended", async || tasks() <= before).await;
+}
+
+#[tokio::test]
+async fn an_idle_program_ends_soon_while_the_server_is_down() {
+    for competing in [false, true] {
+        let place = Place::new();
+        let (proxy, builder) = through_proxy(&place).await;
+        // Leases are renewed all the time, so that this is under way when the program ends.
+        let broker = builder.lease(Duration::from_millis(600)).open().await.unwrap();
+        let watched = broker.clone();
+        let bus = Bus::builder().without_subscriptions().broker(broker).await.unwrap();
+        bus.on_topic("order.placed", |_: Delivery| async { Ok::<(), String>(()) })
+            .group("group")
+            .competing(competing)
+            .await
+            .unwrap();
+        bus.start().unwrap();
+        let subscribed = SubscribeRequest::new("group", Pattern::new("order.placed").unwrap());
+        until("it has the group", async || watched.standing(&subscribed) == Standing::Active).await;
+        proxy.refuse(true);
+        proxy.cut();
+        until("the loss is known", async || matches!(watched.connection(), Connection::Lost { .. })).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        let begun = Instant::now();
+        bus.shutdown().await.unwrap();
+        // A question waits for a connection for 10 s.
+        assert!(begun.elapsed() < Duration::from_secs(7), "{:?}", begun.elapsed());
+    }
 }
