@@ -180,7 +180,7 @@ impl Link {
         let servers = servers(&self.settings).map_err(|error| error.to_string())?;
         let connected = connect(&self.settings, &servers, (&self.state, &self.denied)).await;
         let (client, ended) = connected.map_err(|failure| match failure {
-            Failure::Passing(error) => error,
+            Failure::Passing(error) | Failure::Advised(error) => error,
             Failure::Lasting(error) => error.to_string(),
         })?;
         let mut current = self.client.lock();

@@ -237,6 +237,18 @@ impl RedisBrokerBuilder {
                  make it longer, or switch it off with `duplicate_window=0s`",
             ));
         }
+        // Without a password nothing is sent, and whoever wrote one in the place of the user would not be told.
+        if self.user.is_some() && self.password.is_none() {
+            return Err(self.address.mistake(
+                "it has a user and no password; write `redis://:password@host` for a password without a user \
+                 (`requirepass`), or `redis://user:password@host`",
+            ));
+        }
+        if self.sentinel_user.is_some() && self.sentinel_password.is_none() {
+            return Err(self.address.mistake(
+                "it has a `sentinel_user` and no `sentinel_password`; give both, or the password only",
+            ));
+        }
         if !self.tls && (self.ca.is_some() || self.certificate.is_some()) {
             return Err(self.address.mistake(
                 "`ca`, `certificate` and `key` are for TLS, and this scheme has none; write `rediss://…`",
@@ -416,6 +428,10 @@ mod tests {
             ("redis+cluster://a/1", "a cluster has no databases"),
             ("redis://a?duplicate_window=1s", "make it longer, or switch it off with `duplicate_window=0s`"),
             ("redis://a?ca=x", "write `rediss://…`"),
+            ("redis://secret@a", "write `redis://:password@host` for a password without a user"),
+            ("redis://secret@a", "or `redis://user:password@host`"),
+            ("rediss+cluster://secret@a", "it has a user and no password"),
+            ("redis+sentinel://a/m?sentinel_user=u", "a `sentinel_user` and no `sentinel_password`"),
             ("rediss://a?certificate=x", "`certificate` and `key` belong together"),
             ("redis://a?lease=10", "\"10\" is not a duration"),
             ("redis://a?content_mode=both", "`binary`, `structured`"),
@@ -427,6 +443,21 @@ mod tests {
             let error = RedisBrokerBuilder::parse(url).unwrap_err().to_string();
             assert!(error.contains(named), "{url}: {error}");
         }
+    }
+
+    #[test]
+    fn a_password_stands_behind_a_colon_with_a_user_or_without() {
+        let of = |url| {
+            let RedisBrokerBuilder { user, password, .. } = read(url);
+            (user.map(|user| user.reveal().to_owned()), password.unwrap().reveal().to_owned())
+        };
+        assert_eq!(of("redis://:secret@a"), (None, "secret".to_owned()));
+        assert_eq!(of("redis://app:secret@a"), (Some("app".to_owned()), "secret".to_owned()));
+        // A user who needs none, as the server sees it (`nopass`).
+        assert_eq!(of("redis://app:@a"), (Some("app".to_owned()), String::new()));
+        let error = RedisBrokerBuilder::parse("redis://hunter2@a").unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+        assert!(read("redis+sentinel://a/m?sentinel_password=x").sentinel_user.is_none());
     }
 
     #[test]

@@ -81,6 +81,7 @@ impl Link {
         let attempt = || async {
             connect(&locator, 1).await.map_err(|trouble| match trouble.lasting {
                 true => Failure::Lasting(trouble.into()),
+                false if trouble.advises() => Failure::Advised(trouble.to_string()),
                 false => Failure::Passing(trouble.to_string()),
             })
         };
@@ -296,7 +297,8 @@ async fn connect(locator: &Locator, generation: u64) -> Result<(Live, Server), T
     let info = match live.send(&redis::cmd("INFO")).await {
         Ok(info) => redis::from_redis_value::<String>(info).ok(),
         Err(error) => match Trouble::of("", &error) {
-            trouble if trouble.broken => return Err(failed(error)),
+            // Whoever has not said who they are may do nothing else either.
+            trouble if trouble.broken || trouble.is("NOAUTH") => return Err(failed(error)),
             _ => None,
         },
     };

@@ -8,7 +8,7 @@ use eventbus_core::lock::{Lock, Rank};
 use eventbus_server::url::Secret;
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, IntoConnectionInfo,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo,
     RedisConnectionInfo, TlsCertificates, Value,
 };
 use std::path::Path;
@@ -229,6 +229,11 @@ impl Locator {
             .set_pipeline_buffer_size(1_024);
         let what = || format!("cannot connect to {}", client.get_connection_info().addr());
         client.get_multiplexed_async_connection_with_config(&config).await.map_err(|error| {
+            // What it said may be of several lines, and tells of the parser only.
+            if error.kind() == ErrorKind::Parse {
+                let said = "what answers there is no Redis or Valkey";
+                return Trouble::lasting(what(), said).hint("correct host and port");
+            }
             let mut trouble = Trouble::of(what(), &error);
             if self.tls.is_none() && error.is_connection_dropped() && !error.is_connection_refusal() {
                 trouble = trouble.hint(

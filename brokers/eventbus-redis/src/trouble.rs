@@ -68,6 +68,11 @@ impl Trouble {
         self
     }
 
+    /// Whether it says what may be done about it.
+    pub(crate) fn advises(&self) -> bool {
+        self.remedy.is_some()
+    }
+
     /// Of something that may be in order in a moment.
     pub(crate) fn passing(what: impl Into<String>, said: impl Into<String>) -> Self {
         Self { lasting: false, ..Self::lasting(what, said) }
@@ -108,8 +113,14 @@ pub(crate) fn is_elsewhere(code: &str, said: &str) -> bool {
 /// What to do about an error of the server, by its first word.
 fn remedy(code: &str) -> Option<&'static str> {
     Some(match code {
-        "WRONGPASS" => "correct the user and the password in the address (`redis://user:password@host`)",
-        "NOAUTH" => "the server asks for a password: write `redis://user:password@host`",
+        "WRONGPASS" => {
+            "correct the user and the password in the address (`redis://user:password@host`, or `redis://:password@host` \
+             without a user)"
+        }
+        "NOAUTH" => {
+            "the server asks for a password: write `redis://:password@host` (`requirepass`), or \
+             `redis://user:password@host`"
+        }
         "NOPERM" => {
             "give the user what a broker needs: `ACL SETUSER <user> ~<prefix>:* +@read +@write +@stream +@scripting +@connection \
              +@transaction +info +config|get`"
@@ -142,8 +153,6 @@ fn remedy_of_text(said: &str) -> Option<&'static str> {
          certificate"
     } else if has("InvalidContentType") || has("corrupt message") {
         "if that is no TLS port, write `redis://…`, or name the TLS port"
-    } else if has("refused") {
-        "nobody listens there: start the server, or correct host and port"
     } else if has("invalid bulk length") {
         "what was sent is larger than the server takes: raise its `proto-max-bulk-len`"
     } else {

@@ -6,9 +6,10 @@ use eventbus::broker::{Broker, SubscribeRequest};
 use eventbus::subscription::Pattern;
 use eventbus::{Bus, Delivery, Envelope, PublishError, Topic};
 use eventbus_redis::RedisBroker;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use support::several::Node;
 use support::{Place, event, publish, receive_all, setting, subscribe, until};
 
 /// The address of the server with TLS.
@@ -73,24 +74,58 @@ async fn tls_against_a_plain_port_is_named() {
 async fn a_server_that_is_down_is_waited_for_and_given_up_after_a_while() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let begun = Instant::now();
-    let error = refusal(&format!("redis://127.0.0.1:{port}?connect_timeout=1s")).await;
+    let opened = RedisBroker::open(&format!("redis://127.0.0.1:{port}?connect_timeout=1s")).await;
+    let error = opened.expect_err("nobody listens there").to_string();
     assert!(error.contains("did not answer within 1s (`connect_timeout`)"), "{error}");
-    assert!(error.contains("start the server"), "{error}");
+    assert_eq!(error.matches("start the server").count(), 1, "advice is given once: {error}");
     assert!(begun.elapsed() >= Duration::from_millis(500) && begun.elapsed() < Duration::from_secs(10));
 }
 
-#[tokio::test]
-async fn a_server_that_answers_something_else_is_given_up() {
+/// A server that says this to whoever connects.
+async fn greets_with(greeting: &'static [u8]) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             use tokio::io::AsyncWriteExt;
-            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+            let _ = stream.write_all(greeting).await;
         }
     });
-    let error = refusal(&format!("redis://{address}?connect_timeout=1s")).await;
-    assert!(error.contains("cannot connect"), "{error}");
+    address
+}
+
+#[tokio::test]
+async fn a_server_that_answers_something_else_is_no_redis_and_that_is_said_in_one_line() {
+    for greeting in [
+        &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..],
+        b"INFO {\"server_id\":\"NDC\",\"version\":\"2.11.0\",\"max_payload\":1048576} \r\n",
+        b"AMQP\0\0\x09\x01",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+    ] {
+        let address = greets_with(greeting).await;
+        let Err(error) = RedisBroker::open(&format!("redis://{address}?connect_timeout=20s")).await else {
+            panic!("it is no Redis")
+        };
+        let error = error.to_string();
+        assert!(
+            error.contains(&format!("cannot connect to {address}: what answers there is no Redis")),
+            "{error}"
+        );
+        assert!(error.ends_with("; correct host and port") && error.lines().count() == 1, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_a_password_is_not_connected_to_without_one() {
+    let node = Node::store("");
+    node.ask::<()>(&["CONFIG", "SET", "requirepass", "hunter2"]);
+    let begun = Instant::now();
+    let error = refusal(&format!("redis://127.0.0.1:{}?connect_timeout=20s", node.port)).await;
+    assert!(error.contains("NOAUTH") && error.contains("write `redis://:password@host`"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(15), "it stays so, and is not waited for");
+    let wrong = refusal(&format!("redis://:wrong@127.0.0.1:{}", node.port)).await;
+    assert!(wrong.contains("correct the user and the password"), "{wrong}");
+    RedisBroker::open(&format!("redis://:hunter2@127.0.0.1:{}", node.port)).await.unwrap();
 }
 
 #[tokio::test]

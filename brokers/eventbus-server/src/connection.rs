@@ -167,6 +167,8 @@ pub fn pause_before(attempt: usize) -> Duration {
 pub enum Failure {
     /// It may be another time: nobody answers.
     Passing(String),
+    /// The same, and it says what may be done about it.
+    Advised(String),
     /// It stays so until somebody changes something, as a wrong password.
     Lasting(BrokerError),
 }
@@ -185,30 +187,37 @@ pub async fn patiently<T, F: Future<Output = Result<T, Failure>>>(
     mut attempt: impl FnMut() -> F,
 ) -> Result<T, BrokerError> {
     let deadline = tokio::time::Instant::now() + patience;
-    let mut last = "it did not answer".to_owned();
+    let (mut last, mut advised) = ("it did not answer".to_owned(), false);
     for number in 1.. {
         let Ok(result) = tokio::time::timeout_at(deadline, attempt()).await else { break };
-        match result {
+        let error = match result {
             Ok(connected) => return Ok(connected),
             Err(Failure::Lasting(error)) => return Err(error),
             Err(Failure::Passing(error)) => {
-                if number == 1 {
-                    log::warn!(
-                        target: "eventbus", server = %printable(server), error = %printable(&error),
-                        "the broker does not answer; trying for {patience:?} (`connect_timeout`)"
-                    );
-                }
-                last = error;
+                advised = false;
+                error
             }
+            Err(Failure::Advised(error)) => {
+                advised = true;
+                error
+            }
+        };
+        if number == 1 {
+            log::warn!(
+                target: "eventbus", server = %printable(server), error = %printable(&error),
+                "the broker does not answer; trying for {patience:?} (`connect_timeout`)"
+            );
         }
+        last = error;
         let pause = pause_before(number + 1);
         if tokio::time::Instant::now() + pause >= deadline {
             break;
         }
         tokio::time::sleep(pause).await;
     }
+    let advice = if advised { "" } else { "; start the server, or correct the address" };
     Err(BrokerError::new(format!(
-        "`{server}` did not answer within {patience:?} (`connect_timeout`): {last}; start the server, or correct the address"
+        "`{server}` did not answer within {patience:?} (`connect_timeout`): {last}{advice}"
     )))
 }
 
@@ -260,9 +269,13 @@ mod tests {
         };
         let error = patiently("nats://a", Duration::from_secs(10), refused).await.unwrap_err().to_string();
         assert!(
-            error.contains("`nats://a` did not answer within 10s") && error.contains("connection refused"),
+            error.contains("`nats://a` did not answer within 10s")
+                && error.ends_with("connection refused; start the server, or correct the address"),
             "{error}"
         );
+        let advised = || ready(Err::<(), _>(Failure::Advised("no; write `tls://`".to_owned())));
+        let error = patiently("nats://a", Duration::from_secs(1), advised).await.unwrap_err().to_string();
+        assert!(error.ends_with("no; write `tls://`"), "advice is given once: {error}");
         assert!((8..=10).contains(&begun.elapsed().as_secs()) && (8..40).contains(&tries), "{tries}");
         let hangs = || std::future::pending::<Result<(), Failure>>();
         assert!(patiently("nats://a", Duration::from_secs(1), hangs).await.is_err());

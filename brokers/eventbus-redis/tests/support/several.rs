@@ -36,7 +36,7 @@ impl Node {
     }
 
     /// A server that keeps data.
-    fn store(lines: &str) -> Self {
+    pub fn store(lines: &str) -> Self {
         Self::begin(false, &format!("appendonly yes\nappendfsync everysec\nsave \"\"\n{lines}"))
     }
 
