@@ -14,9 +14,11 @@ use tracing::field::{Field, Visit};
 use tracing::subscriber::NoSubscriber;
 use tracing::{Dispatch, Level, Subscriber};
 use tracing_subscriber::field::{RecordFields, VisitOutput};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::format::{DefaultVisitor, Writer};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::fmt::{FormatFields, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt;
 
 /// Who writes the program's log, where it is the one that is set up here; none where that is whoever logs.
 static SET_UP: OnceLock<Option<Aside>> = OnceLock::new();
@@ -24,6 +26,9 @@ static SET_UP: OnceLock<Option<Aside>> = OnceLock::new();
 static SPEAKS: AtomicBool = AtomicBool::new(false);
 /// Where lines of a bus go that nobody else listens to.
 static OURS: OnceLock<Ours> = OnceLock::new();
+
+/// The packages of the brokers' clients, beside those of AWS.
+const CLIENTS: [&str; 5] = ["async_nats", "redis", "lapin", "rdkafka", "librdkafka"];
 
 /// How long the end of a bus waits for whoever reads its lines, for each of them.
 const LAST_LINES: Duration = Duration::from_millis(100);
@@ -124,6 +129,15 @@ fn subscriber(
         .with_ansi(colour)
         .with_max_level(level)
         .finish()
+        .with(filter_fn(move |line| *line.level() <= most(line.target(), level)).with_max_level_hint(level))
+}
+
+/// The level up to which lines of this target are written. The clients of brokers say less than the rest of the program:
+/// what they tell at each try to connect is told by the bus once.
+fn most(target: &str, level: Level) -> Level {
+    let package = target.split("::").next().unwrap_or(target);
+    let is_client = CLIENTS.contains(&package) || package.starts_with("aws_");
+    if is_client { level.min(Level::WARN) } else { level }
 }
 
 /// Whether an error line of the log is seen on standard error already.
@@ -179,6 +193,28 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn the_clients_of_brokers_are_heard_from_warnings_up_and_everybody_else_as_asked() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = subscriber(move || writer.clone(), false, Level::INFO);
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(target: "async_nats", "hidden");
+            tracing::info!(target: "redis::aio", "hidden");
+            tracing::info!(target: "lapin::channel", "hidden");
+            tracing::info!(target: "rdkafka::client", "hidden");
+            tracing::info!(target: "aws_smithy_runtime::client", "hidden");
+            tracing::debug!(target: "shop", "hidden");
+            tracing::warn!(target: "async_nats", "shown 1");
+            tracing::error!(target: "aws_sdk_sqs", "shown 2");
+            tracing::info!(target: "eventbus", "shown 3");
+            tracing::info!(target: "redis_orders", "shown 4");
+        });
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert!(!log.contains("hidden") && log.matches("shown").count() == 4, "{log}");
+        assert_eq!(most("async_nats", Level::ERROR), Level::ERROR);
     }
 
     #[test]
