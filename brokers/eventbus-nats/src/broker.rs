@@ -19,7 +19,6 @@ use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::{BrokerError, Envelope, PublishError};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::task::AbortHandle;
 
@@ -216,7 +215,7 @@ impl Broker for NatsBroker {
         let subscriptions = self.shared().subscriptions();
         let mut same =
             subscriptions.iter().filter(|one| one.group == request.group && one.pattern == request.pattern);
-        if same.any(|one| one.stands_by.load(Ordering::Acquire)) {
+        if same.any(|one| one.stance.standing() == Standing::StandingBy) {
             Standing::StandingBy
         } else {
             Standing::Active

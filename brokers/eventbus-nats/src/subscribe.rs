@@ -95,7 +95,7 @@ pub(crate) async fn open(
         settled_notes,
     );
     let subscription = Arc::new(subscription);
-    subscription.stands_by.store(owner.is_some(), Ordering::Release);
+    subscription.stance.begin(owner.is_some());
     let deliveries = NatsDeliveries::new(Arc::clone(&subscription), warnings, owner);
     let task = Task {
         connection,
@@ -571,7 +571,8 @@ impl Task {
         // How long ago that was is not known.
         self.unproved = None;
         self.keep().await;
-        self.subscription.stands_by.store(false, Ordering::Release);
+        let Subscription { stance, group, pattern, .. } = &*self.subscription;
+        stance.is_ours(group, pattern.as_str());
         self.look_if_waiting();
     }
 
@@ -703,7 +704,11 @@ impl Task {
         self.floor = self.floor.max(info.ack_floor.stream_sequence);
         let owner = pinned(&info);
         if !self.tenure.is_ours() {
-            self.subscription.stands_by.store(owner.is_some(), Ordering::Release);
+            let Subscription { stance, group, pattern, .. } = &*self.subscription;
+            match owner {
+                Some(_) => stance.stands_by(group, pattern.as_str()),
+                None => stance.is_free(),
+            }
             // Where it was asked for before that was in doubt, it is asked for again.
             if look.pin.is_none() && self.tenure.looked(owner.is_some(), info.delivered.consumer_sequence) {
                 self.lost_the_group();

@@ -7,6 +7,7 @@ use crate::suspects::{After, Suspects};
 use async_nats::subject::Subject;
 use bytes::Bytes;
 use eventbus_core::Pattern;
+use eventbus_core::broker::stance::Stance;
 use eventbus_core::foreign;
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::waiters::Waiters;
@@ -51,8 +52,8 @@ pub(crate) struct Subscription {
     /// Milliseconds since `begun` until which nobody else has the group.
     sure_until: AtomicU64,
     begun: Instant,
-    /// Another process has the group.
-    pub(crate) stands_by: AtomicBool,
+    /// Whether another process has the group.
+    pub(crate) stance: Stance,
     /// Somebody waits until nothing is left.
     pub(crate) changed: Waiters,
 }
@@ -117,7 +118,7 @@ impl Subscription {
             epoch: AtomicU64::new(0),
             sure_until: AtomicU64::new(0),
             begun: Instant::now(),
-            stands_by: AtomicBool::new(false),
+            stance: Stance::default(),
             changed: Waiters::new(),
         }
     }

@@ -1,9 +1,12 @@
 //! What the broker promises to a bus, kept on a real server. Names are promises.
 
+#[path = "../../eventbus-server/tests/support/lines.rs"]
+mod lines;
 mod support;
 
 use eventbus::broker::{Broker, Parked};
 use jiff::Timestamp;
+use lines::Lines;
 use std::sync::Arc;
 use std::time::Duration;
 use support::{Place, ack, early, event, number, receive, receive_all, request, until};
@@ -250,4 +253,23 @@ async fn a_group_whose_consumer_was_removed_goes_on_with_what_is_not_settled() {
         next.extend(receive_all(&mut deliveries, 1).await);
     }
     assert!([&[1, 2, 3][..], &[3]].contains(&&next.iter().map(number).collect::<Vec<_>>()[..]));
+}
+
+#[tokio::test]
+async fn a_process_that_has_stood_by_says_once_that_it_has_taken_over() {
+    let (lines, _guard) = Lines::capture();
+    let place = Place::new();
+    let (first, second) = (place.broker().await, place.broker().await);
+    let mut deliveries = first.subscribe(early("group", ">")).await.unwrap();
+    first.publish(event("a.b", "k", 1)).await.unwrap();
+    ack(receive_all(&mut deliveries, 1).await.remove(0)).await;
+    let mut standing_by = second.subscribe(early("group", ">")).await.unwrap();
+    assert!(standing_by.stands_by_for().is_some(), "whoever opens it tells that");
+    drop(deliveries);
+    second.publish(event("a.b", "k", 2)).await.unwrap();
+    ack(receive_all(&mut standing_by, 1).await.remove(0)).await;
+    until("it says so", || async { lines.with("has taken over").len() == 1 }).await;
+    let line = lines.with("has taken over").remove(0);
+    assert!(line.contains("INFO") && line.contains("group=group pattern=>"), "{line}");
+    assert!(lines.with("stands by").is_empty(), "it was told at the opening");
 }

@@ -347,6 +347,7 @@ impl Store {
         self.claims.lock().push(Arc::clone(&claim));
         tokio::spawn(keeper::keep(Arc::clone(&claim)));
         if let Acquired::Others(token) = claim.acquire().await? {
+            claim.stance.begin(true);
             deliveries.owner = Some(format!("the process {}", token.split('-').next().unwrap_or_default()));
         }
         deliveries.warnings.extend(skipped(group, pattern, registered.skips, None));

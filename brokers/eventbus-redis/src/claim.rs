@@ -8,6 +8,7 @@ use crate::broker::Store;
 use crate::patience::Patience;
 use crate::place::Place;
 use crate::suspects::Spot;
+use eventbus_core::broker::stance::Stance;
 use eventbus_core::broker::suspects::Suspects;
 use eventbus_core::broker::{Deliveries, Offset, Parked, Receipt, Received, Settler, SubscribeRequest};
 use eventbus_core::lock::{Lock, Locked, Rank};
@@ -70,6 +71,8 @@ pub(crate) struct Claim {
     until: AtomicU64,
     /// Deliveries with smaller tokens are of an earlier time, and somebody else's.
     first: AtomicU64,
+    /// Whether another process has the group.
+    pub(crate) stance: Stance,
     state: Lock<State>,
     /// Rings for the reader: there is room, the claim was lost, or nobody reads any more.
     pub(crate) reader: Notify,
@@ -183,6 +186,7 @@ impl Claim {
             careful: AtomicBool::new(false),
             until: AtomicU64::new(0),
             first: AtomicU64::new(0),
+            stance: Stance::default(),
             state: Lock::new(
                 Rank::BROKER,
                 State {
@@ -253,6 +257,7 @@ impl Claim {
         self.lose();
         self.state().token = token;
         self.until.store(until, Ordering::Release);
+        self.stance.is_ours(&self.group, self.pattern.as_str());
         foreign::tell("a waker", || self.keeper.notify_one());
     }
 

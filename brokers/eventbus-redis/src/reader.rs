@@ -198,7 +198,11 @@ impl Reader<'_> {
             // It was lost for want of a beat.
             self.claim.state().patience.lost();
         }
-        Ok(matches!(self.claim.acquire().await?, Acquired::Ours))
+        let is_ours = matches!(self.claim.acquire().await?, Acquired::Ours);
+        if !is_ours {
+            self.claim.stance.stands_by(&self.claim.group, self.claim.pattern.as_str());
+        }
+        Ok(is_ours)
     }
 
     /// Waits until the group may be free.

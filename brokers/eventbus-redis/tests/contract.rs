@@ -1,11 +1,14 @@
 //! What Redis promises beyond the conformance suite.
 
+#[path = "../../eventbus-server/tests/support/lines.rs"]
+mod lines;
 mod support;
 
 use eventbus::broker::{AuditQuery, Broker, Parked, Standing, SubscribeRequest, Topology};
 use eventbus::jiff::Timestamp;
 use eventbus::subscription::Pattern;
 use eventbus_redis::{RedisBroker, Retention};
+use lines::Lines;
 use std::sync::Arc;
 use std::time::Duration;
 use support::proxy::Proxy;
@@ -430,4 +433,23 @@ async fn the_table_of_semantics_says_what_the_broker_declares() {
         row("replay, audit log").starts_with("yes"),
         broker.replayable().is_some() && broker.audit_log().is_some()
     );
+}
+
+#[tokio::test]
+async fn a_process_that_has_stood_by_says_once_that_it_has_taken_over() {
+    let (lines, _guard) = Lines::capture();
+    let place = Place::new();
+    let (first, second) = (place.broker().await, place.broker().await);
+    let mut deliveries = subscribe(&first, "group", ">").await;
+    publish(&first, event("a.b", 1)).await;
+    ack(receive_all(&mut deliveries, 1).await.remove(0)).await;
+    let mut standing_by = subscribe(&second, "group", ">").await;
+    assert!(standing_by.stands_by_for().is_some(), "whoever opens it tells that");
+    drop(deliveries);
+    publish(&second, event("a.b", 2)).await;
+    ack(receive_all(&mut standing_by, 1).await.remove(0)).await;
+    until("it says so", async || lines.with("has taken over").len() == 1).await;
+    let line = lines.with("has taken over").remove(0);
+    assert!(line.contains("INFO") && line.contains("group=group pattern=>"), "{line}");
+    assert!(lines.with("stands by").is_empty(), "it was told at the opening");
 }

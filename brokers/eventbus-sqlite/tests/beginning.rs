@@ -132,7 +132,7 @@ async fn a_second_process_says_that_it_stands_by_and_who_has_the_group() {
     let said = lines.with("stands by");
     assert_eq!(said.len(), 1, "{said:?}");
     let who = format!("process {} handles the group `pings` on \"ping.sent\"", child.id());
-    assert!(said[0].contains("WARN") && said[0].contains(&who), "{said:?}");
+    assert!(said[0].contains("INFO") && said[0].contains(&who), "{said:?}");
     child.kill().unwrap();
     child.wait().unwrap();
     bus.publish(&Ping { number: 1 }).await.unwrap();

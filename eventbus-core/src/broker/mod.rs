@@ -14,6 +14,8 @@ mod progress;
 mod replay;
 mod scheme;
 mod settle;
+#[doc(hidden)]
+pub mod stance;
 mod start;
 mod subscribe;
 #[doc(hidden)]
@@ -251,7 +253,7 @@ pub trait Deliveries: Send {
     }
 
     /// Who handles the group, where this opening stands by: `process 4711`, `another process`. Asked once, right after the
-    /// subscription was opened; a bus names all the groups that one process handles in one warning.
+    /// subscription was opened; a bus names all the groups that one process handles in one line.
     fn stands_by_for(&mut self) -> Option<String> {
         None
     }

@@ -31,7 +31,7 @@ impl Sharing {
     }
 
     /// For whom this process stands by, a line each.
-    pub(super) fn warnings(&self) -> Vec<String> {
+    pub(super) fn elsewhere(&self) -> Vec<String> {
         let line = |(owner, groups): (&String, &BTreeSet<(String, String)>)| {
             if let (1, Some((group, pattern))) = (groups.len(), groups.first()) {
                 return format!(
@@ -91,15 +91,12 @@ mod tests {
         sharing.note(&subscription("late", "a"), Some("process 8".to_owned()), Some("in turns"));
         sharing.note(&subscription("free", "a"), None, Some("in turns"));
         sharing.note(&subscription("alone", "a"), None, None);
-        let warnings = sharing.warnings();
-        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        let lines = sharing.elsewhere();
+        assert_eq!(lines.len(), 2, "{lines:?}");
         assert!(
-            warnings[0]
-                .starts_with("process 7 handles 3 groups: `audit`, `mail`, `stock`; this one stands by,")
+            lines[0].starts_with("process 7 handles 3 groups: `audit`, `mail`, `stock`; this one stands by,")
         );
-        assert!(
-            warnings[1].starts_with("process 8 handles the group `late` on \"a\", so this one stands by,")
-        );
+        assert!(lines[1].starts_with("process 8 handles the group `late` on \"a\", so this one stands by,"));
         assert_eq!(sharing.ways().collect::<Vec<_>>(), [("in turns", "free".to_owned())]);
     }
 }

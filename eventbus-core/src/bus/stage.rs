@@ -105,7 +105,10 @@ impl Shared {
 
     /// Tells how groups are shared that were opened.
     pub(super) fn tell(&self, sharing: &Sharing) {
-        self.warn(sharing.warnings());
+        // Where a program runs several times this is as it should be.
+        for line in sharing.elsewhere() {
+            log::info!(target: "eventbus", "{}", printable(line));
+        }
         for (way, groups) in sharing.ways() {
             log::info!(
                 target: "eventbus", groups = %printable(groups), "of the processes that have a group, {}", printable(way)

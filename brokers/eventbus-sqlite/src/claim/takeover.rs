@@ -11,6 +11,7 @@ use crate::lease::Lease;
 use crate::reader;
 use crate::writes::Work;
 use eventbus_core::BrokerError;
+use eventbus_core::broker::stance;
 use eventbus_core::broker::suspects::Suspects;
 use eventbus_core::broker::{BrokerFuture, Progress, Start};
 use eventbus_core::log;
@@ -187,10 +188,7 @@ impl Claim {
             Some(std::mem::replace(&mut state.stands_by, false))
         });
         if taken == Some(true) {
-            log::info!(
-                target: "eventbus", group = %printable(&self.group), pattern = %printable(&self.pattern),
-                "the group is free, and handled here from now on"
-            );
+            stance::has_taken_over(&self.group, self.pattern.as_str());
         }
         if taken.is_some() {
             self.find_republished();
