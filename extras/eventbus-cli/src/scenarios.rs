@@ -534,7 +534,7 @@ async fn beside_a_process_that_has_every_group_one_line_says_that_this_one_stand
     let beside = &told()[1..];
     assert_eq!(beside.len(), 1, "{beside:?}");
     let words = "another bus of this process handles 2 groups: `mail`, `stock`; this one stands by";
-    assert!(beside[0].contains("WARN") && beside[0].contains(words), "{beside:?}");
+    assert!(beside[0].contains("INFO") && beside[0].contains(words), "{beside:?}");
     second.shutdown().await.unwrap();
     first.shutdown().await.unwrap();
 }
