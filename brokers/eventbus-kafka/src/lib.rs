@@ -47,6 +47,9 @@
 //!   topics with times of producers (`CreateTime`) a place finds in other partitions about what was stored then. Topics that
 //!   are made here have the time of their storing, which replays and `groups seek` go by. Replays and the audit log read
 //!   partitions beside each other, by time.
+//! - **Known fault**: after a server was killed and has come back under load, a group may receive nothing for a minute or
+//!   more. Nothing is lost: publishes go on, and what waits is delivered afterwards, or at once to a process that is
+//!   started anew.
 //! - Offsets of a group that nobody has are kept for a week (`offsets.retention.minutes` of the server); after that it is a
 //!   new group.
 //!
