@@ -173,6 +173,9 @@ pub enum Failure {
     Lasting(BrokerError),
 }
 
+/// What to do where nobody answers, and nothing is known of why.
+const ADVICE: &str = "; start the server, or correct the address";
+
 /// Tries until it succeeds, fails for good, or `patience` is over. The first failure is a line of the log, so that
 /// whoever starts a program sees what it waits for.
 ///
@@ -187,35 +190,27 @@ pub async fn patiently<T, F: Future<Output = Result<T, Failure>>>(
     mut attempt: impl FnMut() -> F,
 ) -> Result<T, BrokerError> {
     let deadline = tokio::time::Instant::now() + patience;
-    let (mut last, mut advised) = ("it did not answer".to_owned(), false);
+    let (mut last, mut advice) = ("it did not answer".to_owned(), ADVICE);
     for number in 1.. {
         let Ok(result) = tokio::time::timeout_at(deadline, attempt()).await else { break };
-        let error = match result {
+        (last, advice) = match result {
             Ok(connected) => return Ok(connected),
             Err(Failure::Lasting(error)) => return Err(error),
-            Err(Failure::Passing(error)) => {
-                advised = false;
-                error
-            }
-            Err(Failure::Advised(error)) => {
-                advised = true;
-                error
-            }
+            Err(Failure::Passing(error)) => (error, ADVICE),
+            Err(Failure::Advised(error)) => (error, ""),
         };
         if number == 1 {
             log::warn!(
-                target: "eventbus", server = %printable(server), error = %printable(&error),
+                target: "eventbus", server = %printable(server), error = %printable(&last),
                 "the broker does not answer; trying for {patience:?} (`connect_timeout`)"
             );
         }
-        last = error;
         let pause = pause_before(number + 1);
         if tokio::time::Instant::now() + pause >= deadline {
             break;
         }
         tokio::time::sleep(pause).await;
     }
-    let advice = if advised { "" } else { "; start the server, or correct the address" };
     Err(BrokerError::new(format!(
         "`{server}` did not answer within {patience:?} (`connect_timeout`): {last}{advice}"
     )))
