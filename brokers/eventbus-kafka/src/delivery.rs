@@ -173,10 +173,11 @@ impl Settler for KafkaSettler {
     }
 
     fn begin(&self, receipt: &Receipt) -> Option<BrokerFuture<Begin>> {
-        if self.subscription.is_unsure() {
+        let mut state = self.subscription.state.lock();
+        if state.is_unsure(self.subscription.silence()) {
             return Some(BrokerFuture::ready(Begin::Later(UNSURE)));
         }
-        self.subscription.state.lock().held.begin(receipt.token);
+        state.held.begin(receipt.token);
         None
     }
 

@@ -425,12 +425,10 @@ impl Session {
     /// Notes that this thread runs. Where it did not for long, the server may have given its partitions away, and nothing is
     /// begun before it has said something.
     fn is_alive(&self) {
-        let silent = self.subscription.link.settings.session_timeout / 2;
         let unsure = {
             let mut state = self.subscription.state.lock();
-            let now = Instant::now();
-            let was = state.alive.replace(now);
-            state.unsure |= was.is_some_and(|was| now.duration_since(was) > silent);
+            state.unsure = state.is_unsure(self.subscription.silence());
+            state.alive = Some(Instant::now());
             state.unsure
         };
         if !unsure {

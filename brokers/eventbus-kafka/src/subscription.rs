@@ -47,6 +47,25 @@ pub(crate) struct State {
 }
 
 impl Subscription {
+    pub(crate) fn new(
+        link: Arc<Link>,
+        topics: Arc<Topics>,
+        (group, pattern, id): (String, Pattern, String),
+        timeout: Duration,
+    ) -> Self {
+        Self {
+            link,
+            topics,
+            group,
+            pattern,
+            id,
+            timeout,
+            state: Lock::new(Rank::BROKER_INNER, State::default()),
+            bell: Bell::new(),
+            changed: Waiters::new(),
+        }
+    }
+
     /// Wakes the reader where there is something for it.
     pub(crate) fn wake(&self) {
         let waker = {
@@ -90,11 +109,9 @@ impl Subscription {
         self.changed.until(look).await
     }
 
-    /// Whether the server may have given what this process has to another one: nothing is begun then.
-    pub(crate) fn is_unsure(&self) -> bool {
-        let state = self.state.lock();
-        let silent = self.link.settings.session_timeout / 2;
-        state.unsure || state.alive.is_some_and(|alive| alive.elapsed() > silent)
+    /// So long its thread may not run: after that the server may give what this process has to another one.
+    pub(crate) fn silence(&self) -> Duration {
+        self.link.settings.session_timeout / 2
     }
 
     /// Nobody reads any more.
@@ -117,6 +134,14 @@ impl Subscription {
     /// Resolves once the thread has ended.
     pub(crate) async fn ended(&self) {
         self.changed.until(|| self.state.lock().ended.then_some(())).await;
+    }
+}
+
+impl State {
+    /// Whether the server may have given what this process has to another one, since its thread has not run for so long:
+    /// nothing is begun then.
+    pub(crate) fn is_unsure(&self, silence: Duration) -> bool {
+        self.unsure || self.alive.is_some_and(|alive| alive.elapsed() > silence)
     }
 }
 
@@ -155,26 +180,5 @@ impl Bell {
             rung = rung.wait(&self.waiting, Some(left));
         }
         *rung = false;
-    }
-}
-
-impl Subscription {
-    pub(crate) fn new(
-        link: Arc<Link>,
-        topics: Arc<Topics>,
-        (group, pattern, id): (String, Pattern, String),
-        timeout: Duration,
-    ) -> Self {
-        Self {
-            link,
-            topics,
-            group,
-            pattern,
-            id,
-            timeout,
-            state: Lock::new(Rank::BROKER_INNER, State::default()),
-            bell: Bell::new(),
-            changed: Waiters::new(),
-        }
     }
 }
