@@ -57,3 +57,37 @@ pub(crate) fn enter(span: &Span) -> Option<foreign::Kept<tracing::span::Entered<
     }
     foreign::call(LOG, || span.enter()).ok().map(foreign::Kept::new)
 }
+
+/// What a subscriber of a test has written.
+#[cfg(test)]
+pub(crate) mod captured {
+    use crate::lock::{Lock, Rank};
+    use std::io::{self, Write};
+    use std::sync::Arc;
+
+    #[derive(Clone)]
+    pub(crate) struct Captured(Arc<Lock<Vec<u8>>>);
+
+    impl Default for Captured {
+        fn default() -> Self {
+            Self(Arc::new(Lock::new(Rank::LEAF, Vec::new())))
+        }
+    }
+
+    impl Captured {
+        /// All of it since the last time.
+        pub(crate) fn take(&self) -> String {
+            String::from_utf8(std::mem::take(&mut *self.0.lock())).unwrap()
+        }
+    }
+
+    impl Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+}

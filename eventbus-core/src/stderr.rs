@@ -179,25 +179,11 @@ impl Visit for PrintableVisitor<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
-    use std::sync::{Arc, Mutex};
-
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::log::captured::Captured;
 
     #[test]
     fn the_clients_of_brokers_are_heard_from_warnings_up_and_everybody_else_as_asked() {
-        let log = Log::default();
+        let log = Captured::default();
         let writer = log.clone();
         let subscriber = subscriber(move || writer.clone(), false, Level::INFO);
         tracing::subscriber::with_default(subscriber, || {
@@ -212,7 +198,7 @@ mod tests {
             tracing::info!(target: "eventbus", "shown 3");
             tracing::info!(target: "redis_orders", "shown 4");
         });
-        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let log = log.take();
         assert!(!log.contains("hidden") && log.matches("shown").count() == 4, "{log}");
         assert_eq!(most("async_nats", Level::ERROR), Level::ERROR);
     }
@@ -220,7 +206,7 @@ mod tests {
     #[test]
     fn a_handler_that_logs_what_an_event_holds_writes_one_line() {
         let hostile = "a\nERROR all is lost \u{1b}[2J\u{9b}2J\u{202e}";
-        let log = Log::default();
+        let log = Captured::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt()
             .fmt_fields(PrintableFields)
@@ -235,7 +221,7 @@ mod tests {
             );
             tracing::info!(message = hostile);
         });
-        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let log = log.take();
         assert_eq!(log.lines().count(), 2, "{log}");
         assert!(!log.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{log:?}");
         let written = r"a\nERROR all is lost \u{1b}[2J\u{9b}2J\u{202e}";

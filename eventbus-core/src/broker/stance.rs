@@ -65,30 +65,16 @@ pub fn has_taken_over(group: &str, pattern: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{self, Write};
-    use std::sync::{Arc, Mutex};
-
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::log::captured::Captured;
 
     #[test]
     fn each_change_is_told_once_and_the_beginning_is_not() {
-        let log = Log::default();
+        let log = Captured::default();
         let writer = log.clone();
         let subscriber =
             tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
         let said = || {
-            let text = String::from_utf8(std::mem::take(&mut *log.0.lock().unwrap())).unwrap();
+            let text = log.take();
             let lines = text.lines().map(|line| {
                 assert!(line.contains("INFO") && line.contains("group=mail"), "{line}");
                 if line.contains("has taken over") { "taken" } else { "waits" }
