@@ -7,6 +7,7 @@
 
 #[cfg_attr(not(target_os = "linux"), path = "brokers/elsewhere.rs")]
 mod brokers;
+mod failures;
 mod flakes;
 mod readme;
 mod surface;

@@ -1,9 +1,9 @@
 //! `cargo xtask test`: every check that a commit has to pass, with the servers that the tests need.
 
 use crate::brokers::{Beside, build_needs};
-use crate::surface;
+use crate::{failures, surface};
 use std::io;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, ExitStatus};
 use std::time::Instant;
 
 pub(crate) const USAGE: &str = "\
@@ -116,7 +116,7 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     match pass(embedded) {
         Ok(failed) if failed.is_empty() => ExitCode::SUCCESS,
         Ok(failed) => {
-            failed.iter().for_each(|failed| eprintln!("== failed: {failed}"));
+            failed.iter().for_each(|failed| eprintln!("\n== failed: {failed}"));
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -126,7 +126,8 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     }
 }
 
-/// Takes every step, also after one that failed, and says which those were: one run tells all.
+/// Takes every step, also after one that failed, and returns which those were and what they told: one run tells
+/// all, and its end is enough to know what failed.
 fn pass(embedded: bool) -> io::Result<Vec<String>> {
     // Also what is not run is looked at.
     build_needs()?;
@@ -147,7 +148,11 @@ fn pass(embedded: bool) -> io::Result<Vec<String>> {
         let result = take(step, &arguments, &variables);
         let seconds = started.elapsed().as_secs();
         match result {
-            Ok(()) => println!("== done in {seconds} s"),
+            Ok((status, _)) if status.success() => println!("== done in {seconds} s"),
+            Ok((status, told)) => {
+                eprintln!("== failed after {seconds} s: {status}");
+                failed.push(format!("{command} ({status})\n{}", told.join("\n")));
+            }
             Err(error) => {
                 eprintln!("== failed after {seconds} s: {error}");
                 failed.push(format!("{command} ({error})"));
@@ -166,15 +171,19 @@ fn pass(embedded: bool) -> io::Result<Vec<String>> {
     Ok(failed)
 }
 
-/// Runs a step, with what the tests are told of the servers.
-fn take(step: &Step, arguments: &[&str], variables: &[(String, String)]) -> io::Result<()> {
-    let status = Command::new(env!("CARGO"))
+/// Runs a step, with what the tests are told of the servers, and returns what it told of failures.
+fn take(
+    step: &Step,
+    arguments: &[&str],
+    variables: &[(String, String)],
+) -> io::Result<(ExitStatus, Vec<String>)> {
+    let mut command = Command::new(env!("CARGO"));
+    command
         .args(arguments)
         .envs(variables.iter().map(|(name, value)| (name, value)))
         .envs(step.environment.iter().copied())
-        .envs(step.server.map(|server| address(server, variables)).transpose()?)
-        .status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) }
+        .envs(step.server.map(|server| address(server, variables)).transpose()?);
+    failures::run(&mut command)
 }
 
 /// The address of a server, as a program takes it.
