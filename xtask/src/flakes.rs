@@ -4,6 +4,7 @@
 //! has some. Every other run of a binary is under load: threads that compute, twice as many as there are processors,
 //! or the neighbours where several binaries run at once.
 
+use crate::test::WITH_SERVERS;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -16,18 +17,22 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) const USAGE: &str = "\
-cargo xtask flakes [--minutes N] [--rounds N] [--jobs N] [--filter NAME] [--limit SECONDS]
+cargo xtask flakes [--minutes N] [--rounds N] [--jobs N] [--filter NAME] [--limit SECONDS] [--embedded]
   --minutes N       how long (default: 10, or no limit where --rounds is given)
   --rounds N        how many runs of each binary at most, and a tenth of it where each takes a second or more
   --jobs N          how many binaries run at once, each beside others only (default: 1, every other run beside
                     threads that compute)
   --filter NAME     only test binaries with NAME in theirs (`eventbus-sqlite/restart`)
-  --limit SECONDS   after how long a run counts as hung and is killed (default: 300)";
+  --limit SECONDS   after how long a run counts as hung and is killed (default: 300)
+  --embedded        leave out what needs a server
+The counts so far are in target/flakes/report.txt";
 
 /// How long each run takes at least where a binary counts as slow.
 const SLOW: Duration = Duration::from_secs(1);
 /// Where the output of runs that failed is kept.
 const FOLDER: &str = "target/flakes";
+/// The counts so far, written after each run: they are there also where the command is ended.
+const REPORT: &str = "target/flakes/report.txt";
 /// The workspace, wherever the command is given.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -39,8 +44,15 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match binaries(&options.filter).and_then(|binaries| go_round(binaries, &options)) {
-        Ok(binaries) => report(&binaries),
+    match binaries(&options).and_then(|binaries| go_round(binaries, &options)) {
+        Ok(binaries) => {
+            print!("\n{}", report(&binaries));
+            if binaries.iter().all(|binary| binary.failures.is_empty()) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
         Err(error) => {
             eprintln!("== cannot look for flakes: {error}");
             ExitCode::FAILURE
@@ -55,12 +67,18 @@ struct Options {
     jobs: usize,
     filter: String,
     limit: Duration,
+    embedded: bool,
 }
 
 impl Options {
     fn read(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let (mut minutes, mut rounds, mut jobs, mut filter, mut limit) = (None, None, 1, String::new(), 300);
+        let mut embedded = false;
         while let Some(name) = arguments.next() {
+            if name == "--embedded" {
+                embedded = true;
+                continue;
+            }
             let Some(value) = arguments.next() else { return Err(format!("`{name}` has no value")) };
             let number = || value.parse::<u64>().map_err(|_| format!("`{name} {value}` is no number"));
             match name.as_str() {
@@ -79,6 +97,7 @@ impl Options {
             jobs: usize::try_from(jobs).unwrap_or(usize::MAX),
             filter,
             limit: Duration::from_secs(limit),
+            embedded,
         })
     }
 }
@@ -101,8 +120,8 @@ struct Binary {
     failures: BTreeMap<String, Vec<PathBuf>>,
 }
 
-/// Builds all test binaries, and finds those whose names hold `filter`.
-fn binaries(filter: &str) -> io::Result<Vec<Binary>> {
+/// Builds all test binaries, and finds those that are asked for.
+fn binaries(Options { filter, embedded, .. }: &Options) -> io::Result<Vec<Binary>> {
     println!("== building the test binaries");
     let mut cargo = Command::new(env!("CARGO"))
         .args(["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"])
@@ -118,7 +137,8 @@ fn binaries(filter: &str) -> io::Result<Vec<Binary>> {
     if !cargo.wait()?.success() {
         return Err(io::Error::other("the tests do not build"));
     }
-    binaries.retain(|binary| binary.name.contains(filter));
+    let left_out = if *embedded { WITH_SERVERS } else { &[] };
+    binaries.retain(|binary| binary.name.contains(filter) && !left_out.contains(&binary.package()));
     if binaries.is_empty() {
         return Err(io::Error::other(format!("no test binary has `{filter}` in its name")));
     }
@@ -164,7 +184,10 @@ fn go_round(binaries: Vec<Binary>, options: &Options) -> io::Result<Vec<Binary>>
             && let Some(mut binary) = next()
         {
             let ran = binary.run(options);
-            waiting.lock().unwrap_or_else(PoisonError::into_inner).push(binary);
+            let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.push(binary);
+            // What is with other jobs now is missing until they have put it back.
+            fs::write(Path::new(ROOT).join(REPORT), report(&waiting))?;
             ran?;
         }
         io::Result::Ok(())
@@ -173,12 +196,14 @@ fn go_round(binaries: Vec<Binary>, options: &Options) -> io::Result<Vec<Binary>>
         let jobs: Vec<_> = (0..options.jobs).map(|_| scope.spawn(job)).collect();
         jobs.into_iter().try_for_each(|job| job.join().expect("a job does not panic"))
     })?;
-    let mut binaries = waiting.into_inner().unwrap_or_else(PoisonError::into_inner);
-    binaries.sort_by(|one, other| one.name.cmp(&other.name));
-    Ok(binaries)
+    Ok(waiting.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 impl Binary {
+    fn package(&self) -> &str {
+        self.name.split('/').next().unwrap_or_default()
+    }
+
     /// How often it is to run where fast ones run `rounds` times.
     fn rounds(&self, rounds: usize) -> usize {
         let is_slow = self.runs > 0 && self.quickest >= SLOW;
@@ -195,7 +220,7 @@ impl Binary {
             .current_dir(&self.folder)
             .env("CARGO", env!("CARGO"))
             .env("CARGO_MANIFEST_DIR", &self.folder)
-            .env("CARGO_PKG_NAME", self.name.split('/').next().unwrap_or_default())
+            .env("CARGO_PKG_NAME", self.package())
             .stdin(Stdio::null())
             .stderr(file.try_clone()?)
             .stdout(file);
@@ -320,31 +345,32 @@ impl Drop for Load {
     }
 }
 
-fn report(binaries: &[Binary]) -> ExitCode {
-    println!("\n== runs  failures  test");
-    for binary in binaries.iter().filter(|binary| binary.runs > 0) {
+/// What came of all runs.
+fn report(binaries: &[Binary]) -> String {
+    let mut lines = vec!["== runs  failures  test".to_owned()];
+    let mut sorted: Vec<_> = binaries.iter().collect();
+    sorted.sort_by_key(|binary| &binary.name);
+    for binary in sorted.iter().filter(|binary| binary.runs > 0) {
         let failed: usize = binary.failures.values().map(Vec::len).sum();
         let (tests, seconds) = (binary.tests.len(), binary.taken.as_secs_f64());
         let quickest = binary.quickest.as_secs_f64();
-        println!(
+        lines.push(format!(
             "{:>7}  {failed:>8}  {} ({tests} tests, {seconds:.1} s, the quickest {quickest:.2} s)",
             binary.runs, binary.name
-        );
+        ));
         for (test, outputs) in &binary.failures {
-            println!("{:>7}  {:>8}    {test}", binary.runs, outputs.len());
-            outputs.iter().for_each(|output| println!("{:>21}{}", "", output.display()));
+            lines.push(format!("{:>7}  {:>8}    {test}", binary.runs, outputs.len()));
+            lines.extend(outputs.iter().map(|output| format!("{:>21}{}", "", output.display())));
         }
     }
-    let unrun: Vec<_> = binaries.iter().filter(|binary| binary.runs == 0).map(|one| &*one.name).collect();
+    let unrun: Vec<_> = sorted.iter().filter(|binary| binary.runs == 0).map(|one| &*one.name).collect();
     if !unrun.is_empty() {
-        println!("== there was no time for {}", unrun.join(", "));
+        lines.push(format!("== there was no time for {}", unrun.join(", ")));
     }
     if binaries.iter().all(|binary| binary.failures.is_empty()) {
-        println!("== nothing failed");
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+        lines.push("== nothing failed".to_owned());
     }
+    lines.join("\n") + "\n"
 }
 
 #[cfg(test)]
@@ -362,6 +388,10 @@ mod tests {
         assert_eq!((rounds.time, rounds.rounds, &*rounds.filter), (Duration::MAX, 3, "logs"));
         assert_eq!(read("--rounds 3 --minutes 1").unwrap().time, Duration::from_secs(60));
         assert_eq!((read("").unwrap().jobs, read("--jobs 6").unwrap().jobs), (1, 6));
+        assert_eq!(
+            (read("").unwrap().embedded, read("--embedded --jobs 6").unwrap().embedded),
+            (false, true)
+        );
         for wrong in ["--minutes", "--minutes soon", "--days 1"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
@@ -389,22 +419,44 @@ mod tests {
         assert_eq!((&*found.name, found.folder), ("shop/orders", PathBuf::from("/w/shop")));
     }
 
+    fn binary_of(name: &str) -> Binary {
+        Binary {
+            name: name.to_owned(),
+            executable: PathBuf::new(),
+            folder: PathBuf::new(),
+            runs: 0,
+            taken: Duration::ZERO,
+            quickest: Duration::MAX,
+            tests: BTreeSet::new(),
+            failures: BTreeMap::new(),
+        }
+    }
+
     #[test]
     fn a_slow_binary_has_a_tenth_of_the_rounds() {
         let binary = |runs, millis| Binary {
-            name: String::new(),
-            executable: PathBuf::new(),
-            folder: PathBuf::new(),
             runs,
             taken: Duration::from_secs(60),
             quickest: Duration::from_millis(millis),
-            tests: BTreeSet::new(),
-            failures: BTreeMap::new(),
+            ..binary_of("shop/orders")
         };
         assert_eq!(binary(0, u64::MAX).rounds(200), 200);
         assert_eq!(binary(10, 999).rounds(200), 200);
         assert_eq!(binary(10, 1_000).rounds(200), 20);
         assert_eq!(binary(1, 60_000).rounds(3), 1);
+    }
+
+    #[test]
+    fn the_report_names_what_failed_and_what_there_was_no_time_for() {
+        let mut failed = Binary { runs: 3, ..binary_of("shop/orders") };
+        failed.failures.insert("one".to_owned(), vec!["target/flakes/one.txt".into()]);
+        let told = report(&[failed, binary_of("shop/late")]);
+        assert!(
+            told.contains("      3         1  shop/orders (0 tests") && told.contains("    one\n"),
+            "{told}"
+        );
+        assert!(told.ends_with("== there was no time for shop/late\n"), "{told}");
+        assert!(report(&[binary_of("shop/late")]).ends_with("== nothing failed\n"));
     }
 
     #[cfg(unix)]

@@ -13,7 +13,8 @@ cargo xtask test [--embedded]
 /// The servers that tests find in their environment.
 const SERVERS: &[&str] = &["nats", "redis", "valkey", "rabbitmq", "kafka", "aws"];
 /// The packages whose tests need a server: those of brokers that have one, and this one.
-const WITH_SERVERS: &[&str] = &["eventbus-aws", "eventbus-kafka", "eventbus-nats", "eventbus-redis", "xtask"];
+pub(crate) const WITH_SERVERS: &[&str] =
+    &["eventbus-aws", "eventbus-kafka", "eventbus-nats", "eventbus-redis", "xtask"];
 
 /// One command of a task, and why it is there.
 struct Step {
