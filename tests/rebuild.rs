@@ -253,6 +253,19 @@ async fn a_cursor_that_cannot_be_moved_is_told_apart_and_events_come_again() {
     assert_eq!(live.now().all(), [0, 1, 2, 0, 1, 2]);
 }
 
+#[tokio::test]
+async fn where_no_group_can_be_moved_nothing_is_rebuilt() {
+    let (keeper, live) = (Keeper::default(), Model::new());
+    let bus = bus_on(&keeper, &live).await;
+    publish(&bus, 3).await;
+    keeper.state().declines = true;
+    let built = Model::new();
+    let swap = async || -> Result<(), BrokerError> { panic!("it must not be called") };
+    let error = bus.rebuild("model").state(built.clone()).swap(swap).await.unwrap_err();
+    assert!(error.to_string().contains("the keeper broker cannot move a group"), "{error}");
+    assert!(built.now().all().is_empty());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_group_that_another_process_handles_is_not_swapped() {
     let (keeper, live) = (Keeper::default(), Model::new());

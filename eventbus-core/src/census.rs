@@ -191,10 +191,12 @@ pub(crate) fn check_groups(option: &str, chosen: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// Finds the groups that a broker keeps and that no subscription has: most likely renamed, or removed.
+/// Finds the groups that a broker keeps and that no subscription has: most likely renamed, or removed. Whether what they
+/// have can be given to another one is up to the broker (`renames`).
 pub(crate) fn orphans(
     kept: &[GroupState],
     subscriptions: &[&Subscription],
+    renames: bool,
     address: Option<&str>,
 ) -> Vec<String> {
     let mut groups: BTreeMap<&str, Vec<&GroupState>> = BTreeMap::new();
@@ -224,10 +226,17 @@ pub(crate) fn orphans(
             let dropped = command(address, &["groups", "drop", group]);
             // The names are the broker's, whoever wrote them there.
             let group = printable(group);
+            let kept = if renames {
+                format!(
+                    "move it with {moved} before this program runs for long, since what the new group handles meanwhile is \
+                     handled again,"
+                )
+            } else {
+                format!("let a subscription have the group `{group}` until that is handled,")
+            };
             format!(
                 "the broker keeps the group `{group}` on {} with a backlog of {}, and no subscriber of this \
-                 program has it{renamed} move it with {moved} before this program runs for long, since what the new \
-                 group handles meanwhile is handled again, or drop it with {dropped} (in code: `bus.groups()`)",
+                 program has it{renamed} {kept} or drop it with {dropped} (in code: `bus.groups()`)",
                 patterns.into_iter().collect::<Vec<_>>().join(", "),
                 counted(backlog, "event")
             )
@@ -499,7 +508,7 @@ mod tests {
         let subscriptions: Vec<_> = subscriptions.iter().collect();
         let states =
             [kept("shop.stock", "a", false), kept("elsewhere", "a", true), kept("shop.mail", "a", false)];
-        let found = orphans(&states, &subscriptions, None);
+        let found = orphans(&states, &subscriptions, true, None);
         assert_eq!(found.len(), 1, "{found:?}");
         for words in [
             "the group `shop.mail` on \"a\" with a backlog of 7 events",
@@ -510,10 +519,20 @@ mod tests {
         ] {
             assert!(found[0].contains(words), "{words}: {found:?}");
         }
-        let found = orphans(&[kept("gone", "c", false)], &subscriptions, Some("sqlite:/srv/shop.db"));
+        let gone = [kept("gone", "c", false)];
+        let found = orphans(&gone, &subscriptions, true, Some("sqlite:/srv/shop.db"));
         assert!(
             !found[0].contains("renamed")
                 && found[0].contains("`eventbus --url sqlite:/srv/shop.db groups move gone '<new>'`"),
+            "{found:?}"
+        );
+        let found = orphans(&gone, &subscriptions, false, None);
+        assert!(
+            !found[0].contains("groups move")
+                && found[0].contains(
+                    "let a subscription have the group `gone` until that is handled, or drop it with"
+                )
+                && found[0].contains("`groups drop gone`"),
             "{found:?}"
         );
     }

@@ -25,6 +25,8 @@ pub struct State {
     log: Vec<Arc<Envelope>>,
     pub groups: BTreeMap<String, Group>,
     pub dead_letters: Vec<DeadLetter>,
+    /// It cannot move its groups, and says so.
+    pub declines: bool,
     /// What this fails with is asked of `seek`.
     pub refuses_seek: bool,
     /// So many times it panics as it is asked to subscribe.
@@ -106,6 +108,7 @@ impl Broker for Keeper {
     fn features(&self) -> Features {
         let mut features = Features::none();
         (features.durable, features.key_order, features.patterns) = (true, true, true);
+        (features.seek, features.rename) = (!self.state().declines, true);
         features
     }
 

@@ -23,6 +23,8 @@
 //! | `competing` | yes | yes | |
 //! | `shared_by_key` | no | yes | SQS gives the events of one message group to one process at a time |
 //! | `deduplicates` | no | yes | by source and id, for five minutes |
+//! | `seek` | no | no | what is settled is deleted |
+//! | `rename` | no | no | a queue keeps its name, and what comes while its messages are taken to another one would be before them |
 //! | `attempts` | counted | counted | SQS counts how often it has delivered an event (`ApproximateReceiveCount`), whether or not a handler was called |
 //! | `counts_crashes` | no | no | an event whose handler ends the process is delivered again after each start |
 //! | `backlog` | nearly | nearly | `ApproximateNumberOfMessages`, which follows within a minute |

@@ -197,6 +197,8 @@ impl Broker for NatsBroker {
         features.multi_process = true;
         features.competing = true;
         features.deduplicates = true;
+        features.seek = true;
+        features.rename = true;
         features.attempts = Attempts::Noted;
         features.counts_crashes = true;
         features.backlog = Backlog::Exactly;

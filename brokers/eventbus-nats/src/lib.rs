@@ -23,6 +23,8 @@
 //! | `competing` | yes | all processes pull from one consumer; what is delivered again may come behind newer events of its key |
 //! | `shared_by_key` | no | |
 //! | `deduplicates` | yes | by source and id, within the `duplicate_window` of the stream (2 minutes) |
+//! | `seek` | yes | |
+//! | `rename` | yes | |
 //! | `attempts` | noted | attempt and due time of a retry that waits are in a key-value bucket |
 //! | `counts_crashes` | yes | what is delivered again is noted before its handler is called; what is delivered for the first time is not |
 //! | `backlog` | exactly | what `nats consumer info` shows: unprocessed and outstanding |

@@ -171,6 +171,8 @@ impl Broker for RedisBroker {
         features.multi_process = true;
         features.competing = true;
         features.deduplicates = !self.store().settings.duplicate_window.is_zero();
+        features.seek = true;
+        features.rename = true;
         features.attempts = Attempts::Noted;
         features.counts_crashes = true;
         features.backlog = Backlog::Exactly;

@@ -162,6 +162,8 @@ impl Broker for SqliteBroker {
         features.start_earliest = true;
         features.multi_process = true;
         features.deduplicates = true;
+        features.seek = true;
+        features.rename = true;
         features.attempts = Attempts::Noted;
         features.counts_crashes = true;
         features.backlog = Backlog::Exactly;

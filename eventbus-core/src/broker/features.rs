@@ -22,6 +22,10 @@ pub struct Features {
     pub shared_by_key: bool,
     /// An event that is published again, with the source and the id of one that is stored, is not stored again.
     pub deduplicates: bool,
+    /// A group can be moved to another place of what is kept ([`Groups::seek`](super::Groups::seek)).
+    pub seek: bool,
+    /// What a group has can be given to another one ([`Groups::rename`](super::Groups::rename)).
+    pub rename: bool,
     /// What is known of an event's attempts after a crash.
     pub attempts: Attempts,
     /// An event whose handler ends the process, by an abort or because it is killed for its memory, is found out and
@@ -79,6 +83,8 @@ impl Features {
             competing: false,
             shared_by_key: false,
             deduplicates: false,
+            seek: false,
+            rename: false,
             attempts: Attempts::Lost,
             counts_crashes: false,
             backlog: Backlog::Unknown,

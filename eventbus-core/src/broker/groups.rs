@@ -43,9 +43,11 @@ impl GroupState {
     }
 }
 
-/// A broker that keeps the cursors of groups.
+/// A broker that knows its groups.
 ///
-/// A group whose subscription was renamed or removed leaves its cursor behind; here it is moved or dropped.
+/// A group whose subscription was renamed or removed leaves its cursor behind; here it is moved or dropped. A broker whose
+/// groups are queues, from which what is settled is gone, lists and drops them, and declines what its
+/// [`Features`](super::Features) do not declare.
 ///
 /// ```
 /// # async fn look(bus: eventbus::Bus) -> eventbus::Result<()> {
@@ -75,7 +77,12 @@ pub trait Groups: Send + Sync + 'static {
     /// event. What was unfinished before counts as settled.
     ///
     /// Fails while a process handles the group. `Ok(false)` means that there is no such group.
-    fn seek(&self, group: &str, offset: Option<Offset>) -> BrokerFuture<Result<bool, BrokerError>>;
+    ///
+    /// Fails by default and changes nothing, for brokers without [`Features::seek`](super::Features::seek).
+    fn seek(&self, group: &str, offset: Option<Offset>) -> BrokerFuture<Result<bool, BrokerError>> {
+        let _ = offset;
+        BrokerFuture::ready(Err(cannot_seek(group)))
+    }
 
     /// As [`seek`](Self::seek), on one of its patterns only.
     ///
@@ -94,7 +101,11 @@ pub trait Groups: Send + Sync + 'static {
     /// whose own cursor they replace.
     ///
     /// Fails while a process handles either. `Ok(false)` means that there is no group `from`.
-    fn rename(&self, from: &str, to: &str) -> BrokerFuture<Result<bool, BrokerError>>;
+    ///
+    /// Fails by default and changes nothing, for brokers without [`Features::rename`](super::Features::rename).
+    fn rename(&self, from: &str, to: &str) -> BrokerFuture<Result<bool, BrokerError>> {
+        BrokerFuture::ready(Err(cannot_rename(from, to)))
+    }
 
     /// Gives what the group `from` has on one pattern to the group `to`, whose own on that pattern it replaces. What it
     /// has on other patterns stays, and so do its dead letters.
@@ -118,6 +129,22 @@ pub trait Groups: Send + Sync + 'static {
     fn remove_on(&self, group: &str, pattern: &str) -> BrokerFuture<Result<bool, BrokerError>> {
         BrokerFuture::ready(Err(as_a_whole("forget", group, pattern)))
     }
+}
+
+/// Why a group does not go on at another place, where the broker has none of those that are settled.
+pub(crate) fn cannot_seek(group: &str) -> BrokerError {
+    BrokerError::new(format!(
+        "this broker cannot move the group `{group}` to another place: what was settled is gone from its queue; publish \
+         again what it is to handle once more"
+    ))
+}
+
+/// Why what a group has does not become another group's.
+pub(crate) fn cannot_rename(from: &str, to: &str) -> BrokerError {
+    BrokerError::new(format!(
+        "this broker cannot give what the group `{from}` has to `{to}`: a queue keeps its name; let a subscription have \
+         the group `{from}` until its backlog is handled, and drop it then"
+    ))
 }
 
 fn as_a_whole(what: &str, group: &str, pattern: &str) -> BrokerError {

@@ -344,7 +344,8 @@ impl BusBuilder {
             let all: Vec<_> =
                 registry::subscribers().iter().map(|subscriber| &subscriber.subscription).collect();
             let (kept, address) = (groups.list().await?, broker.address());
-            findings.warnings.extend(census::orphans(&kept, &all, address.as_deref()));
+            let renames = broker.features().rename;
+            findings.warnings.extend(census::orphans(&kept, &all, renames, address.as_deref()));
             findings.warnings.extend(census::left_over(&kept, &all, false, address.as_deref()));
         }
         if self.strict {

@@ -24,7 +24,7 @@ pub use rebuild::Rebuilding;
 pub use replay::{ReplayProgress, ReplayReport, Replaying};
 pub use signal::shutdown_signal;
 
-use crate::broker::{AuditLog, Broker, DeadLetters, Groups};
+use crate::broker::{AuditLog, Broker, DeadLetters, Features, Groups};
 use crate::census;
 use crate::delivery::Scope;
 use crate::error::{BrokerError, Error, Result, StartupError};
@@ -272,13 +272,19 @@ impl Bus {
         })
     }
 
-    /// The groups that the broker knows: to see how far each has come, and to move or drop the cursor of one
-    /// whose subscription is gone.
+    /// The groups that the broker knows: to see how far each has come, and to move or drop one whose subscription is gone.
+    /// Whether groups can be moved and renamed is said by the [features](Self::features).
     ///
     /// # Errors
-    /// Where the broker keeps no cursors.
+    /// Where the broker knows no groups.
     pub fn groups(&self) -> Result<Arc<dyn Groups>> {
         self.shared.broker.groups().ok_or_else(|| self.lacks("keeps no cursors of groups"))
+    }
+
+    /// What the broker of this bus can do.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.shared.broker.features()
     }
 
     fn lacks(&self, what: &str) -> Error {

@@ -74,7 +74,7 @@ impl Bus {
     /// [`skip_failures`](Rebuilding::skip_failures)), a group that another process
     /// handles as well, and an error of `swap` itself. Where it is, only the cursor could not be moved; then the
     /// live subscription goes on from where it stopped, as after a crash (see below). Beyond that what the broker
-    /// reports, also where it keeps no history or no cursors, and [`Error::Closed`] where the bus is shut down
+    /// reports, also where it keeps no history, or no cursors that can be moved, and [`Error::Closed`] where the bus is shut down
     /// meanwhile.
     ///
     /// # Cancel safety
@@ -220,6 +220,9 @@ impl Rebuilding {
             refuse("say with `.swap(…)` how the new model takes the place of the live one".to_owned())
         })?;
         let groups = bus.groups()?;
+        if !bus.features().seek {
+            return Err(bus.lacks("cannot move a group, as the end of a rebuild does"));
+        }
         let alone = Alone::begin(&bus, &group)
             .ok_or_else(|| refuse("it is being rebuilt already; wait for that one".to_owned()))?;
         let mut plan = Plan {

@@ -199,14 +199,6 @@ impl Groups for Still {
         ]))
     }
 
-    fn seek(&self, _: &str, _: Option<Offset>) -> BrokerFuture<Result<bool, BrokerError>> {
-        BrokerFuture::ready(Ok(false))
-    }
-
-    fn rename(&self, _: &str, _: &str) -> BrokerFuture<Result<bool, BrokerError>> {
-        BrokerFuture::ready(Ok(false))
-    }
-
     fn remove(&self, _: &str) -> BrokerFuture<Result<bool, BrokerError>> {
         BrokerFuture::ready(Ok(false))
     }

@@ -40,7 +40,7 @@
 //! | `log` | asks the audit log; `log show` one event, `log causes` the tree of what caused what |
 //! | `status` | whether the broker answers, and whether each group gets on |
 //! | `dead-letters` | `list`, `show`, `edit`, `republish`, `purge` |
-//! | `groups` | `list`, `seek`, `move` and `drop` the cursors of groups |
+//! | `groups` | `list`, `seek`, `move` and `drop` the cursors of groups; a broker whose groups are queues declines `seek` and `move` |
 //! | `completions` | a script that completes all this in a shell |
 //!
 //! The binary `eventbus` of this crate has those that need no handlers, for any address; its `topics` counts what is in

@@ -22,7 +22,8 @@ eventbus_core::register_scheme!(Scheme {
     name: "kept",
     open: |address| {
         let mut brokers = BROKERS.lock().unwrap();
-        let broker = brokers.entry(address.to_owned()).or_insert_with(Kept::new).clone();
+        let broker =
+            brokers.entry(address.to_owned()).or_insert_with(|| Kept::new(address == "kept:queues")).clone();
         BrokerFuture::ready(Ok(Arc::new(broker)))
     },
 });
@@ -32,12 +33,14 @@ eventbus_core::register_scheme!(Scheme {
 struct Kept {
     memory: MemoryBroker,
     cursors: Arc<Mutex<BTreeMap<String, Option<Offset>>>>,
+    /// Its groups are queues.
+    queues: bool,
 }
 
 impl Kept {
-    fn new() -> Self {
+    fn new(queues: bool) -> Self {
         let memory = MemoryBroker::builder().history(10_000).build();
-        Self { memory, cursors: Arc::new(Mutex::new([("old".to_owned(), None)].into())) }
+        Self { memory, cursors: Arc::new(Mutex::new([("old".to_owned(), None)].into())), queues }
     }
 }
 
@@ -47,7 +50,9 @@ impl Broker for Kept {
     }
 
     fn features(&self) -> Features {
-        self.memory.features()
+        let mut features = self.memory.features();
+        (features.seek, features.rename) = (!self.queues, !self.queues);
+        features
     }
 
     fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
@@ -95,11 +100,17 @@ impl Groups for Kept {
     }
 
     fn seek(&self, group: &str, offset: Option<Offset>) -> BrokerFuture<Result<bool, BrokerError>> {
+        if self.queues {
+            return Queues.seek(group, offset);
+        }
         let moved = self.cursors.lock().unwrap().get_mut(group).map(|cursor| *cursor = offset);
         BrokerFuture::ready(Ok(moved.is_some()))
     }
 
     fn rename(&self, from: &str, to: &str) -> BrokerFuture<Result<bool, BrokerError>> {
+        if self.queues {
+            return Queues.rename(from, to);
+        }
         let mut cursors = self.cursors.lock().unwrap();
         let cursor = cursors.remove(from);
         let found = cursor.is_some();
@@ -114,6 +125,19 @@ impl Groups for Kept {
     fn remove_on(&self, group: &str, pattern: &str) -> BrokerFuture<Result<bool, BrokerError>> {
         let removed = pattern == "order.placed" && self.cursors.lock().unwrap().remove(group).is_some();
         BrokerFuture::ready(Ok(removed))
+    }
+}
+
+/// The groups of a broker that declines what the contract lets it decline.
+struct Queues;
+
+impl Groups for Queues {
+    fn list(&self) -> BrokerFuture<Result<Vec<GroupState>, BrokerError>> {
+        BrokerFuture::ready(Ok(Vec::new()))
+    }
+
+    fn remove(&self, _: &str) -> BrokerFuture<Result<bool, BrokerError>> {
+        BrokerFuture::ready(Ok(false))
     }
 }
 
@@ -511,6 +535,21 @@ async fn groups_are_moved_sought_and_dropped() {
         "forget what `stock` has: a backlog of 1,234 events on \"order.placed\", 1 of it parked for a retry?";
     assert!(asked.code == 2 && asked.error.contains(question) && asked.error.contains("--yes"), "{asked:?}");
     assert_eq!(shop("groups", "groups drop stock --live --yes").await.code, 0);
+}
+
+#[tokio::test]
+async fn what_the_broker_declines_is_said_before_anybody_is_asked_and_the_rest_is_there() {
+    for (verb, said) in [
+        ("groups seek old beginning", "cannot move the group `old` to another place"),
+        ("groups seek old end --yes", "what was settled is gone from its queue"),
+        ("groups move old stock", "cannot give what the group `old` has to `stock`: a queue keeps its name"),
+    ] {
+        let declined = shop("queues", verb).await;
+        assert!(declined.code == 1 && declined.error.contains(said), "{verb}: {declined:?}");
+    }
+    assert_eq!(shop("queues", "groups list --json").await.lines()[0]["group"], "old");
+    assert_eq!(shop("queues", "groups drop old --yes").await.code, 0);
+    assert_eq!(shop("queues", "groups seek old end").await.code, 3, "there is no such group");
 }
 
 #[cfg(feature = "sqlite")]

@@ -59,6 +59,8 @@ enum Fault {
     RepublishesTwice,
     /// It says that it removes doubles, and does not.
     ClaimsToDeduplicate,
+    /// It says that it moves groups, and knows none.
+    ClaimsToSeek,
     /// It says that it keeps what it has in memory.
     ClaimsToBeDurable,
     /// It declares a limit, and takes what is above it.
@@ -94,6 +96,7 @@ const CAUGHT: &[(Fault, &str)] = &[
     (RepublishesUnmended, "a_dead_letter_that_was_mended_goes_again_as_it_is_now"),
     (RepublishesTwice, "what_is_done_to_a_dead_letter_twice_is_done_once"),
     (ClaimsToDeduplicate, "an_event_that_is_published_twice_with_one_id_is_stored_once"),
+    (ClaimsToSeek, "what_a_broker_declares_does_not_contradict_itself"),
     (ClaimsToBeDurable, "a_known_group_goes_on_where_it_was"),
     (HasNoLimit, "each_event_of_a_batch_is_stored_or_refused_by_itself"),
     (ReplaysLive, "a_replay_delivers_again_and_moves_nobody"),
@@ -171,7 +174,7 @@ macro_rules! fixtures {
 fixtures! {
     None Loses Doubles Reorders Leaks CoversMore BeginsEarly CutsPayloads MergesHeaders TrimsHeaders ChangesKeys
     ForgetsAcks LosesWhatIsGivenBack GivesBackAtTheEnd LosesDeadLetters RepublishesToAll RepublishesUnmended
-    RepublishesTwice ClaimsToDeduplicate ClaimsToBeDurable HasNoLimit ReplaysLive
+    RepublishesTwice ClaimsToDeduplicate ClaimsToSeek ClaimsToBeDurable HasNoLimit ReplaysLive
 }
 
 impl Broken {
@@ -216,6 +219,7 @@ impl Broker for Broken {
         let mut features = self.memory.features();
         match self.fault {
             ClaimsToDeduplicate => features.deduplicates = true,
+            ClaimsToSeek => features.seek = true,
             ClaimsToBeDurable => features.durable = true,
             HasNoLimit => features.max_payload = Some(1_000),
             _ => {}

@@ -32,6 +32,8 @@ pub(crate) fn declared<'a>(features: &Features, max_payload: &'a str) -> BTreeMa
         ("competing", word(features.competing)),
         ("shared_by_key", word(features.shared_by_key)),
         ("deduplicates", word(features.deduplicates)),
+        ("seek", word(features.seek)),
+        ("rename", word(features.rename)),
         ("attempts", attempts),
         ("counts_crashes", word(features.counts_crashes)),
         ("backlog", backlog),

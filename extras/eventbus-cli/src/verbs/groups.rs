@@ -1,4 +1,4 @@
-//! `groups`: the cursors that a broker keeps.
+//! `groups`: the groups that a broker keeps, and how far each has come.
 
 use super::subscriptions::{progress, with_progress};
 use crate::failure::{Failure, Result};
@@ -114,13 +114,15 @@ impl Group {
             Cursor::End => "at the end".to_owned(),
         };
         let question = format!("let `{}` go on {place}, where now it has {}?", self.name, holdings(&rows));
-        if !session.out.confirm(&question, self.yes)? {
+        // Where the broker cannot do it, it says so below, and nobody is asked before.
+        let seeks = bus.features().seek;
+        if seeks && !session.out.confirm(&question, self.yes)? {
             return Ok(());
         }
         let offset = match cursor {
-            Cursor::Beginning => None,
             Cursor::Behind(offset) => Some(offset),
-            Cursor::End => bus.audit_log()?.latest().await?,
+            Cursor::End if seeks => bus.audit_log()?.latest().await?,
+            Cursor::Beginning | Cursor::End => None,
         };
         let groups = bus.groups()?;
         let found = match &self.pattern {
@@ -145,7 +147,8 @@ impl Group {
             self.name,
             holdings(&rows)
         );
-        if !session.out.confirm(&question, self.yes)? {
+        // As above.
+        if bus.features().rename && !session.out.confirm(&question, self.yes)? {
             return Ok(());
         }
         let groups = bus.groups()?;

@@ -5,7 +5,8 @@ use eventbus_core::broker::{Attempts, Connection};
 use std::sync::Arc;
 
 /// What a broker declares does not contradict itself: only what outlives a process is shared by several, remembered after
-/// a crash, or kept as a cursor; what is shared by key has an order. One that was just opened says that it is connected.
+/// a crash, or kept as a cursor; what is shared by key has an order; only what
+/// knows its groups moves or renames them. One that was just opened says that it is connected.
 pub(super) async fn what_a_broker_declares_does_not_contradict_itself(case: Arc<Case>) {
     let (broker, features) = (case.broker().await, case.features());
     assert!(!broker.name().is_empty());
@@ -15,5 +16,6 @@ pub(super) async fn what_a_broker_declares_does_not_contradict_itself(case: Arc<
     assert!(features.durable || !features.multi_process, "{features:?}");
     assert!(features.durable || features.attempts == Attempts::Lost, "{features:?}");
     assert!(features.durable || broker.groups().is_none(), "cursors are of use where events are kept");
+    assert!(broker.groups().is_some() || !(features.seek || features.rename), "{features:?}");
     assert_ne!(features.max_payload, Some(0));
 }
