@@ -110,12 +110,12 @@ async fn a_handler_that_hangs_beyond_its_limit_is_a_stall() {
     until(async || state(&bus.health().await) == SubscriptionState::Idle).await;
 }
 
-/// A broker whose server is away.
-struct Away(MemoryBroker);
+/// A broker whose server is as somebody says.
+struct Far(MemoryBroker, Connection);
 
-impl Broker for Away {
+impl Broker for Far {
     fn name(&self) -> &str {
-        "away"
+        "far"
     }
 
     fn features(&self) -> Features {
@@ -135,19 +135,25 @@ impl Broker for Away {
     }
 
     fn connection(&self) -> Connection {
-        Connection::Lost { since: "2026-01-01T00:00:00Z".parse().unwrap(), error: "refused".to_owned() }
+        self.1.clone()
     }
+}
+
+fn far(connection: Connection) -> Far {
+    Far(MemoryBroker::new(), connection)
 }
 
 #[tokio::test]
 async fn a_lost_connection_is_told_with_its_time_and_its_reason_also_as_json() {
-    let (bus, _permits) = waiting(Away(MemoryBroker::new())).await;
+    let since = "2026-01-01T00:00:00Z".parse().unwrap();
+    let lost = Connection::Lost { since, error: "refused".to_owned() };
+    let (bus, _permits) = waiting(far(lost)).await;
     bus.start().unwrap();
     let health = bus.health().await;
     assert!(!health.is_healthy());
     let json = serde_json::to_value(&health).unwrap();
     let expected = serde_json::json!({
-        "broker": "away",
+        "broker": "far",
         "closed": false,
         "connection": { "state": "lost", "since": "2026-01-01T00:00:00Z", "error": "refused" },
         "subscriptions": [{
@@ -156,4 +162,20 @@ async fn a_lost_connection_is_told_with_its_time_and_its_reason_also_as_json() {
         }],
     });
     assert_eq!(json, expected);
+}
+
+#[tokio::test]
+async fn a_server_that_takes_less_is_told_of_and_makes_no_process_unhealthy() {
+    let since = "2026-01-01T00:00:00Z".parse().unwrap();
+    let slowed = Connection::Slowed { since, error: "too many calls".to_owned() };
+    let (bus, _permits) = waiting(far(slowed)).await;
+    bus.start().unwrap();
+    let health = bus.health().await;
+    assert!(health.is_healthy(), "begun again, it would get the same answer");
+    assert_eq!(state(&health), SubscriptionState::Idle);
+    let json = serde_json::to_value(&health).unwrap();
+    let expected = serde_json::json!({
+        "state": "slowed", "since": "2026-01-01T00:00:00Z", "error": "too many calls",
+    });
+    assert_eq!(json["connection"], expected);
 }

@@ -17,6 +17,14 @@ pub enum Connection {
         /// Why, as the last try to connect has shown.
         error: String,
     },
+    /// It answers, and takes less than it is asked for: it wants fewer calls, or has no room for more. What waits is tried
+    /// again.
+    Slowed {
+        /// Since when.
+        since: Timestamp,
+        /// What it says.
+        error: String,
+    },
 }
 
 /// Whether an open subscription gets deliveries, where one process at a time handles a group.

@@ -100,7 +100,8 @@ impl Health {
     pub fn is_healthy(&self) -> bool {
         use SubscriptionState::{Idle, Progressing, StandingBy};
         let well = |one: &SubscriptionHealth| matches!(one.state, Progressing | Idle | StandingBy);
-        !self.closed && self.connection == Connection::Up && self.subscriptions.iter().all(well)
+        let reached = !matches!(self.connection, Connection::Lost { .. });
+        !self.closed && reached && self.subscriptions.iter().all(well)
     }
 }
 
@@ -143,7 +144,7 @@ impl Bus {
             let seen = Seen {
                 queued,
                 running: running && !closed,
-                connected: connection == Connection::Up,
+                connected: !matches!(connection, Connection::Lost { .. }),
                 standing: self.standing(lanes),
                 limit: lanes.policy().timeout,
                 life: lanes.life(),
@@ -269,10 +270,12 @@ fn connection<S: Serializer>(connection: &Connection, serializer: S) -> Result<S
     enum Written<'a> {
         Up,
         Lost { since: String, error: &'a str },
+        Slowed { since: String, error: &'a str },
     }
     let written = match connection {
         Connection::Up => Written::Up,
         Connection::Lost { since, error } => Written::Lost { since: since.to_string(), error },
+        Connection::Slowed { since, error } => Written::Slowed { since: since.to_string(), error },
     };
     written.serialize(serializer)
 }

@@ -7,7 +7,9 @@ use crate::verbs::Verb;
 use bytes::Bytes;
 use clap::{FromArgMatches, Subcommand};
 use eventbus::broker::{AuditLog, Replayable, Scheme, SubscribeRequest};
-use eventbus::broker::{Broker, BrokerFuture, DeadLetters, Deliveries, Features, GroupState, Groups, Offset};
+use eventbus::broker::{
+    Broker, BrokerFuture, Connection, DeadLetters, Deliveries, Features, GroupState, Groups, Offset,
+};
 use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
 use eventbus::{Bus, Envelope, EventId, PublishError, Topic};
@@ -22,8 +24,7 @@ eventbus_core::register_scheme!(Scheme {
     name: "kept",
     open: |address| {
         let mut brokers = BROKERS.lock().unwrap();
-        let broker =
-            brokers.entry(address.to_owned()).or_insert_with(|| Kept::new(address == "kept:queues")).clone();
+        let broker = brokers.entry(address.to_owned()).or_insert_with(|| Kept::new(address)).clone();
         BrokerFuture::ready(Ok(Arc::new(broker)))
     },
 });
@@ -35,12 +36,20 @@ struct Kept {
     cursors: Arc<Mutex<BTreeMap<String, Option<Offset>>>>,
     /// Its groups are queues.
     queues: bool,
+    connection: Connection,
 }
 
 impl Kept {
-    fn new(queues: bool) -> Self {
+    fn new(address: &str) -> Self {
         let memory = MemoryBroker::builder().history(10_000).build();
-        Self { memory, cursors: Arc::new(Mutex::new([("old".to_owned(), None)].into())), queues }
+        let cursors = Arc::new(Mutex::new([("old".to_owned(), None)].into()));
+        let (since, error) = ("2026-01-01T00:00:00Z".parse().unwrap(), "it says so\x07".to_owned());
+        let connection = match address {
+            "kept:lost" => Connection::Lost { since, error },
+            "kept:slowed" => Connection::Slowed { since, error },
+            _ => Connection::Up,
+        };
+        Self { memory, cursors, queues: address == "kept:queues", connection }
     }
 }
 
@@ -77,6 +86,10 @@ impl Broker for Kept {
 
     fn groups(&self) -> Option<Arc<dyn Groups>> {
         Some(Arc::new(self.clone()))
+    }
+
+    fn connection(&self) -> Connection {
+        self.connection.clone()
     }
 
     fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
@@ -597,6 +610,20 @@ async fn the_status_of_each_group_is_shown_and_one_that_is_stalled_fails() {
     shop("no status", "groups drop old --yes").await;
     let none = shop("no status", "status").await;
     assert!(none.code == 0 && none.error.contains("the broker knows no groups yet"), "{none:?}");
+}
+
+#[tokio::test]
+async fn the_status_of_a_broker_that_is_lost_is_a_failure_and_that_of_one_that_takes_less_is_not() {
+    let lost = shop("lost", "status").await;
+    let said = "the kept broker cannot be reached since 2026-01-01T00:00:00Z: it says so";
+    assert!(lost.code == 1 && lost.error.contains(said), "{lost:?}");
+    let slowed = shop("slowed", "status").await;
+    let said = "the kept broker takes less than it is asked for since 2026-01-01T00:00:00Z: it says so";
+    assert!(slowed.code == 0 && slowed.error.contains(said), "{slowed:?}");
+    assert!(slowed.out.contains("unattended"), "the groups are shown all the same: {slowed:?}");
+    for told in [lost, slowed] {
+        assert!(!told.error.contains('\x07'), "{told:?}");
+    }
 }
 
 #[tokio::test]

@@ -74,6 +74,13 @@ pub(super) async fn execute(session: &mut Session) -> Result {
         let text = format!("the {} broker cannot be reached since {since}: {error}", health.broker);
         return Err(Failure::new(printable(text).to_string()));
     }
+    if let Connection::Slowed { since, error } = &health.connection {
+        session.out.remark(&format!(
+            "the {} broker takes less than it is asked for since {since}: {}",
+            health.broker,
+            printable(error)
+        ));
+    }
     let groups = bus.groups()?;
     let mut before = Vec::new();
     let mut states = groups.list().await?;
