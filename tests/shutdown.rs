@@ -268,8 +268,8 @@ async fn times_without_end_are_waited_for() {
     assert!(waiting.is_err(), "it waits for the retry: {waiting:?}");
 }
 
-/// A broker that does not close.
-struct Stubborn(MemoryBroker);
+/// A broker that does not close, or only after a while.
+struct Stubborn(MemoryBroker, Option<Duration>);
 
 impl Broker for Stubborn {
     fn name(&self) -> &str {
@@ -297,14 +297,20 @@ impl Broker for Stubborn {
     }
 
     fn close(&self) -> BrokerFuture<Result<(), BrokerError>> {
-        BrokerFuture::new(std::future::pending())
+        match self.1 {
+            Some(time) => BrokerFuture::new(async move {
+                sleep(time).await;
+                Ok(())
+            }),
+            None => BrokerFuture::new(std::future::pending()),
+        }
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_does_not_close_is_not_waited_for_for_ever() {
     let builder = Bus::builder().only([] as [&str; 0]).drain(Duration::from_secs(1));
-    let bus = builder.broker(Stubborn(MemoryBroker::new())).await.unwrap();
+    let bus = builder.broker(Stubborn(MemoryBroker::new(), None)).await.unwrap();
     let seen = support::pings(&bus, "g").await;
     bus.start().unwrap();
     bus.publish(&Ping { number: 1 }).await.unwrap();
@@ -318,7 +324,7 @@ async fn a_broker_that_does_not_close_is_not_waited_for_for_ever() {
 #[tokio::test(start_paused = true)]
 async fn who_shuts_down_second_waits_until_the_broker_has_closed_too() {
     let builder = Bus::builder().only([] as [&str; 0]).drain(Duration::from_secs(1));
-    let bus = builder.broker(Stubborn(MemoryBroker::new())).await.unwrap();
+    let bus = builder.broker(Stubborn(MemoryBroker::new(), None)).await.unwrap();
     let first = tokio::spawn({
         let bus = bus.clone();
         async move { bus.shutdown().await }
@@ -359,17 +365,26 @@ async fn a_log_that_another_program_holds_does_not_hold_up_the_end() {
 
 eventbus_core::register_scheme!(Scheme {
     name: "stubborn",
-    open: |_| -> OpenedBroker {
-        BrokerFuture::ready(Ok(Arc::new(Stubborn(MemoryBroker::new())) as Arc<dyn Broker>))
+    // The rest of the address says after how many seconds it closes.
+    open: |url| -> OpenedBroker {
+        let seconds = url.split(':').nth(1).and_then(|seconds| seconds.parse().ok());
+        let broker = Stubborn(MemoryBroker::new(), seconds.map(Duration::from_secs));
+        BrokerFuture::ready(Ok(Arc::new(broker) as Arc<dyn Broker>))
     },
 });
 
 #[tokio::test(start_paused = true)]
 async fn a_check_does_not_wait_for_ever_for_a_broker_that_does_not_close() {
     let start = Instant::now();
-    let error = Bus::builder().check("stubborn:").await.unwrap_err().to_string();
-    assert!(error.contains("the stubborn broker did not close in time"), "{error}");
+    let builder = Bus::builder().drain(Duration::from_secs(1));
+    let error = builder.check("stubborn:").await.unwrap_err().to_string();
+    assert!(error.contains("the stubborn broker did not close within the drain time"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_says_what_it_found_where_the_broker_takes_a_while_to_close() {
+    Bus::builder().check("stubborn:20").await.expect("20 s are within the drain time");
 }
 
 /// Who is told that deliveries were asked for, and who tells when that may go on.

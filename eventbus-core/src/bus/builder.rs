@@ -2,7 +2,7 @@
 
 use super::home::{Home, needs_timers};
 use super::sharing::Sharing;
-use super::shutdown::{CLOSE, close_broker};
+use super::shutdown::{CLOSE, after, close_broker};
 use super::{Bus, Shared, Stage, address};
 use crate::broker::Broker;
 use crate::census::{self, Findings};
@@ -261,7 +261,8 @@ impl BusBuilder {
     /// ```
     ///
     /// # Errors
-    /// Where the broker cannot be opened. What the checks find is no error.
+    /// Where the broker cannot be opened, or does not close within the [drain time](Self::drain). What the checks find is
+    /// no error.
     ///
     /// # Cancel safety
     /// Dropped, nothing has changed.
@@ -270,7 +271,8 @@ impl BusBuilder {
         let subscribers = self.chosen();
         let subscriptions: Vec<_> = subscribers.iter().map(|subscriber| &subscriber.subscription).collect();
         let findings = self.findings(&subscriptions, &*broker).await;
-        close_broker(&*broker, Instant::now() + CLOSE, "in time").await?;
+        let now = Instant::now();
+        close_broker(&*broker, after(now, self.drain).max(now + CLOSE), "within the drain time").await?;
         findings
     }
 

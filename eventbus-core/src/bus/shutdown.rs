@@ -312,7 +312,7 @@ pub(super) fn close(lanes: &[Arc<Lanes>]) {
 }
 
 /// The end of a time that may be as long as can be said.
-fn after(began: Instant, duration: Duration) -> Instant {
+pub(super) fn after(began: Instant, duration: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 30);
     began.checked_add(duration).unwrap_or_else(|| began + FAR)
 }
