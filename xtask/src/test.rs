@@ -20,10 +20,19 @@ pub(crate) const WITH_SERVERS: &[&str] =
 struct Step {
     purpose: &'static str,
     environment: &'static [(&'static str, &'static str)],
-    /// The server that it runs on.
-    server: Option<OnServer>,
+    needs: Needs,
     arguments: &'static [&'static str],
     tests: Tests,
+}
+
+/// What a step needs beside the sources.
+#[derive(Clone, Copy)]
+enum Needs {
+    Nothing,
+    /// All servers.
+    Servers,
+    /// The server that it runs on.
+    Server(OnServer),
 }
 
 /// A server that an example runs on.
@@ -45,19 +54,22 @@ enum Tests {
 }
 
 const fn step(purpose: &'static str, arguments: &'static [&'static str]) -> Step {
-    Step { purpose, environment: &[], server: None, arguments, tests: Tests::Named }
+    Step { purpose, environment: &[], needs: Needs::Nothing, arguments, tests: Tests::Named }
 }
 
 const fn tests(purpose: &'static str, arguments: &'static [&'static str]) -> Step {
-    Step { purpose, environment: &[], server: None, arguments, tests: Tests::Workspace }
+    Step { purpose, environment: &[], needs: Needs::Nothing, arguments, tests: Tests::Workspace }
 }
 
 /// The main example on the server whose address is in a variable.
 const fn on(purpose: &'static str, variable: &'static str, before: &'static str) -> Step {
-    let arguments = &["run", "--quiet", "--example", "quickstart", "--features", "aws,kafka,nats,redis"];
-    let server = Some(OnServer { variable, before });
-    Step { purpose, environment: &[], server, arguments, tests: Tests::Named }
+    let arguments = &["run", "--quiet", "--example", "quickstart", "--features", ALL_BROKERS];
+    let needs = Needs::Server(OnServer { variable, before });
+    Step { purpose, environment: &[], needs, arguments, tests: Tests::Named }
 }
+
+/// With all brokers, which a step adds to one package so that no other step has them.
+const ALL_BROKERS: &str = "aws,kafka,nats,redis";
 
 /// The steps that share one build come one after the other.
 const STEPS: &[Step] = &[
@@ -69,7 +81,7 @@ const STEPS: &[Step] = &[
     Step {
         purpose: "documentation",
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
-        server: None,
+        needs: Needs::Nothing,
         arguments: surface::DOCUMENTATION,
         tests: Tests::Named,
     },
@@ -90,7 +102,7 @@ const STEPS: &[Step] = &[
     Step {
         purpose: "the main example on the embedded log",
         environment: &[("EVENTBUS_URL", "sqlite:target/quickstart.db")],
-        server: None,
+        needs: Needs::Nothing,
         arguments: &["run", "--quiet", "--example", "quickstart"],
         tests: Tests::Named,
     },
@@ -103,6 +115,17 @@ const STEPS: &[Step] = &[
         "EVENTBUS_TEST_AWS_URL",
         "sns://test:test@us-east-1?fifo=true&endpoint=",
     ),
+    step(
+        "lints of the shop on all brokers",
+        &["clippy", "-p", "shop", "--features", ALL_BROKERS, "--all-targets", "--", "-D", "warnings"],
+    ),
+    Step {
+        purpose: "the shop on all brokers",
+        environment: &[],
+        needs: Needs::Servers,
+        arguments: &["test", "-p", "shop", "--features", ALL_BROKERS, "--test", "addresses"],
+        tests: Tests::Named,
+    },
 ];
 
 pub(crate) fn run(mut arguments: impl Iterator<Item = String>) -> ExitCode {
@@ -134,7 +157,7 @@ fn pass(embedded: bool) -> io::Result<Vec<String>> {
     build_needs()?;
     let mut servers = if embedded { None } else { Some(Beside::begin(SERVERS)?) };
     let (mut variables, mut failed) = (Vec::new(), Vec::new());
-    let steps: Vec<_> = STEPS.iter().filter(|step| !embedded || step.server.is_none()).collect();
+    let steps: Vec<_> = STEPS.iter().filter(|step| !embedded || step.runs_alone()).collect();
     for (number, step) in steps.iter().enumerate() {
         if let (Tests::Workspace, Some(servers)) = (step.tests, &mut servers) {
             let came_up = servers.came_up()?;
@@ -164,7 +187,7 @@ fn pass(embedded: bool) -> io::Result<Vec<String>> {
         println!("\n== all {} steps passed", steps.len());
     }
     if embedded {
-        let left_out = STEPS.iter().filter(|step| step.server.is_some()).map(|step| step.purpose);
+        let left_out = STEPS.iter().filter(|step| !step.runs_alone()).map(|step| step.purpose);
         let left_out: Vec<_> = left_out.collect();
         let (packages, steps) = (WITH_SERVERS.join(", "), left_out.join(", "));
         println!("== left out, since they need servers: the tests of {packages}; {steps}");
@@ -183,17 +206,24 @@ fn take(
         .args(arguments)
         .envs(variables.iter().map(|(name, value)| (name, value)))
         .envs(step.environment.iter().copied())
-        .envs(step.server.map(|server| address(server, variables)).transpose()?);
+        .envs(step.address(variables)?);
     failures::run(&mut command)
 }
 
-/// The address of a server, as a program takes it.
-fn address(server: OnServer, variables: &[(String, String)]) -> io::Result<(&'static str, String)> {
-    let OnServer { variable, before } = server;
-    let address = variables.iter().find(|(name, _)| name == variable).map(|(_, address)| address.clone());
-    let address = address.or_else(|| std::env::var(variable).ok());
-    let address = address.ok_or_else(|| io::Error::other(format!("{variable} names no server")))?;
-    Ok(("EVENTBUS_URL", format!("{before}{address}")))
+impl Step {
+    /// Whether it needs no server.
+    fn runs_alone(&self) -> bool {
+        matches!(self.needs, Needs::Nothing)
+    }
+
+    /// The address of the server that it runs on, as a program takes it.
+    fn address(&self, variables: &[(String, String)]) -> io::Result<Option<(&'static str, String)>> {
+        let Needs::Server(OnServer { variable, before }) = self.needs else { return Ok(None) };
+        let address = variables.iter().find(|(name, _)| name == variable).map(|(_, address)| address.clone());
+        let address = address.or_else(|| std::env::var(variable).ok());
+        let address = address.ok_or_else(|| io::Error::other(format!("{variable} names no server")))?;
+        Ok(Some(("EVENTBUS_URL", format!("{before}{address}"))))
+    }
 }
 
 fn arguments(step: &Step, embedded: bool) -> Vec<&'static str> {

@@ -18,7 +18,7 @@ pub struct Sales {
 }
 
 /// Adds the items of orders to the sales of their products; as `orders_by_day` does it with days.
-#[subscribe(batch = 500, linger = "10ms", start = "earliest")]
+#[subscribe(batch = 500, linger = "10ms")]
 async fn count_sales(orders: Batch<OrderPlaced>, database: State<Database>) -> rusqlite::Result<()> {
     database
         .transaction(move |transaction| {

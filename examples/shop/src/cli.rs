@@ -73,7 +73,7 @@ impl Cli {
             Verb::Import(import) => import.run(data, &options.url).await,
             Verb::Generate(generate) => generate.run(),
             Verb::Bus(command) => {
-                let build = async || Ok::<_, BoxError>(crate::bus(&Database::open(data)?));
+                let build = async || Ok::<_, BoxError>(crate::bus(&Database::open(data)?, &options.url));
                 return command.execute_with(build, &options).await;
             }
         };
@@ -89,7 +89,7 @@ impl Serve {
         tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).init();
         let stop = serve::signals()?;
         let database = Database::open(data)?;
-        let bus = crate::bus(&database).connect(url).await?;
+        let bus = crate::bus(&database, url).connect(url).await?;
         let listener = TcpListener::bind(self.listen)
             .await
             .map_err(|error| format!("cannot listen on {}: {error}", self.listen))?;
@@ -102,7 +102,7 @@ impl Serve {
 impl Import {
     async fn run(self, data: PathBuf, url: &str) -> Result<ExitCode, BoxError> {
         let database = Database::open(data)?;
-        let bus = crate::bus(&database).without_subscriptions().connect(url).await?;
+        let bus = crate::bus(&database, url).without_subscriptions().connect(url).await?;
         let style = "{bar:40} {percent}% of {total_bytes}, {eta} left";
         // Nothing is drawn where standard error is no terminal.
         let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(style)?);

@@ -30,7 +30,7 @@ pub enum ReserveError {
 /// Reserves all items of an order or none, and publishes that it did.
 ///
 /// A redelivery finds the reservation and publishes again; its consumers are as idempotent as this one.
-#[subscribe(start = "earliest", replay = false)]
+#[subscribe(replay = false)]
 async fn reserve(order: OrderPlaced, database: State<Database>) -> Result<InventoryReserved, ReserveError> {
     database
         .transaction(move |transaction| {

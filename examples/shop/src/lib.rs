@@ -26,13 +26,21 @@ pub mod status;
 mod inbox;
 
 use database::Database;
-use eventbus::Bus;
 use eventbus::bus::BusBuilder;
+use eventbus::{Bus, Start};
 
-/// The bus of the shop, on whichever broker it is then connected to.
+/// The addresses of brokers that keep no event for a consumer that comes later: queues, and the memory of a process.
+const BEGIN_EMPTY: [&str; 2] = ["memory:", "sns:"];
+
+/// The bus of the shop, to be connected to the broker at `url`.
 ///
 /// The source is said, because the log tells events apart by source and id: an order that the server and the import
 /// both publish is one event only if both say `/shop`.
-pub fn bus(database: &Database) -> BusBuilder {
-    Bus::builder().source("/shop").state(database.clone())
+///
+/// A consumer that is new begins with the first order. Where a broker keeps none, it has to be there before the orders,
+/// and begins with the next one: on queues `shop serve` or `shop run` comes before the first `shop import`.
+pub fn bus(database: &Database, url: &str) -> BusBuilder {
+    let begins_empty = BEGIN_EMPTY.iter().any(|scheme| url.starts_with(scheme));
+    let start = if begins_empty { Start::Latest } else { Start::Earliest };
+    Bus::builder().source("/shop").start(start).state(database.clone())
 }

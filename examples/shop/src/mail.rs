@@ -22,7 +22,7 @@ pub enum MailError {
 ///
 /// A redelivery after a crash sends nothing either: the order's id is the key of the table. A real mail server is not
 /// part of a transaction; there the id goes along as the idempotency key that mail services take.
-#[subscribe(retries = 5, backoff = "200ms..1m", timeout = "30s", start = "earliest", replay = false)]
+#[subscribe(retries = 5, backoff = "200ms..1m", timeout = "30s", replay = false)]
 async fn send_confirmation(
     order: OrderPlaced,
     Attempt(attempt): Attempt,

@@ -18,10 +18,9 @@ pub struct Day {
 }
 
 /// Adds orders to their days: many with one transaction, each of them once. If the transaction fails, all of them
-/// are delivered again.
-///
-/// `start = "earliest"`: the day on which this consumer is added to a running shop, it begins with the first order.
-#[subscribe(batch = 500, linger = "10ms", start = "earliest")]
+/// are delivered again. The day on which this consumer is added to a running shop, it begins with the first order, where
+/// the broker has that still; see [`bus`](crate::bus).
+#[subscribe(batch = 500, linger = "10ms")]
 async fn orders_by_day(orders: Batch<OrderPlaced>, database: State<Database>) -> rusqlite::Result<()> {
     database
         .transaction(move |transaction| {

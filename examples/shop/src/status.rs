@@ -5,7 +5,7 @@ use crate::events::InventoryReserved;
 use eventbus::{State, subscribe};
 
 /// Marks orders as reserved. To do that twice is to do it once, so nothing has to be remembered here.
-#[subscribe(batch = 500, linger = "10ms", start = "earliest")]
+#[subscribe(batch = 500, linger = "10ms")]
 async fn mark_reserved(reserved: Vec<InventoryReserved>, database: State<Database>) -> rusqlite::Result<()> {
     database
         .transaction(move |transaction| {

@@ -2,7 +2,10 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub(crate) mod address;
+
 use eventbus::Bus;
+use eventbus::bus::BusBuilder;
 use serde_json::{Value, json};
 use shop::database::Database;
 use std::net::SocketAddr;
@@ -26,10 +29,19 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
+    /// On the embedded log.
     pub(crate) async fn open(folder: &Path) -> Self {
+        Self::open_on(folder, &address::log(folder), |bus| bus).await
+    }
+
+    /// On any broker, with more that the test wants of its bus.
+    pub(crate) async fn open_on(
+        folder: &Path,
+        url: &str,
+        with: impl FnOnce(BusBuilder) -> BusBuilder,
+    ) -> Self {
         let database = Database::open(folder.join("shop-data.db")).unwrap();
-        let log = format!("sqlite:{}", folder.join("shop.db").display());
-        let bus = shop::bus(&database).connect(&log).await.unwrap();
+        let bus = with(shop::bus(&database, url)).connect(url).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
