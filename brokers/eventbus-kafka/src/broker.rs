@@ -259,6 +259,8 @@ impl Broker for KafkaBroker {
         features.multi_process = true;
         features.competing = true;
         features.shared_by_key = true;
+        features.seek = true;
+        features.rename = true;
         features.attempts = Attempts::Noted;
         features.backlog = Backlog::Nearly;
         features.max_payload = Some(self.shared().link.settings.max_payload);
