@@ -384,7 +384,8 @@ async fn the_events_of_other_groups_do_not_become_dead_letters() {
         let log = waiting(&format!("culprit {slow}"), CULPRIT..CULPRIT + 1).await;
         crashes(&log, &format!("{slow} culprit"));
         assert_eq!(letters(&log).await, [("culprit".to_owned(), FailureKind::Crashed, CULPRIT, 3)]);
-        assert_eq!(Notes::beside(&log.path()).count(&format!("{slow} {CULPRIT} done")), 1);
+        // The process may end again before that is saved.
+        assert!(Notes::beside(&log.path()).count(&format!("{slow} {CULPRIT} done")) >= 1, "{slow}");
     }
 }
 
