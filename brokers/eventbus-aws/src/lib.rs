@@ -29,6 +29,8 @@
 //! | `counts_crashes` | no | no | an event whose handler ends the process is delivered again after each start |
 //! | `backlog` | nearly | nearly | `ApproximateNumberOfMessages`, which follows within a minute |
 //! | `max_payload` | 180 KiB | 180 KiB | a message has 256 KiB with everything in it, and bytes that are no text take a third more |
+//! | `replayable` | no | no | what is settled is deleted |
+//! | `audit_log` | no | no | |
 //!
 //! - **A publish is tried again** while Amazon does not answer, for [`publish_timeout`](AwsBrokerBuilder::publish_timeout).
 //!   Then it is [`Unconfirmed`](eventbus_core::PublishError::Unconfirmed). A FIFO topic knows it again; a standard topic may

@@ -7,15 +7,14 @@ mod support;
 use eventbus::broker::Broker;
 
 #[tokio::test]
-async fn the_table_of_semantics_says_what_the_broker_declares() {
-    for (column, fifo) in [(0, false), (1, true)] {
+async fn the_tables_of_semantics_say_what_the_broker_declares() {
+    for (column, fifo, heading) in [(0, false, "`sns:`"), (1, true, "`sns:` FIFO")] {
         let broker = support::builder(&support::prefix(), fifo).connect().await.unwrap();
-        let features = broker.features();
-        let max_payload = match features.max_payload {
+        let max_payload = match broker.features().max_payload {
             Some(184_320) => "180 KiB",
             _ => "another limit",
         };
-        let said = semantics::said(include_str!("../src/lib.rs"), column);
-        assert_eq!(said, semantics::declared(&features, max_payload), "fifo: {fifo}");
+        semantics::page_tells(include_str!("../src/lib.rs"), column, &broker, max_payload);
+        semantics::readme_tells(heading, &broker, max_payload);
     }
 }

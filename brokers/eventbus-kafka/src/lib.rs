@@ -29,6 +29,8 @@
 //! | `counts_crashes` | no | an event whose handler ends the process is delivered again after each start |
 //! | `backlog` | nearly | offsets that are not settled: also those of records that compaction has removed |
 //! | `max_payload` | of `max_payload` | 1,000,000 bytes; a topic takes 1 MiB with everything (`max.message.bytes`) |
+//! | `replayable` | yes | from an offset or a time, past the group |
+//! | `audit_log` | yes | the topics themselves, as far back as they are kept |
 //!
 //! - **A publish is tried again** by the client, in its order, for [`publish_timeout`](KafkaBrokerBuilder::publish_timeout).
 //!   Then it is [`Unconfirmed`](eventbus_core::PublishError::Unconfirmed).

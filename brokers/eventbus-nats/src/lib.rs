@@ -29,6 +29,8 @@
 //! | `counts_crashes` | yes | what is delivered again is noted before its handler is called; what is delivered for the first time is not |
 //! | `backlog` | exactly | what `nats consumer info` shows: unprocessed and outstanding |
 //! | `max_payload` | of the server | less 64 KiB for headers, which the server counts as well |
+//! | `replayable` | yes | from a place or a time, as far back as the stream keeps events |
+//! | `audit_log` | yes | the stream, by subject |
 //!
 //! - **A publish is sent again until it is confirmed**, under the id by which the server knows it, for
 //!   [`publish_timeout`](NatsBrokerBuilder::publish_timeout). Then it is

@@ -4,13 +4,11 @@
 mod semantics;
 mod support;
 
-use eventbus::broker::Broker;
 use support::Place;
 
 #[tokio::test]
-async fn the_table_of_semantics_says_what_the_broker_declares() {
-    let place = Place::new();
-    let features = place.broker().await.features();
-    let said = semantics::said(include_str!("../src/lib.rs"), 0);
-    assert_eq!(said, semantics::declared(&features, "of the server"));
+async fn the_tables_of_semantics_say_what_the_broker_declares() {
+    let broker = Place::new().broker().await;
+    semantics::page_tells(include_str!("../src/lib.rs"), 0, &broker, "of the server");
+    semantics::readme_tells("`nats:`", &broker, "of the server");
 }

@@ -19,21 +19,24 @@
 //!
 //! # What it does
 //!
-//! | | |
-//! |---|---|
-//! | durable | yes, as far as the server is: start-up says what that means and warns where `Ok` means less than it says |
-//! | order by key | yes, over all topics of a pattern: one script gives every event its place |
-//! | patterns | yes; a new topic is found at once, and none of its events is missed |
-//! | start at the earliest event | yes |
-//! | processes of a group | one at a time, by a lease with a fence; the others stand by |
-//! | processes that compete | all at once; what one leaves undone is taken over |
-//! | publishing again with one id | stored once, for two minutes ([`duplicate_window`](RedisBrokerBuilder::duplicate_window)) |
-//! | attempts after a crash | as they were noted when a retry was parked |
-//! | an event that ends the process | yes: charged with an attempt each time, once it is known which one it is; beyond its retries a dead letter |
-//! | backlog of a group | to the event |
-//! | largest payload | 8 MiB ([`max_payload`](RedisBrokerBuilder::max_payload)) |
-//! | dead letters | a stream for each group, `…:dead:<group>` |
-//! | replay, audit log | yes, by place and time, as far back as events are [kept](Retention) |
+//! | | | how |
+//! |---|---|---|
+//! | `durable` | yes | as far as the server is: start-up says what that means and warns where `Ok` means less than it says |
+//! | `key_order` | yes | over all topics of a pattern: one script gives every event its place |
+//! | `patterns` | yes | a new topic is found at once, and none of its events is missed |
+//! | `start_earliest` | yes | |
+//! | `multi_process` | yes | one at a time, by a lease with a fence; the others stand by |
+//! | `competing` | yes | what one process leaves undone another takes over |
+//! | `shared_by_key` | no | |
+//! | `deduplicates` | yes | by source and id, for two minutes ([`duplicate_window`](RedisBrokerBuilder::duplicate_window)) |
+//! | `seek` | yes | |
+//! | `rename` | yes | |
+//! | `attempts` | noted | as they were when a retry was parked |
+//! | `counts_crashes` | yes | once it is known which event it is it is charged with an attempt each time; beyond its retries it is a dead letter |
+//! | `backlog` | exactly | |
+//! | `max_payload` | 8 MiB | [`max_payload`](RedisBrokerBuilder::max_payload) |
+//! | `replayable` | yes | by place and time, as far back as events are [kept](Retention) |
+//! | `audit_log` | yes | likewise |
 //!
 //! - **Stored means stored** by the server, which answers once it has written its append-only file. With
 //!   `appendfsync everysec` a power cut may take the last second, and a failover what the replica had not received yet.

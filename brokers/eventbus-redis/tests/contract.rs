@@ -395,46 +395,6 @@ async fn groups_are_listed_by_the_thousand_in_many_small_steps() {
     }
 }
 
-/// The table of the documentation, held against what the broker declares.
-#[tokio::test]
-async fn the_table_of_semantics_says_what_the_broker_declares() {
-    let broker = Place::new().broker().await;
-    let features = broker.features();
-    let documentation = include_str!("../src/lib.rs");
-    let row = |name: &str| {
-        let row = documentation.lines().find_map(|line| line.strip_prefix(&format!("//! | {name} | ")));
-        row.unwrap_or_else(|| panic!("the table has no row `{name}`")).to_owned()
-    };
-    for (name, holds) in [
-        ("durable", features.durable),
-        ("order by key", features.key_order),
-        ("patterns", features.patterns),
-        ("start at the earliest event", features.start_earliest),
-    ] {
-        assert_eq!(row(name).starts_with("yes"), holds, "{name}");
-    }
-    assert_eq!(
-        row("processes of a group").contains("one at a time"),
-        features.multi_process && !features.shared_by_key
-    );
-    assert_eq!(row("processes that compete").starts_with("all at once"), features.competing);
-    assert_eq!(row("publishing again with one id").starts_with("stored once"), features.deduplicates);
-    assert_eq!(
-        row("attempts after a crash").starts_with("as they were noted"),
-        format!("{:?}", features.attempts) == "Noted"
-    );
-    assert_eq!(row("an event that ends the process").starts_with("yes"), features.counts_crashes);
-    assert_eq!(
-        row("backlog of a group").starts_with("to the event"),
-        format!("{:?}", features.backlog) == "Exactly"
-    );
-    assert_eq!(row("largest payload").starts_with("8 MiB"), features.max_payload == Some(8 << 20));
-    assert_eq!(
-        row("replay, audit log").starts_with("yes"),
-        broker.replayable().is_some() && broker.audit_log().is_some()
-    );
-}
-
 #[tokio::test]
 async fn a_process_that_has_stood_by_says_once_that_it_has_taken_over() {
     let (lines, _guard) = Lines::capture();
