@@ -71,6 +71,7 @@ struct Failure {
     first: String,
     last: VecDeque<String>,
     left_out: usize,
+    in_backtrace: bool,
 }
 
 impl Failures {
@@ -108,7 +109,8 @@ impl Failure {
     }
 
     fn hear(&mut self, line: &str) {
-        if line.is_empty() {
+        self.in_backtrace = line == "stack backtrace:" || self.in_backtrace && line.starts_with(' ');
+        if line.is_empty() || self.in_backtrace {
             return;
         }
         self.last.push_back(line.to_owned());
@@ -137,9 +139,10 @@ mod tests {
     #[test]
     fn the_output_of_each_test_that_failed_is_kept_and_nothing_else() {
         let output = "running 2 tests\ntest a ... ok\ntest b ... FAILED\n\nfailures:\n\n---- b stdout ----\n\
-                      thread 'b' panicked at b.rs:1:1:\n2 of 3\n\n\nfailures:\n    b\n\n\
+                      thread 'b' panicked at b.rs:1:1:\n2 of 3\nstack backtrace:\n   0: b\n             at ./b.rs\n\
+                      note: more\n\n\nfailures:\n    b\n\n\
                       test result: FAILED. 1 passed\nrunning 1 test\ntest c ... ok";
-        let told = "---- b stdout ----\nthread 'b' panicked at b.rs:1:1:\n2 of 3\n    b";
+        let told = "---- b stdout ----\nthread 'b' panicked at b.rs:1:1:\n2 of 3\nnote: more\n    b";
         assert_eq!(heard(Failures::hear_tests, output), told);
         assert_eq!(heard(Failures::hear_tests, "test a ... ok\n\ntest result: ok. 1 passed"), "");
     }
