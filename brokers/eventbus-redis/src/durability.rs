@@ -83,7 +83,9 @@ impl Server {
             (Some(false), _) => "no append-only file: what was acknowledged is in memory",
             (_, Some("always")) => "append-only file, synced before each answer",
             (_, Some("no")) => "append-only file, synced when the system does so",
-            (Some(true), _) => "append-only file, synced each second: a power cut may take the last one",
+            (Some(true), _) => {
+                "append-only file, synced each second: a power cut may take the last one, and on a slow disk a crash too"
+            }
             (None, _) => "what it keeps is not known, since the user may not ask (`INFO`)",
         };
         format!("{} {}: {kept}", self.name, self.version)

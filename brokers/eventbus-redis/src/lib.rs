@@ -39,7 +39,9 @@
 //! | `audit_log` | yes | likewise |
 //!
 //! - **Stored means stored** by the server, which answers once it has written its append-only file. With
-//!   `appendfsync everysec` a power cut may take the last second, and a failover what the replica had not received yet.
+//!   `appendfsync everysec` a power cut may take the last second, a crash of the server up to two seconds where its disk is
+//!   so slow that one sync lasts until the next (it answers before it writes then; `aof_delayed_fsync` of `INFO` counts
+//!   that), and a failover what the replica had not received yet. With `appendfsync always` only a failover may.
 //! - **A group is handled by one process** where order by key asks for it. A process that ends leaves it at once; one that
 //!   crashes keeps it for its [lease](RedisBrokerBuilder::lease), ten seconds by default. What it had open comes first then,
 //!   in order, before anything newer. The fence is checked in the same step as each settlement and each read, so that a

@@ -37,7 +37,7 @@ impl Node {
 
     /// A server that keeps data.
     pub fn store(lines: &str) -> Self {
-        Self::begin(false, &format!("appendonly yes\nappendfsync everysec\nsave \"\"\n{lines}"))
+        Self::begin(false, &format!("appendonly yes\nappendfsync always\nsave \"\"\n{lines}"))
     }
 
     /// Begins it again, with the data that it has.
