@@ -166,6 +166,8 @@ impl Shared {
     fn abort(&self) {
         let tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.iter().for_each(AbortHandle::abort);
+        let subscriptions = std::mem::take(&mut *self.subscriptions.lock());
+        subscriptions.iter().for_each(|one| one.abandon());
         self.outlet.abort();
     }
 }
@@ -209,9 +211,11 @@ impl Broker for AwsBroker {
     }
 
     fn connection(&self) -> Connection {
-        match self.shared().link.state.lost() {
-            Some(lost) => Connection::Lost { since: lost.since, error: lost.error },
-            None => Connection::Up,
+        let link = &self.shared().link;
+        match (link.state.lost(), link.slowed.now()) {
+            (Some(lost), _) => Connection::Lost { since: lost.since, error: lost.error },
+            (None, Some((since, error))) => Connection::Slowed { since, error },
+            (None, None) => Connection::Up,
         }
     }
 
@@ -228,8 +232,12 @@ impl Broker for AwsBroker {
         BrokerFuture::new(async move {
             let (subscription, deliveries, task) =
                 subscribe::open(&shared.link, &shared.topics, request).await?;
-            shared.subscriptions.lock().push(subscription);
+            shared.subscriptions.lock().push(Arc::clone(&subscription));
             shared.spawn(task);
+            if shared.link.state.is_closed() {
+                // It was opened while the broker ended.
+                subscription.abandon();
+            }
             Ok(Box::new(deliveries) as Box<dyn Deliveries>)
         })
     }

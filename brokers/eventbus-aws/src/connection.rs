@@ -11,9 +11,13 @@ use aws_smithy_http_client::Builder;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use eventbus_core::BrokerError;
+use eventbus_core::lock::{Lock, Rank};
+use eventbus_core::log;
+use eventbus_core::printable::printable;
 use eventbus_server::connection::{ConnectionState, Failure, patiently};
+use jiff::Timestamp;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a call may take that waits for nothing.
 pub(crate) const CALL: Duration = Duration::from_secs(10);
@@ -25,13 +29,64 @@ pub(crate) struct Link {
     pub(crate) sqs: aws_sdk_sqs::Client,
     pub(crate) config: SdkConfig,
     pub(crate) state: ConnectionState,
+    pub(crate) slowed: Slowed,
+}
+
+/// Whether the server wants fewer calls. It is no lost connection: who answers so is there.
+pub(crate) struct Slowed(Lock<Option<Slow>>);
+
+struct Slow {
+    since: Timestamp,
+    last: Instant,
+    said: String,
+}
+
+impl Slowed {
+    fn new() -> Self {
+        Self(Lock::new(Rank::LEAF, None))
+    }
+
+    /// Since when, and what it says.
+    pub(crate) fn now(&self) -> Option<(Timestamp, String)> {
+        self.0.lock().as_ref().map(|slow| (slow.since, slow.said.clone()))
+    }
+
+    /// A call was answered so. Whether it is the first.
+    fn begins(&self, said: &str) -> bool {
+        let mut slow = self.0.lock();
+        let since = slow.as_ref().map(|slow| slow.since);
+        *slow = Some(Slow {
+            since: since.unwrap_or_else(Timestamp::now),
+            last: Instant::now(),
+            said: said.to_owned(),
+        });
+        since.is_none()
+    }
+
+    /// A call succeeds. Whether it is the first in a while: of many at once some succeed, and others do not.
+    fn ends(&self) -> bool {
+        let mut slow = self.0.lock();
+        slow.take_if(|slow| slow.last.elapsed() >= CALM).is_some()
+    }
+}
+
+/// So long no call was slowed down, where that is over.
+const CALM: Duration = Duration::from_secs(10);
+
+/// How long to wait after so many calls in a row that the server did not want: from 250 ms, doubling up to 16 s, and of that
+/// at random from a half to the whole.
+pub(crate) fn slow_down(tries: usize) -> Duration {
+    let longest = Duration::from_millis(250 << tries.saturating_sub(1).min(6));
+    longest.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 /// Why a call has failed.
 #[derive(Clone, Debug)]
 pub(crate) enum Trouble {
-    /// It may succeed another time: nobody answers, or the server has too much to do. Whether it was done is not known.
+    /// It may succeed another time: nobody answers, or the server is broken for now. Whether it was done is not known.
     Passing(String),
+    /// It was not done, since the server wants fewer calls, or wants to be left time: it may be another time.
+    Slow(String),
     /// It was refused.
     Refused {
         /// Amazon's name of the reason.
@@ -44,6 +99,14 @@ impl Trouble {
     /// Whether it was refused for one of these reasons, whatever protocol has spelt it.
     pub(crate) fn is(&self, codes: &[&str]) -> bool {
         matches!(self, Self::Refused { code, .. } if codes.iter().any(|known| code.contains(known)))
+    }
+
+    /// What this means for what was being done, which is tried again unless it stays so.
+    pub(crate) fn failure(self, what: impl fmt::Display) -> Failure {
+        match self {
+            Self::Passing(error) | Self::Slow(error) => Failure::Passing(format!("cannot {what}: {error}")),
+            Self::Refused { .. } => Failure::Lasting(self.explain(what)),
+        }
     }
 
     /// An error about what was being done.
@@ -64,13 +127,24 @@ const KEYS: &[&str] = &[
 ];
 /// The reasons for which the policy of the user or role is to be looked at.
 const DENIED: &[&str] = &["AccessDenied", "AuthorizationError", "UnauthorizedOperation"];
+/// The reasons for which the same call succeeds later, if there are fewer. A queue that was removed is made again after a
+/// minute.
+const THROTTLED: &[&str] = &[
+    "Throttl",
+    "TooManyRequests",
+    "RequestLimitExceeded",
+    "SlowDown",
+    "BandwidthLimitExceeded",
+    "OverLimit",
+    "QueueDeletedRecently",
+];
 /// There is no such queue, or topic.
 pub(crate) const GONE: &[&str] = &["NonExistentQueue", "QueueDoesNotExist", "NotFound"];
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Passing(error) => f.write_str(error),
+            Self::Passing(error) | Self::Slow(error) => f.write_str(error),
             Self::Refused { code, message } => {
                 write!(f, "{code}: {message}")?;
                 if self.is(KEYS) {
@@ -84,6 +158,11 @@ impl fmt::Display for Trouble {
     }
 }
 
+/// Whether this reason says that there are too many calls.
+pub(crate) fn is_throttled(code: &str) -> bool {
+    THROTTLED.iter().any(|known| code.contains(known))
+}
+
 /// What a call's failure means.
 fn trouble<E>(error: SdkError<E, HttpResponse>) -> Trouble
 where
@@ -94,12 +173,14 @@ where
         SdkError::ServiceError(service) => {
             let (status, meta) = (service.raw().status().as_u16(), service.err());
             let code = meta.code().unwrap_or("(no code)").to_owned();
-            let throttled =
-                ["Throttl", "TooManyRequests", "RequestLimitExceeded", "KMSThrottling", "OverLimit"];
-            if status >= 500 || throttled.iter().any(|known| code.contains(known)) {
+            let message = meta.message().unwrap_or("no reason is given").to_owned();
+            if status == 429 || is_throttled(&code) {
+                return Trouble::Slow(format!("{code} ({status}): {message}"));
+            }
+            if status >= 500 {
                 return Trouble::Passing(format!("{code} ({status})"));
             }
-            Trouble::Refused { code, message: meta.message().unwrap_or("no reason is given").to_owned() }
+            Trouble::Refused { code, message }
         }
         SdkError::ConstructionFailure(_) => {
             Trouble::Refused { code: "the request cannot be made".to_owned(), message: said }
@@ -142,17 +223,17 @@ impl Link {
             sqs: aws_sdk_sqs::Client::new(&config),
             config,
             state: ConnectionState::up(settings.shown()),
+            slowed: Slowed::new(),
             settings,
         };
-        let server = link.settings.endpoint.clone().unwrap_or_else(|| link.settings.shown());
-        patiently(&server, link.settings.connect_timeout, || link.greet()).await?;
+        patiently(&link.server(), link.settings.connect_timeout, || link.greet()).await?;
         Ok(link)
     }
 
     async fn greet(&self) -> Result<(), Failure> {
         let failure = |service: &'static str| {
             move |trouble| match trouble {
-                Trouble::Passing(error) => Failure::Passing(error),
+                Trouble::Passing(error) | Trouble::Slow(error) => Failure::Passing(error),
                 // Who may not list anything may be allowed all else.
                 trouble => Failure::Lasting(trouble.explain(format_args!("use {service}"))),
             }
@@ -175,9 +256,32 @@ impl Link {
         let result = quietly(limit, call).await;
         match &result {
             Err(Trouble::Passing(error)) => self.state.is_lost(error),
-            _ => self.state.is_up(),
+            Err(Trouble::Slow(error)) => {
+                self.state.is_up();
+                if self.slowed.begins(error) {
+                    log::warn!(
+                        target: "eventbus", server = %printable(self.settings.shown()), error = %printable(error),
+                        "the broker wants fewer calls, so less is sent and received; if it lasts, ask for a higher quota"
+                    );
+                }
+            }
+            Ok(_) => {
+                self.state.is_up();
+                if self.slowed.ends() {
+                    log::info!(
+                        target: "eventbus", server = %printable(self.settings.shown()),
+                        "the broker takes as many calls as are made again"
+                    );
+                }
+            }
+            Err(Trouble::Refused { .. }) => self.state.is_up(),
         }
         result
+    }
+
+    /// The server, as errors name it.
+    pub(crate) fn server(&self) -> String {
+        self.settings.endpoint.clone().unwrap_or_else(|| self.settings.shown())
     }
 
     /// The region.

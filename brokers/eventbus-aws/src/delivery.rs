@@ -1,14 +1,15 @@
 //! Deliveries of a subscription, and what settles them.
 
 use crate::connection::CALL;
-use crate::held::Waiting;
+use crate::held::{SPARE, Turn, Waiting};
 use crate::names::last_part;
-use crate::subscription::{AHEAD, Subscription};
+use crate::subscribe::hide;
+use crate::subscription::Subscription;
 use crate::wire::{self, Written};
 use aws_sdk_sqs::types::MessageAttributeValue;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::{
-    Begin, BrokerFuture, DeadLetter, Deliveries, Offset, Parked, Receipt, Received, Settler,
+    Begin, BrokerFuture, DeadLetter, Deliveries, FailureKind, Offset, Parked, Receipt, Received, Settler,
 };
 use jiff::Timestamp;
 use std::collections::HashMap;
@@ -19,8 +20,8 @@ use std::time::{Duration, Instant};
 
 /// So long a handler waits until SQS has said that its event is hidden from others for longer.
 const UNSURE: Duration = Duration::from_millis(50);
-/// Of the time for which a message is hidden, the last part, in which no handler begins.
-const SPARE: f64 = 0.2;
+/// So long one that may have ended a process waits until it asks again for its turn.
+const NEXT: Duration = Duration::from_millis(50);
 
 /// The reader's end of a subscription.
 pub(crate) struct AwsDeliveries {
@@ -58,7 +59,7 @@ impl Deliveries for AwsDeliveries {
                     alone: false,
                     settler: Arc::clone(&self.settler),
                 }));
-                let has_room = state.held.at_hand() <= AHEAD / 2;
+                let has_room = state.held.ahead() <= self.subscription.ahead / 2;
                 drop(state);
                 if has_room {
                     self.subscription.bell.notify_one();
@@ -148,10 +149,37 @@ impl Settler for AwsSettler {
     }
 
     fn begin(&self, receipt: &Receipt) -> Option<BrokerFuture<Begin>> {
-        let subscription = &self.0;
-        let left = subscription.state.lock().held.left(receipt.token, Instant::now());
+        let (subscription, token, now) = (&self.0, receipt.token, Instant::now());
         let spare = subscription.link.settings.visibility_timeout.mul_f64(SPARE);
-        (left < spare).then(|| BrokerFuture::ready(Begin::Later(UNSURE)))
+        let (turn, handle) = {
+            let mut state = subscription.state.lock();
+            if state.held.left(token, now) < spare {
+                return Some(BrokerFuture::ready(Begin::Later(UNSURE)));
+            }
+            (state.held.turn(token, subscription.deliveries, now), state.held.handle(token))
+        };
+        let begin = match (turn, handle) {
+            (Turn::Any, _) | (_, None) => return None,
+            (Turn::Waits, _) => Begin::Later(NEXT),
+            (Turn::TooOften, _) => Begin::Never {
+                kind: FailureKind::Crashed,
+                reason: "SQS has delivered it as often as the redrive policy of its queue allows, and no process has \
+                         settled it: its handler may have ended them; look at what happened to these, and publish it again",
+            },
+            (Turn::Taken(seconds), Some(handle)) => {
+                let subscription = Arc::clone(subscription);
+                return Some(BrokerFuture::new(async move {
+                    let hidden = hide(&subscription, &[(token, handle, seconds)]).await;
+                    let until = now + Duration::from_secs(seconds.unsigned_abs().into());
+                    if !hidden.is_ok_and(|failed| failed.is_empty()) {
+                        return Begin::Later(NEXT);
+                    }
+                    subscription.state.lock().held.extended(token, Some(until));
+                    Begin::Now { crashes: 0 }
+                }));
+            }
+        };
+        Some(BrokerFuture::ready(begin))
     }
 
     fn release(&self, receipt: Receipt) {

@@ -4,7 +4,7 @@
 use crate::batches::MOST;
 use crate::config::LONGEST_HIDDEN;
 use eventbus_core::Envelope;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ pub(crate) struct Arrival {
     /// Its message group, as a hash. None, where there is no order.
     pub(crate) lane: Option<u64>,
     pub(crate) envelope: Arc<Envelope>,
+    /// How often SQS has delivered it.
     pub(crate) attempt: u32,
 }
 
@@ -43,6 +44,23 @@ struct Entry {
     settled: bool,
     /// SQS is being asked to hide it longer.
     extending: bool,
+    /// How often SQS has delivered it.
+    delivered: u32,
+    /// Something of its lane was here as it came: no handler can have had it.
+    follows: bool,
+}
+
+/// Whether a handler may begin with what SQS has delivered several times, and what nobody has settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// It has come once or twice.
+    Any,
+    /// It has the turn. Hidden for so many seconds, it comes back after a crash behind those that wait for their turns.
+    Taken(i32),
+    /// Another one has it.
+    Waits,
+    /// It is given up.
+    TooOften,
 }
 
 /// Where a message waits: what was given back is before what has just come, each in the order of its places.
@@ -55,10 +73,22 @@ pub(crate) struct Held {
     next: Token,
     entries: BTreeMap<Token, Entry>,
     at_hand: BTreeMap<Place, Waiting>,
+    /// What came so late that it may be hidden no more: it waits until SQS has hidden it again.
+    unsure: BTreeMap<Token, Waiting>,
+    /// The one of those that came again with which a handler has begun, and when.
+    turn: Option<(Token, Instant)>,
     settled: VecDeque<Token>,
     /// The lanes of which something is being deleted.
     deleting: HashSet<u64>,
 }
+
+/// What comes for this time takes turns. A process that ends once makes nothing slow: what it had comes for the second time.
+const SUSPECT: u32 = 3;
+/// So long one that has the turn keeps the others waiting.
+const TURN: Duration = Duration::from_secs(2);
+
+/// Of the time for which a message is hidden, the last part, in which no handler begins.
+pub(crate) const SPARE: f64 = 0.2;
 
 /// A receipt to be named to SQS.
 pub(crate) type Named = (Token, Arc<str>);
@@ -70,20 +100,71 @@ impl Held {
             next: 0,
             entries: BTreeMap::new(),
             at_hand: BTreeMap::new(),
+            unsure: BTreeMap::new(),
+            turn: None,
             settled: VecDeque::new(),
             deleting: HashSet::new(),
         }
     }
 
-    /// A message came, in answer to what was asked at that time.
-    pub(crate) fn arrive(&mut self, arrival: Arrival, asked: Instant) {
+    /// A message came, in answer to what was asked at that time. Since when SQS hides it is not known: no earlier than it was
+    /// asked, whatever that has waited for, so it counts from then. Where little of that is left, nobody gets it before SQS
+    /// has hidden it [longer](Self::next_extensions).
+    pub(crate) fn arrive(&mut self, arrival: Arrival, asked: Instant, now: Instant) {
         let Arrival { handle, offset, lane, envelope, attempt } = arrival;
         self.next += 1;
+        let token = self.next;
         let until = asked + self.visibility;
-        let handle = handle.into();
-        let entry = Entry { handle, offset, lane, until, due: None, settled: false, extending: false };
-        self.entries.insert(self.next, entry);
-        self.at_hand.insert((true, offset, self.next), Waiting { envelope, offset, attempt });
+        let follows = lane.is_some() && self.entries.values().any(|entry| entry.lane == lane);
+        let entry = Entry {
+            handle: handle.into(),
+            offset,
+            lane,
+            until,
+            due: None,
+            settled: false,
+            extending: false,
+            delivered: attempt,
+            follows,
+        };
+        self.entries.insert(token, entry);
+        let waiting = Waiting { envelope, offset, attempt };
+        if until.saturating_duration_since(now) < self.visibility.mul_f64(SPARE) {
+            self.unsure.insert(token, waiting);
+        } else {
+            self.at_hand.insert((true, offset, token), waiting);
+        }
+    }
+
+    /// Whether a handler may begin with a message that SQS may deliver so often, at most. What it has delivered again and
+    /// again may have ended the process that had it, and so may whatever else was there: they take turns, and the one that
+    /// has its turn is hidden for longer. So after the next crash the others come first, and what comes alone, again and again, is to blame.
+    pub(crate) fn turn(&mut self, token: Token, most: u32, now: Instant) -> Turn {
+        let Some(entry) = self.entries.get(&token) else { return Turn::Any };
+        if entry.delivered < SUSPECT {
+            return Turn::Any;
+        }
+        if entry.delivered > most && !entry.follows {
+            return Turn::TooOften;
+        }
+        let is_taken = self.turn.is_some_and(|(other, since)| {
+            let open = self.entries.get(&other).is_some_and(|entry| entry.due.is_none());
+            other != token && open && now < since + TURN
+        });
+        if is_taken {
+            return Turn::Waits;
+        }
+        self.turn = Some((token, now));
+        if let Some(entry) = self.entries.get_mut(&token) {
+            entry.due = None;
+        }
+        let hidden = (self.visibility * 2).min(LONGEST_HIDDEN);
+        Turn::Taken(i32::try_from(hidden.as_secs()).unwrap_or(i32::MAX))
+    }
+
+    /// By what SQS knows it.
+    pub(crate) fn handle(&self, token: Token) -> Option<Arc<str>> {
+        self.entries.get(&token).map(|entry| Arc::clone(&entry.handle))
     }
 
     /// Takes what is at hand, in the order of its places.
@@ -99,6 +180,7 @@ impl Held {
 
     /// Puts back what was handed out. What is not held any more comes back, to be dropped.
     pub(crate) fn put_back(&mut self, token: Token, waiting: Waiting) -> Option<Waiting> {
+        self.turn.take_if(|(turn, _)| *turn == token);
         match self.entries.get_mut(&token) {
             Some(entry) if !entry.settled => {
                 entry.due = None;
@@ -183,24 +265,35 @@ impl Held {
     /// Drops what others may have got, and what follows it in its lane: the queue gives that out again behind it. What is
     /// dropped comes back.
     pub(crate) fn lapse(&mut self, now: Instant) -> Vec<Waiting> {
-        let lapsed = |entry: &Entry| now >= entry.until && !entry.settled;
-        let lanes: HashSet<_> =
-            self.entries.values().filter(|entry| lapsed(entry)).filter_map(|entry| entry.lane).collect();
-        let gone = |entry: &Entry| {
-            !entry.settled && (now >= entry.until || entry.lane.is_some_and(|lane| lanes.contains(&lane)))
-        };
-        let gone: Vec<_> =
-            self.entries.iter().filter(|(_, entry)| gone(entry)).map(|(token, _)| *token).collect();
-        self.lose(&gone)
+        let unsure = &self.unsure;
+        let lapsed = self
+            .entries
+            .iter()
+            .filter(|(token, entry)| now >= entry.until && !entry.settled && !unsure.contains_key(token));
+        let lapsed: Vec<_> = lapsed.map(|(token, _)| *token).collect();
+        self.lose(&lapsed)
     }
 
-    /// SQS says that these are not ours.
+    /// These are not ours any more, and with them goes what is behind them in their lanes. What is dropped comes back.
     pub(crate) fn lose(&mut self, tokens: &[Token]) -> Vec<Waiting> {
-        let mut dropped = Vec::new();
+        let mut lanes: HashMap<u64, Token> = HashMap::new();
         for token in tokens {
-            if let Some(entry) = self.entries.remove(token) {
-                let places = [false, true].map(|came| (came, entry.offset, *token));
+            if let Some(lane) = self.entries.get(token).and_then(|entry| entry.lane) {
+                lanes.entry(lane).and_modify(|first| *first = *token.min(first)).or_insert(*token);
+            }
+        }
+        let is_behind = |token: Token, entry: &Entry| {
+            let first = entry.lane.and_then(|lane| lanes.get(&lane));
+            !entry.settled && first.is_some_and(|first| *first < token)
+        };
+        let behind = self.entries.iter().filter(|(token, entry)| is_behind(**token, entry));
+        let gone: BTreeSet<_> = behind.map(|(token, _)| *token).chain(tokens.iter().copied()).collect();
+        let mut dropped = Vec::new();
+        for token in gone {
+            if let Some(entry) = self.entries.remove(&token) {
+                let places = [false, true].map(|came| (came, entry.offset, token));
                 dropped.extend(places.iter().filter_map(|place| self.at_hand.remove(place)));
+                dropped.extend(self.unsure.remove(&token));
             }
         }
         dropped
@@ -209,13 +302,18 @@ impl Held {
     /// What SQS is to hide longer, and for how many seconds, in batches.
     pub(crate) fn next_extensions(&mut self, now: Instant) -> Vec<Vec<(Token, Arc<str>, i32)>> {
         let (visibility, soon) = (self.visibility, self.visibility.mul_f64(2.0 / 3.0));
+        let turn = self.turn;
         let mut wanted = Vec::new();
         for (token, entry) in &mut self.entries {
             if entry.extending || entry.until.saturating_duration_since(now) > soon {
                 continue;
             }
             entry.extending = true;
-            let wait = entry.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(now));
+            let wait = match (entry.due, turn) {
+                (Some(due), _) => due.saturating_duration_since(now),
+                (None, Some((turn, _))) if turn == *token => visibility,
+                (None, _) => Duration::ZERO,
+            };
             let hidden = (wait + visibility).min(LONGEST_HIDDEN);
             // A part of a second is left out: it is hidden no longer than we think.
             wanted.push((
@@ -229,21 +327,34 @@ impl Held {
 
     /// SQS hides it for so long from when it was asked. None, where it was not done.
     pub(crate) fn extended(&mut self, token: Token, until: Option<Instant>) {
-        if let Some(entry) = self.entries.get_mut(&token) {
-            entry.extending = false;
-            entry.until = until.unwrap_or(entry.until);
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        entry.extending = false;
+        let Some(until) = until else { return };
+        entry.until = until;
+        if let Some(waiting) = self.unsure.remove(&token) {
+            self.at_hand.insert((true, waiting.offset, token), waiting);
         }
     }
 
     /// Takes out what nobody has in hand, to be given back to the queue.
     pub(crate) fn give_back(&mut self) -> Vec<Named> {
-        let at_hand = std::mem::take(&mut self.at_hand);
-        let tokens = at_hand.keys().map(|(.., token)| *token);
+        let (at_hand, unsure) = (std::mem::take(&mut self.at_hand), std::mem::take(&mut self.unsure));
+        let tokens = at_hand.keys().map(|(.., token)| *token).chain(unsure.into_keys());
         tokens.filter_map(|token| Some((token, self.entries.remove(&token)?.handle))).collect()
     }
 
     pub(crate) fn at_hand(&self) -> usize {
         self.at_hand.len()
+    }
+
+    /// How many wait for a handler here, also those that nobody may have yet.
+    pub(crate) fn ahead(&self) -> usize {
+        self.at_hand.len() + self.unsure.len()
+    }
+
+    /// How many are not deleted.
+    pub(crate) fn count(&self) -> usize {
+        self.entries.len()
     }
 
     pub(crate) fn unconfirmed(&self) -> usize {
@@ -275,11 +386,11 @@ mod tests {
     fn what_is_given_back_comes_before_what_waits() {
         let (mut held, now) = (Held::new(VISIBILITY), Instant::now());
         for offset in [2, 3, 4] {
-            held.arrive(arrival(offset, None), now);
+            held.arrive(arrival(offset, None), now, now);
         }
         let mut taken = held.take(2);
         assert_eq!(offsets(&taken), [2, 3]);
-        held.arrive(arrival(1, None), now);
+        held.arrive(arrival(1, None), now, now);
         for (token, waiting) in taken.drain(..).rev() {
             assert!(held.put_back(token, waiting).is_none());
         }
@@ -289,10 +400,10 @@ mod tests {
     #[test]
     fn what_others_may_have_is_not_settled_and_takes_its_lane_along() {
         let (mut held, now) = (Held::new(VISIBILITY), Instant::now());
-        held.arrive(arrival(1, Some(7)), now);
+        held.arrive(arrival(1, Some(7)), now, now);
         let later = now + Duration::from_secs(10);
         for (offset, lane) in [(2, 7), (3, 8)] {
-            held.arrive(arrival(offset, Some(lane)), later);
+            held.arrive(arrival(offset, Some(lane)), later, later);
         }
         let first = held.take(1)[0].0;
         let end = now + VISIBILITY;
@@ -308,7 +419,7 @@ mod tests {
     fn what_is_held_is_hidden_longer_until_its_next_attempt() {
         let (mut held, now) = (Held::new(VISIBILITY), Instant::now());
         for offset in 0..12 {
-            held.arrive(arrival(offset, None), now);
+            held.arrive(arrival(offset, None), now, now);
         }
         assert!(held.next_extensions(now + Duration::from_secs(5)).is_empty(), "it is early");
         let parked = held.take(1)[0].0;
@@ -332,7 +443,7 @@ mod tests {
     fn deletes_go_ten_at_a_time_and_those_of_one_lane_one_after_the_other() {
         let (mut held, now) = (Held::new(VISIBILITY), Instant::now());
         for offset in 0..25 {
-            held.arrive(arrival(offset, Some(u64::from(offset % 5 == 0))), now);
+            held.arrive(arrival(offset, Some(u64::from(offset % 5 == 0))), now, now);
         }
         for (token, _) in held.take(25) {
             assert!(held.settle(token, now) && held.settle(token, now));
@@ -356,7 +467,7 @@ mod tests {
     fn what_is_given_back_to_the_queue_is_what_nobody_has_in_hand() {
         let (mut held, now) = (Held::new(VISIBILITY), Instant::now());
         for offset in 0..3 {
-            held.arrive(arrival(offset, None), now);
+            held.arrive(arrival(offset, None), now, now);
         }
         let (token, waiting) = held.take(1).remove(0);
         assert_eq!(held.give_back().len(), 2);
@@ -364,5 +475,91 @@ mod tests {
         assert!(held.put_back(token, waiting).is_none());
         assert_eq!(held.give_back().len(), 1);
         assert!(held.is_empty());
+    }
+
+    #[test]
+    fn an_answer_that_was_long_on_its_way_is_handed_out_once_its_events_are_hidden_again() {
+        let (mut held, asked) = (Held::new(VISIBILITY), Instant::now());
+        // Of what was asked for so long ago most of the time may be over, or all of it.
+        let now = asked + VISIBILITY + Duration::from_secs(5);
+        for (offset, lane) in [(1, 7), (2, 7), (3, 8), (4, 9)] {
+            held.arrive(arrival(offset, Some(lane)), asked, now);
+        }
+        assert_eq!(
+            (held.at_hand(), held.ahead(), held.take(9).len()),
+            (0, 4, 0),
+            "somebody else may have them"
+        );
+        assert!(held.lapse(now).is_empty(), "it is not known yet");
+        let batch = held.next_extensions(now).concat();
+        assert_eq!(batch.len(), 4);
+        let until = now + VISIBILITY;
+        // Somebody has the first: what is behind it in its lane comes again behind it.
+        for (token, ..) in &batch[1..3] {
+            held.extended(*token, Some(until));
+        }
+        held.extended(batch[0].0, None);
+        held.extended(batch[3].0, None);
+        let dropped: Vec<_> = held.lose(&[batch[0].0]).iter().map(|waiting| waiting.offset).collect();
+        assert_eq!(dropped, [1, 2]);
+        let taken = held.take(9);
+        assert_eq!(offsets(&taken), [3]);
+        assert!(held.holds(taken[0].0, now) && held.left(taken[0].0, now) == VISIBILITY);
+        let again = held.next_extensions(now).concat();
+        assert_eq!(again.len(), 1, "what was not answered is asked for again");
+        assert_eq!(held.give_back().len(), 1, "and given back at the end");
+    }
+
+    #[test]
+    fn an_answer_that_was_waited_for_counts_from_when_it_was_asked_for() {
+        let (mut held, asked) = (Held::new(VISIBILITY), Instant::now());
+        let now = asked + Duration::from_secs(20);
+        held.arrive(arrival(1, None), asked, now);
+        let token = held.take(1)[0].0;
+        assert_eq!(held.left(token, now), Duration::from_secs(10));
+        assert_eq!(held.next_extensions(now).concat().len(), 1, "it is hidden longer at once");
+        assert!(!held.holds(token, asked + VISIBILITY));
+    }
+
+    fn delivered(offset: u128, lane: Option<u64>, attempt: u32) -> Arrival {
+        Arrival { attempt, ..arrival(offset, lane) }
+    }
+
+    #[test]
+    fn what_came_before_takes_turns_and_is_hidden_longer_while_it_has_its_own() {
+        let (mut held, now) = (Held::new(VISIBILITY), Instant::now());
+        for (offset, attempt) in [(1, 2), (2, 3), (3, 3), (4, 9)] {
+            held.arrive(delivered(offset, None, attempt), now, now);
+        }
+        let tokens: Vec<_> = held.take(9).iter().map(|(token, _)| *token).collect();
+        let mut turn = |at: usize, now| held.turn(tokens[at], 8, now);
+        assert_eq!(turn(0, now), Turn::Any);
+        assert_eq!((turn(1, now), turn(2, now)), (Turn::Taken(60), Turn::Waits));
+        assert_eq!(turn(1, now), Turn::Taken(60), "its next attempt");
+        assert_eq!(turn(3, now), Turn::TooOften);
+        assert_eq!(turn(2, now + TURN), Turn::Taken(60), "a long handler keeps nobody waiting for ever");
+        assert_eq!(turn(1, now + TURN), Turn::Waits);
+        let settled = held.settle(tokens[2], now);
+        assert!(settled && held.turn(tokens[1], 8, now + TURN) == Turn::Waits, "until it is deleted");
+        let deletes = held.next_deletes();
+        held.deleted(&deletes, &HashSet::new());
+        assert_eq!(held.turn(tokens[1], 8, now + TURN), Turn::Taken(60));
+        assert!(held.park(tokens[1], now + VISIBILITY, now));
+        assert_eq!(
+            held.turn(tokens[3], 9, now + TURN),
+            Turn::Taken(60),
+            "what waits for a retry has no turn"
+        );
+    }
+
+    #[test]
+    fn what_was_only_behind_another_in_its_lane_is_not_given_up() {
+        let (mut held, now) = (Held::new(VISIBILITY), Instant::now());
+        for offset in [1, 2] {
+            held.arrive(delivered(offset, Some(7), 9), now, now);
+        }
+        let tokens: Vec<_> = held.take(9).iter().map(|(token, _)| *token).collect();
+        assert_eq!(held.turn(tokens[0], 8, now), Turn::TooOften);
+        assert_eq!(held.turn(tokens[1], 8, now), Turn::Taken(60));
     }
 }

@@ -26,7 +26,7 @@
 //! | `seek` | no | no | what is settled is deleted |
 //! | `rename` | no | no | a queue keeps its name, and what comes while its messages are taken to another one would be before them |
 //! | `attempts` | counted | counted | SQS counts how often it has delivered an event (`ApproximateReceiveCount`), whether or not a handler was called |
-//! | `counts_crashes` | no | no | an event whose handler ends the process is delivered again after each start |
+//! | `counts_crashes` | no | no | an event whose handler ends the process is delivered again after each start, unless a `maxReceiveCount` of your own limits that |
 //! | `backlog` | nearly | nearly | `ApproximateNumberOfMessages`, which follows within a minute |
 //! | `max_payload` | 180 KiB | 180 KiB | a message has 256 KiB with everything in it, and bytes that are no text take a third more |
 //! | `replayable` | no | no | what is settled is deleted |
@@ -42,8 +42,15 @@
 //!   longer is delivered again.
 //! - **A process that does not answer** loses what it has after [`visibility_timeout`](AwsBrokerBuilder::visibility_timeout):
 //!   it drops what it has not begun, and its acks are refused. On FIFO it drops with an event what follows in its message
-//!   group. An answer of SQS that was on its way for more than half a second is believed for too long by the rest: another
-//!   process may have the event by then, and order by key may break.
+//!   group. That time counts from when SQS was asked, also where SQS has waited before it answered; what comes by an answer
+//!   for which most of it is over is hidden again before anybody gets it.
+//! - **An event that ends the process** comes again after each start. SQS counts deliveries, and not who was at work. So
+//!   events that come for the third time take turns, one at a time in a process; the one that has its turn is hidden for twice
+//!   as long, so that after a crash the others come first and are handled. Where you have set a redrive policy, an event that
+//!   it would take next is given up with the kind [`Crashed`](eventbus_core::broker::FailureKind::Crashed) before that, but
+//!   not one that is behind another in its message group.
+//! - **A server that wants fewer calls** gets fewer: what waits is tried again after 250 ms, then twice as long up to 16 s.
+//!   `Connection::Slowed` and a line of the log say so; the connection does not count as lost.
 //! - **Acks are deletes**, ten at a time, sent a moment later. A crash repeats those of its last moment.
 //! - **There is no history**: replays, the audit log and cursors that can be moved are refused, and a bus says so.
 //! - `Bus::settled` goes by the counts of SQS, which follow later: what was published by others a
@@ -62,7 +69,7 @@
 //! FIFO topics and queues end in `.fifo`. Tags say the group and the pattern (`*` as `+`, `>` as `@`). The policy of a queue
 //! lets all topics with the prefix send to it. All of it is made where it is missing, or with `?topology=check` has to be
 //! there; a difference is an error with both values. A redrive policy of your own has to allow more deliveries
-//! (`maxReceiveCount`) than the subscription makes attempts.
+//! (`maxReceiveCount`) than the subscription makes attempts, and an event is given up here before that policy takes it.
 //!
 //! Several topics and no filters: a filter policy takes up to 15 minutes until it holds everywhere, in which a new group
 //! would miss events, and one FIFO topic for all would be one bottleneck. Whoever makes a topic looks for the queues whose
@@ -76,17 +83,20 @@
 //! written with `?content_mode=structured`. A message of any other program is an event as well; on a queue of a pattern its
 //! topic is `ce-type` where that fits, or the pattern with `unknown` in place of wildcards.
 //!
-//! SQS lists nothing: whoever looks at dead letters takes all of them out of the queue, looks, and gives them back. Others who
-//! look at the same moment do not see them, and after a crash in between nobody does for 30 s.
+//! SQS lists nothing: whoever looks at dead letters takes all of them out of the queue, up to 10,000, hides them as long as
+//! he looks, and gives them back, also where the look is cut. Others who look at the same moment do not see them, and after a
+//! crash in between nobody does for 30 s.
 //!
 //! # What it costs
 //!
 //! | calls for 1,000 events | many at once | one at a time |
 //! |---|---|---|
-//! | publish | 100 | 1,000 |
-//! | receive, each group | 100 and up | 1,000 |
-//! | delete, each group | 100 and up | up to 1,000 |
+//! | publish | 104 | 1,000 |
+//! | receive, each group | 104 | 1,000 |
+//! | delete, each group | 100 | 1,000 |
 //!
+//! These were counted in front of an emulator (`tests/calls.rs`), which gives ten messages to each call that asks for them. SQS
+//! may give fewer, and a call that waits in vain is one more.
 //! Amazon counts each 64 KiB of a call as one more. An idle subscription makes one call in
 //! [`wait_time`](AwsBrokerBuilder::wait_time), 130,000 in a month, and has one connection open for it; where there is much to
 //! receive, three more that do not wait. What is held costs one call for ten events in a third of `visibility_timeout`.

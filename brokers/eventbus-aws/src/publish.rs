@@ -1,7 +1,7 @@
 //! Publishing: events gather while a batch is on its way, and go ten at a time.
 
 use crate::batches::{LARGEST, MOST, first_batch};
-use crate::connection::{CALL, GONE, Link, Trouble};
+use crate::connection::{CALL, GONE, Link, Trouble, is_throttled, slow_down};
 use crate::names::hash;
 use crate::topology::Topics;
 use crate::wire::{self, MAX_PAYLOAD, Written};
@@ -46,6 +46,8 @@ struct Pending {
     fifo: Option<(String, String)>,
     /// It was sent, and what became of that is not known.
     unsure: bool,
+    /// The server did not want it the last time, since there is too much.
+    slowed: bool,
     deadline: Instant,
     answer: oneshot::Sender<Result<(), PublishError>>,
     _room: OwnedSemaphorePermit,
@@ -132,6 +134,7 @@ impl Outlet {
             topic: topic.clone(),
             fifo,
             unsure: false,
+            slowed: false,
             deadline,
             answer,
             _room: room,
@@ -179,6 +182,7 @@ impl Outlet {
 
     /// Sends a batch until each of it is answered.
     async fn send(&self, mut batch: Vec<Pending>) {
+        let mut slow = 0;
         for tried in 1.. {
             let now = Instant::now();
             let (late, left): (Vec<_>, _) = batch.into_iter().partition(|pending| pending.deadline <= now);
@@ -194,7 +198,13 @@ impl Outlet {
             if batch.is_empty() {
                 return;
             }
-            let pause = if batch.len() < before { pause_before(2) } else { pause_before(tried + 1) };
+            slow = if batch.iter().any(|pending| pending.slowed) { slow + 1 } else { 0 };
+            let pause = match slow {
+                0 if batch.len() < before => pause_before(2),
+                0 => pause_before(tried + 1),
+                slow => slow_down(slow),
+            };
+            batch.iter_mut().for_each(|pending| pending.slowed = false);
             tokio::time::sleep(pause).await;
         }
     }
@@ -215,6 +225,7 @@ impl Outlet {
         let arn = match self.link.topic(&self.topics, &topic).await {
             Ok(arn) => arn,
             Err(Trouble::Passing(_)) => return batch,
+            Err(Trouble::Slow(_)) => return slowed(batch),
             Err(trouble) => {
                 refuse_all(batch, &trouble.explain("make or find the topic in SNS"));
                 return Vec::new();
@@ -238,6 +249,8 @@ impl Outlet {
                 batch.iter_mut().for_each(|pending| pending.unsure = true);
                 batch
             }
+            // It is not stored, for sure.
+            Err(Trouble::Slow(_)) => slowed(batch),
             Err(trouble) if trouble.is(GONE) => {
                 // Somebody has removed it. Made again, it has its queues again.
                 if let Some(name) = self.link.settings.names.topic(topic.as_str()) {
@@ -296,6 +309,12 @@ async fn answered(envelope: &Envelope, answer: Answer) -> Result<(), PublishErro
     })
 }
 
+/// The same, to be sent again in a while.
+fn slowed(mut batch: Vec<Pending>) -> Vec<Pending> {
+    batch.iter_mut().for_each(|pending| pending.slowed = true);
+    batch
+}
+
 fn refuse_all(batch: Vec<Pending>, error: &BrokerError) {
     let said = eventbus_core::chain(error);
     for pending in batch {
@@ -330,7 +349,10 @@ fn answer_each(
                 pending
                     .refuse(format!("{said}; a later event of its key is stored, so it is not sent again"));
             }
-            Some((false, _)) => again.push(pending),
+            Some((false, said)) => {
+                pending.slowed = is_throttled(said);
+                again.push(pending);
+            }
             // An answer that says nothing of an entry leaves it open.
             None if overtaken[number] => {
                 pending.unsure = true;
@@ -377,6 +399,7 @@ mod tests {
                 topic: Topic::from_static("a.b"),
                 fifo: group.map(|group| (group.to_owned(), "id".to_owned())),
                 unsure: false,
+                slowed: false,
                 deadline: Instant::now() + Duration::from_secs(1),
                 answer,
                 _room: Arc::clone(&room).try_acquire_owned().unwrap(),

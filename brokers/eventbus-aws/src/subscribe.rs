@@ -2,11 +2,11 @@
 //! settled.
 
 use crate::batches::MOST;
-use crate::connection::{CALL, GONE, Link, Trouble};
+use crate::connection::{CALL, GONE, Link, Trouble, slow_down};
 use crate::delivery::AwsDeliveries;
 use crate::held::{Arrival, Named, Token};
 use crate::names::hash;
-use crate::subscription::{AHEAD, Subscription};
+use crate::subscription::Subscription;
 use crate::topology::Topics;
 use crate::wire;
 use aws_sdk_sqs::types::{
@@ -18,7 +18,7 @@ use eventbus_core::broker::SubscribeRequest;
 use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_server::cloudevents::base64_encode;
-use eventbus_server::connection::pause_before;
+use eventbus_server::connection::{Failure, patiently, pause_before};
 use jiff::Timestamp;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -51,15 +51,19 @@ pub(crate) async fn open(
             request.group
         )));
     }
-    let dead = link.dead_queue(&request.group).await?;
-    let queue = link.group_queue(topics, &request).await?;
-    let subscription =
-        Arc::new(Subscription::new(Arc::clone(link), (request.group, request.pattern), queue, dead));
+    let open = async || {
+        let dead = link.dead_queue(&request.group).await?;
+        Ok::<_, Failure>((dead, link.group_queue(topics, &request).await?))
+    };
+    // What was made before it failed is there when it is tried again.
+    let (dead, queue) = patiently(&link.server(), link.settings.connect_timeout, open).await?;
+    let subscription = Arc::new(Subscription::new(Arc::clone(link), request, queue, dead));
     let deliveries = AwsDeliveries::new(Arc::clone(&subscription));
     let task = Task {
         subscription: Arc::clone(&subscription),
         calls: JoinSet::new(),
         asking: 0,
+        asked_for: 0,
         waits: false,
         deleting: 0,
         full: false,
@@ -74,7 +78,7 @@ pub(crate) async fn open(
 
 /// What a call has brought.
 enum Done {
-    Received { asked: Instant, hidden: Instant, waited: bool, result: Result<Vec<Message>, Trouble> },
+    Received { asked: Instant, most: usize, waited: bool, result: Result<Vec<Message>, Trouble> },
     Deleted { batch: Vec<Named>, result: Result<Vec<Failed>, Trouble> },
     Extended { asked: Instant, batch: Vec<(Token, Arc<str>, i32)>, result: Result<Vec<Failed>, Trouble> },
     GivenBack,
@@ -82,7 +86,7 @@ enum Done {
 }
 
 /// An entry of a batch that was not done.
-struct Failed {
+pub(crate) struct Failed {
     number: usize,
     /// It stays so.
     lasting: bool,
@@ -95,6 +99,8 @@ struct Task {
     calls: JoinSet<Done>,
     /// How many calls for messages are under way.
     asking: usize,
+    /// How many messages these may bring.
+    asked_for: usize,
     /// One of them waits for what comes.
     waits: bool,
     deleting: usize,
@@ -159,15 +165,21 @@ impl Task {
         self.quiet_until = None;
         let wanted = if self.full { CALLS } else { 1 };
         while self.asking < wanted {
-            let at_hand = self.subscription.state.lock().held.at_hand();
-            if at_hand + (self.asking + 1) * MOST > AHEAD {
+            let room = {
+                let held = &self.subscription.state.lock().held;
+                let ahead = self.subscription.ahead.saturating_sub(held.ahead());
+                ahead.min(self.subscription.hold.saturating_sub(held.count())).saturating_sub(self.asked_for)
+            };
+            if room == 0 {
                 return;
             }
+            let most = room.min(MOST);
             let waits = !self.waits;
             let wait = if waits { self.subscription.link.settings.wait_time } else { Duration::ZERO };
             self.waits = true;
             self.asking += 1;
-            self.calls.spawn(receive(Arc::clone(&self.subscription), wait, waits));
+            self.asked_for += most;
+            self.calls.spawn(receive(Arc::clone(&self.subscription), wait, waits, most));
         }
     }
 
@@ -209,14 +221,7 @@ impl Task {
             (state.held.lapse(now), state.held.next_extensions(now))
         };
         drop(lapsed);
-        for batch in extend {
-            let subscription = Arc::clone(&self.subscription);
-            self.calls.spawn(async move {
-                let asked = Instant::now();
-                let result = hide(&subscription, &batch).await;
-                Done::Extended { asked, batch, result }
-            });
-        }
+        self.extend(extend);
         let is_due = self.looked.is_none_or(|looked| looked + LOOK <= now);
         if is_due && self.subscription.asked.swap(false, Ordering::AcqRel) {
             self.looked = Some(now);
@@ -226,14 +231,26 @@ impl Task {
         }
     }
 
+    fn extend(&mut self, batches: Vec<Vec<(Token, Arc<str>, i32)>>) {
+        for batch in batches {
+            let subscription = Arc::clone(&self.subscription);
+            self.calls.spawn(async move {
+                let asked = Instant::now();
+                let result = hide(&subscription, &batch).await;
+                Done::Extended { asked, batch, result }
+            });
+        }
+    }
+
     fn done(&mut self, done: Done) {
         match done {
-            Done::Received { asked, hidden, waited, result } => {
+            Done::Received { asked, most, waited, result } => {
                 self.asking -= 1;
+                self.asked_for -= most;
                 if waited {
                     self.waits = false;
                 }
-                self.received([asked, hidden], waited, result);
+                self.received(asked, most, waited, result);
             }
             Done::Deleted { batch, result } => {
                 self.deleting -= 1;
@@ -245,19 +262,16 @@ impl Task {
         }
     }
 
-    fn received(
-        &mut self,
-        [asked, hidden]: [Instant; 2],
-        waited: bool,
-        result: Result<Vec<Message>, Trouble>,
-    ) {
+    fn received(&mut self, asked: Instant, most: usize, waited: bool, result: Result<Vec<Message>, Trouble>) {
         let subscription = &self.subscription;
         let messages = match result {
             Ok(messages) => messages,
             Err(trouble) => {
                 self.failures += 1;
                 self.full = false;
-                self.quiet_until = Some(Instant::now() + pause_before(self.failures + 1));
+                let pause =
+                    if let Trouble::Slow(_) = trouble { slow_down } else { |tries| pause_before(tries + 1) };
+                self.quiet_until = Some(Instant::now() + pause(self.failures));
                 if let Trouble::Refused { .. } = trouble {
                     self.quiet_until = Some(Instant::now() + Duration::from_secs(1));
                     let what = format!("ask the queue of the group `{}` for events", subscription.group);
@@ -272,7 +286,7 @@ impl Task {
             }
         };
         self.failures = 0;
-        self.full = messages.len() == MOST;
+        self.full = messages.len() == most;
         if messages.is_empty() && waited && asked.elapsed() < Duration::from_millis(500) {
             // It does not wait, whatever it was asked for.
             self.quiet_until = Some(Instant::now() + IMPATIENT);
@@ -283,17 +297,21 @@ impl Task {
         let arrivals = messages.into_iter().zip(numbers);
         let arrivals: Vec<_> =
             arrivals.filter_map(|(message, number)| arrival(message, number, subscription, fifo)).collect();
-        {
-            let mut state = subscription.state.lock();
+        let extend = {
+            let (mut state, now) = (subscription.state.lock(), Instant::now());
             for arrival in arrivals {
-                state.held.arrive(arrival, hidden);
+                state.held.arrive(arrival, asked, now);
             }
-        }
+            // What SQS was asked for long ago is hidden longer at once.
+            state.held.next_extensions(now)
+        };
         subscription.wake();
+        self.extend(extend);
     }
 
     fn deleted(&mut self, batch: &[Named], result: Result<Vec<Failed>, Trouble>) {
         let all: HashSet<_> = batch.iter().map(|(token, _)| *token).collect();
+        let slow = matches!(result, Err(Trouble::Slow(_)));
         let again = match result {
             Ok(failed) => {
                 let lost: Vec<_> = failed.iter().filter(|failed| failed.lasting).collect();
@@ -307,7 +325,7 @@ impl Task {
                 let again = failed.iter().filter(|failed| !failed.lasting);
                 again.filter_map(|failed| batch.get(failed.number).map(|(token, _)| *token)).collect()
             }
-            Err(Trouble::Passing(_)) => all,
+            Err(Trouble::Passing(_) | Trouble::Slow(_)) => all,
             Err(trouble) => {
                 log::warn!(
                     target: "eventbus", group = %printable(&self.subscription.group), error = %printable(&trouble),
@@ -317,7 +335,7 @@ impl Task {
             }
         };
         if !again.is_empty() {
-            self.deletes_from = Some(Instant::now() + pause_before(4));
+            self.deletes_from = Some(Instant::now() + if slow { slow_down(1) } else { pause_before(4) });
         }
         self.subscription.state.lock().held.deleted(batch, &again);
     }
@@ -347,6 +365,8 @@ impl Task {
             state.held.lose(&lost)
         };
         drop(dropped);
+        // Some may have waited for this.
+        self.subscription.wake();
     }
 }
 
@@ -397,17 +417,12 @@ pub(crate) fn with_texts<T>(message: &Message, sent: u128, read: impl FnOnce(&wi
     })
 }
 
-async fn receive(subscription: Arc<Subscription>, wait: Duration, waited: bool) -> Done {
+async fn receive(subscription: Arc<Subscription>, wait: Duration, waited: bool, most: usize) -> Done {
     let (link, asked) = (&subscription.link, Instant::now());
-    let result = link.receive(&subscription.queue.url, wait, link.settings.visibility_timeout).await;
-    // SQS hides a message from when it answers on, which is later than it was asked by as long as it has waited; what was
-    // hidden last is the shorter time.
-    let hidden = if wait.is_zero() { asked } else { asked.max(Instant::now() - ANSWER) };
-    Done::Received { asked, hidden, waited, result }
+    let (queue, visibility) = (&subscription.queue.url, link.settings.visibility_timeout);
+    let result = link.receive(queue, wait, visibility, most).await;
+    Done::Received { asked, most, waited, result }
 }
-
-/// So long an answer may have been on its way.
-const ANSWER: Duration = Duration::from_millis(500);
 
 async fn delete(subscription: Arc<Subscription>, batch: Vec<Named>) -> Done {
     let entries = batch.iter().enumerate().map(|(number, (_, handle))| {
@@ -423,7 +438,10 @@ async fn delete(subscription: Arc<Subscription>, batch: Vec<Named>) -> Done {
 }
 
 /// Has SQS hide each for so many seconds from now.
-async fn hide(subscription: &Subscription, batch: &[(Token, Arc<str>, i32)]) -> Result<Vec<Failed>, Trouble> {
+pub(crate) async fn hide(
+    subscription: &Subscription,
+    batch: &[(Token, Arc<str>, i32)],
+) -> Result<Vec<Failed>, Trouble> {
     let entries = batch.iter().enumerate().map(|(number, (_, handle, seconds))| {
         let entry = ChangeMessageVisibilityBatchRequestEntry::builder().id(number.to_string());
         let entry = entry.receipt_handle(&**handle).visibility_timeout(*seconds);
@@ -450,13 +468,14 @@ impl Link {
         queue: &str,
         wait: Duration,
         visibility: Duration,
+        most: usize,
     ) -> Result<Vec<Message>, Trouble> {
         let seconds = |time: Duration| i32::try_from(time.as_secs()).unwrap_or(i32::MAX);
         let call = self
             .sqs
             .receive_message()
             .queue_url(queue)
-            .max_number_of_messages(10)
+            .max_number_of_messages(i32::try_from(most).unwrap_or(1))
             .wait_time_seconds(seconds(wait))
             .visibility_timeout(seconds(visibility))
             .message_attribute_names("All")

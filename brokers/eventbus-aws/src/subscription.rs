@@ -4,6 +4,7 @@ use crate::connection::Link;
 use crate::held::{Held, Token, Waiting};
 use crate::topology::Queue;
 use eventbus_core::Pattern;
+use eventbus_core::broker::SubscribeRequest;
 use eventbus_core::foreign;
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::waiters::Waiters;
@@ -12,8 +13,8 @@ use std::sync::atomic::AtomicBool;
 use std::task::Waker;
 use tokio::sync::Notify;
 
-/// How many messages are asked for ahead of the reader.
-pub(crate) const AHEAD: usize = 64;
+/// How many messages are asked for ahead of the reader, at most.
+const AHEAD: usize = 64;
 
 /// A subscription, as long as its task runs.
 pub(crate) struct Subscription {
@@ -23,6 +24,12 @@ pub(crate) struct Subscription {
     pub(crate) queue: Queue,
     /// Where its dead letters go.
     pub(crate) dead: String,
+    /// How many messages it may hold.
+    pub(crate) hold: usize,
+    /// How many of these may wait for the reader.
+    pub(crate) ahead: usize,
+    /// How often SQS may deliver an event.
+    pub(crate) deliveries: u32,
     pub(crate) state: Lock<State>,
     /// Wakes the task: there is room, something is settled, or the end.
     pub(crate) bell: Notify,
@@ -48,12 +55,11 @@ pub(crate) struct State {
 }
 
 impl Subscription {
-    pub(crate) fn new(
-        link: Arc<Link>,
-        (group, pattern): (String, Pattern),
-        queue: Queue,
-        dead: String,
-    ) -> Self {
+    pub(crate) fn new(link: Arc<Link>, request: SubscribeRequest, queue: Queue, dead: String) -> Self {
+        let SubscribeRequest { group, pattern, hold, .. } = request;
+        // A redrive policy takes what was delivered more often than it says. Without one the count says nothing: what is
+        // given back as a process ends in order is counted too.
+        let deliveries = queue.redrive.unwrap_or(u32::MAX);
         let state = State {
             held: Held::new(link.settings.visibility_timeout),
             waker: None,
@@ -69,6 +75,9 @@ impl Subscription {
             pattern,
             queue,
             dead,
+            hold: hold.max(1),
+            ahead: hold.clamp(1, AHEAD),
+            deliveries,
             state: Lock::new(Rank::BROKER_INNER, state),
             bell: Notify::new(),
             asked: AtomicBool::new(false),
@@ -123,6 +132,16 @@ impl Subscription {
         }
         self.wake();
         self.bell.notify_one();
+    }
+
+    /// The task is ended from outside: whoever reads, or waits for it, is not to wait any more.
+    pub(crate) fn abandon(&self) {
+        {
+            let mut state = self.state.lock();
+            (state.closed, state.ends, state.ended) = (true, true, true);
+        }
+        self.wake();
+        self.changed.tell();
     }
 
     /// Resolves once the task has ended.

@@ -6,6 +6,7 @@ use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use eventbus_core::broker::{SubscribeRequest, Topology};
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::{BrokerError, Pattern, Topic};
+use eventbus_server::connection::Failure;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ const PATTERN_TAG: &str = "eventbus-pattern";
 pub(crate) struct Queue {
     pub(crate) url: String,
     pub(crate) arn: String,
+    /// How often SQS delivers a message, before its redrive policy takes it.
+    pub(crate) redrive: Option<u32>,
 }
 
 /// The topics that this process has published to, by their names, with what Amazon calls them.
@@ -202,11 +205,11 @@ impl Link {
         &self,
         topics: &Topics,
         request: &SubscribeRequest,
-    ) -> Result<Queue, BrokerError> {
+    ) -> Result<Queue, Failure> {
         let name = self.settings.names.queue(&request.group, &request.pattern);
         let url = self.queue(&name, &request.group, Some(&request.pattern)).await?;
         let explain =
-            |what: &str, trouble: Trouble| trouble.explain(format_args!("{what} the queue `{name}`"));
+            |what: &str, trouble: Trouble| trouble.failure(format_args!("{what} the queue `{name}`"));
         let wanted = [
             Attribute::QueueArn,
             Attribute::Policy,
@@ -216,17 +219,17 @@ impl Link {
         let attributes =
             self.attributes(&url, &wanted).await.map_err(|trouble| explain("look at", trouble))?;
         let arn = attributes.get(&Attribute::QueueArn).cloned().unwrap_or_default();
-        self.check_retention(&name, &attributes)?;
-        check_redrive(&name, attributes.get(&Attribute::RedrivePolicy), request.retries)?;
-        let queue = Queue { url, arn };
+        self.check_retention(&name, &attributes).map_err(Failure::Lasting)?;
+        let redrive = check_redrive(&name, attributes.get(&Attribute::RedrivePolicy), request.retries);
+        let queue = Queue { url, arn, redrive: redrive.map_err(Failure::Lasting)? };
         let source = self.source_pattern(&queue.arn);
         let policy = attributes.get(&Attribute::Policy);
         if !allows(policy, &source) {
             if self.settings.topology == Topology::Check {
-                return Err(BrokerError::new(format!(
+                return Err(Failure::Lasting(BrokerError::new(format!(
                     "the policy of the queue `{name}` does not let the topics `{source}` send to it; allow `sqs:SendMessage` to \
                      `sns.amazonaws.com` from there, or let it be changed (`topology=create`)"
-                )));
+                ))));
             }
             let policy = with_permission(policy, &queue.arn, &source);
             let call =
@@ -241,13 +244,27 @@ impl Link {
 
     async fn join_topics(&self, topics: &Topics, pattern: &Pattern, queue: &Queue) -> Result<(), Trouble> {
         if let Ok(topic) = Topic::new(pattern.as_str()) {
-            let topic = self.topic(topics, &topic).await?;
-            return self.join_or_check(&topic, &queue.arn).await;
+            let there = self.topic(topics, &topic).await?;
+            return match self.join_or_check(&there, &queue.arn).await {
+                Err(trouble) if trouble.is(GONE) => {
+                    // Somebody has removed it since this process has met it.
+                    topics.forget(&self.topic_name(topic.as_str())?);
+                    let made = self.topic(topics, &topic).await?;
+                    self.join_or_check(&made, &queue.arn).await
+                }
+                joined => joined,
+            };
         }
+        let makes = self.settings.topology == Topology::Create;
         for topic in self.topics().await? {
             let name = self.settings.names.topic_of(last_part(&topic));
-            if name.is_some_and(|name| pattern.matches(name.as_str())) {
-                self.join_or_check(&topic, &queue.arn).await?;
+            if name.is_none_or(|name| !pattern.matches(name.as_str())) {
+                continue;
+            }
+            match self.join_or_check(&topic, &queue.arn).await {
+                // Somebody removes it just now. Who makes it again looks for the queue of this pattern.
+                Err(trouble) if makes && trouble.is(GONE) => {}
+                joined => joined?,
             }
         }
         Ok(())
@@ -293,20 +310,20 @@ impl Link {
     }
 
     /// The queue of dead letters of a group, made or checked.
-    pub(crate) async fn dead_queue(&self, group: &str) -> Result<String, BrokerError> {
+    pub(crate) async fn dead_queue(&self, group: &str) -> Result<String, Failure> {
         self.queue(&self.settings.names.dead(group), group, None).await
     }
 
-    async fn queue(&self, name: &str, group: &str, pattern: Option<&Pattern>) -> Result<String, BrokerError> {
+    async fn queue(&self, name: &str, group: &str, pattern: Option<&Pattern>) -> Result<String, Failure> {
         let explain =
-            |what: &str, trouble: Trouble| trouble.explain(format_args!("{what} the queue `{name}`"));
+            |what: &str, trouble: Trouble| trouble.failure(format_args!("{what} the queue `{name}`"));
         if let Some(url) = self.queue_url(name).await.map_err(|trouble| explain("look for", trouble))? {
             return Ok(url);
         }
         if self.settings.topology == Topology::Check {
-            return Err(BrokerError::new(format!(
+            return Err(Failure::Lasting(BrokerError::new(format!(
                 "there is no queue `{name}`, which the group `{group}` needs; make it, or let it be made (`topology=create`)"
-            )));
+            ))));
         }
         let retention = self.settings.retention_age.filter(|_| pattern.is_some()).unwrap_or(RETENTION);
         let mut call = self
@@ -352,23 +369,38 @@ impl Link {
     }
 }
 
-/// SQS gives up after so many deliveries by itself: it must not do so before we do, with the reason.
-fn check_redrive(name: &str, policy: Option<&String>, retries: u32) -> Result<(), BrokerError> {
-    let Some(policy) = policy.filter(|policy| !policy.is_empty()) else { return Ok(()) };
-    let policy: Value = serde_json::from_str(policy).unwrap_or_default();
-    let most = match &policy["maxReceiveCount"] {
+/// SQS gives up after so many deliveries by itself: it must not do so before we do, with the reason. How many it allows,
+/// where it does.
+fn check_redrive(name: &str, policy: Option<&String>, retries: u32) -> Result<Option<u32>, BrokerError> {
+    let Some(policy) = policy.filter(|policy| !policy.is_empty()) else { return Ok(None) };
+    let parsed: Value = serde_json::from_str(policy).unwrap_or_default();
+    let most = match &parsed["maxReceiveCount"] {
         Value::String(text) => text.parse().ok(),
         number => number.as_u64(),
     };
+    let Some(most) = most else {
+        return Err(BrokerError::new(format!(
+            "the redrive policy of the queue `{name}` has no `maxReceiveCount` that can be read: `{policy}`; correct it, or \
+             remove it"
+        )));
+    };
+    let target = parsed["deadLetterTargetArn"].as_str().unwrap_or_default();
+    if last_part(target) == name {
+        return Err(BrokerError::new(format!(
+            "the redrive policy of the queue `{name}` moves messages to the queue itself; name another one \
+             (`deadLetterTargetArn`), or remove the policy"
+        )));
+    }
     let attempts = u64::from(retries) + 1;
-    match most {
-        Some(most) if most <= attempts => Err(BrokerError::new(format!(
+    if most <= attempts {
+        return Err(BrokerError::new(format!(
             "SQS itself gives a message of the queue `{name}` up after {most} deliveries (`maxReceiveCount` of its redrive \
              policy), and the subscription makes {attempts} attempts: the dead letter would not say why; set \
              `maxReceiveCount` above {attempts}, or remove the policy"
-        ))),
-        _ => Ok(()),
+        )));
     }
+    // One delivery less, so that we give it up first.
+    Ok(Some(u32::try_from(most - 1).unwrap_or(u32::MAX)))
 }
 
 /// Whether a policy lets these topics send.
@@ -429,12 +461,21 @@ mod tests {
             (policy("\"5\""), true),
             (policy("6"), false),
             (policy("\"1000\""), false),
+            (policy("null"), true),
+            (Some("garbage".to_owned()), true),
+            (Some(r#"{"maxReceiveCount":9,"deadLetterTargetArn":"arn:aws:sqs:r:1:q"}"#.to_owned()), true),
         ] {
             let checked = check_redrive("q", policy.as_ref(), 4);
             assert_eq!(checked.is_err(), refused, "{policy:?}");
             if let Err(error) = checked {
-                assert!(error.to_string().contains("above 5"), "{error}");
+                let error = error.to_string();
+                assert!(error.contains("above 5") || error.contains("or remove"), "{error}");
             }
         }
+        assert_eq!(
+            check_redrive("q", policy("6").as_ref(), 4).unwrap(),
+            Some(5),
+            "we give up before SQS does"
+        );
     }
 }

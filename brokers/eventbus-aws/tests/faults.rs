@@ -2,14 +2,17 @@
 
 mod support;
 
-use eventbus::broker::Broker;
+use eventbus::broker::{Broker, Connection};
 use eventbus::{Backoff, Bus, Delivery, PublishError};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::proxy::Proxy;
-use support::{PATIENCE, ack, connect, event, number, prefix, receive, request, server, until, url, url_at};
+use support::servers::Server;
+use support::{
+    PATIENCE, ack, connect, event, failure, number, prefix, receive, request, server, until, url, url_at,
+};
 
 /// What a bus has handled.
 type Handled = Arc<Mutex<Vec<u64>>>;
@@ -155,4 +158,57 @@ async fn a_shutdown_during_an_outage_ends_in_time_and_says_what_is_not_known() {
     let _ = tokio::time::timeout(PATIENCE, bus.shutdown()).await.expect("it ends");
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     assert!(publishing.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_server_that_stands_still_for_a_while_loses_nothing_that_was_confirmed() {
+    let (server, prefix) = (Server::up("aws", "aws-faults-pause"), prefix());
+    let bus = bus(&url_at(&server.url(), &prefix, true)).await;
+    let handled = handling(&bus, "order.placed").await;
+    let publish = |numbers: std::ops::Range<u64>| {
+        let bus = bus.clone();
+        tokio::spawn(async move {
+            let mut confirmed = BTreeSet::new();
+            for number in numbers {
+                let published = bus.publish_envelope((*event("order.placed", "k", number)).clone());
+                if published.await.is_ok() {
+                    confirmed.insert(number);
+                }
+            }
+            confirmed
+        })
+    };
+    let before = publish(0..20).await.unwrap();
+    server.order("pause");
+    let during = publish(20..40);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!during.is_finished(), "nobody has confirmed them");
+    server.order("continue");
+    let confirmed: BTreeSet<_> = before.union(&during.await.unwrap()).copied().collect();
+    until("all that was confirmed is handled", async || {
+        let handled: BTreeSet<_> = handled.lock().unwrap().iter().copied().collect();
+        confirmed.is_subset(&handled)
+    })
+    .await;
+    assert_eq!(confirmed.len(), 40, "publishes wait for the server");
+    bus.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn after_a_server_was_killed_with_all_that_it_had_publishes_go_on_and_readers_are_told() {
+    let (server, prefix) = (Server::up("aws", "aws-faults-kill"), prefix());
+    let broker = connect(&url_at(&server.url(), &prefix, false)).await;
+    let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+    broker.publish(event("a.b", "k", 1)).await.unwrap();
+    ack(receive(&mut deliveries, 1).await.remove(0)).await;
+    server.order("kill");
+    until("the loss is known", async || matches!(broker.connection(), Connection::Lost { .. })).await;
+    server.order("restart");
+    // An emulator that is killed has forgotten its queues, as Amazon has after somebody has removed them.
+    let said = failure(&mut deliveries).await;
+    assert!(said.contains("open the subscription anew"), "{said}");
+    drop(deliveries);
+    let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+    broker.publish(event("a.b", "k", 2)).await.unwrap();
+    assert_eq!(number(&receive(&mut deliveries, 1).await[0]), 2);
 }

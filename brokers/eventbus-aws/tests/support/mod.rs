@@ -4,6 +4,7 @@
 
 #[path = "../../../eventbus-server/tests/support/cpu.rs"]
 pub mod cpu;
+pub mod gateway;
 #[path = "../../../eventbus-server/tests/support/proxy.rs"]
 pub mod proxy;
 #[path = "../../../eventbus-server/tests/support/servers.rs"]
