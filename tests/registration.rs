@@ -56,6 +56,7 @@ async fn ship(
     timeout = "2m",
     concurrency = 16,
     start = "earliest",
+    competing = true,
     dead_letter = false,
     replay = false
 )]
@@ -206,15 +207,18 @@ fn each_option_reaches_the_registry() {
     let book = one("book");
     assert_eq!((&*book.pattern, &*book.group), ("order.>", "ledger"));
     assert!(book.event.is_none() && book.publishes.is_none() && book.docs.is_empty());
+    // Each by its name, so that a new one has to be written above.
     let options = eventbus::subscription::Options {
         retries: Some(8),
         backoff: Some(Backoff::new(Duration::from_millis(200), Duration::from_secs(60))),
         timeout: Some(Duration::from_secs(120)),
         concurrency: Some(16),
         start: Some(Start::Earliest),
+        competing: Some(true),
         dead_letter: Some(false),
         replay: Some(false),
-        ..eventbus::subscription::Options::DEFAULT
+        batch: None,
+        linger: None,
     };
     assert_eq!(book.options, options);
 }

@@ -4,6 +4,7 @@
 use crate::event::{EventMeta, Key};
 use crate::outcome::Outcome;
 use crate::registry::Catalog;
+use crate::subscription::with_options;
 use eventbus_grammar::{Text, check_pattern, check_topic, distance, is_group, is_near, matches, overlap};
 use std::fmt::Display;
 use std::time::Duration;
@@ -242,23 +243,18 @@ impl<T: Display> Shown for T {
     }
 }
 
-/// What each option of `#[subscribe]` is, under its own word, so that the compiler's message points at the word.
-#[allow(non_camel_case_types, reason = "named after the options")]
-pub mod option {
-    use crate::backoff::Backoff;
-    use crate::broker::Start;
-    use std::time::Duration;
-
-    pub type retries = u32;
-    pub type backoff = Backoff;
-    pub type timeout = Duration;
-    pub type concurrency = usize;
-    pub type start = Start;
-    pub type dead_letter = bool;
-    pub type replay = bool;
-    pub type batch = usize;
-    pub type linger = Duration;
+macro_rules! option_types {
+    (every { $($(#[$every_doc:meta])* $every:ident: $every_type:ty,)* }
+     batch { $($(#[$batch_doc:meta])* $batch:ident: $batch_type:ty,)* }) => {
+        /// What each option of `#[subscribe]` is, under its own word, so that the compiler's message points at the word.
+        #[allow(non_camel_case_types, reason = "named after the options")]
+        pub mod option {
+            $(pub type $every = $every_type;)*
+            $(pub type $batch = $batch_type;)*
+        }
+    };
 }
+with_options!(option_types);
 
 /// One outcome for every member of a batch.
 pub fn all(members: usize, outcome: Outcome) -> Vec<Outcome> {
