@@ -120,10 +120,21 @@ const STEPS: &[Step] = &[
         &["clippy", "-p", "shop", "--features", ALL_BROKERS, "--all-targets", "--", "-D", "warnings"],
     ),
     Step {
-        purpose: "the shop on all brokers",
+        purpose: "the shop on all brokers, and on several machines",
         environment: &[],
         needs: Needs::Servers,
-        arguments: &["test", "-p", "shop", "--features", ALL_BROKERS, "--test", "addresses"],
+        arguments: &[
+            "test",
+            "-p",
+            "shop",
+            "--features",
+            ALL_BROKERS,
+            "--no-fail-fast",
+            "--test",
+            "addresses",
+            "--test",
+            "machines",
+        ],
         tests: Tests::Named,
     },
 ];

@@ -7,6 +7,7 @@ use crate::orders::Orders;
 use crate::serve;
 use clap::{Args, Parser, Subcommand};
 use eventbus::BoxError;
+use eventbus::bus::BusBuilder;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::net::SocketAddr;
@@ -22,6 +23,9 @@ pub struct Cli {
     /// The file of the shop's own database
     #[arg(long, global = true, value_name = "FILE", default_value = "shop-data.db")]
     data: PathBuf,
+    /// Run the consumers of these groups and no others: the role of this machine
+    #[arg(long, global = true, value_name = "GROUP", value_delimiter = ',')]
+    only: Vec<String>,
     #[command(flatten)]
     options: eventbus_cli::Options,
     #[command(subcommand)]
@@ -67,13 +71,13 @@ struct Generate {
 impl Cli {
     /// Does what the arguments say.
     pub async fn run(self) -> ExitCode {
-        let Self { data, options, verb } = self;
+        let Self { data, only, options, verb } = self;
         let done = match verb {
-            Verb::Serve(serve) => serve.run(data, &options.url).await,
+            Verb::Serve(serve) => serve.run(data, only, &options.url).await,
             Verb::Import(import) => import.run(data, &options.url).await,
             Verb::Generate(generate) => generate.run(),
             Verb::Bus(command) => {
-                let build = async || Ok::<_, BoxError>(crate::bus(&Database::open(data)?, &options.url));
+                let build = async || Ok::<_, BoxError>(bus(&Database::open(data)?, only, &options.url));
                 return command.execute_with(build, &options).await;
             }
         };
@@ -85,11 +89,11 @@ impl Cli {
 }
 
 impl Serve {
-    async fn run(self, data: PathBuf, url: &str) -> Result<ExitCode, BoxError> {
+    async fn run(self, data: PathBuf, only: Vec<String>, url: &str) -> Result<ExitCode, BoxError> {
         tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).init();
         let stop = serve::signals()?;
         let database = Database::open(data)?;
-        let bus = crate::bus(&database, url).connect(url).await?;
+        let bus = bus(&database, only, url).connect(url).await?;
         let listener = TcpListener::bind(self.listen)
             .await
             .map_err(|error| format!("cannot listen on {}: {error}", self.listen))?;
@@ -131,6 +135,12 @@ impl Generate {
             _ => Ok(ExitCode::SUCCESS),
         }
     }
+}
+
+/// The bus of a machine that has a role, or all of them.
+fn bus(database: &Database, only: Vec<String>, url: &str) -> BusBuilder {
+    let bus = crate::bus(database, url);
+    if only.is_empty() { bus } else { bus.only(only) }
 }
 
 /// An error, and what caused it.

@@ -30,7 +30,10 @@ pub enum ReserveError {
 /// Reserves all items of an order or none, and publishes that it did.
 ///
 /// A redelivery finds the reservation and publishes again; its consumers are as idempotent as this one.
-#[subscribe(replay = false)]
+///
+/// `competing`: an order is one event, and which one comes first to the stock means nothing. So all machines that have
+/// this role reserve at once, also on brokers that let one at a time handle what has an order.
+#[subscribe(competing = true, replay = false)]
 async fn reserve(order: OrderPlaced, database: State<Database>) -> Result<InventoryReserved, ReserveError> {
     database
         .transaction(move |transaction| {

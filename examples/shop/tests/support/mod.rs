@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub(crate) mod address;
+pub(crate) mod machine;
 
 use eventbus::Bus;
 use eventbus::bus::BusBuilder;
