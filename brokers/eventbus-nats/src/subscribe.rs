@@ -96,6 +96,10 @@ pub(crate) async fn open(
     );
     let subscription = Arc::new(subscription);
     subscription.stance.begin(owner.is_some());
+    if competing {
+        // What comes before the first look at the clock is not late.
+        subscription.is_sure_from(Instant::now());
+    }
     let deliveries = NatsDeliveries::new(Arc::clone(&subscription), warnings, owner);
     let task = Task {
         connection,
