@@ -98,14 +98,14 @@ impl Shared {
         tasks.push(task);
     }
 
-    fn subscriptions(&self) -> Vec<Arc<Subscription>> {
+    pub(crate) fn subscriptions(&self) -> Vec<Arc<Subscription>> {
         let mut subscriptions = self.subscriptions.lock();
         subscriptions.retain(|one| !one.state.lock().ended);
         subscriptions.clone()
     }
 
     /// Resolves once the server has nothing for the subscriptions of this process, and they have nothing of it.
-    async fn settled(&self) {
+    pub(crate) async fn settled(&self) {
         let mut before = None;
         loop {
             let mut delivered = Vec::new();

@@ -33,6 +33,8 @@ const ATTEMPT: Duration = Duration::from_secs(3);
 pub(crate) const ANSWER: Duration = Duration::from_secs(5);
 /// A client that has ended after a shorter time than this is not replaced at once.
 const SHORT: Duration = Duration::from_secs(10);
+/// Why a connection is lost, before more is known.
+const ENDED: &str = "the server has ended it, or does not answer any more";
 
 /// The connection, and what is known of it.
 pub(crate) struct Link {
@@ -189,7 +191,7 @@ impl Link {
         self.state.is_up();
         if client.connection_state() != State::Connected {
             // What it has said of that was not heeded yet.
-            self.state.is_lost("the server has ended it, or does not answer any more");
+            self.state.is_lost(ENDED);
         }
         Ok(ended)
     }
@@ -397,7 +399,17 @@ async fn connect(
     let (ends, ended) = oneshot::channel();
     let is_made = Arc::new(AtomicBool::new(false));
     let (state, denied, heeded) = (Arc::clone(state), Arc::clone(denied), Arc::clone(&is_made));
-    let options = options(settings).await.map_err(Failure::Lasting)?.event_callback(move |event| {
+    let (ends_here, counts) = (Arc::clone(&state), Arc::clone(&is_made));
+    let options = options(settings).await.map_err(Failure::Lasting)?;
+    // It is asked before there is another connection, and the callback below a little later: by then something could be on
+    // its way to another stream than it was meant for.
+    let options = options.reconnect_delay_callback(move |attempt| {
+        if counts.load(Ordering::Acquire) {
+            ends_here.is_lost(ENDED);
+        }
+        pause_before(attempt)
+    });
+    let options = options.event_callback(move |event| {
         // The client has it as long as it lives: so its end is seen, which it tells nobody where it panics.
         let _ = &ends;
         if heeded.load(Ordering::Acquire) {
@@ -416,8 +428,7 @@ async fn options(settings: &Settings) -> Result<ConnectOptions, BrokerError> {
         .require_tls(settings.tls)
         .ping_interval(PING_INTERVAL)
         .connection_timeout(ATTEMPT)
-        .request_timeout(Some(ANSWER))
-        .reconnect_delay_callback(pause_before);
+        .request_timeout(Some(ANSWER));
     options = match &settings.login {
         Login::Nobody => options,
         Login::User(user, password) => options.user_and_password(user.clone(), password.reveal().to_owned()),
@@ -454,7 +465,7 @@ fn hear(state: &ConnectionState, denied: &Denied, event: &Event) {
     match event {
         Event::Connected => state.is_up(),
         Event::Disconnected | Event::Closed => {
-            state.is_lost("the server has ended it, or does not answer any more")
+            state.is_lost(ENDED);
         }
         Event::ClientError(error) if state.lost().is_some() => state.is_lost(&error.to_string()),
         Event::ServerError(ServerError::Other(said))

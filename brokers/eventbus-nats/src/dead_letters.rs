@@ -2,10 +2,11 @@
 
 use crate::broker::Shared;
 use crate::connection::{Link, Nothing, Refusal};
+use crate::intake::Which;
 use crate::publish::Other;
 use crate::scan::{Part, Scan};
 use crate::topology::{filters, owner};
-use crate::unreadable::{Stored, Which};
+use crate::unreadable::{self, Stored};
 use crate::wire::{self, AGAIN, MENDED};
 use async_nats::HeaderMap;
 use async_nats::header::{HeaderName, HeaderValue};
@@ -26,8 +27,19 @@ const CONSUMER: &str = "eventbus-consumer";
 /// What stands before each header of a dead letter.
 const PREFIX: &str = "eventbus-dead-letter-";
 
-/// The message that keeps a dead letter.
-pub(crate) fn dead_letter(link: &Link, letter: &DeadLetter, consumer: &str) -> Result<Other, BrokerError> {
+/// By this the server knows the dead letter again of an event: where the process ends between that and the ack, the event
+/// fails once more, and is not kept twice. The event of the same number in a stream that is made anew is another one.
+pub(crate) fn id_of(consumer: &str, Which { sequence, stored }: Which) -> String {
+    format!("{consumer}/{sequence}/{}", stored.as_nanosecond())
+}
+
+/// The message that keeps a dead letter; `id`: by that the server knows it again.
+pub(crate) fn dead_letter(
+    link: &Link,
+    letter: &DeadLetter,
+    consumer: &str,
+    id: String,
+) -> Result<Other, BrokerError> {
     let mode = link.settings.content_mode;
     let written = wire::write(&letter.envelope, mode)
         .map_err(|error| BrokerError::new("cannot write the dead letter").with_cause(error))?;
@@ -40,8 +52,7 @@ pub(crate) fn dead_letter(link: &Link, letter: &DeadLetter, consumer: &str) -> R
         }
     }
     headers.insert(CONSUMER, consumer);
-    // Where the process ends between this and the ack, the event fails once more, and is not kept twice.
-    headers.insert("Nats-Msg-Id", format!("{consumer}/{}", letter.offset));
+    headers.insert("Nats-Msg-Id", id);
     let subject = link.settings.dead_subject(&letter.group, letter.envelope.topic().as_str());
     Ok(Other { subject, headers, payload: written.payload })
 }
@@ -169,7 +180,7 @@ impl Shared {
 
     /// A message of a stream; none, where it is not there (any more).
     pub(crate) async fn message(&self, stream: &str, sequence: u64) -> Result<Option<Stored>, BrokerError> {
-        let found = self.link.stored(stream, Which { seq: sequence, next_by_subj: None }).await;
+        let found = self.link.stored(stream, unreadable::Which { seq: sequence, next_by_subj: None }).await;
         found.map_err(|refusal| self.link.explain(format_args!("read the stream `{stream}`"), refusal))
     }
 
@@ -194,7 +205,9 @@ impl Shared {
         let written = wire::write(&envelope, settings.content_mode)
             .map_err(|error| BrokerError::new("cannot write the event").with_cause(error))?;
         let mut headers = written.headers;
-        headers.insert("Nats-Msg-Id", format!("{}/{id}", settings.dead()));
+        // The stream of dead letters may be made anew, and has the same numbers then.
+        let stored = message.time.as_nanosecond();
+        headers.insert("Nats-Msg-Id", format!("{}/{id}/{stored}", settings.dead()));
         headers.insert(AGAIN, self.first_place(letter.offset).await?.to_string());
         if mends {
             headers.insert(MENDED, "true");
@@ -259,8 +272,7 @@ impl Shared {
         for (id, letter) in self.find_dead_letters(query).await? {
             let mut letter = (*letter).clone();
             to.clone_into(&mut letter.group);
-            let mut message = dead_letter(&self.link, &letter, "")?;
-            message.headers.insert("Nats-Msg-Id", format!("renamed/{to}/{id}"));
+            let message = dead_letter(&self.link, &letter, "", format!("renamed/{to}/{id}"))?;
             self.outlet.store("the dead letter", message).await?;
             if let Some(id) = place(&id) {
                 self.remove_dead_letter(id).await?;

@@ -1,7 +1,7 @@
 //! Deliveries of a subscription, and what settles them.
 
-use crate::dead_letters::dead_letter;
-use crate::intake::{Settled, Waiting};
+use crate::dead_letters::{dead_letter, id_of};
+use crate::intake::{Settled, Waiting, Which};
 use crate::notes;
 use crate::subscription::{ACK, AHEAD, Stale, Subscription};
 use crate::suspects::After;
@@ -116,7 +116,7 @@ impl NatsSettler {
             }
         };
         let Some(Settled { reply, noted }) = settled else { return Err(lost(subscription)) };
-        if subscription.link.state.lost().is_none() && subscription.send_now(reply, ACK) {
+        if subscription.tell_now(reply, ACK) {
             subscription.state.lock().intake.ack_was_sent(sequence);
         } else {
             subscription.bell.notify_one();
@@ -155,7 +155,15 @@ impl Settler for NatsSettler {
             if !subscription.competing && !subscription.is_sure(receipt.token) {
                 return Err(lost(&subscription));
             }
-            let message = dead_letter(&subscription.link, &letter, &subscription.consumer)?;
+            let stored = {
+                let state = subscription.state.lock();
+                let may_settle = subscription.may_settle(&state.intake, receipt.token);
+                state.intake.stored(sequence(&receipt)).filter(|_| may_settle)
+            };
+            let Some(stored) = stored else { return Err(lost(&subscription)) };
+            let consumer = &subscription.consumer;
+            let id = id_of(consumer, Which { sequence: sequence(&receipt), stored });
+            let message = dead_letter(&subscription.link, &letter, consumer, id)?;
             subscription.outlet.store("the dead letter", message).await?;
             Self(subscription).settle(&receipt)
         })
@@ -165,17 +173,19 @@ impl Settler for NatsSettler {
         let (subscription, sequence) = (Arc::clone(&self.0), sequence(receipt));
         let (attempt, epoch) = (receipt.attempt, receipt.token);
         BrokerFuture::new(async move {
-            {
+            let stored = {
                 let mut state = subscription.state.lock();
-                if !subscription.may_settle(&state.intake, epoch) || !state.intake.holds(sequence) {
-                    drop(state);
-                    return Err(lost(&subscription));
-                }
+                let may_settle = subscription.may_settle(&state.intake, epoch);
                 // It is removed once the delivery is settled, wherever the writing of it has come by then.
-                state.intake.note(sequence);
-            }
+                if may_settle {
+                    state.intake.note(sequence);
+                }
+                state.intake.stored(sequence).filter(|_| may_settle)
+            };
+            let Some(stored) = stored else { return Err(lost(&subscription)) };
+            let which = Which { sequence, stored };
             let note =
-                notes::write(&subscription.link.settings, &subscription.consumer, sequence, attempt, parked);
+                notes::write(&subscription.link.settings, &subscription.consumer, which, attempt, parked);
             let parked = subscription.outlet.store("the time of the next attempt", note).await;
             // Whatever became of that, the attempt has ended, and with it the process has not.
             if subscription.end_attempt(sequence) {

@@ -307,6 +307,66 @@ async fn a_group_that_is_opened_after_a_cut_move_skips_nothing() {
 }
 
 #[tokio::test]
+async fn nothing_is_settled_until_it_is_known_which_stream_there_is() {
+    let place = Place::new();
+    let (first, second) = (place.broker().await, place.broker().await);
+    let mut request = SubscribeRequest::new("g", Pattern::new(">").unwrap());
+    request.competing = true;
+    let mut deliveries = first.subscribe(request.clone()).await.unwrap();
+    let publish = async |number: u64| {
+        let event = Envelope::from_json(Topic::from_static("a.b"), &number).unwrap();
+        second.publish(Arc::new(event)).await.unwrap();
+    };
+    for number in 1..=3 {
+        publish(number).await;
+    }
+    let mut former = receive(&mut deliveries, 3).await;
+    // The first cannot find out what there is.
+    let faults = &first.shared().link.faults;
+    faults.begin("STREAM.INFO", 0, false);
+    let context = async_nats::jetstream::new(second.client());
+    let config = context.get_stream(&place.0).await.unwrap().cached_info().config.clone();
+    context.delete_stream(&place.0).await.unwrap();
+    context.create_stream(config).await.unwrap();
+    let begun = Instant::now();
+    while faults.met() == 0 {
+        assert!(begun.elapsed() < PATIENCE, "it is told that its consumer is gone");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut others = second.subscribe(request).await.unwrap();
+    for number in 11..=13 {
+        publish(number).await;
+    }
+    let next = receive(&mut others, 3).await;
+    assert!(next.iter().zip(&former).all(|(next, former)| next.receipt.offset == former.receipt.offset));
+    // Acks, what is given back, and what is worked on.
+    let one = former.remove(0);
+    one.settler.ack(one.receipt).await.unwrap();
+    drop(deliveries);
+    let one = former.remove(0);
+    one.settler.release(one.receipt);
+    first.client().flush().await.unwrap();
+    let consumer = second.shared().subscriptions().remove(0).consumer.clone();
+    let open = async || second.shared().link.consumer_info(&consumer).await.unwrap().num_ack_pending;
+    assert_eq!(open().await, 3);
+    faults.end();
+    let one = former.remove(0);
+    while one.settler.holds(&one.receipt) {
+        assert!(begun.elapsed() < PATIENCE, "it sees that the stream is another one");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(one.settler.ack(one.receipt).await.is_err());
+    first.close().await.unwrap();
+    assert_eq!(open().await, 3);
+    for one in next {
+        one.settler.ack(one.receipt).await.unwrap();
+    }
+    second.shared().settled().await;
+    drop((others, first, second));
+    place.remove().await;
+}
+
+#[tokio::test]
 async fn an_event_that_was_tried_waits_until_it_is_known_how_often() {
     let place = Place::new();
     prepare(&place).await;

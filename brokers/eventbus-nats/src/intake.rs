@@ -4,6 +4,7 @@
 use async_nats::subject::Subject;
 use eventbus_core::Envelope;
 use eventbus_core::broker::Parked;
+use jiff::Timestamp;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,10 +18,19 @@ pub(crate) struct Waiting {
     pub(crate) parked: Option<Parked>,
 }
 
+/// Which event it is. Another stream of the same name has the same places for other events, stored at other times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Which {
+    pub(crate) sequence: u64,
+    /// When the server stored it.
+    pub(crate) stored: Timestamp,
+}
+
 /// A delivery that is not settled, wherever it is.
 #[derive(Debug)]
 struct Held {
     reply: Subject,
+    stored: Timestamp,
     /// When the server was told last that it is worked on.
     beat: Instant,
     /// Something of it is in the bucket.
@@ -32,7 +42,7 @@ struct Held {
 /// An ack that the server is not known to have.
 #[derive(Debug)]
 struct Acked {
-    sequence: u64,
+    which: Which,
     reply: Subject,
     sent: bool,
 }
@@ -48,6 +58,8 @@ pub(crate) enum Arrival {
     Known,
     /// It was settled here: its ack is sent once more.
     Settled,
+    /// What is here under its number is another event: the stream is not the one that it was.
+    OfAnotherStream,
 }
 
 /// What was settled.
@@ -120,25 +132,38 @@ impl Intake {
         self.held.contains_key(&sequence)
     }
 
+    /// When the server stored what is not settled.
+    pub(crate) fn stored(&self, sequence: u64) -> Option<Timestamp> {
+        self.held.get(&sequence).map(|held| held.stored)
+    }
+
     /// A message came; `again`: it was delivered before, here or elsewhere.
     pub(crate) fn arrive(
         &mut self,
-        (sequence, size): (u64, usize),
+        which: Which,
+        size: usize,
         reply: &Subject,
         again: bool,
         now: Instant,
     ) -> Arrival {
+        let Which { sequence, stored } = which;
         if let Some(held) = self.held.get_mut(&sequence) {
+            if held.stored != stored {
+                return Arrival::OfAnotherStream;
+            }
             held.reply = reply.clone();
             held.beat = now;
             return Arrival::Known;
         }
-        if again && let Some(acked) = self.acked.iter_mut().find(|acked| acked.sequence == sequence) {
+        if again && let Some(acked) = self.acked.iter_mut().find(|acked| acked.which.sequence == sequence) {
+            if acked.which != which {
+                return Arrival::OfAnotherStream;
+            }
             acked.reply = reply.clone();
             self.unsent += usize::from(std::mem::replace(&mut acked.sent, false));
             return Arrival::Settled;
         }
-        self.held.insert(sequence, Held { reply: reply.clone(), beat: now, noted: false, size });
+        self.held.insert(sequence, Held { reply: reply.clone(), stored, beat: now, noted: false, size });
         self.bytes += size;
         if again {
             self.looked_up += 1;
@@ -235,14 +260,15 @@ impl Intake {
         if let Ok(at) = self.at_hand.binary_search_by_key(&sequence, |waiting| waiting.sequence) {
             self.at_hand.remove(at);
         }
-        self.acked.push_back(Acked { sequence, reply: held.reply.clone(), sent: false });
+        let which = Which { sequence, stored: held.stored };
+        self.acked.push_back(Acked { which, reply: held.reply.clone(), sent: false });
         self.unsent += 1;
         Some(Settled { reply: held.reply, noted: held.noted })
     }
 
     /// The latest ack was sent.
     pub(crate) fn ack_was_sent(&mut self, sequence: u64) {
-        if let Some(acked) = self.acked.iter_mut().rev().find(|acked| acked.sequence == sequence) {
+        if let Some(acked) = self.acked.iter_mut().rev().find(|acked| acked.which.sequence == sequence) {
             self.unsent -= usize::from(!std::mem::replace(&mut acked.sent, true));
         }
     }
@@ -331,8 +357,19 @@ mod tests {
         Subject::from(text)
     }
 
+    /// An event of the first stream.
+    fn event(sequence: u64) -> Which {
+        Which { sequence, stored: Timestamp::UNIX_EPOCH }
+    }
+
+    /// The event of that number of another stream.
+    fn other(sequence: u64) -> Which {
+        Which { sequence, stored: Timestamp::from_second(1).unwrap() }
+    }
+
     fn arrive(intake: &mut Intake, sequence: u64, again: bool) -> Arrival {
-        let arrival = intake.arrive((sequence, 10), &reply(&format!("r{sequence}")), again, Instant::now());
+        let reply = reply(&format!("r{sequence}"));
+        let arrival = intake.arrive(event(sequence), 10, &reply, again, Instant::now());
         if arrival == Arrival::New {
             intake.put(waiting(sequence));
         }
@@ -362,13 +399,13 @@ mod tests {
         let mut intake = Intake::default();
         arrive(&mut intake, 1, false);
         taken(&mut intake, 1);
-        assert_eq!(intake.arrive((1, 10), &reply("newer"), true, Instant::now()), Arrival::Known);
+        assert_eq!(intake.arrive(event(1), 10, &reply("newer"), true, Instant::now()), Arrival::Known);
         let settled = intake.settle(1).unwrap();
         assert_eq!(settled.reply.as_str(), "newer");
         assert!(intake.settle(1).is_none());
         intake.ack_was_sent(1);
         assert!(intake.unsent_acks().is_empty());
-        assert_eq!(intake.arrive((1, 10), &reply("newest"), true, Instant::now()), Arrival::Settled);
+        assert_eq!(intake.arrive(event(1), 10, &reply("newest"), true, Instant::now()), Arrival::Settled);
         assert_eq!(intake.unsent_acks(), [reply("newest")]);
         let (number, _) = intake.last_ack().unwrap();
         intake.confirm_acks(number);
@@ -483,9 +520,27 @@ mod tests {
     }
 
     #[test]
+    fn an_event_of_another_stream_is_not_taken_for_the_one_of_its_number() {
+        let (mut intake, now) = (Intake::default(), Instant::now());
+        arrive(&mut intake, 1, false);
+        arrive(&mut intake, 2, false);
+        taken(&mut intake, 2);
+        intake.settle(2);
+        assert!(intake.unsent_acks() == [reply("r2")]);
+        for sequence in [1, 2] {
+            let arrival = intake.arrive(other(sequence), 10, &reply("new"), true, now);
+            assert_eq!(arrival, Arrival::OfAnotherStream, "{sequence}");
+        }
+        assert!(intake.unsent_acks().is_empty(), "nothing is said of it");
+        assert_eq!(intake.settle(1).unwrap().reply, reply("r1"));
+        assert_eq!(intake.arrive(other(3), 10, &reply("new"), false, now), Arrival::New);
+        assert_eq!(intake.stored(3), Some(other(3).stored));
+    }
+
+    #[test]
     fn what_was_not_heard_of_for_a_while_is_due_and_then_not() {
         let (mut intake, now, age) = (Intake::default(), Instant::now(), Duration::from_secs(1));
-        intake.arrive((1, 10), &reply("a"), false, now);
+        intake.arrive(event(1), 10, &reply("a"), false, now);
         assert!(intake.beats(age, now).is_empty());
         assert_eq!(intake.beats(age, now + age), [reply("a")]);
         assert!(intake.beats(age, now + age).is_empty());

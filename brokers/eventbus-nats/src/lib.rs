@@ -38,6 +38,9 @@
 //!   was overtaken as a connection broke is not sent again but is `Unconfirmed`: stored now, it would be out of order.
 //! - **Acks are sent without waiting**, confirmed a few times a second, and sent again on another connection. So a lost
 //!   connection repeats nothing that was settled; a crash repeats the acks of its last moments.
+//! - **A stream that is made anew** under its name has the same numbers for other events. After an outage nothing is settled
+//!   or asked for until it is known that the server has the stream and the consumer of before; what is held of a stream that
+//!   is gone settles nothing, and its notes and dead letters are not those of the next one.
 //! - **A process that does not answer** begins no handler, and loses its groups after
 //!   [`ack_wait`](NatsBrokerBuilder::ack_wait) where another one waits for them. What it had is called back by that one,
 //!   before anything newer is handled; its own acks are refused once it knows. Where nobody else took the group it goes

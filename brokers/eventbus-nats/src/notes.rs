@@ -2,10 +2,11 @@
 
 use crate::config::Settings;
 use crate::connection::{Link, Refusal};
+use crate::intake::Which;
 use crate::publish::Other;
 use crate::subscription::{Stale, Subscription};
 use crate::suspects::Begun;
-use crate::unreadable::Which;
+use crate::unreadable;
 use async_nats::HeaderMap;
 use async_nats::jetstream::ErrorCode;
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use eventbus_core::log;
 use eventbus_core::printable::printable;
 use futures_util::future::try_join;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -30,13 +31,15 @@ struct Note {
     first_failed_at: String,
     last_failed_at: String,
     due: String,
+    /// When the event was stored: it is not the one of that number in a stream that is made later.
+    stored: String,
 }
 
 /// The message that writes a note.
 pub(crate) fn write(
     settings: &Settings,
     consumer: &str,
-    sequence: u64,
+    which: Which,
     attempt: u32,
     parked: Parked,
 ) -> Other {
@@ -45,12 +48,22 @@ pub(crate) fn write(
         first_failed_at: parked.first_failed_at.to_string(),
         last_failed_at: parked.last_failed_at.to_string(),
         due: parked.due.to_string(),
+        stored: which.stored.to_string(),
     });
     Other {
-        subject: settings.note_subject(consumer, sequence),
+        subject: settings.note_subject(consumer, which.sequence),
         headers: HeaderMap::new(),
         payload: note.expect("numbers and texts have a form in JSON").into(),
     }
+}
+
+/// Whether a note is of an event that was stored then, as far as the note says that.
+fn is_of(note: &[u8], stored: Timestamp) -> bool {
+    #[derive(Deserialize)]
+    struct Of {
+        stored: String,
+    }
+    serde_json::from_slice::<Of>(note).map_or(true, |of| of.stored == stored.to_string())
 }
 
 /// Reads a note: the next attempt, and what it waits for. Of one that cannot be read as a whole the attempt, if that can be
@@ -75,7 +88,12 @@ impl Subscription {
         for tried in 1_u32.. {
             let note = self.link.note(&self.consumer, sequence);
             let refusal = match try_join(note, self.link.begun(&self.consumer, sequence)).await {
-                Ok(noted) => return noted,
+                // What is noted of an event of a former stream had the same number.
+                Ok((note, begun)) => {
+                    let Some(stored) = self.state.lock().intake.stored(sequence) else { break };
+                    let note = note.filter(|note| is_of(note, stored));
+                    return (note, begun.filter(|begun| begun.is_of(stored)));
+                }
                 Err(refusal) => refusal,
             };
             if !self.is_of(epoch) {
@@ -123,7 +141,7 @@ impl Link {
     /// What the bucket has under a subject. A bucket that is gone has nothing.
     pub(crate) async fn noted(&self, subject: &str) -> Result<Option<Bytes>, Refusal> {
         let bucket = format!("KV_{}", self.settings.parked());
-        match self.stored(&bucket, Which { seq: 1, next_by_subj: Some(subject) }).await {
+        match self.stored(&bucket, unreadable::Which { seq: 1, next_by_subj: Some(subject) }).await {
             Ok(found) => Ok(found.filter(|found| !is_removed(&found.headers)).map(|found| found.payload)),
             Err(refusal) if refusal.is(ErrorCode::STREAM_NOT_FOUND) => Ok(None),
             Err(refusal) => Err(refusal),
@@ -162,9 +180,12 @@ mod tests {
         let settings = crate::config::NatsBrokerBuilder::parse("nats://a").unwrap().0;
         let time = |second| Timestamp::from_second(second).unwrap();
         let parked = Parked { first_failed_at: time(1), last_failed_at: time(2), due: time(3) };
-        let message = write(&settings, "group-1", 7, 4, parked);
+        let which = Which { sequence: 7, stored: Timestamp::from_nanosecond(4_000_000_005).unwrap() };
+        let message = write(&settings, "group-1", which, 4, parked);
         assert_eq!(message.subject, "$KV.EVENTBUS-PARKED.group-1.7");
         assert_eq!(read(&message.payload), Ok((4, Some(parked))));
+        assert!(is_of(&message.payload, which.stored) && !is_of(&message.payload, time(4)));
+        assert!(is_of(b"{\"attempt\":4}", time(4)), "it does not say of which it is");
         for other in ["", "{}", "[1]", "{\"attempt\":-1}"] {
             assert_eq!(read(other.as_bytes()), Err(None), "{other}");
         }

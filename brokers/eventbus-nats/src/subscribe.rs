@@ -3,7 +3,7 @@
 
 use crate::connection::{Inbox, Link, Refusal};
 use crate::delivery::NatsDeliveries;
-use crate::intake::{Arrival, Waiting};
+use crate::intake::{Arrival, Waiting, Which};
 use crate::notes;
 use crate::publish::Outlet;
 use crate::pulls::{Ahead, Pulls};
@@ -16,7 +16,6 @@ use async_nats::datetime::DateTime;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{DeliverPolicy, Info};
 use async_nats::{Message, StatusCode, Subscriber};
-use bytes::Bytes;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::{BrokerFuture, Start, SubscribeRequest, skipped};
 use eventbus_core::log;
@@ -41,6 +40,8 @@ const SILENCE: Duration = Duration::from_secs(6);
 pub(crate) const BYTES: usize = 64 << 20;
 /// How many messages are taken in before others have a turn.
 const AT_ONCE: usize = 256;
+/// So long after the state of a consumer could not be had it is asked for again.
+const UNANSWERED: Duration = Duration::from_millis(250);
 /// How long nothing is asked for once the server has refused to be asked.
 const REST: Duration = Duration::from_secs(1);
 /// How many notes are looked for at once.
@@ -65,6 +66,8 @@ pub(crate) async fn open(
             link.client().client.server_info().version
         )));
     }
+    // What is asked from here on is asked on this connection, or on a later one.
+    let connection = link.state.times();
     let birth = link.birth().await;
     let birth =
         birth.map_err(|refusal| link.explain(format_args!("subscribe the group `{group}`"), refusal))?;
@@ -82,7 +85,6 @@ pub(crate) async fn open(
         warnings.extend(skipped(&group, &pattern, earlier, link.settings.pasted().as_deref()));
     }
     let owner = pinned(&info).map(|_| "another process".to_owned());
-    let connection = link.state.times();
     let Inbox { client, subject: inbox, messages } = link.inbox().await?;
     let (settled_notes, notes) = mpsc::unbounded_channel();
     let consumer = consumer_name(&group, pattern.as_str());
@@ -91,6 +93,7 @@ pub(crate) async fn open(
         Arc::clone(outlet),
         (group, pattern),
         consumer,
+        connection,
         competing,
         settled_notes,
     );
@@ -121,6 +124,8 @@ pub(crate) async fn open(
         ticks: 0,
         some_reply: None,
         latest: 0,
+        delivered: 0,
+        next_look: None,
         noted,
         // A new group begins behind what there is.
         floor: if is_new { info.delivered.stream_sequence } else { info.ack_floor.stream_sequence },
@@ -207,6 +212,10 @@ struct Task {
     some_reply: Option<String>,
     /// The place of the latest message that came.
     latest: u64,
+    /// The number of the latest delivery.
+    delivered: u64,
+    /// When to look next at the consumer.
+    next_look: Option<tokio::time::Instant>,
     /// Of what something is noted that was so before the consumer was made.
     noted: HashSet<u64>,
     /// Everything up to there is settled, by whichever process.
@@ -224,8 +233,6 @@ struct Task {
 struct Takeover {
     /// How often the server was asked what is open.
     asked: u32,
-    /// When to ask next.
-    next: Option<tokio::time::Instant>,
     /// How many the server counts as open.
     open: usize,
     /// What does not come by itself was looked at: the client can read it by now.
@@ -234,7 +241,7 @@ struct Takeover {
 
 impl Takeover {
     fn new() -> Self {
-        Self { asked: 0, next: None, open: 0, is_readable: false }
+        Self { asked: 0, open: 0, is_readable: false }
     }
 }
 
@@ -247,7 +254,7 @@ impl Task {
         let mut messages = Some(messages);
         while !subscription.state.lock().closed {
             self.ask().await;
-            let takeover = self.takeover.as_ref().and_then(|takeover| takeover.next);
+            let next_look = self.next_look;
             tokio::select! {
                 biased;
                 _ = subscription.bell.notified() => self.send_acks().await,
@@ -257,7 +264,7 @@ impl Task {
                 Some(found) = self.lookups.next(), if !self.lookups.is_empty() => self.found(found),
                 Some(looked) = self.looks.next(), if !self.looks.is_empty() => self.looked(looked).await,
                 Some(mended) = self.mends.next(), if !self.mends.is_empty() => self.mended(mended),
-                _ = sleep_until(takeover), if takeover.is_some() => self.look(),
+                _ = sleep_until(next_look), if next_look.is_some() => self.look(),
                 _ = tick.tick() => self.tick().await,
                 Some(stale) = notes.recv() => self.forget(stale),
                 message = next(&mut messages) => {
@@ -290,7 +297,7 @@ impl Task {
 
     /// Asks for messages where there is room for them.
     async fn ask(&mut self) {
-        if !self.is_up() || self.broken || !self.mends.is_empty() {
+        if !self.subscription.is_known() || self.broken || !self.mends.is_empty() {
             return;
         }
         if self.rests.is_some_and(|until| Instant::now() < until) {
@@ -341,7 +348,8 @@ impl Task {
     /// Asks the server to keep the group for this process: it answers at once, and gives no message, since none is as
     /// small as is asked for.
     async fn keep(&mut self) {
-        let Some(request) = self.keeping() else { return };
+        // The answer of another consumer says nothing.
+        let Some(request) = self.keeping().filter(|_| self.subscription.is_known()) else { return };
         let number = self.last_keep() + 1;
         self.keeps.push_back((number, Instant::now()));
         if self.keeps.len() > 8 {
@@ -385,12 +393,10 @@ impl Task {
         let link = &self.subscription.link;
         let name = format!("CONSUMER.MSG.NEXT.{}.{}", link.settings.stream, self.subscription.consumer);
         let reply = format!("{}.{reply}", self.inbox);
-        // Where it cannot be sent the client has ended, and everything is asked for anew at the next one.
-        let _ = link.client().client.publish_with_reply(link.api_subject(&name), reply, request.into()).await;
-    }
-
-    async fn send(&mut self, reply: impl async_nats::subject::ToSubject, payload: Bytes) {
-        let _ = self.subscription.link.client().client.publish(reply, payload).await;
+        let client = link.client();
+        let asking = client.client.publish_with_reply(link.api_subject(&name), reply, request.into());
+        // Where it cannot be sent there is another connection, or will be, and everything is asked for anew there.
+        self.subscription.where_known(asking).await;
     }
 
     /// A message, or what the server says in place of one.
@@ -416,6 +422,7 @@ impl Task {
         };
         let Some(place) = Place::read(&reply) else { return };
         let asked = self.pulls.came(now);
+        let before = std::mem::replace(&mut self.delivered, place.delivery);
         if !self.subscription.competing {
             let pin = message.headers.as_ref().and_then(|headers| headers.get_last("Nats-Pin-Id"));
             let pin = pin.map(|pin| pin.as_str());
@@ -429,6 +436,9 @@ impl Task {
             if let Some(asked) = asked {
                 self.subscription.is_sure_from(asked);
             }
+        } else if place.delivery <= before {
+            // The pin tells that of a group that one process has.
+            self.look_whether_known();
         }
         self.latest = self.latest.max(place.sequence);
         if self.some_reply.is_none() {
@@ -438,11 +448,17 @@ impl Task {
         let again = place.deliveries > 1 || self.noted.remove(&place.sequence);
         let (arrival, epoch) = {
             let mut state = self.subscription.state.lock();
-            (state.intake.arrive((place.sequence, message.length), &reply, again, now), state.intake.epoch())
+            let which = Which { sequence: place.sequence, stored: place.time };
+            (state.intake.arrive(which, message.length, &reply, again, now), state.intake.epoch())
         };
         match arrival {
             Arrival::Known => return,
             Arrival::Settled => return self.send_acks().await,
+            // It comes once more.
+            Arrival::OfAnotherStream => {
+                self.begin_anew();
+                return self.look_whether_known();
+            }
             Arrival::New | Arrival::Again => {}
         }
         let settings = &self.subscription.link.settings;
@@ -581,21 +597,14 @@ impl Task {
     }
 
     /// Looks for what the client cannot read: it comes no other way, and ends the connection each time.
-    fn mend(&mut self) {
+    fn mend(&mut self, info: Box<Info>) {
         if !self.mends.is_empty() {
             return;
         }
         let subscription = Arc::clone(&self.subscription);
         self.mends.push(BrokerFuture::new(async move {
-            let Subscription { link, outlet, consumer, .. } = &*subscription;
-            match link.consumer_info(consumer).await {
-                Ok(info) => {
-                    let is_here = |sequence| subscription.state.lock().intake.holds(sequence);
-                    link.mend_unreadable(outlet, &info, is_here).await
-                }
-                // Whether it is there is looked for elsewhere.
-                Err(_) => Ok(()),
-            }
+            let is_here = |sequence| subscription.state.lock().intake.holds(sequence);
+            subscription.link.mend_unreadable(&subscription.outlet, &info, is_here).await
         }));
     }
 
@@ -640,7 +649,7 @@ impl Task {
         self.ask().await;
         let one = self.subscription.state.lock().intake.some_reply();
         if let Some(reply) = one {
-            self.send(reply, NAK).await;
+            self.subscription.tell(reply, NAK).await;
         }
     }
 
@@ -661,9 +670,7 @@ impl Task {
 
     /// Asks what the server counts as open.
     fn look(&mut self) {
-        if let Some(takeover) = &mut self.takeover {
-            takeover.next = None;
-        }
+        self.next_look = None;
         if !self.looks.is_empty() {
             return;
         }
@@ -684,6 +691,12 @@ impl Task {
         }
     }
 
+    /// Finds out whether the server has the stream and the consumer that it had; nothing is said of them until then.
+    fn look_whether_known(&mut self) {
+        self.subscription.doubts();
+        self.look();
+    }
+
     async fn looked(&mut self, looked: Looked) {
         let (look, info) = match looked {
             Looked::State(look, Ok(info)) => (look, info),
@@ -693,8 +706,8 @@ impl Task {
                 return self.make_again();
             }
             Looked::State(_, Err(_)) => {
-                if let Some(takeover) = &mut self.takeover {
-                    takeover.next = Some(tokio::time::Instant::now() + Duration::from_millis(250));
+                if self.takeover.is_some() || !self.subscription.is_known() {
+                    self.next_look = Some(tokio::time::Instant::now() + UNANSWERED);
                 }
                 return;
             }
@@ -704,6 +717,10 @@ impl Task {
         if info.created != self.made {
             // Somebody has made it again, and the stream perhaps as well.
             return self.make_again();
+        }
+        if !self.subscription.is_known() {
+            self.subscription.knows(self.connection);
+            self.go_on_telling(&info).await;
         }
         self.floor = self.floor.max(info.ack_floor.stream_sequence);
         let owner = pinned(&info);
@@ -748,13 +765,13 @@ impl Task {
             return self.subscription.wake();
         }
         let pause = Duration::from_millis(10 << takeover.asked.min(5));
-        takeover.next = Some(tokio::time::Instant::now() + pause);
+        self.next_look = Some(tokio::time::Instant::now() + pause);
         if takeover.asked == 2 && !self.mends.is_empty() {
             takeover.asked -= 1;
         } else if takeover.asked == 2 && !takeover.is_readable {
             takeover.is_readable = true;
             takeover.asked -= 1;
-            self.mend();
+            self.mend(info);
         } else if takeover.asked == 2 {
             self.recall(&info).await;
         }
@@ -768,7 +785,7 @@ impl Task {
             let is_here = self.subscription.state.lock().intake.holds(sequence);
             let reply = Place::reply_of(&some, sequence, info.delivered.consumer_sequence);
             if let Some(reply) = reply.filter(|_| !is_here) {
-                self.send(reply, NAK).await;
+                self.subscription.tell(reply, NAK).await;
             }
         }
     }
@@ -782,6 +799,7 @@ impl Task {
 
     fn make_again(&mut self) {
         self.broken = true;
+        self.subscription.doubts();
         if !self.looks.is_empty() {
             return;
         }
@@ -809,18 +827,28 @@ impl Task {
         self.noted = found.noted;
         if found.birth != self.birth {
             self.birth = found.birth;
-            self.queued.clear();
-            self.tenure = Tenure::default();
-            (self.takeover, self.barrier, self.some_reply, self.unproved) = (None, None, None, None);
+            self.begin_anew();
             (self.latest, self.floor) = (0, 0);
-            self.subscription.begin_anew();
         } else if is_another && self.tenure.interrupt() {
             self.lost_the_group();
         }
-        self.look_if_waiting();
+        self.look_whether_known();
     }
 
-    /// Another connection: what was asked for on the former one does not come, and acks may be lost.
+    /// The stream is another one: nothing of what is here is of it.
+    fn begin_anew(&mut self) {
+        self.queued.clear();
+        self.tenure = Tenure::default();
+        (self.takeover, self.barrier, self.some_reply, self.unproved) = (None, None, None, None);
+        if !self.subscription.competing {
+            self.subscription.is_unsure();
+        }
+        self.subscription.begin_anew();
+    }
+
+    /// Another connection: what was asked for on the former one does not come, and acks may be lost. The server may have
+    /// come back without its data, or with another stream of that name: until it is known that it has the same one,
+    /// nothing is said of what is here, nor asked for.
     async fn reconnected(&mut self, connection: u64, messages: &mut Option<Subscriber>) {
         self.connection = connection;
         let current = self.subscription.link.client();
@@ -843,34 +871,47 @@ impl Task {
             self.lose_what_is_late(Duration::ZERO);
             self.subscription.is_sure_from(Instant::now());
         }
+        // Their answers may be lost as well.
+        self.looks.clear();
+        if self.broken { self.make_again() } else { self.look() }
+    }
+
+    /// The server has the same stream and the same consumer: what was not said of them is said now.
+    async fn go_on_telling(&mut self, info: &Info) {
         self.subscription.state.lock().intake.doubt_acks();
         // Whether the group is still ours is asked first.
         self.keep().await;
         self.send_acks().await;
         self.beat(Duration::ZERO).await;
-        self.mend();
+        self.mend(Box::new(info.clone()));
         if self.tenure.is_ours() {
             // What was on its way is not waited for until the server has waited for an ack of it.
-            self.wait_for_all();
+            self.subscription.state.lock().intake.wait_for_all();
+            self.takeover = Some(Takeover::new());
         }
     }
 
     /// Sends acks for which there was no room, or which may be lost.
     async fn send_acks(&mut self) {
-        if !self.is_up() {
+        if !self.subscription.is_known() {
             return;
         }
         let unsent = self.subscription.state.lock().intake.unsent_acks();
         for reply in unsent {
-            self.send(reply, ACK).await;
+            if !self.subscription.tell(reply, ACK).await {
+                return self.subscription.state.lock().intake.doubt_acks();
+            }
         }
     }
 
     /// Tells the server what is worked on.
     async fn beat(&mut self, age: Duration) {
+        if !self.subscription.is_known() {
+            return;
+        }
         let due = self.subscription.state.lock().intake.beats(age, Instant::now());
         for reply in due {
-            self.send(reply, WORKING).await;
+            self.subscription.tell(reply, WORKING).await;
         }
     }
 
@@ -921,6 +962,8 @@ impl Task {
         self.raise_floor();
         if self.broken {
             self.make_again();
+        } else if !self.subscription.is_known() {
+            self.look();
         }
     }
 
@@ -929,14 +972,15 @@ impl Task {
         let waits = self
             .barrier
             .is_some_and(|(_, since)| now.saturating_duration_since(since) < Duration::from_secs(2));
-        if waits {
+        if waits || !self.subscription.is_known() {
             return;
         }
         let last = self.subscription.state.lock().intake.last_ack();
         if let Some((number, reply)) = last {
             self.barrier = Some((number, now));
             let answer = format!("{}.a{number}", self.inbox);
-            let _ = self.subscription.link.client().client.publish_with_reply(reply, answer, ACK).await;
+            let client = self.subscription.link.client();
+            self.subscription.where_known(client.client.publish_with_reply(reply, answer, ACK)).await;
         }
     }
 
@@ -962,7 +1006,7 @@ impl Task {
                 let Some(reply) = &message.reply else { continue };
                 let Some(place) = Place::read(reply) else { continue };
                 if !subscription.state.lock().intake.holds(place.sequence) {
-                    self.send(reply.clone(), NAK).await;
+                    subscription.tell(reply.clone(), NAK).await;
                 }
             }
         };
@@ -970,7 +1014,7 @@ impl Task {
         self.queued.clear();
         let gone = subscription.state.lock().intake.let_go();
         for (reply, waiting) in gone {
-            self.send(reply, NAK).await;
+            subscription.tell(reply, NAK).await;
             drop(waiting);
         }
         let mut forgotten = FuturesUnordered::new();
@@ -988,11 +1032,14 @@ impl Task {
                 Some(()) = forgotten.next(), if !forgotten.is_empty() => {}
                 another = subscription.link.state.another(self.connection) => {
                     self.connection = another;
-                    subscription.state.lock().intake.doubt_acks();
-                    self.send_acks().await;
+                    self.looks.clear();
+                    self.look();
                 }
+                Some(looked) = self.looks.next(), if !self.looks.is_empty() => self.looked_at_the_end(looked).await,
                 _ = tick.tick() => {
-                    if self.is_up() {
+                    if !subscription.is_known() {
+                        self.look();
+                    } else {
                         self.keep_meanwhile().await;
                         self.beat(self.lease() / 3).await;
                     }
@@ -1004,7 +1051,7 @@ impl Task {
         }
         let forgotten = async { while forgotten.next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_ACKS, async { tokio::join!(self.last_acks(), forgotten) }).await;
-        if self.tenure.is_ours() && self.is_up() {
+        if self.tenure.is_ours() && subscription.is_known() {
             let stream = &subscription.link.settings.stream;
             let subject = format!("CONSUMER.UNPIN.{stream}.{}", subscription.consumer);
             let group = serde_json::json!({ "group": PRIORITY_GROUP });
@@ -1013,13 +1060,58 @@ impl Task {
         }
     }
 
+    /// Nobody reads any more. Where the server has another stream or consumer by now, what handlers have cannot be settled
+    /// there.
+    async fn looked_at_the_end(&mut self, looked: Looked) {
+        match looked {
+            Looked::State(_, Ok(info)) if info.created == self.made => {
+                if !self.subscription.is_known() {
+                    self.subscription.knows(self.connection);
+                    self.subscription.state.lock().intake.doubt_acks();
+                    self.send_acks().await;
+                    self.beat(Duration::ZERO).await;
+                }
+            }
+            Looked::Made(Ok(found)) => self.go_on(found),
+            Looked::State(_, Ok(_)) => self.begin_anew(),
+            Looked::State(_, Err(refusal))
+                if refusal.is(ErrorCode::CONSUMER_NOT_FOUND) || refusal.is(ErrorCode::STREAM_NOT_FOUND) =>
+            {
+                self.begin_anew();
+            }
+            // It is asked again a little later.
+            Looked::State(_, Err(_)) | Looked::Made(Err(_)) => {}
+        }
+    }
+
     /// Waits until the server has every ack.
     async fn last_acks(&mut self) {
+        while !self.subscription.is_known() {
+            if self.subscription.state.lock().intake.unconfirmed() == 0 {
+                return;
+            }
+            self.connection = self.subscription.link.state.another(0).await;
+            self.look();
+            if let Some(looked) = self.looks.next().await {
+                self.looked_at_the_end(looked).await;
+            }
+            if !self.subscription.is_known() {
+                tokio::time::sleep(UNANSWERED / 2).await;
+            }
+        }
         self.send_acks().await;
         let last = self.subscription.state.lock().intake.last_ack();
         let Some((number, reply)) = last else { return };
         let request = async_nats::client::Request::new().payload(ACK);
-        if self.subscription.link.client().client.send_request(reply, request).await.is_ok() {
+        let client = self.subscription.link.client();
+        let mut confirmed = false;
+        let asking = async {
+            let answer = client.client.send_request(reply, request).await;
+            confirmed = answer.is_ok();
+            answer.map(drop)
+        };
+        self.subscription.where_known(asking).await;
+        if confirmed {
             self.subscription.state.lock().intake.confirm_acks(number);
         }
     }

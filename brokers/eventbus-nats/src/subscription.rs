@@ -4,7 +4,7 @@ use crate::connection::Link;
 use crate::intake::{Intake, Waiting};
 use crate::publish::Outlet;
 use crate::suspects::{After, Suspects};
-use async_nats::subject::Subject;
+use async_nats::subject::{Subject, ToSubject};
 use bytes::Bytes;
 use eventbus_core::Pattern;
 use eventbus_core::broker::stance::Stance;
@@ -12,9 +12,11 @@ use eventbus_core::foreign;
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::waiters::Waiters;
 use futures_util::FutureExt;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
@@ -49,6 +51,8 @@ pub(crate) struct Subscription {
     pub(crate) careful: AtomicBool,
     /// The same as that of the intake.
     pub(crate) epoch: AtomicU64,
+    /// The number of the connection on which the server was seen to have the stream and the consumer of what is here.
+    known: AtomicU64,
     /// Milliseconds since `begun` until which nobody else has the group.
     sure_until: AtomicU64,
     begun: Instant,
@@ -90,6 +94,7 @@ impl Subscription {
         outlet: Arc<Outlet>,
         (group, pattern): (String, Pattern),
         consumer: String,
+        connection: u64,
         competing: bool,
         settled_notes: UnboundedSender<Stale>,
     ) -> Self {
@@ -116,6 +121,7 @@ impl Subscription {
             bell: Notify::new(),
             settled_notes,
             epoch: AtomicU64::new(0),
+            known: AtomicU64::new(connection),
             sure_until: AtomicU64::new(0),
             begun: Instant::now(),
             stance: Stance::default(),
@@ -213,9 +219,44 @@ impl Subscription {
         self.wake();
     }
 
-    /// Sends something to the server at once, where there is room for it.
-    pub(crate) fn send_now(&self, reply: Subject, payload: Bytes) -> bool {
-        self.link.client().client.publish(reply, payload).now_or_never().is_some_and(|sent| sent.is_ok())
+    /// The server has the stream and the consumer on the connection of this number that it had before.
+    pub(crate) fn knows(&self, connection: u64) {
+        self.known.store(connection, Ordering::Release);
+    }
+
+    /// The stream and the consumer may be other ones by now, with the same numbers for other events.
+    pub(crate) fn doubts(&self) {
+        self.known.store(0, Ordering::Release);
+    }
+
+    /// Whether what the server is told and asked is about the stream and the consumer of what is here.
+    pub(crate) fn is_known(&self) -> bool {
+        self.link.state.is(self.known.load(Ordering::Acquire))
+    }
+
+    /// Tells the server something of a delivery. `false`: it was not sent, since it is not known that the delivery is of
+    /// the stream that the server has, or since the client has ended.
+    pub(crate) async fn tell(&self, reply: impl ToSubject, payload: Bytes) -> bool {
+        let client = self.link.client();
+        self.where_known(client.client.publish(reply, payload)).await
+    }
+
+    /// The same, where there is room for it at once.
+    pub(crate) fn tell_now(&self, reply: Subject, payload: Bytes) -> bool {
+        self.tell(reply, payload).now_or_never().unwrap_or_default()
+    }
+
+    /// Sends something, unless it would have to wait for its turn until the connection is another one.
+    pub(crate) async fn where_known<E>(&self, sending: impl Future<Output = Result<(), E>>) -> bool {
+        let mut sending = pin!(sending);
+        poll_fn(|context| {
+            if self.is_known() {
+                sending.as_mut().poll(context).map(|sent| sent.is_ok())
+            } else {
+                Poll::Ready(false)
+            }
+        })
+        .await
     }
 
     /// Gives a delivery back that was dropped unsettled.
@@ -238,8 +279,8 @@ impl Subscription {
         drop(dropped);
         match released {
             Some(reply) => {
-                // Where there is no room for it, the server delivers it again a little later.
-                self.send_now(reply, NAK);
+                // Where it is not sent, the server delivers it again a little later.
+                self.tell_now(reply, NAK);
                 self.bell.notify_one();
             }
             None => self.wake(),

@@ -16,6 +16,7 @@ use eventbus_core::broker::suspects::{self as shared, Attempt, Note, Suspect, Tu
 use eventbus_core::broker::{Begin, BrokerFuture};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -38,6 +39,16 @@ pub(crate) struct Begun {
     alone: bool,
     crashes: u32,
     outlasted: u32,
+    /// When the event was stored: it is not the one of that number in a stream that is made later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stored: Option<String>,
+}
+
+impl Begun {
+    /// Whether it was noted of an event that was stored then, as far as it says that.
+    pub(crate) fn is_of(&self, stored: Timestamp) -> bool {
+        self.stored.as_ref().is_none_or(|text| *text == stored.to_string())
+    }
 }
 
 /// A delivery: the number of its subscription in this process, and its place.
@@ -185,6 +196,7 @@ impl Subscription {
             alone: note.alone && !state.drains,
             crashes,
             outlasted: state.suspects.suspects.find(sequence).outlasted,
+            stored: state.intake.stored(sequence).map(|stored| stored.to_string()),
         };
         if state.suspects.contains(sequence) {
             turns.noted.insert(which, (subject.clone(), begun.clone()));
@@ -209,7 +221,8 @@ impl Subscription {
                 After::Ended | After::CutOff(0) => self.link.purge_notes(&subject, None).await,
                 After::CutOff(crashes) => {
                     let process = self.link.turns.lock().process.clone();
-                    let begun = Begun { process, begun: false, alone: false, crashes, outlasted: 0 };
+                    let stored = self.state.lock().intake.stored(sequence).map(|stored| stored.to_string());
+                    let begun = Begun { process, begun: false, alone: false, crashes, outlasted: 0, stored };
                     store(&self.outlet, subject.clone(), &begun).await
                 }
             };
@@ -283,7 +296,7 @@ mod tests {
     use super::*;
 
     fn begun(process: &str, alone: bool, crashes: u32) -> Option<Begun> {
-        Some(Begun { process: process.to_owned(), begun: true, alone, crashes, outlasted: 0 })
+        Some(Begun { process: process.to_owned(), begun: true, alone, crashes, outlasted: 0, stored: None })
     }
 
     #[test]

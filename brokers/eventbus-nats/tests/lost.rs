@@ -6,7 +6,7 @@ mod support;
 use async_nats::jetstream::consumer::Config;
 use async_nats::jetstream::{self, Context};
 use eventbus::PublishError;
-use eventbus::broker::{Broker, DeadLetter, FailureKind, Topology};
+use eventbus::broker::{Broker, Connection, DeadLetter, FailureKind, Parked, Receipt, Received, Topology};
 use eventbus_nats::NatsBroker;
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use support::proxy::Proxy;
 use support::servers::Server;
-use support::{Place, ack, event, number, receive_all, request, until};
+use support::{PATIENCE, Place, ack, event, number, receive_all, request, until};
 
 fn jetstream(broker: &NatsBroker) -> Context {
     jetstream::new(broker.client())
@@ -44,6 +44,21 @@ async fn change_consumer(broker: &NatsBroker, place: &Place, change: impl FnOnce
     let subject = format!("CONSUMER.CREATE.{}.{name}", place.name);
     let answer: serde_json::Value = jetstream(broker).request(subject, &request).await.unwrap();
     assert!(answer["error"].is_null(), "{answer}");
+}
+
+/// What a bus keeps of an event that has failed.
+fn letter(receipt: &Receipt) -> DeadLetter {
+    DeadLetter {
+        envelope: receipt.envelope.clone(),
+        group: "g".to_owned(),
+        handler: "shop::fails at src/shop.rs:1".to_owned(),
+        kind: FailureKind::Rejected,
+        reason: "no".to_owned(),
+        attempts: 1,
+        first_failed_at: Timestamp::UNIX_EPOCH,
+        last_failed_at: Timestamp::UNIX_EPOCH,
+        offset: receipt.offset,
+    }
 }
 
 #[tokio::test]
@@ -262,6 +277,172 @@ async fn what_was_handed_out_of_a_stream_that_is_gone_settles_nothing_of_the_nex
     }
 }
 
+/// Makes the stream of the events anew, as somebody does who has removed it.
+async fn make_anew(broker: &NatsBroker, place: &Place) {
+    let config = stream_of(broker, place).await.cached_info().config.clone();
+    jetstream(broker).delete_stream(&place.name).await.unwrap();
+    jetstream(broker).create_stream(config).await.unwrap();
+}
+
+/// How many deliveries are open, and how many of them were made more than once.
+async fn open_at_server(broker: &NatsBroker, place: &Place) -> (usize, usize) {
+    let name = consumer_of(broker, place).await;
+    let info = stream_of(broker, place).await.consumer_info(&name).await.unwrap();
+    (info.num_ack_pending, info.num_redelivered)
+}
+
+#[tokio::test]
+async fn after_an_outage_nothing_is_said_of_a_stream_that_was_made_anew_meanwhile() {
+    for (competing, leaves) in [(false, false), (true, false), (false, true), (true, true)] {
+        let proxy = Proxy::to(&support::server()).await;
+        let place = Place::at(proxy.url());
+        let direct = place.by_way_of(support::server());
+        // Nothing is delivered again because the machine stands still for a while.
+        let patient = |place: &Place| place.builder().ack_wait(PATIENCE / 3);
+        let (first, second) =
+            (patient(&place).connect().await.unwrap(), patient(&direct).connect().await.unwrap());
+        let mut asked = request("g", ">");
+        asked.competing = competing;
+        let mut deliveries = first.subscribe(asked.clone()).await.unwrap();
+        for number in 0..4 {
+            second.publish(event("a.b", "k", number)).await.unwrap();
+        }
+        let mut former = receive_all(&mut deliveries, 3).await;
+        let kept = (!leaves).then_some(deliveries);
+        proxy.refuse(true);
+        proxy.cut();
+        until("the outage is seen", || async { first.connection() != Connection::Up }).await;
+        ack(former.remove(0)).await;
+        make_anew(&second, &direct).await;
+        let mut others = second.subscribe(asked).await.unwrap();
+        for number in 10..14 {
+            second.publish(event("a.b", "k", number)).await.unwrap();
+        }
+        let held = receive_all(&mut others, 4).await;
+        proxy.refuse(false);
+        let is_held = || former[0].settler.holds(&former[0].receipt);
+        until("the first has seen that the stream is another one", || async { !is_held() }).await;
+        for received in former {
+            assert!(received.settler.ack(received.receipt).await.is_err());
+        }
+        first.client().flush().await.unwrap();
+        let (open, again) = open_at_server(&second, &direct).await;
+        assert_eq!((open, again), (4, 0), "competing: {competing}, leaves: {leaves}");
+        for received in held {
+            ack(received).await;
+        }
+        tokio::time::timeout(PATIENCE, second.settled().unwrap()).await.unwrap();
+        drop(kept);
+    }
+}
+
+#[tokio::test]
+async fn after_an_outage_an_event_of_a_stream_that_was_made_anew_is_handled() {
+    for competing in [false, true] {
+        let proxy = Proxy::to(&support::server()).await;
+        let place = Place::at(proxy.url());
+        let direct = place.by_way_of(support::server());
+        let (first, second) = (place.broker().await, direct.broker().await);
+        let mut asked = request("g", ">");
+        asked.competing = competing;
+        let mut deliveries = first.subscribe(asked).await.unwrap();
+        second.publish(event("a.b", "k", 0)).await.unwrap();
+        let former = receive_all(&mut deliveries, 1).await.remove(0);
+        proxy.refuse(true);
+        proxy.cut();
+        until("the outage is seen", || async { first.connection() != Connection::Up }).await;
+        let name = consumer_of(&second, &direct).await;
+        let config = stream_of(&second, &direct).await.consumer_info(&name).await.unwrap().config;
+        make_anew(&second, &direct).await;
+        let request = serde_json::json!({ "stream_name": place.name, "config": config, "action": "create" });
+        let subject = format!("CONSUMER.CREATE.{}.{name}", place.name);
+        let answer: serde_json::Value = jetstream(&second).request(subject, &request).await.unwrap();
+        assert!(answer["error"].is_null(), "{answer}");
+        second.publish(event("a.b", "k", 1)).await.unwrap();
+        proxy.refuse(false);
+        let next = receive_all(&mut deliveries, 1).await.remove(0);
+        assert_eq!(
+            (number(&next), next.receipt.offset),
+            (1, former.receipt.offset),
+            "competing: {competing}"
+        );
+        assert!(former.settler.ack(former.receipt).await.is_err());
+        ack(next).await;
+        tokio::time::timeout(PATIENCE, first.settled().unwrap()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_is_noted_of_an_event_of_a_stream_that_is_gone_does_not_count_for_the_next_one() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = broker.subscribe(request("g", ">")).await.unwrap();
+    broker.publish(event("a.b", "k", 0)).await.unwrap();
+    let mut former = receive_all(&mut deliveries, 1).await.remove(0);
+    former.receipt.attempt = 3;
+    let parked = Parked {
+        first_failed_at: Timestamp::UNIX_EPOCH,
+        last_failed_at: Timestamp::UNIX_EPOCH,
+        due: Timestamp::UNIX_EPOCH,
+    };
+    former.settler.park(&former.receipt, parked).await.unwrap();
+    let bucket = jetstream(&broker).get_stream(format!("KV_{}-PARKED", place.name)).await.unwrap();
+    let subject = format!("$KV.{}-PARKED.{}.1", place.name, consumer_of(&broker, &place).await);
+    let note = bucket.get_last_raw_message_by_subject(&subject).await.unwrap().payload;
+    make_anew(&broker, &place).await;
+    broker.publish(event("a.b", "k", 1)).await.unwrap();
+    let next = receive_all(&mut deliveries, 1).await.remove(0);
+    assert_eq!((number(&next), next.receipt.offset), (1, former.receipt.offset), "it has the same place");
+    // It was on its way for long.
+    jetstream(&broker).publish(subject, note).await.unwrap().await.unwrap();
+    next.settler.release(next.receipt);
+    drop(deliveries);
+    broker.close().await.unwrap();
+    let broker = place.broker().await;
+    let mut deliveries = broker.subscribe(request("g", ">")).await.unwrap();
+    let next = receive_all(&mut deliveries, 1).await.remove(0);
+    assert_eq!((number(&next), next.receipt.attempt, next.parked), (1, 1, None));
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_kept_of_each_stream_that_had_an_event_of_that_number() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = broker.subscribe(request("g", ">")).await.unwrap();
+    for times in 1..=2 {
+        // Messages of other programs have no ids but the ones by their places.
+        let subject = format!("{}.a.b", place.name);
+        jetstream(&broker).publish(subject, times.to_string().into()).await.unwrap().await.unwrap();
+        let Received { receipt, settler, .. } = receive_all(&mut deliveries, 1).await.remove(0);
+        let letter = letter(&receipt);
+        settler.reject(receipt, letter).await.unwrap();
+        let found = broker.dead_letters().unwrap().list().await.unwrap();
+        assert_eq!(found.len(), times);
+        if times == 1 {
+            make_anew(&broker, &place).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_published_again_though_an_earlier_one_had_its_number() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = broker.subscribe(request("g", ">")).await.unwrap();
+    let letters = broker.dead_letters().unwrap();
+    broker.publish(event("a.b", "k", 7)).await.unwrap();
+    for _ in 0..2 {
+        let Received { receipt, settler, .. } = receive_all(&mut deliveries, 1).await.remove(0);
+        let letter = letter(&receipt);
+        settler.reject(receipt, letter).await.unwrap();
+        let id = letters.list().await.unwrap().remove(0).0;
+        assert_eq!(id.as_str(), "1");
+        assert!(letters.republish(&id, None).await.unwrap());
+        jetstream(&broker).delete_stream(format!("{}-DEAD", place.name)).await.unwrap();
+    }
+    ack(receive_all(&mut deliveries, 1).await.remove(0)).await;
+}
+
 #[tokio::test]
 async fn a_dead_letter_is_kept_where_their_stream_was_removed() {
     let place = Place::new();
@@ -270,17 +451,7 @@ async fn a_dead_letter_is_kept_where_their_stream_was_removed() {
     broker.publish(event("a.b", "k", 0)).await.unwrap();
     let received = receive_all(&mut deliveries, 1).await.remove(0);
     jetstream(&broker).delete_stream(format!("{}-DEAD", place.name)).await.unwrap();
-    let letter = DeadLetter {
-        envelope: received.receipt.envelope.clone(),
-        group: "g".to_owned(),
-        handler: "shop::fails at src/shop.rs:1".to_owned(),
-        kind: FailureKind::Rejected,
-        reason: "no".to_owned(),
-        attempts: 1,
-        first_failed_at: Timestamp::UNIX_EPOCH,
-        last_failed_at: Timestamp::UNIX_EPOCH,
-        offset: received.receipt.offset,
-    };
+    let letter = letter(&received.receipt);
     received.settler.reject(received.receipt, letter).await.unwrap();
     let found = broker.dead_letters().unwrap().list().await.unwrap();
     assert_eq!(found.len(), 1);

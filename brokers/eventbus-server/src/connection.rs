@@ -116,6 +116,13 @@ impl ConnectionState {
         self.state.lock().times
     }
 
+    /// Whether the connection of that number is there, and no later one.
+    #[must_use]
+    pub fn is(&self, times: u64) -> bool {
+        let state = self.state.lock();
+        state.times == times && state.lost.is_none()
+    }
+
     /// Resolves once there is another connection than the one of that number, with its own.
     ///
     /// # Cancel safety
@@ -234,11 +241,13 @@ mod tests {
         let since = state.lost().unwrap().since;
         state.is_lost("refused");
         assert_eq!(state.lost().map(|lost| (lost.since, lost.error)), Some((since, "refused".to_owned())));
+        assert!(!state.is(1));
         assert!(
             gone.as_mut().poll(&mut context).is_ready() && another.as_mut().poll(&mut context).is_pending()
         );
         state.is_up();
         assert!(state.lost().is_none() && another.as_mut().poll(&mut context).is_ready());
+        assert!(state.is(2) && !state.is(1), "it is another one");
         state.is_up();
         assert_eq!(state.times(), 2, "it was there already");
     }
