@@ -73,6 +73,9 @@ pub use eventbus_kafka as kafka;
 #[cfg(feature = "nats")]
 #[doc(inline)]
 pub use eventbus_nats as nats;
+#[cfg(feature = "rabbitmq")]
+#[doc(inline)]
+pub use eventbus_rabbitmq as rabbitmq;
 #[cfg(feature = "redis")]
 #[doc(inline)]
 pub use eventbus_redis as redis;

@@ -22,6 +22,7 @@ const CRATES: &[&str] = &[
     "eventbus_core",
     "eventbus_kafka",
     "eventbus_nats",
+    "eventbus_rabbitmq",
     "eventbus_redis",
     "eventbus_sqlite",
     "eventbus_cli",

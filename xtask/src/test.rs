@@ -14,7 +14,7 @@ cargo xtask test [--embedded]
 const SERVERS: &[&str] = &["nats", "redis", "valkey", "rabbitmq", "kafka", "aws"];
 /// The packages whose tests need a server: those of brokers that have one, and this one.
 pub(crate) const WITH_SERVERS: &[&str] =
-    &["eventbus-aws", "eventbus-kafka", "eventbus-nats", "eventbus-redis", "xtask"];
+    &["eventbus-aws", "eventbus-kafka", "eventbus-nats", "eventbus-rabbitmq", "eventbus-redis", "xtask"];
 
 /// One command of a task, and why it is there.
 struct Step {
@@ -69,7 +69,7 @@ const fn on(purpose: &'static str, variable: &'static str, before: &'static str)
 }
 
 /// With all brokers, which a step adds to one package so that no other step has them.
-const ALL_BROKERS: &str = "aws,kafka,nats,redis";
+const ALL_BROKERS: &str = "aws,kafka,nats,rabbitmq,redis";
 
 /// The steps that share one build come one after the other.
 const STEPS: &[Step] = &[
@@ -109,6 +109,7 @@ const STEPS: &[Step] = &[
     on("the main example on Kafka", "EVENTBUS_TEST_KAFKA_URL", ""),
     on("the main example on NATS", "EVENTBUS_TEST_NATS_URL", ""),
     on("the main example on Redis", "EVENTBUS_TEST_REDIS_URL", ""),
+    on("the main example on RabbitMQ", "EVENTBUS_TEST_AMQP_URL", ""),
     // The server alone is no address of a broker. The example wants order by key.
     on(
         "the main example on SNS and SQS",

@@ -19,6 +19,8 @@ const VARIABLE: &str = "EVENTBUS_URL";
 const DEFAULT: &str = "sqlite:eventbus.db";
 /// The schemes of our own brokers, each with the Cargo feature that it needs.
 const OUR_SCHEMES: &[(&str, &str)] = &[
+    ("amqp", "rabbitmq"),
+    ("amqps", "rabbitmq"),
     ("kafka", "kafka"),
     ("kafkas", "kafka"),
     ("nats", "nats"),

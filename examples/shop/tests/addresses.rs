@@ -59,6 +59,7 @@ the_shop_tells_its_story_on! {
     redis: |_| address::redis(), LOG;
     valkey: |_| address::valkey(), LOG;
     kafka: |_| address::kafka(), Keeps { one_of_an_id: false, ..LOG };
+    rabbitmq: |_| address::rabbitmq(), Keeps { history: false, one_of_an_id: false, groups: true };
     sns_and_sqs: |_| address::aws(), Keeps { history: false, one_of_an_id: true, groups: false };
 }
 

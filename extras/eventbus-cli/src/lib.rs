@@ -141,6 +141,8 @@ use eventbus_aws as _;
 use eventbus_kafka as _;
 #[cfg(feature = "nats")]
 use eventbus_nats as _;
+#[cfg(feature = "rabbitmq")]
+use eventbus_rabbitmq as _;
 #[cfg(feature = "redis")]
 use eventbus_redis as _;
 #[cfg(feature = "sqlite")]

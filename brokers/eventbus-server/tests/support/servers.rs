@@ -15,6 +15,13 @@ pub fn setting(name: &str) -> Option<String> {
     std::env::var(name).ok().or_else(written)
 }
 
+/// The variable that has the address of a kind of server, as `cargo xtask brokers` names it.
+pub fn variable(kind: &str) -> String {
+    // This one is named after what it speaks.
+    let named = if kind == "rabbitmq" { "AMQP".to_owned() } else { kind.to_uppercase() };
+    format!("EVENTBUS_TEST_{named}_URL")
+}
+
 /// A server that only one test has, so that it may be killed.
 pub struct Server {
     kind: &'static str,
@@ -50,8 +57,8 @@ impl Server {
 
     pub fn url(&self) -> String {
         let exports = self.order("env");
-        let variable = format!("export EVENTBUS_TEST_{}_URL='", self.kind.to_uppercase());
-        let url = exports.lines().find_map(|line| line.strip_prefix(&variable));
+        let export = format!("export {}='", variable(self.kind));
+        let url = exports.lines().find_map(|line| line.strip_prefix(&export));
         url.expect("it has an address").trim_end_matches('\'').to_owned()
     }
 }

@@ -24,6 +24,10 @@ pub(crate) fn valkey() -> String {
     with(&server("valkey"), &format!("prefix={}", place()))
 }
 
+pub(crate) fn rabbitmq() -> String {
+    with(&server("rabbitmq"), &format!("exchange={}", place()))
+}
+
 pub(crate) fn kafka() -> String {
     with(&server("kafka"), &format!("prefix={}.", place()))
 }
@@ -36,7 +40,7 @@ pub(crate) fn aws() -> String {
 
 /// The server of a kind, as `cargo xtask brokers` names it.
 fn server(kind: &str) -> String {
-    let variable = format!("EVENTBUS_TEST_{}_URL", kind.to_uppercase());
+    let variable = servers::variable(kind);
     servers::setting(&variable).unwrap_or_else(|| {
         panic!(
             "there is no server for tests; run `cargo xtask brokers up {kind}`, or set {variable} to the address of one"

@@ -1,0 +1,116 @@
+//! eventbus on RabbitMQ: a topic exchange, a quorum queue for each group and pattern, dead letters in a queue of each group.
+//!
+//! ```no_run
+//! # async fn connect() -> eventbus::Result<()> {
+//! let bus = eventbus::Bus::connect("amqp://user:password@localhost:5672/shop?mandatory=true").await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! In a program it is the Cargo feature `rabbitmq` of `eventbus`, and the address alone chooses it: `amqp://`, or `amqps://`
+//! with TLS; the path is the virtual host, and several hosts are parted by commas. It is made for RabbitMQ 4, by AMQP 0-9-1,
+//! and needs no plugin.
+//!
+//! # What it promises
+//!
+//! | | quorum | classic | how |
+//! |---|---|---|---|
+//! | `durable` | yes | yes | `Ok` of a publish means that each queue of a group has it: a quorum queue on a majority of its nodes, a classic one on the disk of its node |
+//! | `key_order` | yes | yes | a queue has an order, and one process at a time reads it |
+//! | `patterns` | yes | yes | bindings of the topic exchange: `>` is `*.#` there, since `#` alone stands for nothing too |
+//! | `start_earliest` | no | no | a queue begins empty |
+//! | `multi_process` | yes | yes | single active consumer: the others stand by |
+//! | `competing` | yes | yes | all processes read |
+//! | `shared_by_key` | no | no | |
+//! | `deduplicates` | no | no | |
+//! | `seek` | no | no | what is handled is gone |
+//! | `rename` | no | no | a group is its queues |
+//! | `attempts` | counted | lost | a quorum queue counts how often it has delivered an event, whether or not a handler was called |
+//! | `counts_crashes` | no | no | an event whose handler ends the process is delivered again after each start, up to `delivery_limit` |
+//! | `backlog` | nearly | nearly | what is ready, and what this process has in hand; not what others have |
+//! | `max_payload` | 16 MiB | 16 MiB | `max_payload`, and `max_message_size` of the server |
+//! | `replayable` | no | no | |
+//! | `audit_log` | no | no | |
+//!
+//! - **A publish is sent once.** It waits for a connection until `publish_timeout`, and is refused then: nothing was stored.
+//!   What was sent, and is not confirmed until then or until the connection is lost, is
+//!   [`Unconfirmed`](eventbus_core::PublishError::Unconfirmed). So is what a queue refuses (`basic.nack`), since other queues
+//!   may have it. It is not sent again by itself, because RabbitMQ would not know it again.
+//! - **A topic that no group listens on** is no error, unless `mandatory` asks for one.
+//! - **A server that is short of memory or disk** takes no publishes: they wait, [`Bus::health`](eventbus_core::Bus::health)
+//!   says so, and what is there is handled meanwhile, since two connections are open: one publishes, one consumes.
+//! - **A retry waits in the process** that has the event, which is not acked until then. After a crash it comes again at once,
+//!   with its attempt as RabbitMQ counts it: each return to the queue counts, also of what was sent ahead of any handler.
+//! - **A lost connection** loses what is in hand: RabbitMQ gives it to whoever is next, which may be this process again. An ack
+//!   of a handler that was under way is refused then, and its event comes again. Acks are sent a moment after the handler;
+//!   what was settled here and comes again for want of its ack is only acked.
+//! - **On a takeover** what the other process had comes first, in order. RabbitMQ notices at once that a process has ended, and
+//!   after two heart-beats that one is silent. One that is cut off goes on with the handlers that it has begun.
+//! - **Acks** go together up to the first unfinished event. What is finished beyond it is acked apart after 50 ms, so that one
+//!   long retry holds up no acks.
+//! - **RabbitMQ takes back** what is not acked within `consumer_timeout`. A subscription whose `timeout` is not shorter is
+//!   refused. A retry that waits for about half of it or longer goes to the server: its attempt and its time survive a crash
+//!   then. It comes back behind what was published meanwhile, rounded up by at most a second in 64. Until it is due its
+//!   process keeps back what follows of its key, as ever; another process does not know of it. So order by key has that
+//!   exception.
+//! - **`delivery_limit`** is above what a subscription may try, or the subscription is refused; by default there is none. What
+//!   RabbitMQ gives up by itself, for a policy of length, age or deliveries, becomes a dead letter that says so.
+//! - **What a queue cannot do** (replays, the audit log, groups that begin at the earliest event or are moved) is refused, and
+//!   a bus says so. Streams of RabbitMQ are not used for events.
+//! - **Who stands by** says so until something comes: RabbitMQ does not tell a consumer that it is its turn.
+//!
+//! # What is there
+//!
+//! | | name | |
+//! |---|---|---|
+//! | topic exchange | `eventbus` (option `exchange`) | topics are routing keys |
+//! | queue | `eventbus:group:<group>:<pattern>` | what a group has yet to handle |
+//! | queue | `eventbus:dead-letters:<group>` | its dead letters: each event as it was, and why it failed in headers `eventbus-dead-letter-…` |
+//! | queue | `eventbus:delay:<seconds>s:<queue>` | what waits for a late attempt, by TTL and dead-letter exchange; unused, it goes away |
+//! | stream | `eventbus:groups` | which groups there are, since AMQP lists no queues |
+//!
+//! Names that would be longer than 255 bytes end in a hash. Queues are durable and have `x-single-active-consumer` (unless the
+//! group competes), `x-consumer-timeout`, and a dead-letter exchange with the queue of dead letters; those of type quorum
+//! also `x-delivery-limit` and `reject-publish`. All of it is made where it is missing, again after each reconnect, or with
+//! `?topology=check` has to be there; a difference is an error with both values. Bindings cannot be asked for, so they are
+//! made in any case; whoever makes an exchange that somebody has removed binds the queues of all groups to it.
+//!
+//! CloudEvents has no binding for AMQP 0-9-1. Attributes are headers that begin with `ce-`; `cloudEvents:` and `cloudEvents_` are
+//! read too, and so is the structured mode, which `?content_mode=structured` writes. Properties (`message_id`, `timestamp`,
+//! `content_type`, `type`) say the same. A message of any other program is an event as well; one without an id has another one
+//! each time it comes. Attributes and headers together have room for 96 KiB.
+//!
+//! A queue lists nothing: whoever looks at dead letters takes all of them, looks, and gives them back. Others who look at the same
+//! moment wait; after a crash in between the server gives them back.
+//!
+//! # Options of an address
+//!
+//! `ca`, `cert` and `key` (PEM files, with `amqps:`), `exchange`, `topology` (`create`, `check`), `queue_type` (`quorum`,
+//! `classic`), `mandatory`, `prefetch`, `consumer_timeout`, `delivery_limit`, `max_payload`, `heartbeat`, `connect_timeout`,
+//! `publish_timeout`, `content_mode` (`binary`, `structured`). [`RabbitMqBrokerBuilder`] has the same with their defaults, and
+//! [`RabbitMqBroker::channel`] is the way to everything else.
+
+#![forbid(unsafe_code)]
+
+mod broker;
+mod config;
+mod connection;
+mod dead_letters;
+mod delivery;
+mod directory;
+mod groups;
+mod held;
+mod names;
+mod publish;
+mod subscribe;
+mod subscription;
+mod topology;
+mod wire;
+
+pub use broker::RabbitMqBroker;
+pub use config::{QueueType, RabbitMqBrokerBuilder};
+pub use lapin;
+pub use wire::ContentMode;
+
+eventbus_core::register_scheme!(eventbus_core::broker::Scheme { name: "amqp", open: broker::open_address });
+eventbus_core::register_scheme!(eventbus_core::broker::Scheme { name: "amqps", open: broker::open_address });

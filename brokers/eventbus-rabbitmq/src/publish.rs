@@ -1,0 +1,473 @@
+//! Publishing: events are sent one after the other, and their confirmations awaited apart.
+
+use crate::connection::{Link, Trouble, call};
+use crate::wire::{self, Written};
+use eventbus_core::lock::{Lock, Rank};
+use eventbus_core::waiters::Waiters;
+use eventbus_core::{BoxError, BrokerError, Envelope, PublishError};
+use eventbus_server::connection::pause_before;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{Channel, Confirmation};
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+/// How many publishes may be under way, before publishers wait.
+const OPEN: usize = 2_048;
+
+/// Where a message goes.
+#[derive(Clone, Debug)]
+pub(crate) struct To {
+    pub(crate) exchange: String,
+    pub(crate) key: String,
+    /// It is an error if no queue gets it.
+    pub(crate) mandatory: bool,
+}
+
+impl To {
+    /// One queue, past the exchange.
+    pub(crate) fn queue(name: &str) -> Self {
+        Self { exchange: String::new(), key: name.to_owned(), mandatory: true }
+    }
+}
+
+/// Where publishes go.
+pub(crate) struct Outlet {
+    link: Arc<Link>,
+    sender: mpsc::UnboundedSender<Pending>,
+    room: Arc<Semaphore>,
+    open: Arc<Unanswered>,
+    /// The largest payload, as far as it is known.
+    max_payload: AtomicUsize,
+    /// What the task that sends takes from.
+    receiver: Lock<Option<mpsc::UnboundedReceiver<Pending>>>,
+}
+
+/// How many publishes are not answered.
+struct Unanswered {
+    count: AtomicUsize,
+    changed: Waiters,
+}
+
+/// One of them, until this is dropped.
+struct Counted(Arc<Unanswered>);
+
+impl Counted {
+    fn new(all: &Arc<Unanswered>) -> Self {
+        all.count.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(all))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.changed.tell();
+        }
+    }
+}
+
+/// A message that is not answered.
+struct Pending {
+    to: To,
+    topic: String,
+    written: Written,
+    deadline: Instant,
+    answer: oneshot::Sender<Result<(), PublishError>>,
+    _room: OwnedSemaphorePermit,
+    _counted: Counted,
+}
+
+impl Pending {
+    fn is_open(&self) -> bool {
+        !self.answer.is_closed()
+    }
+
+    fn confirm(self) {
+        // Nobody waits for it any more.
+        let _ = self.answer.send(Ok(()));
+    }
+
+    /// It was not stored.
+    fn refuse(self, cause: impl Into<BoxError>) {
+        let _ = self.answer.send(Err(PublishError::Broker { topic: self.topic, cause: cause.into() }));
+    }
+
+    /// Whether it was stored is not known.
+    fn give_up(self, cause: impl Into<BoxError>) {
+        let _ = self.answer.send(Err(PublishError::Unconfirmed { topic: self.topic, cause: cause.into() }));
+    }
+}
+
+type Answer = Result<oneshot::Receiver<Result<(), PublishError>>, PublishError>;
+
+impl Outlet {
+    pub(crate) fn new(link: Arc<Link>) -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Self {
+            max_payload: AtomicUsize::new(link.settings.max_payload),
+            link,
+            sender,
+            room: Arc::new(Semaphore::new(OPEN)),
+            open: Arc::new(Unanswered { count: AtomicUsize::new(0), changed: Waiters::new() }),
+            receiver: Lock::new(Rank::BROKER, Some(receiver)),
+        }
+    }
+
+    pub(crate) fn max_payload(&self) -> usize {
+        self.max_payload.load(Ordering::Relaxed)
+    }
+
+    pub(crate) async fn publish(self: Arc<Self>, envelope: Arc<Envelope>) -> Result<(), PublishError> {
+        let answer = self.enqueue(&envelope).await;
+        answered(envelope.topic().as_str(), answer).await
+    }
+
+    pub(crate) async fn publish_all(
+        self: Arc<Self>,
+        envelopes: Vec<Arc<Envelope>>,
+    ) -> Vec<Result<(), PublishError>> {
+        let mut answers = Vec::with_capacity(envelopes.len());
+        for envelope in &envelopes {
+            answers.push(self.enqueue(envelope).await);
+        }
+        let mut results = Vec::with_capacity(envelopes.len());
+        for (envelope, answer) in envelopes.iter().zip(answers) {
+            results.push(answered(envelope.topic().as_str(), answer).await);
+        }
+        results
+    }
+
+    /// Sends a message to one queue, and waits until it is stored there.
+    pub(crate) async fn send(&self, queue: &str, topic: &str, written: Written) -> Result<(), PublishError> {
+        let answer = self.put(To::queue(queue), topic.to_owned(), written).await;
+        answered(topic, answer).await
+    }
+
+    async fn enqueue(&self, envelope: &Envelope) -> Answer {
+        let topic = envelope.topic().to_string();
+        let payload = envelope.payload();
+        let payload =
+            payload.map_err(|error| PublishError::Encode { topic: topic.clone(), cause: error.into() })?;
+        envelope.check_size(payload.len(), self.max_payload())?;
+        let settings = &self.link.settings;
+        let written = wire::write(envelope, settings.content_mode)?;
+        let to =
+            To { exchange: settings.exchange.clone(), key: topic.clone(), mandatory: settings.mandatory };
+        self.put(to, topic, written).await
+    }
+
+    async fn put(&self, to: To, topic: String, written: Written) -> Answer {
+        let deadline = Instant::now() + self.link.settings.publish_timeout;
+        let room = Arc::clone(&self.room).acquire_owned();
+        let Ok(room) = tokio::time::timeout_at(deadline.into(), room).await else {
+            return Err(PublishError::Broker { topic, cause: self.late(false).into() });
+        };
+        let Ok(room) = room else { return Err(PublishError::Closed { topic }) };
+        let (answer, receiver) = oneshot::channel();
+        let _counted = Counted::new(&self.open);
+        let pending = Pending { to, topic, written, deadline, answer, _room: room, _counted };
+        if let Err(mpsc::error::SendError(pending)) = self.sender.send(pending) {
+            return Err(PublishError::Closed { topic: pending.topic });
+        }
+        Ok(receiver)
+    }
+
+    /// Why something was not confirmed in time.
+    fn late(&self, sent: bool) -> BrokerError {
+        let within = self.link.settings.publish_timeout;
+        let what = if sent { "has not confirmed it" } else { "could not be sent it" };
+        let error = BrokerError::new(format!("RabbitMQ {what} within {within:?} (`publish_timeout`)"));
+        match self.link.state.lost().or_else(|| self.link.blocked()) {
+            Some(lost) => error.with_cause(lost.error),
+            None => error,
+        }
+    }
+
+    /// How many publishes are not answered.
+    pub(crate) fn open(&self) -> usize {
+        self.open.count.load(Ordering::Acquire)
+    }
+
+    /// Resolves once all publishes are answered.
+    pub(crate) async fn emptied(&self) {
+        self.open.changed.until(|| (self.open() == 0).then_some(())).await;
+    }
+
+    /// Nothing is taken any more.
+    pub(crate) fn close(&self) {
+        self.room.close();
+    }
+
+    /// Sends what comes, until the broker ends.
+    pub(crate) async fn run(self: Arc<Self>) {
+        let receiver = self.receiver.lock().take();
+        let Some(receiver) = receiver else { return };
+        Sender {
+            outlet: self,
+            receiver,
+            waiting: VecDeque::new(),
+            channel: None,
+            opening: None,
+            failures: 0,
+            trouble: None,
+            sent: 0,
+            flying: BTreeMap::new(),
+            confirming: FuturesUnordered::new(),
+        }
+        .run()
+        .await;
+    }
+}
+
+async fn answered(topic: &str, answer: Answer) -> Result<(), PublishError> {
+    answer?.await.unwrap_or_else(|_| {
+        let cause = BrokerError::new("the broker was closed before RabbitMQ has confirmed it");
+        Err(PublishError::Unconfirmed { topic: topic.to_owned(), cause: cause.into() })
+    })
+}
+
+/// The number of a message that was sent. They rise.
+type Ticket = u64;
+
+/// A channel that publishes, and the connection that it belongs to.
+struct Open {
+    number: u64,
+    channel: Channel,
+}
+
+/// What sends, and waits for confirmations.
+struct Sender {
+    outlet: Arc<Outlet>,
+    receiver: mpsc::UnboundedReceiver<Pending>,
+    /// What the client has not got yet.
+    waiting: VecDeque<Pending>,
+    channel: Option<Open>,
+    opening: Option<BoxFuture<'static, Result<Open, Trouble>>>,
+    failures: usize,
+    /// Why there was no channel the last time.
+    trouble: Option<String>,
+    sent: Ticket,
+    flying: BTreeMap<Ticket, Pending>,
+    confirming: FuturesUnordered<BoxFuture<'static, (Ticket, lapin::Result<Confirmation>)>>,
+}
+
+impl Sender {
+    async fn run(mut self) {
+        let outlet = Arc::clone(&self.outlet);
+        let link = Arc::clone(&outlet.link);
+        // After its end, whoever waits learns it from the end of its channel.
+        while !link.is_closed() {
+            self.look_at_connection();
+            self.send().await;
+            let (number, blocked) = (link.number(), link.blocked().is_some());
+            let deadline = self.next_deadline();
+            tokio::select! {
+                biased;
+                Some((ticket, confirmed)) = self.confirming.next(), if !self.confirming.is_empty() => {
+                    self.confirmed(ticket, confirmed);
+                    while let Some(Some((ticket, confirmed))) = now(self.confirming.next()).await {
+                        self.confirmed(ticket, confirmed);
+                    }
+                }
+                pending = self.receiver.recv() => {
+                    let Some(pending) = pending else { return };
+                    self.waiting.push_back(pending);
+                    while let Ok(pending) = self.receiver.try_recv() {
+                        self.waiting.push_back(pending);
+                    }
+                }
+                opened = async { self.opening.as_mut().expect("it is there").await }, if self.opening.is_some() => {
+                    self.opening = None;
+                    match opened {
+                        Ok(open) => (self.failures, self.trouble, self.channel) = (0, None, Some(open)),
+                        Err(trouble) => {
+                            self.failures += 1;
+                            self.trouble = Some(trouble.to_string());
+                        }
+                    }
+                }
+                () = link.another(number, blocked) => {}
+                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into()), if deadline.is_some() => {
+                    self.give_up_late();
+                }
+            }
+        }
+    }
+
+    /// Another connection needs another channel; what was sent by the one before may be stored or not.
+    fn look_at_connection(&mut self) {
+        let number = self.outlet.link.number();
+        if self.channel.as_ref().is_some_and(|open| Some(open.number) != number) {
+            let said = self.outlet.link.state.lost().map(|lost| lost.error);
+            let said = said.unwrap_or_else(|| "the connection was lost".to_owned());
+            self.lose_channel(&Trouble::passing(said));
+        }
+        if let (None, None, Some(number)) = (&self.channel, &self.opening, number) {
+            let (link, failures) = (Arc::clone(&self.outlet.link), self.failures);
+            self.opening = Some(Box::pin(async move {
+                tokio::time::sleep(pause_before(failures + 1)).await;
+                // Somebody may have removed it, or the server has lost it.
+                link.exchange().await.map_err(|error| Trouble::passing(error.to_string()))?;
+                let channel = link.channel().await?;
+                call(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+                Ok(Open { number, channel })
+            }));
+        }
+    }
+
+    /// Hands the client what waits, in its order.
+    async fn send(&mut self) {
+        let Some(Open { channel, .. }) = &self.channel else { return };
+        // What the client has it sends some time; here it can still be refused.
+        if self.outlet.link.blocked().is_some() {
+            return;
+        }
+        while let Some(pending) = self.waiting.pop_front() {
+            self.sent += 1;
+            let (ticket, channel) = (self.sent, channel.clone());
+            let To { exchange, key, mandatory } = pending.to.clone();
+            let Written { properties, body } = pending.written.clone();
+            let mut publishing: BoxFuture<'static, _> = Box::pin(async move {
+                let options = BasicPublishOptions { mandatory, ..BasicPublishOptions::default() };
+                let (exchange, key) = (exchange.as_str().into(), key.as_str().into());
+                let sent = channel.basic_publish(exchange, key, options, &body, properties).await;
+                match sent {
+                    Ok(confirmation) => (ticket, confirmation.await),
+                    Err(error) => (ticket, Err(error)),
+                }
+            });
+            self.flying.insert(ticket, pending);
+            // It is queued in the client by the first poll, so that what follows is behind it.
+            match now(&mut publishing).await {
+                Some((ticket, confirmed)) => {
+                    self.confirming.push(Box::pin(async move { (ticket, confirmed) }))
+                }
+                None => self.confirming.push(publishing),
+            }
+        }
+    }
+
+    fn confirmed(&mut self, ticket: Ticket, confirmed: lapin::Result<Confirmation>) {
+        let error = match confirmed {
+            Ok(confirmation) => {
+                let Some(pending) = self.flying.remove(&ticket) else { return };
+                return match confirmation {
+                    Confirmation::Ack(None) => pending.confirm(),
+                    Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
+                        let said = &returned.reply_text;
+                        let which = if pending.to.exchange.is_empty() {
+                            format!("there is no queue `{}`", pending.to.key)
+                        } else {
+                            "no group listens on it, and `mandatory` asks for one".to_owned()
+                        };
+                        pending.refuse(format!("{which} ({said})"));
+                    }
+                    Confirmation::Nack(None) => pending.give_up(
+                        "RabbitMQ has refused it (`basic.nack`), as where a queue is full or out of reach; other groups may \
+                         have it",
+                    ),
+                    Confirmation::NotRequested => {
+                        pending.give_up("the channel of RabbitMQ does not confirm what is published");
+                    }
+                };
+            }
+            Err(error) => error,
+        };
+        // The channel has ended, and everything on it with it.
+        self.lose_channel(&error.into());
+    }
+
+    /// The channel is gone: of what was sent on it is known only what the reason says.
+    fn lose_channel(&mut self, trouble: &Trouble) {
+        self.channel = None;
+        self.confirming.clear();
+        let flying = std::mem::take(&mut self.flying);
+        let alone = flying.len() == 1;
+        let limit = limit(&trouble.said);
+        if let Some(limit) = limit {
+            self.outlet.max_payload.fetch_min(limit, Ordering::Relaxed);
+        }
+        let culprit = limit.and_then(|limit| {
+            flying.iter().find(|(_, pending)| pending.written.body.len() > limit).map(|(ticket, _)| *ticket)
+        });
+        let mut again = VecDeque::new();
+        for (ticket, pending) in flying {
+            match (limit, culprit) {
+                (Some(limit), Some(culprit)) if ticket == culprit => {
+                    let size = pending.written.body.len();
+                    let topic = pending.topic.clone();
+                    let _ = pending.answer.send(Err(PublishError::TooLarge {
+                        topic,
+                        part: "payload",
+                        size,
+                        limit,
+                    }));
+                }
+                // The server has read nothing that came behind it.
+                (Some(_), Some(culprit)) if ticket > culprit => again.push_back(pending),
+                _ if alone && trouble.is_refusal() => pending.refuse(trouble.to_string()),
+                _ => pending.give_up(trouble.to_string()),
+            }
+        }
+        again.append(&mut self.waiting);
+        self.waiting = again;
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let deadlines = [self.waiting.front(), self.flying.first_key_value().map(|(_, pending)| pending)];
+        deadlines.into_iter().flatten().map(|pending| pending.deadline).min()
+    }
+
+    fn give_up_late(&mut self) {
+        let now = Instant::now();
+        while let Some(pending) = self.waiting.pop_front_if(|pending| pending.deadline <= now) {
+            let late = self.outlet.late(false);
+            pending.refuse(match &self.trouble {
+                Some(trouble) if late.cause().is_none() => late.with_cause(trouble.clone()),
+                _ => late,
+            });
+        }
+        let late = self.flying.iter().filter(|(_, pending)| pending.deadline <= now || !pending.is_open());
+        let late: Vec<_> = late.map(|(ticket, _)| *ticket).collect();
+        for pending in late.into_iter().filter_map(|ticket| self.flying.remove(&ticket)) {
+            pending.give_up(self.outlet.late(true));
+        }
+    }
+}
+
+/// The limit that the server names where a message was too large.
+fn limit(said: &str) -> Option<usize> {
+    let (_, limit) = said.split_once("larger than configured max size ")?;
+    limit.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// The answer of a future, where it is there already.
+async fn now<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
+    poll_fn(|context| {
+        Poll::Ready(match std::pin::Pin::new(&mut future).poll(context) {
+            Poll::Ready(answer) => Some(answer),
+            Poll::Pending => None,
+        })
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_a_server_is_read_from_what_it_says() {
+        let said = "PRECONDITION_FAILED - message size 17000000 is larger than configured max size 16777216";
+        assert_eq!(limit(said), Some(16_777_216));
+        assert_eq!(limit("PRECONDITION_FAILED - unknown delivery tag 3"), None);
+    }
+}

@@ -1,0 +1,271 @@
+//! The exchange and the queues: made where they are missing, or looked for.
+
+use crate::config::QueueType;
+use crate::connection::{ACCESS_REFUSED, CALL, DIFFERENT, Link, NOT_FOUND, Trouble, call};
+use crate::directory;
+use crate::names::{Names, binding};
+use eventbus_core::broker::{SubscribeRequest, Topology};
+use eventbus_core::{BrokerError, Pattern};
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, ExchangeKind};
+use std::time::{Duration, Instant};
+
+/// More deliveries than there will be. Without a limit of its own a queue has one of 20, and not every server knows a word for
+/// none.
+const NO_LIMIT: i64 = i32::MAX as i64;
+
+/// A quorum queue that does not answer the server for so long is said to have nothing, and nobody who consumes.
+const SILENT: Duration = Duration::from_millis(250);
+
+/// What the server says of a queue.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Count {
+    /// Messages that nobody has.
+    pub(crate) ready: u64,
+    /// Those who are served: of several who take turns it is one.
+    pub(crate) consumers: u32,
+}
+
+impl Count {
+    /// Whether the queue itself has said it, which took so long.
+    fn is_known(self, took: Duration) -> bool {
+        self.ready > 0 || self.consumers > 0 || took < SILENT
+    }
+}
+
+impl Link {
+    pub(crate) fn names(&self) -> Names {
+        Names(self.settings.exchange.clone())
+    }
+
+    fn creates(&self) -> bool {
+        self.settings.topology == Topology::Create
+    }
+
+    /// Makes the exchange, or looks for it.
+    pub(crate) async fn exchange(&self) -> Result<(), BrokerError> {
+        let name = &self.settings.exchange;
+        let explain = |trouble: Trouble| {
+            if trouble.is(DIFFERENT) || trouble.is(NOT_FOUND) {
+                return BrokerError::new(format!(
+                    "the exchange `{name}` is not as it should be, a durable topic exchange ({trouble}); make it so, or name \
+                     another one (`exchange`)"
+                ));
+            }
+            trouble.explain(format_args!("make the exchange `{name}`"))
+        };
+        let was_there = match self.declare_exchange(true).await {
+            Ok(()) => true,
+            Err(trouble) if trouble.is(NOT_FOUND) && self.creates() => false,
+            Err(trouble) => return Err(explain(trouble)),
+        };
+        match self.declare_exchange(false).await {
+            // Who may not make anything cannot ask whether it is the same either.
+            Err(trouble) if trouble.is(ACCESS_REFUSED) && !self.creates() => {}
+            Err(trouble) => return Err(explain(trouble)),
+            Ok(()) => {}
+        }
+        if was_there {
+            return Ok(());
+        }
+        let bound = self.bind_all().await;
+        bound.map_err(|trouble| {
+            trouble.explain(format_args!("bind the queues of groups to the exchange `{name}`"))
+        })
+    }
+
+    /// Binds the queues of all groups. With an exchange that somebody removed their bindings are gone, which nobody tells
+    /// those who consume.
+    async fn bind_all(&self) -> Result<(), Trouble> {
+        for (group, patterns) in directory::noted(self).await? {
+            for pattern in patterns.iter().filter_map(|pattern| Pattern::new(pattern).ok()) {
+                match self.bind(&self.names().group(&group, &pattern), &pattern).await {
+                    Err(trouble) if trouble.is(NOT_FOUND) => {}
+                    bound => bound?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Binds a queue. AMQP has no question about bindings; to bind once more changes nothing.
+    async fn bind(&self, queue: &str, pattern: &Pattern) -> Result<(), Trouble> {
+        let channel = self.channel().await?;
+        let (exchange, key) = (self.settings.exchange.as_str(), binding(pattern));
+        let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+        call(channel.queue_bind(queue.into(), exchange.into(), key.as_str().into(), options, arguments))
+            .await?;
+        close(&channel).await;
+        Ok(())
+    }
+
+    async fn declare_exchange(&self, passive: bool) -> Result<(), Trouble> {
+        let channel = self.channel().await?;
+        let options = ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
+        let (name, kind) = (self.settings.exchange.as_str().into(), ExchangeKind::Topic);
+        call(channel.exchange_declare(name, kind, options, FieldTable::default())).await?;
+        close(&channel).await;
+        Ok(())
+    }
+
+    /// Makes the queue of a group with its binding and the queue of its dead letters, or looks for them. The name of the
+    /// first, and of the second.
+    pub(crate) async fn group_queue(&self, request: &SubscribeRequest) -> Result<[String; 2], Trouble> {
+        let (queue, dead) =
+            (self.names().group(&request.group, &request.pattern), self.names().dead(&request.group));
+        self.queue(&dead, self.dead_arguments()).await?;
+        self.queue(&queue, self.group_arguments(request, &dead)).await?;
+        self.bind(&queue, &request.pattern).await?;
+        Ok([queue, dead])
+    }
+
+    /// Makes a queue, or looks for it.
+    pub(crate) async fn queue(&self, name: &str, arguments: FieldTable) -> Result<(), Trouble> {
+        if !self.creates() {
+            self.count(name).await?;
+        }
+        let channel = self.channel().await?;
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        match call(channel.queue_declare(name.into(), options, arguments)).await {
+            // Who may not make anything cannot ask whether it is the same either.
+            Err(trouble) if trouble.is(ACCESS_REFUSED) && !self.creates() => return Ok(()),
+            other => other?,
+        };
+        close(&channel).await;
+        Ok(())
+    }
+
+    /// Asks how many messages and consumers a queue has, until that is known.
+    pub(crate) async fn count(&self, queue: &str) -> Result<Count, Trouble> {
+        let begun = Instant::now();
+        while begun.elapsed() < CALL {
+            let channel = self.channel().await?;
+            let count = count(&channel, queue).await?;
+            close(&channel).await;
+            if let Some(count) = count {
+                return Ok(count);
+            }
+        }
+        Err(Trouble::passing(format!("the queue `{queue}` has not said within {CALL:?} what it has")))
+    }
+
+    /// Removes a queue. A classic one that somebody reads by now stays; the server cannot look after a quorum queue so.
+    pub(crate) async fn delete_queue(&self, queue: &str) -> Result<(), Trouble> {
+        let channel = self.channel().await?;
+        let options = QueueDeleteOptions { if_unused: !self.is_quorum(), ..QueueDeleteOptions::default() };
+        call(channel.queue_delete(queue.into(), options)).await?;
+        close(&channel).await;
+        Ok(())
+    }
+
+    fn queue_type(&self) -> AMQPValue {
+        text(match self.settings.queue_type {
+            QueueType::Quorum => "quorum",
+            QueueType::Classic => "classic",
+        })
+    }
+
+    fn is_quorum(&self) -> bool {
+        self.settings.queue_type == QueueType::Quorum
+    }
+
+    fn group_arguments(&self, request: &SubscribeRequest, dead: &str) -> FieldTable {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), self.queue_type());
+        arguments.insert("x-consumer-timeout".into(), millis(self.settings.consumer_timeout));
+        // What the server gives up by itself, for a policy, is kept as well.
+        arguments.insert("x-dead-letter-exchange".into(), text(""));
+        arguments.insert("x-dead-letter-routing-key".into(), text(dead));
+        if !request.competing {
+            arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+        }
+        if self.is_quorum() {
+            let limit = self.settings.delivery_limit.map_or(NO_LIMIT, i64::from);
+            arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit));
+            arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+            arguments.insert("x-overflow".into(), text("reject-publish"));
+        }
+        arguments
+    }
+
+    /// Each look at dead letters is a delivery, so nothing limits those.
+    fn dead_arguments(&self) -> FieldTable {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), self.queue_type());
+        if self.is_quorum() {
+            arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(NO_LIMIT));
+        }
+        arguments
+    }
+
+    /// What waits in such a queue comes to another one after this time. Unused, it goes away.
+    pub(crate) fn delay_arguments(&self, queue: &str, delay: Duration) -> FieldTable {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), self.queue_type());
+        arguments.insert("x-message-ttl".into(), millis(delay));
+        arguments.insert("x-expires".into(), millis(delay * 2 + Duration::from_secs(3_600)));
+        arguments.insert("x-dead-letter-exchange".into(), text(""));
+        arguments.insert("x-dead-letter-routing-key".into(), text(queue));
+        if self.is_quorum() {
+            arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+            arguments.insert("x-overflow".into(), text("reject-publish"));
+        }
+        arguments
+    }
+}
+
+fn text(text: &str) -> AMQPValue {
+    AMQPValue::LongString(text.into())
+}
+
+fn millis(time: Duration) -> AMQPValue {
+    AMQPValue::LongLongInt(i64::try_from(time.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Asks on a channel how many messages and consumers a queue has. None, where the server may not know. Where it fails, the
+/// channel is gone.
+async fn count(channel: &Channel, queue: &str) -> Result<Option<Count>, Trouble> {
+    let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
+    let asked = Instant::now();
+    let found = call(channel.queue_declare(queue.into(), options, FieldTable::default())).await?;
+    let count = Count { ready: found.message_count().into(), consumers: found.consumer_count() };
+    Ok(count.is_known(asked.elapsed()).then_some(count))
+}
+
+/// Closes a channel. One that the server has closed is closed.
+pub(crate) async fn close(channel: &Channel) {
+    let _ = call(channel.close(200, "".into())).await;
+}
+
+/// What is said where a queue is not as it should be.
+pub(crate) fn explain_queue(trouble: Trouble, group: &str) -> BrokerError {
+    if trouble.is(DIFFERENT) {
+        return BrokerError::new(format!(
+            "a queue of the group `{group}` is there with other settings ({}); set what is said to be current, as an option \
+             or with `competing` (`x-single-active-consumer`), or let the group handle what it has and remove the queue",
+            trouble.said
+        ));
+    }
+    if trouble.is(NOT_FOUND) {
+        return BrokerError::new(format!(
+            "a queue of the group `{group}` is missing, and none is made with `topology=check` ({})",
+            trouble.said
+        ));
+    }
+    trouble.explain(format_args!("open the queue of the group `{group}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_there_is_nothing_is_believed_of_a_queue_that_has_answered() {
+        let empty = Count { ready: 0, consumers: 0 };
+        assert!(empty.is_known(Duration::from_millis(249)));
+        assert!(!empty.is_known(Duration::from_millis(250)));
+        assert!(Count { ready: 1, ..empty }.is_known(Duration::from_secs(9)));
+        assert!(Count { consumers: 1, ..empty }.is_known(Duration::from_secs(9)));
+    }
+}

@@ -1,0 +1,332 @@
+//! Faults under load: what becomes of events when the server, the connection or its memory fails.
+
+mod support;
+
+use eventbus::PublishError;
+use eventbus::broker::{Broker, Connection};
+use eventbus_rabbitmq::RabbitMqBroker;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use support::cpu::cpu_time;
+use support::servers::Server;
+use support::{
+    ack, behind_proxy, builder, connect, event, exchange, number, receive, remove, request, server, until,
+    url_at,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::broadcast;
+
+const KEYS: u64 = 16;
+
+/// Publishers and one group that handles what they publish, while something fails.
+struct Load {
+    broker: RabbitMqBroker,
+    confirmed: Arc<AtomicU64>,
+    handled: Arc<AtomicU64>,
+    publishing: Vec<tokio::task::JoinHandle<()>>,
+    handling: tokio::task::JoinHandle<Vec<(u64, u64)>>,
+}
+
+impl Load {
+    async fn begin(broker: RabbitMqBroker, events: u64) -> Self {
+        let (confirmed, handled) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let mut deliveries = broker.subscribe(request("group", "load.*")).await.unwrap();
+        let count = Arc::clone(&handled);
+        let handling = tokio::spawn(async move {
+            let (mut seen, mut all) = (Vec::new(), BTreeSet::new());
+            while (all.len() as u64) < events {
+                let received = receive(&mut deliveries, 1).await.remove(0);
+                if !received.settler.holds(&received.receipt) {
+                    continue;
+                }
+                let number = number(&received);
+                seen.push((number % KEYS, number));
+                all.insert(number);
+                count.store(all.len() as u64, Ordering::SeqCst);
+                // What is not acked comes again.
+                let _ = received.settler.ack(received.receipt).await;
+            }
+            seen
+        });
+        // Each publisher has keys of its own, and publishes in order.
+        let publishers = (0..KEYS).map(|key| {
+            let (broker, confirmed) = (broker.clone(), Arc::clone(&confirmed));
+            tokio::spawn(async move {
+                for number in (0..events).filter(|number| number % KEYS == key) {
+                    let topic = if number % 3 == 0 { "load.a" } else { "load.b" };
+                    let envelope = event(topic, &key.to_string(), number);
+                    // Whoever is not told that it is stored publishes again.
+                    while broker.publish(Arc::clone(&envelope)).await.is_err() {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    confirmed.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        });
+        let publishing = publishers.collect();
+        Self { broker, confirmed, handled, publishing, handling }
+    }
+
+    async fn confirmed(&self, events: u64) {
+        until("events are confirmed", async || self.confirmed.load(Ordering::SeqCst) >= events).await;
+    }
+
+    async fn goes_on(&self) {
+        let (handled, back) = (self.handled.load(Ordering::SeqCst), Instant::now());
+        until("events are handled again", async || self.handled.load(Ordering::SeqCst) > handled).await;
+        assert!(back.elapsed() < Duration::from_secs(10), "{:?}", back.elapsed());
+        until("the connection is known to be back", async || self.broker.connection() == Connection::Up)
+            .await;
+    }
+
+    /// Everything that was confirmed is handled, in order by key.
+    async fn end(self) {
+        for publisher in self.publishing {
+            publisher.await.unwrap();
+        }
+        let seen = self.handling.await.expect("everything is handled");
+        let mut by_key: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for (key, number) in seen {
+            let of_key = by_key.entry(key).or_default();
+            if !of_key.contains(&number) {
+                of_key.push(number);
+            }
+        }
+        for (key, numbers) in by_key {
+            let wrong: Vec<_> = numbers.windows(2).filter(|two| two[0] > two[1]).collect();
+            assert!(wrong.is_empty(), "key {key}: {wrong:?} of {}", numbers.len());
+        }
+        self.broker.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_and_begun_again_loses_nothing_that_was_confirmed() {
+    let server = Server::up("rabbitmq", "eventbus-rabbitmq-killed");
+    let load = Load::begin(connect(&server.url()).await, 4_000).await;
+    for part in [1_200, 2_400] {
+        load.confirmed(part).await;
+        server.order("kill");
+        until("the loss is noticed", async || matches!(load.broker.connection(), Connection::Lost { .. }))
+            .await;
+        let (before, outage) = (cpu_time(), Duration::from_secs(2));
+        tokio::time::sleep(outage).await;
+        let busy = cpu_time() - before;
+        assert!(busy < outage / 2, "{busy:?} of {outage:?} were spent on waiting");
+        server.order("restart");
+        load.goes_on().await;
+    }
+    load.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stands_still_for_five_seconds_loses_nothing_and_goes_on() {
+    let server = Server::up("rabbitmq", "eventbus-rabbitmq-paused");
+    let load = Load::begin(connect(&server.url()).await, 3_000).await;
+    load.confirmed(1_000).await;
+    server.order("pause");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    server.order("continue");
+    load.goes_on().await;
+    load.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_cut_or_leads_nowhere_is_noticed_and_loses_nothing() {
+    let exchange = exchange();
+    let (proxy, url) = behind_proxy(&server()).await;
+    let load = Load::begin(connect(&format!("{}&heartbeat=1s", url_at(&url, &exchange))).await, 3_000).await;
+    for part in [500, 1_000] {
+        load.confirmed(part).await;
+        proxy.cut();
+        load.goes_on().await;
+    }
+    load.confirmed(1_500).await;
+    proxy.swallow(true);
+    until("the silence is noticed", async || matches!(load.broker.connection(), Connection::Lost { .. }))
+        .await;
+    proxy.cut();
+    proxy.swallow(false);
+    load.goes_on().await;
+    load.end().await;
+    remove(&exchange).await;
+}
+
+/// `connection.blocked` with a reason, `connection.unblocked`, and `connection.close` as a server says it that is ended.
+const BLOCKED: &[u8] = b"\x01\0\0\0\0\0\x0f\0\x0a\0\x3c\x0alow memory\xce";
+const UNBLOCKED: &[u8] = b"\x01\0\0\0\0\0\x04\0\x0a\0\x3d\xce";
+const CLOSE: &[u8] = b"\x01\0\0\0\0\0\x13\0\x0a\0\x32\x01\x40\x08shutdown\0\0\0\0\xce";
+
+/// Stands before a server, and says something in its name to whoever publishes.
+struct Between {
+    url: String,
+    says: broadcast::Sender<&'static [u8]>,
+    /// What the server says to whoever publishes does not arrive.
+    mute: Arc<AtomicBool>,
+}
+
+impl Between {
+    async fn to(server: &str) -> Self {
+        let (credentials, rest) = server.split_once("://").unwrap().1.split_once('@').unwrap();
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (host, listener) = (host.to_owned(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let url = format!("amqp://{credentials}@{}/{path}", listener.local_addr().unwrap());
+        let (says, mute) = (broadcast::channel(8).0, Arc::new(AtomicBool::new(false)));
+        let between = Self { url, says, mute };
+        let (says, mute) = (between.says.clone(), Arc::clone(&between.mute));
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(&host).await.unwrap();
+                tokio::spawn(relay(client, server, says.subscribe(), Arc::clone(&mute)));
+            }
+        });
+        between
+    }
+
+    fn say(&self, frame: &'static [u8]) {
+        self.says.send(frame).unwrap();
+    }
+}
+
+async fn relay(
+    mut client: TcpStream,
+    mut server: TcpStream,
+    mut said: broadcast::Receiver<&'static [u8]>,
+    mute: Arc<AtomicBool>,
+) {
+    let (mut of_client, mut of_server) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    let mut publishes = false;
+    loop {
+        tokio::select! {
+            read = client.read(&mut of_client) => {
+                let Ok(count @ 1..) = read else { return };
+                // It is in the name of the connection.
+                publishes |= of_client[..count].windows(12).any(|part| part == b", publishing");
+                if server.write_all(&of_client[..count]).await.is_err() {
+                    return;
+                }
+            }
+            read = server.read(&mut of_server) => {
+                let Ok(count @ 1..) = read else { return };
+                let is_heard = !publishes || !mute.load(Ordering::SeqCst);
+                if is_heard && client.write_all(&of_server[..count]).await.is_err() {
+                    return;
+                }
+            }
+            Ok(frame) = said.recv() => {
+                if publishes {
+                    client.write_all(frame).await.unwrap();
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_short_of_memory_is_known_and_what_is_there_is_handled_meanwhile() {
+    let exchange = exchange();
+    let between = Between::to(&server()).await;
+    let broker = connect(&format!("{}&publish_timeout=2s", url_at(&between.url, &exchange))).await;
+    let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+    let other = builder(&exchange).connect().await.unwrap();
+    broker.publish(event("a.b", "k", 1)).await.unwrap();
+    between.say(BLOCKED);
+    until("the alarm is known", async || match broker.connection() {
+        Connection::Slowed { error, .. } => error.contains("low memory"),
+        _ => false,
+    })
+    .await;
+    let refused = broker.publish(event("a.b", "k", 2)).await;
+    assert!(matches!(&refused, Err(PublishError::Broker { .. })), "it was not sent: {refused:?}");
+    let said = refused.unwrap_err().to_string();
+    assert!(said.contains("`publish_timeout`") && said.contains("low memory"), "{said}");
+    other.publish(event("a.b", "k", 3)).await.unwrap();
+    for expected in [1, 3] {
+        let received = receive(&mut deliveries, 1).await.remove(0);
+        assert_eq!(number(&received), expected);
+        ack(received).await;
+    }
+    let waiting = tokio::spawn({
+        let broker = broker.clone();
+        async move { broker.publish(event("a.b", "k", 4)).await }
+    });
+    between.say(UNBLOCKED);
+    waiting.await.unwrap().unwrap();
+    assert_eq!(broker.connection(), Connection::Up);
+    broker.close().await.unwrap();
+    other.close().await.unwrap();
+    remove(&exchange).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publish_that_is_under_way_as_the_server_ends_is_not_said_to_be_refused() {
+    let exchange = exchange();
+    let between = Between::to(&server()).await;
+    let broker = connect(&url_at(&between.url, &exchange)).await;
+    let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+    broker.publish(event("a.b", "k", 1)).await.unwrap();
+    between.mute.store(true, Ordering::SeqCst);
+    let publishing = tokio::spawn({
+        let broker = broker.clone();
+        async move { broker.publish(event("a.b", "k", 2)).await }
+    });
+    // It is stored, and its confirmation is nowhere.
+    for (received, expected) in receive(&mut deliveries, 2).await.into_iter().zip(1..) {
+        assert_eq!(number(&received), expected);
+        ack(received).await;
+    }
+    between.say(CLOSE);
+    let unconfirmed = publishing.await.unwrap();
+    assert!(matches!(&unconfirmed, Err(PublishError::Unconfirmed { .. })), "{unconfirmed:?}");
+    between.mute.store(false, Ordering::SeqCst);
+    broker.publish(event("a.b", "k", 3)).await.unwrap();
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_while_the_server_is_short_of_memory_acks_what_was_handled() {
+    let exchange = exchange();
+    let between = Between::to(&server()).await;
+    let broker = connect(&url_at(&between.url, &exchange)).await;
+    let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+    broker.publish(event("a.b", "k", 1)).await.unwrap();
+    let received = receive(&mut deliveries, 1).await.remove(0);
+    between.say(BLOCKED);
+    until("the alarm is known", async || matches!(broker.connection(), Connection::Slowed { .. })).await;
+    ack(received).await;
+    broker.close().await.unwrap();
+    let broker = builder(&exchange).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+    broker.publish(event("a.b", "k", 2)).await.unwrap();
+    let received = receive(&mut deliveries, 1).await.remove(0);
+    assert_eq!(number(&received), 2, "the first was acked");
+    ack(received).await;
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_during_an_outage_ends_in_time_and_says_what_is_not_known() {
+    let exchange = exchange();
+    let (proxy, url) = behind_proxy(&server()).await;
+    let broker = connect(&url_at(&url, &exchange)).await;
+    let drain = Duration::from_secs(2);
+    let bus =
+        eventbus::Bus::builder().without_subscriptions().drain(drain).broker(broker.clone()).await.unwrap();
+    bus.on_topic("a.b", |_| async {}).group("mail").await.unwrap();
+    bus.start_quietly().unwrap();
+    proxy.refuse(true);
+    proxy.cut();
+    until("the loss is known", async || matches!(broker.connection(), Connection::Lost { .. })).await;
+    let publishing = tokio::spawn(async move { broker.publish(event("a.b", "k", 1)).await });
+    let begun = Instant::now();
+    let _ = tokio::time::timeout(Duration::from_secs(30), bus.shutdown()).await.expect("it ends");
+    assert!(begun.elapsed() < drain + Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(publishing.await.unwrap().is_err());
+    proxy.refuse(false);
+    remove(&exchange).await;
+}
