@@ -19,12 +19,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 
 /// For how long a look hides a dead letter from other looks, where it cannot give it back. While it goes on it hides what
 /// it has for longer, so that it meets nothing twice.
 const HIDDEN: Duration = Duration::from_secs(30);
 /// How long a queue is asked whether there is more. Only a call that waits looks at every part of a queue.
 const MORE: Duration = Duration::from_secs(1);
+/// How many queues are looked at side by side: most are empty, and each is waited for.
+const QUEUES: usize = 8;
 /// How many dead letters of one queue a look takes at most.
 const LOOKED_AT: usize = 10_000;
 
@@ -82,7 +85,7 @@ impl AwsDeadLetters {
 impl DeadLetters for AwsDeadLetters {
     fn find(&self, query: DeadLetterQuery) -> BrokerFuture<Result<DeadLetterList, BrokerError>> {
         self.look(async move |link, awaited| {
-            let found = link.find_dead_letters(&query, &awaited).await;
+            let found = link.find_dead_letters(&Arc::new(query), &awaited).await;
             found.map_err(|trouble| trouble.explain("look at the dead letters"))
         })
     }
@@ -117,6 +120,16 @@ impl DeadLetters for AwsDeadLetters {
 /// What a look has taken out of a queue: by what SQS knows each, and until when it is hidden.
 type Hand = BTreeMap<DeadLetterId, (String, Instant)>;
 
+/// The dead letters that a look was for.
+type Found = BTreeMap<DeadLetterId, Arc<DeadLetter>>;
+
+/// Keeps so many. A queue has no order, so the first ones may come last.
+fn first_ones(found: &mut Found, limit: usize) {
+    while found.len() > limit {
+        found.pop_last();
+    }
+}
+
 /// The part of a queue's name that tells it from others, which is a part of the names of its dead letters.
 fn mark(queue: &str) -> &str {
     last_part(queue).rsplit('-').next().unwrap_or_default()
@@ -124,30 +137,57 @@ fn mark(queue: &str) -> &str {
 
 impl Link {
     async fn find_dead_letters(
-        &self,
-        query: &DeadLetterQuery,
-        awaited: &AtomicBool,
+        self: &Arc<Self>,
+        query: &Arc<DeadLetterQuery>,
+        awaited: &Arc<AtomicBool>,
     ) -> Result<DeadLetterList, Trouble> {
         let queues = match &query.group {
             Some(group) => self.queue_url(&self.settings.names.dead(group)).await?.into_iter().collect(),
             None => self.queues(Role::Dead).await?,
         };
-        let mut found = BTreeMap::new();
-        for queue in queues {
-            let hand = self.look_at(&queue, awaited, |taken| {
-                let letter = taken.letter.filter(|(letter, _)| query.matches(&taken.id, letter));
-                if let Some((letter, _)) = letter {
-                    found.insert(taken.id, Arc::new(letter));
-                    // A queue has no order, so the first ones may come last.
-                    while found.len() > query.limit {
-                        found.pop_last();
-                    }
-                }
-                false
-            });
-            self.give_back(&queue, &hand.await?).await;
+        let mut queues = queues.into_iter();
+        let (mut looks, mut found, mut troubled) = (JoinSet::new(), BTreeMap::new(), None);
+        loop {
+            while looks.len() < QUEUES
+                && troubled.is_none()
+                && let Some(queue) = queues.next()
+            {
+                let (link, query, awaited) = (Arc::clone(self), Arc::clone(query), Arc::clone(awaited));
+                looks.spawn(async move { link.find_in(&queue, &query, &awaited).await });
+            }
+            // Also after one has failed: each gives back what it has taken.
+            match looks.join_next().await {
+                Some(Ok(Ok(of_one))) => found.extend(of_one),
+                Some(Ok(Err(trouble))) => troubled = Some(trouble),
+                Some(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
+                None => break,
+            }
+            first_ones(&mut found, query.limit);
         }
-        Ok(found.into_iter().collect())
+        match troubled {
+            Some(trouble) => Err(trouble),
+            None => Ok(found.into_iter().collect()),
+        }
+    }
+
+    /// Those in one queue.
+    async fn find_in(
+        &self,
+        queue: &str,
+        query: &DeadLetterQuery,
+        awaited: &AtomicBool,
+    ) -> Result<Found, Trouble> {
+        let mut found = Found::new();
+        let hand = self.look_at(queue, awaited, |taken| {
+            let letter = taken.letter.filter(|(letter, _)| query.matches(&taken.id, letter));
+            if let Some((letter, _)) = letter {
+                found.insert(taken.id, Arc::new(letter));
+                first_ones(&mut found, query.limit);
+            }
+            false
+        });
+        self.give_back(queue, &hand.await?).await;
+        Ok(found)
     }
 
     /// Takes one out of its queue, and leaves the others there.

@@ -273,3 +273,19 @@ async fn a_look_at_dead_letters_that_is_cut_gives_back_what_it_has_taken() {
     let first: Vec<_> = store.find(few).await.unwrap().into_iter().map(|(id, _)| id).collect();
     assert_eq!(first, all.iter().take(7).map(|(id, _)| id.clone()).collect::<Vec<_>>());
 }
+
+#[tokio::test]
+async fn a_look_at_the_dead_letters_of_many_groups_does_not_wait_for_one_after_the_other() {
+    // Each queue is asked for a second whether it has something.
+    const GROUPS: u64 = 16;
+    let broker = connect(&url(&prefix(), false)).await;
+    let mut open = Vec::new();
+    for number in 0..GROUPS {
+        open.push(broker.subscribe(request(&format!("group-{number}"), "a.b")).await.unwrap());
+    }
+    give_up(&broker, 1).await;
+    let begun = Instant::now();
+    let found = broker.dead_letters().unwrap().list().await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert!(begun.elapsed() < Duration::from_secs(GROUPS), "{:?}", begun.elapsed());
+}
