@@ -2,9 +2,10 @@
 
 use crate::connection::{Link, blocking, cannot};
 use crate::place::Place;
+use crate::records::read_event;
 use crate::replay::latest;
 use crate::scan::{Range, Scan, place_of};
-use crate::subscribe::{partitions_of, read_event};
+use crate::subscribe::partitions_of;
 use crate::topology::Topics;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::{AuditLog, AuditQuery, BrokerFuture, Offset, Recorded};

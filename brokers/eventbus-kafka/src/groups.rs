@@ -1,15 +1,15 @@
 //! Groups, as Kafka knows them: one consumer group for each group and pattern.
 
+use crate::commit::{add, commit};
 use crate::committed;
 use crate::connection::{CALL, Link, Member, blocking, cannot, patience};
 use crate::dead_letters::KafkaDeadLetters;
 use crate::held::Partition;
 use crate::place::Place;
 use crate::publish::Outlet;
+use crate::records::{record, time_of};
 use crate::scan::{Range, Scan, Tails};
-use crate::subscribe::{
-    add, commit, group_id, group_of, is_of_others, partitions_of, patiently, record, time_of,
-};
+use crate::subscribe::{group_id, group_of, is_of_others, partitions_of, patiently};
 use crate::topology::Topics;
 use crate::wire;
 use eventbus_core::broker::{BrokerFuture, GroupState, Groups, Offset as CoreOffset};

@@ -93,6 +93,7 @@
 
 mod audit;
 mod broker;
+mod commit;
 mod committed;
 mod config;
 mod connection;
@@ -103,8 +104,11 @@ mod held;
 mod partition;
 mod place;
 mod publish;
+mod rebalance;
+mod records;
 mod replay;
 mod scan;
+mod session;
 mod subscribe;
 mod subscription;
 mod topology;

@@ -2,8 +2,9 @@
 
 use crate::connection::{Link, blocking, cannot};
 use crate::place::Place;
+use crate::records::{read_event, record, time_of};
 use crate::scan::{Range, Scan, place_of};
-use crate::subscribe::{partitions_of, read_event, record, time_of};
+use crate::subscribe::partitions_of;
 use crate::topology::Topics;
 use crate::wire;
 use bytes::Bytes;

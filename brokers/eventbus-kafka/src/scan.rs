@@ -3,7 +3,8 @@
 use crate::connection::{CALL, Context, Link, cannot, client, is_passing, is_settling};
 use crate::held::Partition;
 use crate::place::{Place, tag_of};
-use crate::subscribe::{ends, patiently, time_of};
+use crate::records::time_of;
+use crate::subscribe::{ends, patiently};
 use crate::subscription::Bell;
 use eventbus_core::BrokerError;
 use eventbus_core::lock::{Lock, Rank};

@@ -1,0 +1,94 @@
+//! Partitions that a subscription is given, and that are taken from it: they come as events of the client, and its thread
+//! answers each in its time.
+
+use crate::connection::tell;
+use crate::held::Partition;
+use crate::subscription::Subscription;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::types::RDKafkaRespErr;
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+/// What the client of a subscription tells it, on the subscription's own thread.
+pub(crate) struct SessionContext {
+    pub(crate) subscription: Arc<Subscription>,
+    pub(crate) events: eventbus_core::lock::Lock<Events>,
+}
+
+#[derive(Default)]
+pub(crate) struct Events {
+    pub(crate) rebalances: VecDeque<Rebalance>,
+    /// What became of a commit: the partitions that were not taken.
+    pub(crate) committed: Option<HashSet<Partition>>,
+    /// The thread ends: whatever else is given or taken changes nothing.
+    pub(crate) ending: bool,
+}
+
+pub(crate) enum Rebalance {
+    Given(TopicPartitionList),
+    Taken(TopicPartitionList),
+}
+
+impl ClientContext for SessionContext {
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, said: &str) {
+        tell(facility, said);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.subscription.link.state.is_lost(reason);
+        }
+    }
+}
+
+impl ConsumerContext for SessionContext {
+    /// Partitions are given and taken. Neither is answered here: what was committed is asked for first, and handlers are
+    /// waited for; meanwhile the client goes on to say that it lives.
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let is_given = error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        let list = list.clone();
+        let list = {
+            let mut events = self.events.lock();
+            if events.ending {
+                list
+            } else {
+                events.rebalances.push_back(if is_given {
+                    Rebalance::Given(list)
+                } else {
+                    Rebalance::Taken(list)
+                });
+                return;
+            }
+        };
+        if is_given {
+            // It wants nothing any more.
+            answer_given(consumer, &TopicPartitionList::new());
+        } else {
+            answer_taken(consumer, &list);
+        }
+    }
+}
+
+pub(crate) fn answer_given(consumer: &BaseConsumer<SessionContext>, list: &TopicPartitionList) {
+    let answer = match consumer.rebalance_protocol() {
+        RebalanceProtocol::Cooperative => consumer.incremental_assign(list),
+        _ => consumer.assign(list),
+    };
+    if let Err(error) = answer {
+        tell("ASSIGN", &error.to_string());
+    }
+}
+
+pub(crate) fn answer_taken(consumer: &BaseConsumer<SessionContext>, list: &TopicPartitionList) {
+    let answer = match consumer.rebalance_protocol() {
+        RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
+        _ => consumer.unassign(),
+    };
+    if let Err(error) = answer {
+        tell("UNASSIGN", &error.to_string());
+    }
+}

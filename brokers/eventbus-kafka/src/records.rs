@@ -1,0 +1,41 @@
+//! Records as the client gives them, and the events in them.
+
+use crate::connection::Link;
+use crate::place::Origin;
+use crate::wire::{self, Record};
+use bytes::Bytes;
+use eventbus_core::Envelope;
+use jiff::Timestamp;
+use rdkafka::message::{Headers, Message};
+
+/// The event in a record of a topic; none, where the topic is no bus's.
+pub(crate) fn read_event<M: Message>(link: &Link, message: &M) -> Option<(Envelope, Origin)> {
+    let topic = link.settings.topic_of(message.topic())?;
+    let time = time_of(message);
+    let place = wire::Place { topic, partition: message.partition(), offset: message.offset(), time };
+    let Record { key, headers, payload } = record(message);
+    let origin = Origin {
+        topic: message.topic().into(),
+        partition: message.partition(),
+        offset: u64::try_from(message.offset()).ok()?,
+        time: u64::try_from(time.as_millisecond()).unwrap_or_default(),
+    };
+    Some((wire::read(place, key, headers, payload), origin))
+}
+
+/// A message of the client, as it is read here.
+pub(crate) fn record<M: Message>(message: &M) -> Record<'_> {
+    let headers = message.headers();
+    let headers = headers.into_iter().flat_map(|headers| headers.iter());
+    Record {
+        key: message.key(),
+        headers: headers.map(|header| (header.key, header.value)).collect(),
+        payload: message.payload().map(Bytes::copy_from_slice).unwrap_or_default(),
+    }
+}
+
+/// When a record was stored, or says that it was.
+pub(crate) fn time_of<M: Message>(message: &M) -> Timestamp {
+    let millis = message.timestamp().to_millis().filter(|millis| *millis >= 0);
+    millis.and_then(|millis| Timestamp::from_millisecond(millis).ok()).unwrap_or(Timestamp::UNIX_EPOCH)
+}

@@ -1,0 +1,463 @@
+//! The thread of a subscription: it joins the group, reads for it, answers when partitions come and go, and says what is to
+//! be committed.
+
+use crate::commit::{add, commit, commit_each, elements};
+use crate::committed;
+use crate::connection::{cannot, client, explain, is_passing, tell};
+use crate::held::{Arrival, Commit, Partition};
+use crate::rebalance::{Events, Rebalance, SessionContext, answer_given, answer_taken};
+use crate::records::{read_event, record, time_of};
+use crate::subscribe::AHEAD;
+use crate::subscription::Subscription;
+use crate::wire;
+use eventbus_core::BrokerError;
+use eventbus_core::broker::Offset as Place;
+use eventbus_core::log;
+use eventbus_core::printable::printable;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+/// How long what is settled waits to be committed.
+const COMMIT: Duration = Duration::from_millis(100);
+/// A reader that takes nothing for so long makes the partitions pause: until then what was fetched is kept.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long the end of a subscription waits for its last commit.
+const LAST_COMMIT: Duration = Duration::from_secs(3);
+/// How often a thread looks around by itself.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long a partition that is given away waits for its handlers at most.
+const DRAIN: Duration = Duration::from_secs(120);
+
+/// A subscription's thread.
+pub(crate) struct Session {
+    subscription: Arc<Subscription>,
+    consumer: Arc<BaseConsumer<SessionContext>>,
+    /// Takes what is to be committed to the thread that waits for the answers.
+    committer: Option<mpsc::Sender<Vec<TopicPartitionList>>>,
+    /// The topics that it has asked for.
+    asked: BTreeSet<Arc<str>>,
+    rebalances: VecDeque<Rebalance>,
+    /// Partitions that are given away, and until when their handlers are waited for.
+    leaving: Option<(TopicPartitionList, Vec<Partition>, Instant)>,
+    committing: Option<Commit>,
+    /// When the last commit began.
+    committed_at: Instant,
+    /// Since when the reader has taken nothing.
+    full_since: Option<Instant>,
+    paused: bool,
+    /// Before then nothing is asked for that has just failed.
+    quiet_until: Instant,
+    ends_at: Option<Instant>,
+}
+
+impl Session {
+    pub(crate) fn new(subscription: &Arc<Subscription>) -> Result<Self, BrokerError> {
+        let events = eventbus_core::lock::Lock::new(eventbus_core::lock::Rank::BROKER, Events::default());
+        let context = SessionContext { subscription: Arc::clone(subscription), events };
+        let config = subscription.link.settings.consumer(&subscription.id);
+        let mut consumer: BaseConsumer<SessionContext> = client(&config, context)?;
+        let rung = Arc::downgrade(subscription);
+        consumer.set_nonempty_callback(move || {
+            if let Some(subscription) = rung.upgrade() {
+                subscription.bell.ring();
+            }
+        });
+        let consumer = Arc::new(consumer);
+        let (committer, commits) = mpsc::channel();
+        let committing = Arc::clone(&consumer);
+        let thread = std::thread::Builder::new().name("eventbus-kafka-commit".to_owned());
+        thread.spawn(move || commit_each(&committing, &commits)).map_err(|error| {
+            BrokerError::new("cannot begin a thread that commits for the group").with_cause(error)
+        })?;
+        let now = Instant::now();
+        Ok(Self {
+            subscription: Arc::clone(subscription),
+            consumer,
+            committer: Some(committer),
+            asked: BTreeSet::new(),
+            rebalances: VecDeque::new(),
+            leaving: None,
+            committing: None,
+            committed_at: now,
+            full_since: None,
+            paused: false,
+            quiet_until: now,
+            ends_at: None,
+        })
+    }
+
+    pub(crate) fn run(mut self) {
+        loop {
+            self.is_alive();
+            self.poll();
+            self.rebalance();
+            self.commit();
+            let (closed, ends, idle) = {
+                let state = self.subscription.state.lock();
+                (state.closed, state.ends, state.held.is_idle())
+            };
+            if closed {
+                let dropped = self.subscription.state.lock().held.give_back();
+                drop(dropped);
+                let saved =
+                    self.committing.is_none() && self.subscription.state.lock().held.uncommitted() == 0;
+                let last = *self.ends_at.get_or_insert(Instant::now() + LAST_COMMIT);
+                let is_late = Instant::now() >= last;
+                if (idle && (saved || is_late)) || (ends && is_late) {
+                    break;
+                }
+            } else {
+                self.ask_for_topics();
+            }
+            self.subscription.bell.wait(self.pause(closed));
+        }
+        self.end();
+    }
+
+    /// How long to sleep, unless the bell rings.
+    fn pause(&self, closed: bool) -> Duration {
+        let has_unsaved = self.subscription.state.lock().held.uncommitted() > 0;
+        if self.committing.is_none() && has_unsaved {
+            COMMIT.saturating_sub(self.committed_at.elapsed()).max(Duration::from_millis(1))
+        } else if closed || self.leaving.is_some() || !self.rebalances.is_empty() {
+            Duration::from_millis(20)
+        } else {
+            LOOK
+        }
+    }
+
+    /// Notes that this thread runs. Where it did not for long, the server may have given its partitions away, and nothing is
+    /// begun before it has said something.
+    fn is_alive(&self) {
+        let unsure = {
+            let mut state = self.subscription.state.lock();
+            state.unsure = state.is_unsure(self.subscription.silence());
+            state.alive = Some(Instant::now());
+            state.unsure
+        };
+        if !unsure {
+            return;
+        }
+        // The server refuses what a process commits that it has given up.
+        let mark = self.subscription.link.groups_topic();
+        let mut list = TopicPartitionList::new();
+        add(&mut list, &(mark.as_str().into(), 0), 0, "");
+        if commit(&self.consumer, &list).is_ok() {
+            self.subscription.state.lock().unsure = false;
+        }
+    }
+
+    /// Asks for the topics that there are now.
+    fn ask_for_topics(&mut self) {
+        if Instant::now() < self.quiet_until {
+            return;
+        }
+        let Subscription { link, topics, group, pattern, .. } = &*self.subscription;
+        let mut wanted: BTreeSet<_> =
+            link.covered(topics, pattern).into_iter().map(|(topic, _)| topic).collect();
+        // So that it has joined the group before there is a topic, and its offsets are kept as long as it is there.
+        wanted.insert(link.groups_topic().into());
+        let again = link.again_topic(group);
+        if topics.partitions(&again).is_some() {
+            wanted.insert(again.into());
+        }
+        if wanted == self.asked {
+            return;
+        }
+        let names: Vec<&str> = wanted.iter().map(|topic| &**topic).collect();
+        match self.consumer.subscribe(&names) {
+            Ok(()) => self.asked = wanted,
+            Err(error) => {
+                self.quiet_until = Instant::now() + Duration::from_secs(1);
+                self.subscription.fail(format!("cannot join the group `{group}`: {}", explain(&error)));
+            }
+        }
+    }
+
+    /// Takes what the client has, as long as there is room.
+    fn poll(&mut self) {
+        let mut arrived = false;
+        loop {
+            let (at_hand, bytes) = self.subscription.state.lock().held.at_hand();
+            if AHEAD.is_reached(at_hand, bytes) {
+                let since = *self.full_since.get_or_insert_with(Instant::now);
+                if !self.paused {
+                    if since.elapsed() < PAUSE {
+                        break;
+                    }
+                    self.pause_all(true);
+                }
+            } else {
+                self.full_since = None;
+                if self.paused {
+                    self.pause_all(false);
+                }
+            }
+            match self.consumer.poll(Duration::ZERO) {
+                Some(Ok(message)) => {
+                    arrived = true;
+                    arrive(&self.subscription, &message);
+                }
+                Some(Err(error)) => self.trouble(&error),
+                None => {
+                    // A rebalance or a commit may have been told of, with more behind it.
+                    break;
+                }
+            }
+        }
+        if arrived {
+            self.subscription.wake();
+        }
+        let mut events = self.consumer.context().events.lock();
+        self.rebalances.append(&mut events.rebalances);
+        let committed = events.committed.take();
+        drop(events);
+        if let Some(committed) = committed {
+            self.end_commit(&committed);
+        }
+    }
+
+    fn pause_all(&mut self, pauses: bool) {
+        let Ok(list) = self.consumer.assignment() else { return };
+        let answer = if pauses { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
+        match answer {
+            Ok(()) => self.paused = pauses,
+            Err(error) => tell("PAUSE", &error.to_string()),
+        }
+    }
+
+    fn trouble(&mut self, error: &KafkaError) {
+        use RDKafkaErrorCode as Code;
+        let Subscription { link, group, .. } = &*self.subscription;
+        match error.rdkafka_error_code() {
+            Some(Code::AllBrokersDown) => link.state.is_lost(&explain(error)),
+            // The list of topics is behind.
+            Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {}
+            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => tell("OFFSET", &error.to_string()),
+            // It joins again by itself.
+            Some(
+                Code::PollExceeded
+                | Code::UnknownMemberId
+                | Code::IllegalGeneration
+                | Code::RebalanceInProgress,
+            ) => {}
+            _ if is_passing(error) => {}
+            _ => {
+                let what = format!("read for the group `{group}`");
+                self.subscription.fail(eventbus_core::chain(&cannot(what, error)));
+            }
+        }
+    }
+
+    /// Answers what was given and taken, in its order.
+    fn rebalance(&mut self) {
+        loop {
+            if let Some((list, partitions, until)) = self.leaving.take() {
+                let lost = self.consumer.assignment_lost();
+                let (drained, committed) = {
+                    let held = &self.subscription.state.lock().held;
+                    (held.is_drained(&partitions), held.is_committed(&partitions))
+                };
+                // A server that knows this process no more takes no commit of it.
+                let until = if drained { until.min(Instant::now() + LAST_COMMIT) } else { until };
+                let is_over = lost || (drained && committed) || Instant::now() >= until;
+                if !is_over {
+                    self.leaving = Some((list, partitions, until));
+                    return;
+                }
+                let dropped = self.subscription.state.lock().held.remove(&partitions);
+                drop(dropped);
+                self.subscription.changed.tell();
+                answer_taken(&self.consumer, &list);
+            }
+            match self.rebalances.pop_front() {
+                None => return,
+                Some(Rebalance::Taken(list)) => {
+                    let partitions = elements(&list);
+                    let dropped = self.subscription.state.lock().held.leave(&partitions);
+                    drop(dropped);
+                    let limit = self.subscription.timeout.min(DRAIN);
+                    self.leaving = Some((list, partitions, Instant::now() + limit));
+                }
+                Some(Rebalance::Given(list)) => {
+                    if !self.begin(&list) {
+                        self.rebalances.push_front(Rebalance::Given(list));
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Begins with partitions where they were left. No, where the server does not say where.
+    fn begin(&mut self, list: &TopicPartitionList) -> bool {
+        let Subscription { link, .. } = &*self.subscription;
+        let mark = link.groups_topic();
+        let partitions: Vec<_> = elements(list).into_iter().filter(|(topic, _)| **topic != *mark).collect();
+        let mut asked = TopicPartitionList::new();
+        for (topic, partition) in &partitions {
+            asked.add_partition(topic, *partition);
+        }
+        if self.consumer.assignment_lost() {
+            answer_given(&self.consumer, &TopicPartitionList::new());
+            return true;
+        }
+        let committed = if partitions.is_empty() {
+            Ok(asked)
+        } else {
+            self.consumer.committed_offsets(asked, Duration::from_secs(2))
+        };
+        let committed = match committed {
+            Ok(committed) => committed,
+            Err(error) => {
+                tell("COMMITTED", &error.to_string());
+                return false;
+            }
+        };
+        let mut begins = TopicPartitionList::new();
+        let mut state = self.subscription.state.lock();
+        for element in committed.elements() {
+            let partition: Partition = (element.topic().into(), element.partition());
+            let (offset, text) = match element.offset() {
+                Offset::Offset(offset) => (offset, element.metadata()),
+                _ => (0, ""),
+            };
+            let saved = committed::read(Place::new(u128::from(offset.unsigned_abs())), text);
+            // What is kept may begin later.
+            let begin = if offset == 0 { Offset::Beginning } else { Offset::Offset(offset) };
+            begins
+                .add_partition_offset(&partition.0, partition.1, begin)
+                .expect("an offset is not below zero");
+            state.held.assign(partition, saved);
+        }
+        drop(state);
+        if elements(list).iter().any(|(topic, _)| **topic == *mark) {
+            begins.add_partition_offset(&mark, 0, Offset::Beginning).expect("the beginning is an offset");
+        }
+        answer_given(&self.consumer, &begins);
+        if self.paused {
+            // What was just given is not paused: all of it goes on, until it is seen again that there is no room.
+            self.pause_all(false);
+            self.full_since = None;
+        }
+        self.subscription.state.lock().joined = true;
+        self.subscription.changed.tell();
+        true
+    }
+
+    /// Commits what is settled and noted, where something is.
+    fn commit(&mut self) {
+        let urgent = {
+            let state = self.subscription.state.lock();
+            state.closed || state.held.has_notes() || self.leaving.is_some()
+        };
+        if self.committing.is_some() || (!urgent && self.committed_at.elapsed() < COMMIT) {
+            return;
+        }
+        if urgent && self.committed_at.elapsed() < Duration::from_millis(5) {
+            return;
+        }
+        let commit = self.subscription.state.lock().held.begin_commit();
+        self.committed_at = Instant::now();
+        let Some(commit) = commit else {
+            self.subscription.changed.tell();
+            return;
+        };
+        // A text may be refused, and that is told of one partition alone.
+        let (plain, noted): (Vec<_>, Vec<_>) = commit.parts.iter().partition(|part| part.text.is_empty());
+        let lists = noted.chunks(1).chain(Some(&plain[..]).filter(|plain| !plain.is_empty()));
+        let lists = lists.map(|parts| {
+            let mut list = TopicPartitionList::with_capacity(parts.len());
+            for part in parts {
+                add(&mut list, &part.partition, i64::try_from(part.cursor).unwrap_or(i64::MAX), &part.text);
+            }
+            list
+        });
+        let sent = self.committer.as_ref().is_some_and(|committer| committer.send(lists.collect()).is_ok());
+        let all = commit.parts.iter().map(|part| part.partition.clone()).collect();
+        self.committing = Some(commit);
+        if !sent {
+            self.end_commit(&all);
+        }
+    }
+
+    fn end_commit(&mut self, refused: &HashSet<Partition>) {
+        let Some(commit) = self.committing.take() else { return };
+        if !refused.is_empty() {
+            // Again a moment later.
+            self.committed_at = Instant::now();
+        }
+        self.subscription.state.lock().held.end_commit(commit, |partition| !refused.contains(partition));
+        self.subscription.changed.tell();
+    }
+
+    /// Leaves the group.
+    fn end(mut self) {
+        self.poll();
+        let pending: Vec<_> = {
+            let mut events = self.consumer.context().events.lock();
+            events.ending = true;
+            self.rebalances.append(&mut events.rebalances);
+            self.rebalances.drain(..).collect()
+        };
+        if let Some((list, ..)) = self.leaving.take() {
+            answer_taken(&self.consumer, &list);
+        }
+        for rebalance in pending {
+            match rebalance {
+                Rebalance::Given(_) => answer_given(&self.consumer, &TopicPartitionList::new()),
+                Rebalance::Taken(list) => answer_taken(&self.consumer, &list),
+            }
+        }
+        let Self { subscription, consumer, committer, .. } = self;
+        // Its thread ends with that, unless it waits for a server.
+        drop(committer);
+        drop(consumer);
+        subscription.state.lock().ended = true;
+        subscription.changed.tell();
+        log::debug!(target: "eventbus", group = %printable(&subscription.group), "the group's thread has ended");
+    }
+}
+
+/// A record came.
+fn arrive(subscription: &Subscription, message: &BorrowedMessage<'_>) {
+    let partition: Partition = (message.topic().into(), message.partition());
+    let Ok(at) = u64::try_from(message.offset()) else { return };
+    let mut state = subscription.state.lock();
+    // Most records are read without the lock.
+    if !state.held.has(&partition) {
+        return;
+    }
+    drop(state);
+    let arrival = read(subscription, message);
+    state = subscription.state.lock();
+    state.held.arrive(&partition, at, |latest| {
+        let mut arrival = arrival?;
+        // The places of one partition rise, whatever clocks say.
+        if arrival.origin.offset == at {
+            arrival.origin.time = arrival.origin.time.max(latest);
+        }
+        Some(arrival)
+    });
+}
+
+fn read(subscription: &Subscription, message: &BorrowedMessage<'_>) -> Option<Arrival> {
+    let Subscription { link, group, pattern, .. } = subscription;
+    let (envelope, origin) = if message.topic() == link.again_topic(group) {
+        let (envelope, origin, _) = wire::read_again(record(message), time_of(message))?;
+        // Another pattern of the group has it.
+        if !pattern.matches(envelope.topic().as_str()) {
+            return None;
+        }
+        (envelope, origin)
+    } else {
+        read_event(link, message)?
+    };
+    let size = message.payload_len() + message.key_len() + 512;
+    Some(Arrival { envelope: Arc::new(envelope), origin, size })
+}
