@@ -10,10 +10,12 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
 use std::collections::HashMap;
 use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a call waits for its answer.
@@ -21,22 +23,56 @@ pub(crate) const CALL: Duration = Duration::from_secs(10);
 
 /// What the clients of a broker tell it.
 #[derive(Clone)]
-pub(crate) struct Context(Arc<ConnectionState>);
+pub(crate) struct Context {
+    state: Arc<ConnectionState>,
+    told: Arc<AtomicU64>,
+}
 
 impl Context {
     pub(crate) fn new(state: &Arc<ConnectionState>) -> Self {
-        Self(Arc::clone(state))
+        Self { state: Arc::clone(state), told: Arc::default() }
     }
+}
+
+/// Who counts what a client has told it.
+pub(crate) trait Tells: ConsumerContext {
+    /// How many lines, errors and rebalances it was told of.
+    fn told(&self) -> u64;
+}
+
+impl Tells for Context {
+    fn told(&self) -> u64 {
+        self.told.load(Ordering::Relaxed)
+    }
+}
+
+/// What a client has at hand next. It hands one thing over at a time: a line that it tells looks as if there was nothing, and
+/// everything else is behind it.
+pub(crate) fn next<C: Tells>(client: &BaseConsumer<C>) -> Option<KafkaResult<BorrowedMessage<'_>>> {
+    loop {
+        let before = client.context().told();
+        let next = client.poll(Duration::ZERO);
+        if next.is_some() || client.context().told() == before {
+            return next;
+        }
+    }
+}
+
+/// Takes everything that a client has at hand, and that nobody waits for.
+pub(crate) fn drain<C: Tells>(client: &BaseConsumer<C>) {
+    while next(client).is_some() {}
 }
 
 impl ClientContext for Context {
     fn log(&self, _level: RDKafkaLogLevel, facility: &str, said: &str) {
+        self.told.fetch_add(1, Ordering::Relaxed);
         tell(facility, said);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.told.fetch_add(1, Ordering::Relaxed);
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
-            self.0.is_lost(reason);
+            self.state.is_lost(reason);
         } else {
             tell("ERROR", reason);
         }
@@ -279,4 +315,21 @@ pub(crate) fn cannot(what: impl std::fmt::Display, error: &KafkaError) -> Broker
         _ => "",
     };
     BrokerError::new(format!("cannot {what}: {}{hint}", explain(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_tells_does_not_stand_before_what_it_has() {
+        let context = Context::new(&Arc::new(ConnectionState::up("nobody".to_owned())));
+        // It tells of its settings, in a line each.
+        let mut config = ClientConfig::new();
+        config.set("group.id", "group").set("debug", "conf").set_log_level(RDKafkaLogLevel::Debug);
+        let consumer: BaseConsumer<Context> = client(&config, context).expect("a client");
+        assert!(next(&consumer).is_none());
+        let told = consumer.context().told();
+        assert!(told > 1, "{told} lines were taken at once");
+    }
 }

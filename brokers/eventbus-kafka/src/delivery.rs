@@ -14,7 +14,7 @@ use eventbus_core::broker::{
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// So long a handler waits until it is known again whose its event is.
 const UNSURE: Duration = Duration::from_millis(50);
@@ -174,7 +174,7 @@ impl Settler for KafkaSettler {
 
     fn begin(&self, receipt: &Receipt) -> Option<BrokerFuture<Begin>> {
         let mut state = self.subscription.state.lock();
-        if state.is_unsure(self.subscription.silence()) {
+        if state.doubt.is_open(Instant::now(), self.subscription.silence()) {
             return Some(BrokerFuture::ready(Begin::Later(UNSURE)));
         }
         state.held.begin(receipt.token);

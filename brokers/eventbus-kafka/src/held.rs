@@ -120,6 +120,11 @@ impl Held {
         self.parts.get(partition).is_some_and(|part| !part.leaving)
     }
 
+    /// Whether any partition is the subscription's.
+    pub(crate) fn has_some(&self) -> bool {
+        !self.parts.is_empty()
+    }
+
     /// The record at an offset came, in its order. `make` reads it, where it is neither finished nor handed out; what it
     /// gives nothing for is not the subscription's.
     pub(crate) fn arrive(

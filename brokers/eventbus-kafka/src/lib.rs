@@ -99,6 +99,8 @@ mod config;
 mod connection;
 mod dead_letters;
 mod delivery;
+mod doubt;
+mod errands;
 mod groups;
 mod held;
 mod partition;

@@ -1,29 +1,49 @@
 //! Partitions that a subscription is given, and that are taken from it: they come as events of the client, and its thread
 //! answers each in its time.
 
-use crate::connection::tell;
-use crate::held::Partition;
+use crate::connection::{Tells, tell};
+use crate::errands::Answer;
 use crate::subscription::Subscription;
+use eventbus_core::lock::{Lock, Rank};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the client of a subscription tells it, on the subscription's own thread.
 pub(crate) struct SessionContext {
     pub(crate) subscription: Arc<Subscription>,
-    pub(crate) events: eventbus_core::lock::Lock<Events>,
+    pub(crate) events: Lock<Events>,
+    told: AtomicU64,
+}
+
+impl SessionContext {
+    pub(crate) fn new(subscription: Arc<Subscription>) -> Self {
+        let events = Lock::new(Rank::BROKER, Events::default());
+        Self { subscription, events, told: AtomicU64::new(0) }
+    }
+
+    fn note(&self) {
+        self.told.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Tells for SessionContext {
+    fn told(&self) -> u64 {
+        self.told.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Default)]
 pub(crate) struct Events {
     pub(crate) rebalances: VecDeque<Rebalance>,
-    /// What became of a commit: the partitions that were not taken.
-    pub(crate) committed: Option<HashSet<Partition>>,
+    /// What the server has said.
+    pub(crate) answers: VecDeque<Answer>,
     /// The thread ends: whatever else is given or taken changes nothing.
     pub(crate) ending: bool,
 }
@@ -35,10 +55,12 @@ pub(crate) enum Rebalance {
 
 impl ClientContext for SessionContext {
     fn log(&self, _level: RDKafkaLogLevel, facility: &str, said: &str) {
+        self.note();
         tell(facility, said);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.note();
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
             self.subscription.link.state.is_lost(reason);
         }
@@ -49,6 +71,7 @@ impl ConsumerContext for SessionContext {
     /// Partitions are given and taken. Neither is answered here: what was committed is asked for first, and handlers are
     /// waited for; meanwhile the client goes on to say that it lives.
     fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        self.note();
         let is_given = error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         let list = list.clone();
         let list = {

@@ -1,6 +1,6 @@
 //! Reading what is there, for nobody: some partitions from one offset to another, in the order of their times.
 
-use crate::connection::{CALL, Context, Link, cannot, client, is_passing, is_settling};
+use crate::connection::{CALL, Context, Link, cannot, client, drain, is_passing, is_settling};
 use crate::held::Partition;
 use crate::place::{Place, tag_of};
 use crate::records::time_of;
@@ -130,7 +130,7 @@ impl Scan {
                 }
                 waits |= !part.done && part.head.is_none();
             }
-            while self.consumer.poll(Duration::ZERO).is_some() {}
+            drain(&self.consumer);
             if !waits {
                 return Ok(());
             }
@@ -161,7 +161,7 @@ impl Scan {
                     Some(Err(error)) => return Err(cannot("read what is stored", &error)),
                 }
             }
-            while self.consumer.poll(Duration::ZERO).is_some() {}
+            drain(&self.consumer);
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(None);

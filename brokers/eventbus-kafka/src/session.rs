@@ -1,11 +1,12 @@
 //! The thread of a subscription: it joins the group, reads for it, answers when partitions come and go, and says what is to
 //! be committed.
 
-use crate::commit::{add, commit, commit_each, elements};
+use crate::commit::{add, elements};
 use crate::committed;
-use crate::connection::{cannot, client, explain, is_passing, tell};
+use crate::connection::{cannot, client, explain, is_passing, next, tell};
+use crate::errands::{self, Answer, Errand};
 use crate::held::{Arrival, Commit, Partition};
-use crate::rebalance::{Events, Rebalance, SessionContext, answer_given, answer_taken};
+use crate::rebalance::{Rebalance, SessionContext, answer_given, answer_taken};
 use crate::records::{read_event, record, time_of};
 use crate::subscribe::AHEAD;
 use crate::subscription::Subscription;
@@ -37,13 +38,15 @@ const DRAIN: Duration = Duration::from_secs(120);
 pub(crate) struct Session {
     subscription: Arc<Subscription>,
     consumer: Arc<BaseConsumer<SessionContext>>,
-    /// Takes what is to be committed to the thread that waits for the answers.
-    committer: Option<mpsc::Sender<Vec<TopicPartitionList>>>,
+    /// Leads to the thread that asks the server, and waits for the answers.
+    errands: mpsc::Sender<Errand>,
     /// The topics that it has asked for.
     asked: BTreeSet<Arc<str>>,
     rebalances: VecDeque<Rebalance>,
     /// Partitions that are given away, and until when their handlers are waited for.
     leaving: Option<(TopicPartitionList, Vec<Partition>, Instant)>,
+    /// Partitions that were given, of which it is not known yet where they were left.
+    arriving: Option<Arriving>,
     committing: Option<Commit>,
     /// When the last commit began.
     committed_at: Instant,
@@ -53,12 +56,32 @@ pub(crate) struct Session {
     /// Before then nothing is asked for that has just failed.
     quiet_until: Instant,
     ends_at: Option<Instant>,
+    /// The number of the last question that was asked.
+    asks: u64,
+    /// The server is asked whether it still knows this process.
+    marking: bool,
+    /// Before then it is not asked again.
+    mark_at: Instant,
+}
+
+/// Partitions that were given.
+struct Arriving {
+    list: TopicPartitionList,
+    saved: Saved,
+}
+
+/// Where partitions were left.
+enum Saved {
+    /// To be asked for, from then on.
+    Unknown(Instant),
+    /// Asked for, with this number.
+    Asked(u64),
+    Known(TopicPartitionList),
 }
 
 impl Session {
     pub(crate) fn new(subscription: &Arc<Subscription>) -> Result<Self, BrokerError> {
-        let events = eventbus_core::lock::Lock::new(eventbus_core::lock::Rank::BROKER, Events::default());
-        let context = SessionContext { subscription: Arc::clone(subscription), events };
+        let context = SessionContext::new(Arc::clone(subscription));
         let config = subscription.link.settings.consumer(&subscription.id);
         let mut consumer: BaseConsumer<SessionContext> = client(&config, context)?;
         let rung = Arc::downgrade(subscription);
@@ -68,26 +91,30 @@ impl Session {
             }
         });
         let consumer = Arc::new(consumer);
-        let (committer, commits) = mpsc::channel();
-        let committing = Arc::clone(&consumer);
-        let thread = std::thread::Builder::new().name("eventbus-kafka-commit".to_owned());
-        thread.spawn(move || commit_each(&committing, &commits)).map_err(|error| {
-            BrokerError::new("cannot begin a thread that commits for the group").with_cause(error)
+        let (errands, received) = mpsc::channel();
+        let asking = Arc::clone(&consumer);
+        let thread = std::thread::Builder::new().name("eventbus-kafka-ask".to_owned());
+        thread.spawn(move || errands::run(&asking, &received)).map_err(|error| {
+            BrokerError::new("cannot begin a thread that asks the server for the group").with_cause(error)
         })?;
         let now = Instant::now();
         Ok(Self {
             subscription: Arc::clone(subscription),
             consumer,
-            committer: Some(committer),
+            errands,
             asked: BTreeSet::new(),
             rebalances: VecDeque::new(),
             leaving: None,
+            arriving: None,
             committing: None,
             committed_at: now,
             full_since: None,
             paused: false,
             quiet_until: now,
             ends_at: None,
+            asks: 0,
+            marking: false,
+            mark_at: now,
         })
     }
 
@@ -124,7 +151,7 @@ impl Session {
         let has_unsaved = self.subscription.state.lock().held.uncommitted() > 0;
         if self.committing.is_none() && has_unsaved {
             COMMIT.saturating_sub(self.committed_at.elapsed()).max(Duration::from_millis(1))
-        } else if closed || self.leaving.is_some() || !self.rebalances.is_empty() {
+        } else if closed || self.leaving.is_some() || self.arriving.is_some() {
             Duration::from_millis(20)
         } else {
             LOOK
@@ -133,23 +160,27 @@ impl Session {
 
     /// Notes that this thread runs. Where it did not for long, the server may have given its partitions away, and nothing is
     /// begun before it has said something.
-    fn is_alive(&self) {
-        let unsure = {
+    fn is_alive(&mut self) {
+        let silence = self.subscription.silence();
+        let (doubt, has_some) = {
             let mut state = self.subscription.state.lock();
-            state.unsure = state.is_unsure(self.subscription.silence());
-            state.alive = Some(Instant::now());
-            state.unsure
+            (state.doubt.run(Instant::now(), silence), state.held.has_some())
         };
-        if !unsure {
+        // Whoever is no member of the group is not asked about: it has nothing, and a commit would make it join anew.
+        let Some(doubt) = doubt.filter(|_| has_some && !self.consumer.assignment_lost()) else { return };
+        if self.marking || Instant::now() < self.mark_at {
             return;
         }
         // The server refuses what a process commits that it has given up.
         let mark = self.subscription.link.groups_topic();
         let mut list = TopicPartitionList::new();
         add(&mut list, &(mark.as_str().into(), 0), 0, "");
-        if commit(&self.consumer, &list).is_ok() {
-            self.subscription.state.lock().unsure = false;
-        }
+        self.marking = self.ask(Errand::Mark(doubt, list));
+    }
+
+    /// No, where its thread has ended.
+    fn ask(&self, errand: Errand) -> bool {
+        self.errands.send(errand).is_ok()
     }
 
     /// Asks for the topics that there are now.
@@ -198,16 +229,13 @@ impl Session {
                     self.pause_all(false);
                 }
             }
-            match self.consumer.poll(Duration::ZERO) {
+            match next(&self.consumer) {
                 Some(Ok(message)) => {
                     arrived = true;
                     arrive(&self.subscription, &message);
                 }
                 Some(Err(error)) => self.trouble(&error),
-                None => {
-                    // A rebalance or a commit may have been told of, with more behind it.
-                    break;
-                }
+                None => break,
             }
         }
         if arrived {
@@ -215,10 +243,36 @@ impl Session {
         }
         let mut events = self.consumer.context().events.lock();
         self.rebalances.append(&mut events.rebalances);
-        let committed = events.committed.take();
+        let answers = std::mem::take(&mut events.answers);
         drop(events);
-        if let Some(committed) = committed {
-            self.end_commit(&committed);
+        for answer in answers {
+            self.hear(answer);
+        }
+    }
+
+    fn hear(&mut self, answer: Answer) {
+        match answer {
+            Answer::Commit(refused) => self.end_commit(&refused),
+            Answer::Mark(number, is_known) => {
+                if is_known {
+                    self.subscription.state.lock().doubt.end(number);
+                }
+                self.marking = false;
+                self.mark_at = Instant::now() + LOOK;
+            }
+            Answer::Saved(number, answer) => {
+                let arriving = self.arriving.as_mut();
+                let is_asked = |arriving: &&mut Arriving| matches!(arriving.saved, Saved::Asked(asked) if asked == number);
+                // What was given may be lost by now.
+                let Some(arriving) = arriving.filter(is_asked) else { return };
+                arriving.saved = match answer {
+                    Ok(list) => Saved::Known(list),
+                    Err(error) => {
+                        tell("COMMITTED", &error.to_string());
+                        Saved::Unknown(Instant::now() + LOOK)
+                    }
+                };
+            }
         }
     }
 
@@ -275,6 +329,17 @@ impl Session {
                 self.subscription.changed.tell();
                 answer_taken(&self.consumer, &list);
             }
+            if let Some(Arriving { list, saved }) = self.arriving.take() {
+                if self.consumer.assignment_lost() {
+                    answer_given(&self.consumer, &TopicPartitionList::new());
+                } else if let Saved::Known(saved) = saved {
+                    self.begin(&list, &saved);
+                } else {
+                    let saved = self.ask_for_saved(&list, saved);
+                    self.arriving = Some(Arriving { list, saved });
+                    return;
+                }
+            }
             match self.rebalances.pop_front() {
                 None => return,
                 Some(Rebalance::Taken(list)) => {
@@ -285,43 +350,44 @@ impl Session {
                     self.leaving = Some((list, partitions, Instant::now() + limit));
                 }
                 Some(Rebalance::Given(list)) => {
-                    if !self.begin(&list) {
-                        self.rebalances.push_front(Rebalance::Given(list));
-                        return;
-                    }
+                    let has_events = elements(&list).iter().any(|(topic, _)| !self.is_mark(topic));
+                    let saved = if has_events {
+                        Saved::Unknown(Instant::now())
+                    } else {
+                        Saved::Known(TopicPartitionList::new())
+                    };
+                    self.arriving = Some(Arriving { list, saved });
                 }
             }
         }
     }
 
-    /// Begins with partitions where they were left. No, where the server does not say where.
-    fn begin(&mut self, list: &TopicPartitionList) -> bool {
-        let Subscription { link, .. } = &*self.subscription;
-        let mark = link.groups_topic();
-        let partitions: Vec<_> = elements(list).into_iter().filter(|(topic, _)| **topic != *mark).collect();
+    fn is_mark(&self, topic: &str) -> bool {
+        topic == self.subscription.link.groups_topic()
+    }
+
+    /// Asks where partitions were left, as soon as that is due.
+    fn ask_for_saved(&mut self, list: &TopicPartitionList, saved: Saved) -> Saved {
+        if !matches!(saved, Saved::Unknown(due) if due <= Instant::now()) {
+            return saved;
+        }
         let mut asked = TopicPartitionList::new();
-        for (topic, partition) in &partitions {
+        for (topic, partition) in elements(list).iter().filter(|(topic, _)| !self.is_mark(topic)) {
             asked.add_partition(topic, *partition);
         }
-        if self.consumer.assignment_lost() {
-            answer_given(&self.consumer, &TopicPartitionList::new());
-            return true;
-        }
-        let committed = if partitions.is_empty() {
-            Ok(asked)
+        self.asks += 1;
+        if self.ask(Errand::Saved(self.asks, asked)) {
+            Saved::Asked(self.asks)
         } else {
-            self.consumer.committed_offsets(asked, Duration::from_secs(2))
-        };
-        let committed = match committed {
-            Ok(committed) => committed,
-            Err(error) => {
-                tell("COMMITTED", &error.to_string());
-                return false;
-            }
-        };
+            Saved::Unknown(Instant::now() + LOOK)
+        }
+    }
+
+    /// Begins with partitions where they were left.
+    fn begin(&mut self, list: &TopicPartitionList, saved: &TopicPartitionList) {
         let mut begins = TopicPartitionList::new();
         let mut state = self.subscription.state.lock();
-        for element in committed.elements() {
+        for element in saved.elements() {
             let partition: Partition = (element.topic().into(), element.partition());
             let (offset, text) = match element.offset() {
                 Offset::Offset(offset) => (offset, element.metadata()),
@@ -336,6 +402,7 @@ impl Session {
             state.held.assign(partition, saved);
         }
         drop(state);
+        let mark = self.subscription.link.groups_topic();
         if elements(list).iter().any(|(topic, _)| **topic == *mark) {
             begins.add_partition_offset(&mark, 0, Offset::Beginning).expect("the beginning is an offset");
         }
@@ -347,7 +414,6 @@ impl Session {
         }
         self.subscription.state.lock().joined = true;
         self.subscription.changed.tell();
-        true
     }
 
     /// Commits what is settled and noted, where something is.
@@ -357,6 +423,11 @@ impl Session {
             state.closed || state.held.has_notes() || self.leaving.is_some()
         };
         if self.committing.is_some() || (!urgent && self.committed_at.elapsed() < COMMIT) {
+            return;
+        }
+        // Whoever is no member of the group any more may commit nothing, and would be refused for that.
+        if self.consumer.assignment_lost() {
+            self.committed_at = Instant::now();
             return;
         }
         if urgent && self.committed_at.elapsed() < Duration::from_millis(5) {
@@ -378,7 +449,7 @@ impl Session {
             }
             list
         });
-        let sent = self.committer.as_ref().is_some_and(|committer| committer.send(lists.collect()).is_ok());
+        let sent = self.ask(Errand::Commit(lists.collect()));
         let all = commit.parts.iter().map(|part| part.partition.clone()).collect();
         self.committing = Some(commit);
         if !sent {
@@ -408,15 +479,18 @@ impl Session {
         if let Some((list, ..)) = self.leaving.take() {
             answer_taken(&self.consumer, &list);
         }
+        if self.arriving.take().is_some() {
+            answer_given(&self.consumer, &TopicPartitionList::new());
+        }
         for rebalance in pending {
             match rebalance {
                 Rebalance::Given(_) => answer_given(&self.consumer, &TopicPartitionList::new()),
                 Rebalance::Taken(list) => answer_taken(&self.consumer, &list),
             }
         }
-        let Self { subscription, consumer, committer, .. } = self;
+        let Self { subscription, consumer, errands, .. } = self;
         // Its thread ends with that, unless it waits for a server.
-        drop(committer);
+        drop(errands);
         drop(consumer);
         subscription.state.lock().ended = true;
         subscription.changed.tell();

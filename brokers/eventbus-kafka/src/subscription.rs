@@ -1,6 +1,7 @@
 //! A subscription of this process: what its reader, its settler and its thread share.
 
 use crate::connection::Link;
+use crate::doubt::Doubt;
 use crate::held::{Held, Noted, Token, Waiting};
 use crate::topology::{Listener, Topics};
 use eventbus_core::lock::{Lock, Rank};
@@ -34,10 +35,8 @@ pub(crate) struct State {
     pub(crate) failed: Option<String>,
     /// It has been given partitions, be it none.
     pub(crate) joined: bool,
-    /// When its thread was alive last: it answers servers within this process's time.
-    pub(crate) alive: Option<Instant>,
-    /// Its thread was not alive for so long that another process may have its partitions.
-    pub(crate) unsure: bool,
+    /// Whether another process may have its partitions.
+    pub(crate) doubt: Doubt,
     /// Nobody reads any more.
     pub(crate) closed: bool,
     /// The broker is closed: nothing is waited for.
@@ -134,14 +133,6 @@ impl Subscription {
     /// Resolves once the thread has ended.
     pub(crate) async fn ended(&self) {
         self.changed.until(|| self.state.lock().ended.then_some(())).await;
-    }
-}
-
-impl State {
-    /// Whether the server may have given what this process has to another one, since its thread has not run for so long:
-    /// nothing is begun then.
-    pub(crate) fn is_unsure(&self, silence: Duration) -> bool {
-        self.unsure || self.alive.is_some_and(|alive| alive.elapsed() > silence)
     }
 }
 

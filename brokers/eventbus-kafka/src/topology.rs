@@ -1,7 +1,7 @@
 //! Topics of Kafka: which there are, those that are made or have to be there, and what they are called.
 
 use crate::config::OWN;
-use crate::connection::{CALL, Link, blocking, cannot, explain, patience};
+use crate::connection::{CALL, Link, blocking, cannot, drain, explain, patience};
 use crate::place::hash;
 use eventbus_core::broker::Topology;
 use eventbus_core::lock::{Lock, Rank};
@@ -186,7 +186,7 @@ impl Link {
     pub(crate) async fn look_for_topics(&self, topics: &Topics) -> Result<(), KafkaError> {
         let client = Arc::clone(&self.client);
         let answer = blocking(move || {
-            while client.poll(Duration::ZERO).is_some() {}
+            drain(&client);
             client.fetch_metadata(None, CALL / 2)
         });
         let answer = answer.await;
