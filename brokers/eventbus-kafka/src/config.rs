@@ -395,6 +395,8 @@ impl Settings {
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
         // A topic is made with the partitions that were asked for, never by asking for it.
         config.set("allow.auto.create.topics", "false");
+        // Partitions that a topic gets later are found as soon as new topics are, about; by default in five minutes.
+        config.set("topic.metadata.refresh.interval.ms", "5000");
         let protocol = match (self.tls, self.user.is_some()) {
             (false, false) => "plaintext",
             (true, false) => "ssl",

@@ -70,7 +70,7 @@
 //! They are made where they are missing, with [`partitions`](KafkaBrokerBuilder::partitions) and
 //! [`replication`](KafkaBrokerBuilder::replication) (topics of our own have one partition), or with `?topology=check` have to
 //! be there; a difference is an error with both values. Kafka takes no two names that differ in `.` and `_` only. More
-//! partitions, made later, move keys to other partitions: order by key does not hold across that.
+//! partitions, made later, are read within seconds, and move keys to other partitions: order by key does not hold across that.
 //!
 //! A dead letter is published again, or purged, in a transaction that removes it, so of two processes that try one does it. Marks
 //! of transactions have offsets: Kafka's own tools may show a lag of one where there is nothing left; `groups` looks. One that

@@ -1,0 +1,58 @@
+//! Topics that other programs change while a group reads them.
+
+mod support;
+
+use eventbus::broker::Broker;
+use std::time::Duration;
+use support::rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use support::rdkafka::client::DefaultClientContext;
+use support::rdkafka::producer::{FutureProducer, FutureRecord};
+use support::{ack, number, receive, until};
+
+type Admin = AdminClient<DefaultClientContext>;
+
+async fn made(admin: &Admin, name: &str) -> bool {
+    let topic = NewTopic::new(name, 1, TopicReplication::Fixed(1));
+    admin.create_topics([&topic], &AdminOptions::new()).await.unwrap()[0].is_ok()
+}
+
+/// What another program writes.
+async fn write(producer: &FutureProducer, topic: &str, partition: i32, number: u64) {
+    let payload = number.to_string();
+    // A topic that was just changed is not known everywhere.
+    until("it is stored", async || {
+        let record = FutureRecord::to(topic).partition(partition).key("k").payload(&payload);
+        producer.send(record, Duration::from_secs(30)).await.is_ok()
+    })
+    .await;
+}
+
+/// The numbers of the next deliveries, which are acked.
+async fn handled(deliveries: &mut Box<dyn eventbus::broker::Deliveries>, count: usize) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    for received in receive(deliveries, count).await {
+        numbers.push(number(&received));
+        ack(received).await;
+    }
+    numbers
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_that_a_topic_gets_later_are_read_within_seconds() {
+    let prefix = support::prefix();
+    let admin: Admin = support::client().create().unwrap();
+    let topic = format!("{prefix}order.placed");
+    assert!(made(&admin, &topic).await);
+    let broker = support::builder(&prefix).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(support::request("mail", "order.placed")).await.unwrap();
+    let producer: FutureProducer = support::client().create().unwrap();
+    write(&producer, &topic, 0, 1).await;
+    assert_eq!(handled(&mut deliveries, 1).await, [1]);
+    let more = NewPartitions::new(&topic, 4);
+    admin.create_partitions([&more], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+    let producer: FutureProducer = support::client().create().unwrap();
+    write(&producer, &topic, 3, 2).await;
+    assert_eq!(handled(&mut deliveries, 1).await, [2]);
+    broker.close().await.unwrap();
+    support::remove(&prefix).await;
+}
