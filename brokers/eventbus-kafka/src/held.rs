@@ -49,8 +49,8 @@ struct Part {
     /// Another one each time that the subscription gets the partition.
     times: u64,
     progress: Progress<Note>,
-    /// Nothing before was asked for.
-    from: u64,
+    /// Nothing before comes of the same topic.
+    next: u64,
     /// What is open; without a token, as long as it was not read again.
     open: BTreeMap<u64, Option<Token>>,
     /// The latest time of its records.
@@ -108,10 +108,10 @@ impl Held {
     /// The subscription has a partition from now on, with what was committed of it.
     pub(crate) fn assign(&mut self, partition: Partition, saved: Saved<Note>) {
         self.times += 1;
-        let from = number(saved.cursor);
+        let next = number(saved.cursor);
         let open = saved.notes.keys().map(|at| (number(*at), None)).collect();
         let progress = Progress::resume(saved);
-        let part = Part { times: self.times, progress, from, open, time: 0, leaving: false };
+        let part = Part { times: self.times, progress, next, open, time: 0, leaving: false };
         self.parts.insert(partition, part);
     }
 
@@ -134,8 +134,9 @@ impl Held {
         make: impl FnOnce(u64) -> Option<Arrival>,
     ) {
         let Some(part) = self.parts.get_mut(partition).filter(|part| !part.leaving) else { return };
-        if at < part.from {
-            // It is not what was asked for: the topic was made anew, and what was known is of the former one.
+        if at < part.next {
+            // The client goes back where it finds nothing that it has asked for: the topic was made anew, and what was known
+            // is of the former one. (Or servers have lost the end of it: then all of it is delivered again.)
             let tokens: Vec<_> = part.open.values().flatten().copied().collect();
             self.forget(&tokens);
             self.assign(
@@ -144,6 +145,7 @@ impl Held {
             );
         }
         let Some(part) = self.parts.get_mut(partition) else { return };
+        part.next = at + 1;
         // What was open before it and did not come is not there any more.
         let gone: Vec<_> =
             part.open.range(..at).filter(|(_, token)| token.is_none()).map(|(at, _)| *at).collect();
@@ -151,12 +153,8 @@ impl Held {
             part.open.remove(&gone);
             part.progress.settle(place(gone));
         }
-        let note = match part.open.get(&at) {
-            // It is here.
-            Some(Some(_)) => return,
-            Some(None) => part.progress.get(place(at)).copied().unwrap_or(Note::FIRST),
-            None => Note::FIRST,
-        };
+        let note = part.open.get(&at).and_then(|_| part.progress.get(place(at)).copied());
+        let note = note.unwrap_or(Note::FIRST);
         if !part.open.contains_key(&at) && !part.progress.open(place(at), note) {
             // It is finished.
             return;
@@ -405,4 +403,54 @@ pub(crate) enum Noted {
     TooLong,
     /// The delivery is settled, or somebody else's.
     Gone,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use eventbus_core::Topic;
+
+    fn partition() -> Partition {
+        ("order.placed".into(), 0)
+    }
+
+    fn arrive(held: &mut Held, at: u64) {
+        held.arrive(&partition(), at, |time| {
+            let envelope = Envelope::from_json(Topic::new("order.placed").unwrap(), &at).unwrap();
+            let origin = Origin { topic: "order.placed".into(), partition: 0, offset: at, time };
+            Some(Arrival { envelope: Arc::new(envelope), origin, size: 10 })
+        });
+    }
+
+    fn settle_all(held: &mut Held) -> usize {
+        let taken = held.take(usize::MAX);
+        taken.iter().filter(|(token, _)| held.settle(*token)).count()
+    }
+
+    #[test]
+    fn a_topic_that_was_made_anew_is_read_from_its_beginning_whatever_was_settled() {
+        for former in 1..6 {
+            let mut held = Held::default();
+            held.assign(partition(), committed::read(place(0), ""));
+            (0..former).for_each(|at| arrive(&mut held, at));
+            assert_eq!(settle_all(&mut held), former as usize);
+            let commit = held.begin_commit().expect("something was settled");
+            held.end_commit(commit, |_| true);
+            (0..3).for_each(|at| arrive(&mut held, at));
+            assert_eq!(settle_all(&mut held), 3, "after {former}");
+            let commit = held.begin_commit().expect("something was settled");
+            assert_eq!(commit.parts[0].cursor, 3);
+        }
+    }
+
+    #[test]
+    fn what_is_open_of_a_former_topic_settles_nothing_of_the_one_that_was_made_anew() {
+        let mut held = Held::default();
+        held.assign(partition(), committed::read(place(0), ""));
+        (0..3).for_each(|at| arrive(&mut held, at));
+        let former = held.take(usize::MAX);
+        (0..3).for_each(|at| arrive(&mut held, at));
+        assert!(former.iter().all(|(token, _)| !held.settle(*token)));
+        assert_eq!(settle_all(&mut held), 3);
+    }
 }

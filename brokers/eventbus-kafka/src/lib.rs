@@ -54,6 +54,9 @@
 //! - **Known fault**: after a server was killed and has come back under load, a group may receive nothing for a minute or
 //!   more. Nothing is lost: publishes go on, and what waits is delivered afterwards, or at once to a process that is
 //!   started anew.
+//! - **A topic that is deleted and made anew** is read from its beginning, and so is one whose end servers have lost. Offsets
+//!   alone tell that: leave ten seconds in between, since a group goes on in the middle of one that soon has more than the
+//!   group had read of the former one.
 //! - Offsets of a group that nobody has are kept for a week (`offsets.retention.minutes` of the server); after that it is a
 //!   new group.
 //!

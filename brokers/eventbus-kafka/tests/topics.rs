@@ -38,6 +38,30 @@ async fn handled(deliveries: &mut Box<dyn eventbus::broker::Deliveries>, count: 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_deleted_and_made_anew_is_read_from_its_beginning() {
+    let prefix = support::prefix();
+    let admin: Admin = support::client().create().unwrap();
+    let topic = format!("{prefix}order.placed");
+    assert!(made(&admin, &topic).await);
+    let broker = support::builder(&prefix).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(support::request("mail", "order.placed")).await.unwrap();
+    let producer: FutureProducer = support::client().create().unwrap();
+    for number in 0..5 {
+        write(&producer, &topic, 0, number).await;
+    }
+    assert_eq!(handled(&mut deliveries, 5).await, [0, 1, 2, 3, 4]);
+    admin.delete_topics(&[&topic], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+    until("the topic is made anew", async || made(&admin, &topic).await).await;
+    let producer: FutureProducer = support::client().create().unwrap();
+    for number in 10..13 {
+        write(&producer, &topic, 0, number).await;
+    }
+    assert_eq!(handled(&mut deliveries, 3).await, [10, 11, 12]);
+    broker.close().await.unwrap();
+    support::remove(&prefix).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_that_a_topic_gets_later_are_read_within_seconds() {
     let prefix = support::prefix();
     let admin: Admin = support::client().create().unwrap();
