@@ -57,14 +57,21 @@ async fn a_wrong_password_and_an_untrusted_server_are_told_apart_from_one_that_i
 }
 
 #[tokio::test]
-async fn user_and_password_with_and_without_tls_let_a_program_in() {
+async fn user_and_password_let_a_program_in_by_each_mechanism_with_and_without_tls() {
     let ca = support::setting("EVENTBUS_TEST_CA").unwrap();
+    let plain = support::setting("EVENTBUS_TEST_KAFKA_SASL_URL").unwrap();
+    let tls = format!("{}?ca={ca}", support::setting("EVENTBUS_TEST_KAFKA_TLS_URL").unwrap());
     for url in [
-        support::setting("EVENTBUS_TEST_KAFKA_SASL_URL").unwrap(),
-        format!("{}?ca={ca}", support::setting("EVENTBUS_TEST_KAFKA_TLS_URL").unwrap()),
+        format!("{tls}&sasl=plain"),
+        format!("{plain}?sasl=plain"),
+        format!("{plain}?sasl=scram-sha-256"),
+        format!("{plain}?sasl=scram-sha-512"),
+        plain,
+        tls,
     ] {
         let prefix = support::prefix();
-        let broker = KafkaBroker::builder(&url).unwrap().prefix(&prefix).connect().await.unwrap();
+        let broker = KafkaBroker::builder(&url).unwrap().prefix(&prefix).connect().await;
+        let broker = broker.unwrap_or_else(|error| panic!("{url}: {error}"));
         broker.publish(support::event("order.placed", "k", 1)).await.unwrap();
         assert_eq!(broker.address(), None, "a command would need the password");
         broker.close().await.unwrap();

@@ -89,7 +89,7 @@ advertised.listeners=PLAINTEXT://127.0.0.1:{plain},SASL_SSL://localhost:{tls},SA
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,SASL_PLAINTEXT:SASL_PLAINTEXT
-sasl.enabled.mechanisms=SCRAM-SHA-256,SCRAM-SHA-512
+sasl.enabled.mechanisms=SCRAM-SHA-256,SCRAM-SHA-512,PLAIN
 ssl.keystore.type=PEM
 ssl.keystore.location={}
 ssl.truststore.type=PEM
@@ -118,6 +118,10 @@ num.partitions=4
                  org.apache.kafka.common.security.scram.ScramLoginModule required;\n"
             );
         }
+        text += &format!(
+            "listener.name.{listener}.plain.sasl.jaas.config=\
+             org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";\n"
+        );
     }
     text
 }
