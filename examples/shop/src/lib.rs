@@ -30,7 +30,7 @@ use eventbus::bus::BusBuilder;
 use eventbus::{Bus, Start};
 
 /// The addresses of brokers that keep no event for a consumer that comes later: queues, and the memory of a process.
-const BEGIN_EMPTY: [&str; 2] = ["memory:", "sns:"];
+const BEGIN_EMPTY: [&str; 4] = ["amqp:", "amqps:", "memory:", "sns:"];
 
 /// The bus of the shop, to be connected to the broker at `url`.
 ///
