@@ -429,8 +429,9 @@ impl Settings {
     pub(crate) fn producer(&self) -> ClientConfig {
         let mut config = self.client();
         config.set("enable.idempotence", "true").set("acks", "all");
-        // The most with which the server keeps the order of an idempotent producer.
-        config.set("max.in.flight.requests.per.connection", "5");
+        // Of two on their way, a partition that has just been made, or has forgotten the producer, may refuse the first and
+        // take the second. The client counts the first as stored then, and it is lost.
+        config.set("max.in.flight.requests.per.connection", "1");
         // As Java's, for whoever shares topics with us; without a key any partition will do.
         config.set("partitioner", "murmur2_random");
         config.set("linger.ms", self.linger.as_millis().to_string());
@@ -613,6 +614,7 @@ mod tests {
             (producer.get("partitioner"), producer.get("linger.ms")),
             (Some("murmur2_random"), Some("0"))
         );
+        assert_eq!(producer.get("max.in.flight.requests.per.connection"), Some("1"));
         let consumer = settings.consumer("billing");
         assert_eq!(consumer.get("enable.auto.commit"), Some("false"));
         assert_eq!(consumer.get("isolation.level"), Some("read_committed"));

@@ -34,6 +34,8 @@
 //!
 //! - **A publish is tried again** by the client, in its order, for [`publish_timeout`](KafkaBrokerBuilder::publish_timeout).
 //!   Then it is [`Unconfirmed`](eventbus_core::PublishError::Unconfirmed).
+//!   One request is on its way to each server at a time, with what several publish at once: with more, the client has
+//!   confirmed events that a new partition had refused.
 //! - **What is committed** is the first offset that is not settled, and beside it, in at most 4,096 bytes, what is settled
 //!   beyond it and which retries wait. So a restart repeats only what was settled in its last tenth of a second. Where more
 //!   is open than fits, the end of it is left out: that is delivered again after a crash, and a retry that does not fit is

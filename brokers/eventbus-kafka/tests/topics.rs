@@ -1,11 +1,13 @@
-//! Topics that other programs change while a group reads them.
+//! Topics that are new, and topics that other programs change while a group reads them.
 
 mod support;
 
 use eventbus::broker::Broker;
 use std::time::Duration;
+use support::PATIENCE;
 use support::rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use support::rdkafka::client::DefaultClientContext;
+use support::rdkafka::consumer::{BaseConsumer, Consumer};
 use support::rdkafka::producer::{FutureProducer, FutureRecord};
 use support::{ack, number, receive, until};
 
@@ -77,6 +79,32 @@ async fn partitions_that_a_topic_gets_later_are_read_within_seconds() {
     let producer: FutureProducer = support::client().create().unwrap();
     write(&producer, &topic, 3, 2).await;
     assert_eq!(handled(&mut deliveries, 1).await, [2]);
+    broker.close().await.unwrap();
+    support::remove(&prefix).await;
+}
+
+/// A partition whose leader is about to begin refuses the first record, and takes the second one: no first sequence is
+/// wrong to it. The client counts what is before a record that was taken as taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_event_that_is_confirmed_on_a_new_topic_is_stored() {
+    const TOPICS: usize = 40;
+    const EVENTS: u64 = 24;
+    let prefix = support::prefix();
+    let broker = support::builder(&prefix).partitions(4).connect().await.unwrap();
+    let consumer: BaseConsumer = support::client().create().unwrap();
+    for topic in (0..TOPICS).map(|number| format!("order.placed-{number}")) {
+        let publish = |number: u64| {
+            let (broker, event) = (broker.clone(), support::event(&topic, &number.to_string(), number));
+            tokio::spawn(async move { broker.publish(event).await })
+        };
+        let publishing: Vec<_> = (0..EVENTS).map(publish).collect();
+        for published in publishing {
+            published.await.unwrap().unwrap();
+        }
+        let name = format!("{prefix}{topic}");
+        let ends = (0..4).map(|partition| consumer.fetch_watermarks(&name, partition, PATIENCE).unwrap().1);
+        assert_eq!(ends.sum::<i64>(), EVENTS as i64, "{name}");
+    }
     broker.close().await.unwrap();
     support::remove(&prefix).await;
 }
