@@ -1,6 +1,6 @@
 //! Groups: which logical subscribers a broker knows, and how far each has come.
 
-use super::{BrokerFuture, Offset};
+use super::{BrokerFuture, Offset, SubscribeRequest};
 use crate::error::BrokerError;
 use jiff::Timestamp;
 
@@ -72,6 +72,17 @@ impl GroupState {
 pub trait Groups: Send + Sync + 'static {
     /// All groups, by name, as they are at one moment.
     fn list(&self) -> BrokerFuture<Result<Vec<GroupState>, BrokerError>>;
+
+    /// At least those of these subscriptions, which this broker has open: what the health of a bus asks for again and again.
+    ///
+    /// All of them by default; a broker for which each group costs a call asks for these only.
+    fn list_of(
+        &self,
+        subscriptions: &[SubscribeRequest],
+    ) -> BrokerFuture<Result<Vec<GroupState>, BrokerError>> {
+        let _ = subscriptions;
+        self.list()
+    }
 
     /// Moves the cursor of a group to behind `offset` on all of its patterns, or with none before the first
     /// event. What was unfinished before counts as settled.

@@ -10,6 +10,7 @@ use crate::worker::{Lanes, Life};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Serialize, Serializer};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -132,12 +133,13 @@ impl Bus {
     pub async fn health(&self) -> Health {
         let broker = &self.shared.broker;
         let connection = foreign::call("a broker", || broker.connection()).unwrap_or(Connection::Up);
-        let groups = if connection == Connection::Up { self.known_groups().await } else { Vec::new() };
         let (lanes, running, closed) = {
             let stage = self.shared.stage.lock();
             (stage.lanes.clone(), stage.running, stage.closed)
         };
-        let health = |lanes: &std::sync::Arc<Lanes>| {
+        let answers = !matches!(connection, Connection::Lost { .. });
+        let groups = if answers { self.known_groups(&lanes).await } else { Vec::new() };
+        let health = |lanes: &Arc<Lanes>| {
             let subscription = lanes.subscription();
             let known = known_of(subscription, &groups);
             let queued = if known.is_none() { self.queued(lanes) } else { 0 };
@@ -156,8 +158,8 @@ impl Bus {
     }
 
     /// What the broker knows of groups, where it knows any and answers in time.
-    async fn known_groups(&self) -> Vec<GroupState> {
-        let problem = match self.ask_groups().await {
+    async fn known_groups(&self, lanes: &[Arc<Lanes>]) -> Vec<GroupState> {
+        let problem = match self.ask_groups(lanes).await {
             Ok(known) => return known,
             Err(problem) => problem,
         };
@@ -168,10 +170,12 @@ impl Bus {
         Vec::new()
     }
 
-    /// The groups of the broker, none where it keeps none; or why it does not say.
-    pub(super) async fn ask_groups(&self) -> Result<Vec<GroupState>, String> {
+    /// What the broker knows of the groups of these, nothing where it keeps none; or why it does not say.
+    pub(super) async fn ask_groups(&self, lanes: &[Arc<Lanes>]) -> Result<Vec<GroupState>, String> {
         let Some(groups) = self.shared.broker.groups() else { return Ok(Vec::new()) };
-        let asked = foreign::run("a broker", || groups.list());
+        let requests = lanes.iter().filter_map(|lanes| lanes.subscription().request(lanes.policy()).ok());
+        let requests: Vec<_> = requests.collect();
+        let asked = foreign::run("a broker", || groups.list_of(&requests));
         match timeout(PATIENCE, asked).await {
             Ok(Ok(Ok(known))) => Ok(known),
             Ok(Ok(Err(error))) => Err(error.to_string()),

@@ -37,7 +37,7 @@ impl Bus {
             return;
         }
         // Whoever looks again meets the error.
-        let Ok(Ok(known)) = timeout_at(deadline, self.ask_groups()).await else { return };
+        let Ok(Ok(known)) = timeout_at(deadline, self.ask_groups(lanes)).await else { return };
         // Another process handles the group, and this one has nothing to do with it.
         let elsewhere =
             |lanes: &Lanes, state: &GroupState| state.active && self.standing(lanes) == Standing::StandingBy;
