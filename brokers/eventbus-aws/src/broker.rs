@@ -3,14 +3,15 @@
 use crate::config::{AwsBrokerBuilder, Settings};
 use crate::connection::Link;
 use crate::dead_letters::AwsDeadLetters;
+use crate::groups::AwsGroups;
 use crate::publish::Outlet;
 use crate::subscribe;
 use crate::subscription::Subscription;
 use crate::topology::Topics;
 use crate::wire::MAX_PAYLOAD;
 use eventbus_core::broker::{
-    Attempts, Backlog, Broker, BrokerFuture, Connection, DeadLetters, Deliveries, Features, OpenedBroker,
-    SubscribeRequest,
+    Attempts, Backlog, Broker, BrokerFuture, Connection, DeadLetters, Deliveries, Features, Groups,
+    OpenedBroker, SubscribeRequest,
 };
 use eventbus_core::counted::counted;
 use eventbus_core::lock::{Lock, Rank};
@@ -49,7 +50,7 @@ struct Shared {
     topics: Arc<Topics>,
     outlet: Arc<Outlet>,
     dead_letters: Arc<AwsDeadLetters>,
-    subscriptions: Lock<Vec<Arc<Subscription>>>,
+    subscriptions: Arc<Lock<Vec<Arc<Subscription>>>>,
     tasks: Lock<Vec<AbortHandle>>,
 }
 
@@ -90,7 +91,7 @@ impl AwsBroker {
             }),
             link,
             topics,
-            subscriptions: Lock::new(Rank::BROKER, Vec::new()),
+            subscriptions: Arc::new(Lock::new(Rank::BROKER, Vec::new())),
             tasks: Lock::new(Rank::BROKER, Vec::new()),
         };
         Ok(Self(Arc::new(Handle(Arc::new(shared)))))
@@ -244,6 +245,12 @@ impl Broker for AwsBroker {
 
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
         Some(Arc::clone(&self.shared().dead_letters) as Arc<dyn DeadLetters>)
+    }
+
+    fn groups(&self) -> Option<Arc<dyn Groups>> {
+        let shared = self.shared();
+        let (link, subscriptions) = (Arc::clone(&shared.link), Arc::clone(&shared.subscriptions));
+        Some(Arc::new(AwsGroups { link, subscriptions }))
     }
 
     fn settled(&self) -> Option<BrokerFuture<()>> {

@@ -53,6 +53,12 @@
 //!   `Connection::Slowed` and a line of the log say so; the connection does not count as lost.
 //! - **Acks are deletes**, ten at a time, sent a moment later. A crash repeats those of its last moment.
 //! - **There is no history**: replays, the audit log and cursors that can be moved are refused, and a bus says so.
+//! - **Groups are queues**: `eventbus groups list` shows each with `ApproximateNumberOfMessages` and what is hidden (what waits
+//!   for a retry is among that), and `drop` removes the queue, for which SQS wants a minute before it is made again. Whether
+//!   some process reads a queue stands in its tags `eventbus-reader-…`, which each process writes every two minutes and which
+//!   hold for five: so long a group counts as handled after its process was killed. With `?topology=check` no tag is
+//!   written and nothing dropped. A listing costs two calls for each queue; [`Bus::health`](eventbus_core::Bus::health) asks
+//!   for the queues of its own process only.
 //! - `Bus::settled` goes by the counts of SQS, which follow later: what was published by others a
 //!   moment ago may be missing in them.
 //! - Events without a key come in any order on FIFO as well: each is a message group of its own.
@@ -99,7 +105,7 @@
 //! may give fewer, and a call that waits in vain is one more.
 //! Amazon counts each 64 KiB of a call as one more. An idle subscription makes one call in
 //! [`wait_time`](AwsBrokerBuilder::wait_time), 130,000 in a month, and has one connection open for it; where there is much to
-//! receive, three more that do not wait. What is held costs one call for ten events in a third of `visibility_timeout`.
+//! receive, three more that do not wait. Its tag is one more in two minutes. What is held costs one call for ten events in a third of `visibility_timeout`.
 //!
 //! # Options of an address
 //!
@@ -116,9 +122,11 @@ mod config;
 mod connection;
 mod dead_letters;
 mod delivery;
+mod groups;
 mod held;
 mod names;
 mod publish;
+mod readers;
 mod subscribe;
 mod subscription;
 mod topology;

@@ -108,6 +108,33 @@ pub(crate) fn pattern_of(tag: &str) -> Option<Pattern> {
     Pattern::new(tag.replace('+', "*").replace('@', ">")).ok()
 }
 
+/// A group as the value of a tag, which takes letters, digits, spaces and `_.:/+-@` only: others are their numbers between
+/// `=`.
+pub(crate) fn tag_of_group(group: &str) -> String {
+    let mut tag = String::with_capacity(group.len());
+    for letter in group.chars() {
+        if letter.is_alphanumeric() || " _.:/+-@".contains(letter) {
+            tag.push(letter);
+        } else {
+            tag.push_str(&format!("={:x}=", u32::from(letter)));
+        }
+    }
+    tag
+}
+
+/// The group that a tag stands for.
+pub(crate) fn group_of(tag: &str) -> Option<String> {
+    let mut group = String::with_capacity(tag.len());
+    for (number, part) in tag.split('=').enumerate() {
+        if number % 2 == 0 {
+            group.push_str(part);
+        } else {
+            group.push(char::from_u32(u32::from_str_radix(part, 16).ok()?)?);
+        }
+    }
+    Some(group)
+}
+
 /// FNV-1a over texts that are kept apart.
 pub(crate) fn hash(texts: &[&str]) -> u64 {
     let bytes = texts.iter().flat_map(|text| text.bytes().chain([0xff]));
@@ -184,6 +211,17 @@ mod tests {
         let names = names(true);
         assert!(names.queue("mail", &pattern("a.b")).starts_with("shop-group-mail-"));
         assert!(names.queue("mail", &pattern("a.>")).starts_with(&names.queues(Role::Any)));
+    }
+
+    #[test]
+    fn a_group_comes_back_from_its_tag_which_sqs_takes() {
+        for group in ["mail", "shop.charge-card", "größe", "a#b=c (1)%", "=", "\u{1f600}", ""] {
+            let tag = tag_of_group(group);
+            let is_taken = |letter: char| letter.is_alphanumeric() || " _.:/=+-@".contains(letter);
+            assert!(tag.chars().all(is_taken), "{tag}");
+            assert_eq!(group_of(&tag).as_deref(), Some(group));
+        }
+        assert_eq!(group_of("a=zz=b"), None);
     }
 
     #[test]

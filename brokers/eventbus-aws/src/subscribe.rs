@@ -6,6 +6,7 @@ use crate::connection::{CALL, GONE, Link, Trouble, slow_down};
 use crate::delivery::AwsDeliveries;
 use crate::held::{Arrival, Named, Token};
 use crate::names::hash;
+use crate::readers::{self, Reader};
 use crate::subscription::Subscription;
 use crate::topology::Topics;
 use crate::wire;
@@ -14,7 +15,7 @@ use aws_sdk_sqs::types::{
     MessageSystemAttributeName, QueueAttributeName,
 };
 use eventbus_core::BrokerError;
-use eventbus_core::broker::SubscribeRequest;
+use eventbus_core::broker::{SubscribeRequest, Topology};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_server::cloudevents::base64_encode;
@@ -53,10 +54,12 @@ pub(crate) async fn open(
     }
     let open = async || {
         let dead = link.dead_queue(&request.group).await?;
-        Ok::<_, Failure>((dead, link.group_queue(topics, &request).await?))
+        let queue = link.group_queue(topics, &request).await?;
+        let reader = link.new_reader(&queue.url, &request.group).await?;
+        Ok::<_, Failure>((dead, queue, reader))
     };
     // What was made before it failed is there when it is tried again.
-    let (dead, queue) = patiently(&link.server(), link.settings.connect_timeout, open).await?;
+    let (dead, queue, reader) = patiently(&link.server(), link.settings.connect_timeout, open).await?;
     let subscription = Arc::new(Subscription::new(Arc::clone(link), request, queue, dead));
     let deliveries = AwsDeliveries::new(Arc::clone(&subscription));
     let task = Task {
@@ -72,6 +75,8 @@ pub(crate) async fn open(
         deletes_from: None,
         looked: None,
         arrived: 0,
+        reader,
+        written: Instant::now(),
     };
     Ok((subscription, deliveries, task.run()))
 }
@@ -82,6 +87,7 @@ enum Done {
     Deleted { batch: Vec<Named>, result: Result<Vec<Failed>, Trouble> },
     Extended { asked: Instant, batch: Vec<(Token, Arc<str>, i32)>, result: Result<Vec<Failed>, Trouble> },
     GivenBack,
+    Written,
     Looked(Result<u64, Trouble>),
 }
 
@@ -115,6 +121,10 @@ struct Task {
     looked: Option<Instant>,
     /// How many messages have come.
     arrived: u64,
+    /// The tag that tells others of this process.
+    reader: Option<Reader>,
+    /// When it was written.
+    written: Instant,
 }
 
 impl Task {
@@ -152,6 +162,14 @@ impl Task {
                 _ = tick.tick() => self.tick(),
                 () = sleep_until(wake_at), if wake_at.is_some() => {}
             }
+        }
+        if let Some(reader) = &self.reader {
+            // Where it fails, the tag holds for some minutes more.
+            let _ = tokio::time::timeout(
+                LAST_CALL,
+                subscription.link.forget_reader(&subscription.queue.url, reader),
+            )
+            .await;
         }
         subscription.state.lock().ended = true;
         subscription.changed.tell();
@@ -229,6 +247,17 @@ impl Task {
             self.calls
                 .spawn(async move { Done::Looked(subscription.link.waiting(&subscription.queue.url).await) });
         }
+        if let Some(reader) = self.reader.clone()
+            && self.written + Duration::from_secs(readers::AGAIN) <= now
+        {
+            self.written = now;
+            let subscription = Arc::clone(&self.subscription);
+            self.calls.spawn(async move {
+                // Where it fails, it is written once more before it is over.
+                let _ = subscription.link.write_reader(&subscription.queue.url, &reader).await;
+                Done::Written
+            });
+        }
     }
 
     fn extend(&mut self, batches: Vec<Vec<(Token, Arc<str>, i32)>>) {
@@ -258,7 +287,7 @@ impl Task {
             }
             Done::Extended { asked, batch, result } => self.extended(asked, &batch, result),
             Done::Looked(Ok(backlog)) => self.subscription.state.lock().backlog = Some(backlog),
-            Done::Looked(Err(_)) | Done::GivenBack => {}
+            Done::Looked(Err(_)) | Done::GivenBack | Done::Written => {}
         }
     }
 
@@ -481,6 +510,44 @@ impl Link {
             .message_attribute_names("All")
             .message_system_attribute_names(MessageSystemAttributeName::All);
         Ok(self.call(wait + CALL, call.send()).await?.messages.unwrap_or_default())
+    }
+
+    /// Tells others, by a tag of the queue, that this process reads it.
+    async fn new_reader(&self, queue: &str, group: &str) -> Result<Option<Reader>, Failure> {
+        if self.settings.topology == Topology::Check {
+            return Ok(None);
+        }
+        let write = async {
+            let reader = Reader::among(&self.tags(queue).await?, Timestamp::now().as_second());
+            self.write_reader(queue, &reader).await?;
+            Ok(reader)
+        };
+        match write.await {
+            Ok(reader) => Ok(Some(reader)),
+            Err(trouble @ Trouble::Refused { .. }) => {
+                log::warn!(
+                    target: "eventbus", group = %printable(group), error = %printable(trouble),
+                    "cannot write into the tags of the queue that this process reads it, so others may drop the group meanwhile; \
+                     allow `sqs:ListQueueTags`, `sqs:TagQueue` and `sqs:UntagQueue`"
+                );
+                Ok(None)
+            }
+            Err(trouble) => Err(trouble.failure(format_args!("tag the queue of the group `{group}`"))),
+        }
+    }
+
+    async fn write_reader(&self, queue: &str, reader: &Reader) -> Result<(), Trouble> {
+        let value = reader.value(Timestamp::now().as_second());
+        let call = self.sqs.tag_queue().queue_url(queue).tags(&reader.tag, value);
+        self.call(CALL, call.send()).await.map(drop)
+    }
+
+    async fn forget_reader(&self, queue: &str, reader: &Reader) -> Result<(), Trouble> {
+        if reader.is_in(&self.tags(queue).await?) {
+            let call = self.sqs.untag_queue().queue_url(queue).tag_keys(&reader.tag);
+            self.call(CALL, call.send()).await?;
+        }
+        Ok(())
     }
 
     /// How many messages a queue has, those that are held included, as well as SQS knows.

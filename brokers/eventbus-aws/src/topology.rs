@@ -1,7 +1,7 @@
 //! Topics, queues and what joins them: made where they are missing, or checked.
 
 use crate::connection::{CALL, GONE, Link, Trouble};
-use crate::names::{Role, last_part, pattern_of, tag_of};
+use crate::names::{Role, last_part, pattern_of, tag_of, tag_of_group};
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use eventbus_core::broker::{SubscribeRequest, Topology};
 use eventbus_core::lock::{Lock, Rank};
@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 
 /// How long events wait in a queue that is made here, where nothing else is said: as long as SQS allows.
 const RETENTION: Duration = Duration::from_secs(14 * 86_400);
-const GROUP_TAG: &str = "eventbus-group";
+pub(crate) const GROUP_TAG: &str = "eventbus-group";
 const PATTERN_TAG: &str = "eventbus-pattern";
 
 /// A queue: where it is asked, and what policies and subscriptions call it.
@@ -143,20 +143,25 @@ impl Link {
             if url.ends_with(".fifo") != self.settings.names.fifo {
                 continue;
             }
-            let tags = match self.call(CALL, self.sqs.list_queue_tags().queue_url(&url).send()).await {
-                Ok(answer) => answer.tags.unwrap_or_default(),
+            let tags = match self.tags(&url).await {
+                Ok(tags) => tags,
                 // Somebody removes it just now.
                 Err(trouble) if trouble.is(GONE) => continue,
                 Err(trouble) => return Err(trouble),
             };
-            if let Some(pattern) = tags.get(PATTERN_TAG).and_then(|tag| pattern_of(tag)) {
+            if let Some(pattern) = pattern_in(&tags) {
                 found.push((url, pattern));
             }
         }
         Ok(found)
     }
 
-    async fn queue_arn(&self, url: &str) -> Result<String, Trouble> {
+    pub(crate) async fn tags(&self, url: &str) -> Result<HashMap<String, String>, Trouble> {
+        let call = self.sqs.list_queue_tags().queue_url(url);
+        Ok(self.call(CALL, call.send()).await?.tags.unwrap_or_default())
+    }
+
+    pub(crate) async fn queue_arn(&self, url: &str) -> Result<String, Trouble> {
         Ok(self
             .attributes(url, &[Attribute::QueueArn])
             .await?
@@ -331,7 +336,7 @@ impl Link {
             .create_queue()
             .queue_name(name)
             .attributes(Attribute::MessageRetentionPeriod, retention.as_secs().to_string())
-            .tags(GROUP_TAG, group);
+            .tags(GROUP_TAG, tag_of_group(group));
         if let Some(pattern) = pattern {
             call = call.tags(PATTERN_TAG, tag_of(pattern.as_str()));
         }
@@ -367,6 +372,11 @@ impl Link {
         let part = |at: usize| place.get(at).copied().unwrap_or("*");
         format!("arn:{}:sns:{}:{}:{}-*", part(1), self.region(), part(4), self.settings.names.prefix)
     }
+}
+
+/// The pattern that a queue listens on, as its tags say.
+pub(crate) fn pattern_in(tags: &HashMap<String, String>) -> Option<Pattern> {
+    tags.get(PATTERN_TAG).and_then(|tag| pattern_of(tag))
 }
 
 /// SQS gives up after so many deliveries by itself: it must not do so before we do, with the reason. How many it allows,
