@@ -187,6 +187,18 @@ impl Reader<'_> {
         command
     }
 
+    /// How many topics there are: somebody who knows nothing of this bus tells no news of a new one.
+    fn ask_for_topics(&self) -> Cmd {
+        let mut command = redis::cmd("SCARD");
+        command.arg(self.claim.store.keys.topics());
+        command
+    }
+
+    /// Whether there are other topics than when they were looked for.
+    fn are_others(&self, count: &Value) -> bool {
+        matches!(count, Value::Int(count) if usize::try_from(*count) != Ok(self.topics))
+    }
+
     /// Takes the group over, if nobody else has it.
     async fn acquire(&mut self) -> Result<bool, Trouble> {
         // What was settled in an earlier time, and is still ours, is not to come again.
@@ -323,8 +335,9 @@ impl Reader<'_> {
         sources.iter().for_each(|_| _ = command.arg(">"));
         let clock = redis::cmd("GET").arg(claim.store.keys.clock()).clone();
         // A topic that is new at this moment may have events before those that are read now.
-        let news = self.ask_for_news();
-        let Some(answers) = self.guarded("cannot read events", vec![command, clock, news]).await? else {
+        let (news, topics) = (self.ask_for_news(), self.ask_for_topics());
+        let commands = vec![command, clock, news, topics];
+        let Some(answers) = self.guarded("cannot read events", commands).await? else {
             return Ok(0);
         };
         // Once this is read, it was delivered to somebody.
@@ -335,6 +348,7 @@ impl Reader<'_> {
         let found = entry::streams(answers.next().unwrap_or_default());
         let clock = answers.next().as_ref().and_then(entry::place_of).unwrap_or(Place::START);
         let news = latest(answers.next().unwrap_or_default());
+        let other_topics = self.are_others(&answers.next().unwrap_or_default());
         self.busy = found.len();
         let mut read = Vec::with_capacity(found.len());
         let (mut count, mut full) = (0, false);
@@ -356,8 +370,8 @@ impl Reader<'_> {
             let read = self.seen.iter_mut().enumerate().filter(|(number, _)| !waiting.contains(number));
             read.for_each(|(_, seen)| *seen = (*seen).max(clock));
         }
-        if news > self.news && !claim.pattern.is_exact() {
-            self.news = news;
+        if !claim.pattern.is_exact() && (news > self.news || other_topics) {
+            self.news = self.news.max(news);
             for (number, entries) in read {
                 entries.into_iter().for_each(|(place, entry)| self.merge.hold(number, place, entry));
             }
@@ -432,11 +446,9 @@ impl Reader<'_> {
         if rung.streams.is_empty() && !self.left_out.is_empty() {
             return Ok(false);
         }
-        // Somebody who knows nothing of this bus tells no news.
         if rung.streams.is_empty() && !claim.pattern.is_exact() && !claim.is_ended() {
-            let count = redis::cmd("SCARD").arg(claim.store.keys.topics()).clone();
-            let count = self.send("cannot count the topics", &count).await?;
-            return Ok(count == Value::Int(self.topics as i64));
+            let count = self.send("cannot count the topics", &self.ask_for_topics()).await?;
+            return Ok(!self.are_others(&count));
         }
         Ok(true)
     }

@@ -5,8 +5,10 @@
 //! byte for byte. Fields are binary-safe, so nothing is encoded.
 //!
 //! An entry of a program that knows nothing of this is an event too. Where it has `data`, that is its payload, and its
-//! other fields are headers; where it has none, all its fields together are the payload, as one JSON object.
+//! other fields are headers; where it has none, all its fields together are the payload, as one JSON object. What
+//! FastStream has put into one field is read as if it had fields of its own.
 
+use crate::faststream;
 use crate::place::Place;
 use bytes::Bytes;
 use eventbus_core::broker::{DeadLetter, FailureKind, Offset};
@@ -108,10 +110,13 @@ fn headers(fields: &mut Fields, envelope: &Envelope) {
 }
 
 /// The event in an entry at `place` of the stream of `topic`; `fields` are its names and values.
-pub(crate) fn read(topic: Topic, place: Place, fields: Vec<(Vec<u8>, Vec<u8>)>) -> Envelope {
+pub(crate) fn read(topic: Topic, place: Place, mut fields: Vec<(Vec<u8>, Vec<u8>)>) -> Envelope {
     let carried = Carried { id: EventId::new(format!("{topic}/{place}")), topic, time: place.time() };
     if !fields.iter().any(|(name, _)| name == DATA.as_bytes()) {
-        return foreign(carried, &fields);
+        let of_faststream = fields.iter().position(|(name, _)| name == faststream::FIELD.as_bytes());
+        let Some(at) = of_faststream else { return foreign(carried, &fields) };
+        let (_, field) = fields.remove(at);
+        fields.extend(taken_apart(field.into()));
     }
     let mut attributes: Vec<(String, String)> = Vec::with_capacity(fields.len());
     let mut headers = Headers::new();
@@ -139,6 +144,17 @@ pub(crate) fn read(topic: Topic, place: Place, fields: Vec<(Vec<u8>, Vec<u8>)>) 
     }
     let pairs = attributes.iter().map(|(name, value)| (name.as_str(), Cow::Borrowed(value.as_str())));
     cloudevents::read_binary(carried, pairs, headers, payload)
+}
+
+/// The fields that an entry of FastStream would have, had it been written here.
+fn taken_apart(field: Bytes) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
+    let faststream::Message { headers, payload } = faststream::read(field);
+    let named = |(name, value): (String, String)| {
+        let is_attribute = name.starts_with(ATTRIBUTE) || name == CONTENT_TYPE;
+        let name = if is_attribute { name } else { format!("{HEADER}{name}") };
+        (name.into_bytes(), value.into_bytes())
+    };
+    headers.into_iter().map(named).chain([(DATA.into(), payload.into())])
 }
 
 /// An entry that was written as a record of its own fields.
@@ -272,6 +288,24 @@ mod tests {
     }
 
     const PLACE: Place = Place { millis: 1_700_000_000_123, number: 4 };
+
+    #[test]
+    fn an_entry_of_faststream_is_the_event_that_its_headers_tell_of() {
+        let event = |field: &[u8]| {
+            let fields = vec![(b"__data__".to_vec(), field.to_vec())];
+            read(Topic::from_static("a.b"), PLACE, fields)
+        };
+        let known = br#"{"data": "{\"n\": 1}", "headers": {
+            "ce-id": "7", "ce-partitionkey": "k", "content-type": "application/json", "h-x": "y"
+        }}"#;
+        let known = event(known);
+        assert_eq!((&*known.id().to_string(), known.key()), ("7", Some("k")));
+        assert_eq!((known.content_type(), known.headers().get("h-x")), ("application/json", Some("y")));
+        assert_eq!(&known.payload().unwrap()[..], br#"{"n": 1}"#);
+        let unknown = event(b"\xff");
+        assert_eq!((unknown.id().to_string(), unknown.time()), (format!("a.b/{PLACE}"), PLACE.time()));
+        assert_eq!(&unknown.payload().unwrap()[..], b"\xff");
+    }
 
     #[test]
     fn any_envelope_comes_back_from_its_fields() {

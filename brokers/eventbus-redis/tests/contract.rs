@@ -101,6 +101,32 @@ async fn what_another_program_adds_is_an_event_also_among_ours() {
 }
 
 #[tokio::test]
+async fn a_topic_of_another_program_is_found_by_a_pattern_that_has_no_pause() {
+    let place = Place::new();
+    let broker = place.broker().await;
+    let mut deliveries = subscribe(&broker, "group", "order.>").await;
+    let mut number = 0;
+    let mut added = false;
+    until("the topic of another program is found", async || {
+        publish(&broker, event("order.placed", number)).await;
+        number += 1;
+        let received = receive(&mut deliveries, 100).await;
+        let found = received.iter().any(|one| one.receipt.envelope.topic().as_str() == "order.paid");
+        for one in received {
+            ack(one).await;
+        }
+        if !added {
+            added = true;
+            let _: u64 = place.command(redis::cmd("SADD").arg(place.key("topics")).arg("order.paid"));
+            let stream = place.key("topic:order.paid");
+            let _: String = place.command(redis::cmd("XADD").arg(stream).arg("*").arg("data").arg("{}"));
+        }
+        found
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_process_that_crashed_is_taken_over_in_order_before_anything_newer_with_what_was_noted() {
     let place = Place::new();
     let lease = Duration::from_secs(2);
