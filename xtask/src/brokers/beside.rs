@@ -2,6 +2,7 @@
 
 use super::environment::{self, Variables};
 use super::kind::{KINDS, Kind, named};
+use super::python;
 use super::server::{Condition, Data, Server};
 use super::{Brokers, MAIN, told_of_start};
 use std::io::{self, Read as _};
@@ -25,6 +26,8 @@ pub(crate) struct CameUp {
     pub(crate) variables: Variables,
     /// What did not come up, and why.
     pub(crate) failed: Vec<String>,
+    /// Why there are no clients for Python, where there are none.
+    pub(crate) no_python: Option<String>,
 }
 
 impl Beside {
@@ -90,7 +93,8 @@ fn bring_up(kinds: &[&'static dyn Kind], run: String) -> io::Result<CameUp> {
             servers.push(server);
         }
     }
-    let results: Vec<_> = thread::scope(|scope| {
+    let (results, python): (Vec<_>, _) = thread::scope(|scope| {
+        let python = scope.spawn(|| python::install(brokers.home()));
         let up = |mut server: Server| {
             let times = told_of_start(server.up(Data::Fresh, Some(&run))?.as_ref());
             println!("== {} is {}", server.kind().name(), times.trim_start_matches("is "));
@@ -100,8 +104,9 @@ fn bring_up(kinds: &[&'static dyn Kind], run: String) -> io::Result<CameUp> {
             .into_iter()
             .map(|server| (server.kind().name(), scope.spawn(move || up(server))))
             .collect();
-        threads.into_iter().map(|(name, thread)| (name, thread.join())).collect()
+        (threads.into_iter().map(|(name, thread)| (name, thread.join())).collect(), python.join())
     });
+    let python = python.unwrap_or_else(|_| Err(io::Error::other("installing them panicked")));
     brokers.write_environment()?;
     let (mut up, mut failed) = (Vec::new(), Vec::new());
     for (name, result) in results {
@@ -112,7 +117,7 @@ fn bring_up(kinds: &[&'static dyn Kind], run: String) -> io::Result<CameUp> {
     }
     let mut variables = environment::variables(brokers.home(), &up)?;
     variables.push((RUN.to_owned(), run));
-    Ok(CameUp { variables, failed })
+    Ok(CameUp { variables, failed, no_python: python.err().map(|error| error.to_string()) })
 }
 
 /// The run of tests that this process is part of.

@@ -21,13 +21,23 @@ pub(crate) fn build_needs() -> io::Result<()> {
 /// Servers beside a run of tests: here those that the environment names.
 pub(crate) struct Beside;
 
+/// What has come of bringing servers up.
+#[derive(Default)]
+pub(crate) struct CameUp {
+    pub(crate) variables: Vec<(String, String)>,
+    pub(crate) failed: Vec<String>,
+    pub(crate) no_python: Option<String>,
+}
+
 impl Beside {
     pub(crate) fn begin(_names: &[&str]) -> io::Result<Self> {
         println!("== {ADVICE}");
         Ok(Self)
     }
 
-    pub(crate) fn variables(&mut self) -> io::Result<Vec<(String, String)>> {
-        Ok(Vec::new())
+    pub(crate) fn came_up(&mut self) -> io::Result<CameUp> {
+        let given = std::env::var_os("EVENTBUS_TEST_PYTHON").is_some();
+        let no_python = (!given).then(|| "EVENTBUS_TEST_PYTHON names no folder with them".to_owned());
+        Ok(CameUp { no_python, ..CameUp::default() })
     }
 }

@@ -3,6 +3,7 @@
 use super::certificates::Certificates;
 use super::kind::Kind;
 use super::place::lock;
+use super::python;
 use super::server::{Condition, Server};
 use std::fs;
 use std::io;
@@ -26,6 +27,8 @@ pub(super) fn given(kind: &dyn Kind, read: impl Fn(&str) -> Option<String>) -> O
 /// What tests need to know of these servers.
 pub(super) fn variables(home: &Path, servers: &[Server]) -> io::Result<Variables> {
     let mut variables = Variables::new();
+    let python = python::installed(home).map(|folder| folder.display().to_string());
+    variables.extend(python.map(|folder| (python::VARIABLE.to_owned(), folder)));
     if servers.is_empty() {
         return Ok(variables);
     }

@@ -58,7 +58,16 @@ impl Installer {
 
     /// The folder with a package of PyPI.
     pub(super) fn python(&self, package: &str, version: &str) -> io::Result<PathBuf> {
-        self.once(&format!("installed/{package}-{version}"), |folder| {
+        self.pypi(&format!("installed/{package}-{version}"), [format!("{package}=={version}").as_str()])
+    }
+
+    /// The folder `name` with packages of PyPI, as pip takes them.
+    pub(super) fn pypi<'a>(
+        &self,
+        name: &str,
+        packages: impl IntoIterator<Item = &'a str>,
+    ) -> io::Result<PathBuf> {
+        self.once(name, |folder| {
             self.needs("python3", "python3")?;
             if !succeeds(Command::new("python3").args(["-m", "pip", "--version"])) {
                 self.debian(&["python3-pip"])?;
@@ -67,7 +76,7 @@ impl Installer {
             pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"])
                 .arg("--target")
                 .arg(folder)
-                .arg(format!("{package}=={version}"))
+                .args(packages)
                 .env("PIP_ROOT_USER_ACTION", "ignore");
             run(&mut pip, &self.home)
         })

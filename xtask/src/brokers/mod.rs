@@ -14,6 +14,7 @@ mod kind;
 mod nats;
 mod place;
 mod process;
+mod python;
 mod rabbitmq;
 mod ready;
 mod redis;
@@ -39,7 +40,8 @@ cargo xtask brokers up|down|env|kill|pause|continue|restart|status [NAME…] [--
   kill              kill -9; `restart` begins them again, with their data and on their ports
   pause, continue   stop them where they are, and let them go on
   status            tell how they are, and where
-  NAME              nats, redis, valkey, rabbitmq, kafka, aws (default: all)
+  NAME              nats, redis, valkey, rabbitmq, kafka, aws, and for `up` and `env` also python: their clients
+                    (default: all)
   --instance NAME   servers of their own beside the others (default: main)
   --keep            `up` keeps the data and the ports of before";
 
@@ -87,6 +89,8 @@ struct Order {
     kinds: Vec<&'static dyn Kind>,
     /// Whether `kinds` were named, or are all that there are.
     named: bool,
+    /// Whether the clients for Python are meant as well.
+    python: bool,
     instance: Option<String>,
     data: Data,
 }
@@ -106,7 +110,8 @@ impl Order {
             Some(other) => return Err(format!("there is no `brokers {other}`")),
             None => return Err("`brokers` does not say what to do".to_owned()),
         };
-        let mut order = Self { verb, kinds: Vec::new(), named: true, instance: None, data: Data::Fresh };
+        let mut order =
+            Self { verb, kinds: Vec::new(), named: true, python: false, instance: None, data: Data::Fresh };
         while let Some(argument) = arguments.next() {
             match &*argument {
                 "--instance" => order.instance = Some(instance(arguments.next())?),
@@ -114,11 +119,13 @@ impl Order {
                 name if name.starts_with('-') => {
                     return Err(format!("`brokers` has no option `{name}` here"));
                 }
+                python::NAME if matches!(verb, Verb::Up | Verb::Env) => order.python = true,
                 name => order.kinds.push(kind::named(name).ok_or_else(|| unknown(name))?),
             }
         }
-        if order.kinds.is_empty() {
+        if order.kinds.is_empty() && !order.python {
             order.named = false;
+            order.python = verb == Verb::Up;
             order.kinds = KINDS.to_vec();
         }
         Ok(order)
@@ -180,12 +187,27 @@ impl Brokers {
             }
         }
         let done = thread::scope(|scope| {
-            let threads: Vec<_> =
+            let mut threads: Vec<_> =
                 servers.iter_mut().map(|server| scope.spawn(|| change(server, order))).collect();
+            if order.python {
+                threads.push(scope.spawn(|| self.install_python()));
+            }
             threads.into_iter().all(|thread| thread.join().is_ok_and(|done| done))
         });
         self.write_environment()?;
         Ok(done)
+    }
+
+    /// Installs the clients for Python, and tells of it.
+    fn install_python(&self) -> bool {
+        match python::install(&self.home) {
+            Ok(folder) => println!("{:<9} {}", python::NAME, folder.display()),
+            Err(error) => {
+                eprintln!("{:<9} {error}", python::NAME);
+                return false;
+            }
+        }
+        true
     }
 
     /// The servers that an order means: what is not named must be there, but for `up`.
@@ -347,6 +369,9 @@ mod tests {
         );
         let one = read("up nats --keep --instance faults").unwrap();
         assert_eq!((one.kinds.len(), one.named, one.data), (1, true, Data::Kept));
+        assert_eq!((all.python, one.python), (true, false));
+        let clients = read("up python").unwrap();
+        assert_eq!((clients.kinds.len(), clients.python), (0, true), "and no server");
         assert_eq!(one.instance.as_deref(), Some("faults"));
     }
 
@@ -356,6 +381,7 @@ mod tests {
             ("", "what to do"),
             ("begin", "`brokers begin`"),
             ("up natz", "`natz`, but nats, redis"),
+            ("kill python", "`python`, but nats, redis"),
             ("up --instance", "has no value"),
             ("up --instance ../x", "letters"),
             ("kill --keep", "`--keep`"),

@@ -4,6 +4,7 @@
 #[path = "../../../../brokers/eventbus-server/tests/support/servers.rs"]
 mod servers;
 
+pub(crate) use servers::setting;
 use std::path::Path;
 
 /// The embedded log in a folder.
@@ -43,7 +44,7 @@ pub(crate) fn aws() -> String {
 /// The server of a kind, as `cargo xtask brokers` names it.
 fn server(kind: &str) -> String {
     let variable = servers::variable(kind);
-    servers::setting(&variable).unwrap_or_else(|| {
+    setting(&variable).unwrap_or_else(|| {
         panic!(
             "there is no server for tests; run `cargo xtask brokers up {kind}`, or set {variable} to the address of one"
         )
