@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use support::cpu::cpu_time;
 use support::servers::Server;
 use support::{
-    ack, behind_proxy, builder, connect, event, exchange, number, receive, remove, request, server, until,
-    url_at,
+    PATIENCE, ack, behind_proxy, builder, connect, event, exchange, number, receive, remove, request, server,
+    until, url_at,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -153,6 +153,39 @@ async fn a_connection_that_is_cut_or_leads_nowhere_is_noticed_and_loses_nothing(
     load.goes_on().await;
     load.end().await;
     remove(&exchange).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_runs_out_of_memory_is_known_and_gets_what_waited_once_it_has_some() {
+    let server = Server::up("rabbitmq", "eventbus-rabbitmq-starved");
+    let broker = connect(&server.url()).await;
+    let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+    broker.publish(event("a.b", "k", 0)).await.unwrap();
+    server.order("starve");
+    let publishing = tokio::spawn({
+        let broker = broker.clone();
+        async move {
+            for number in 1..20 {
+                let begun = Instant::now();
+                while broker.publish(event("a.b", "k", number)).await.is_err() {
+                    assert!(begun.elapsed() < PATIENCE);
+                }
+            }
+        }
+    });
+    until("the alarm is known", async || matches!(broker.connection(), Connection::Slowed { .. })).await;
+    assert!(!publishing.is_finished());
+    let received = receive(&mut deliveries, 1).await.remove(0);
+    assert_eq!(number(&received), 0, "what is there is handled meanwhile");
+    ack(received).await;
+    server.order("feed");
+    publishing.await.unwrap();
+    until("it is over", async || broker.connection() == Connection::Up).await;
+    for (received, expected) in receive(&mut deliveries, 19).await.into_iter().zip(1..) {
+        assert_eq!(number(&received), expected);
+        ack(received).await;
+    }
+    broker.close().await.unwrap();
 }
 
 /// `connection.blocked` with a reason, `connection.unblocked`, and `connection.close` as a server says it that is ended.

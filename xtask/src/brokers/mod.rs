@@ -33,12 +33,13 @@ use std::thread;
 use std::time::Duration;
 
 pub(crate) const USAGE: &str = "\
-cargo xtask brokers up|down|env|kill|pause|continue|restart|status [NAME…] [--instance NAME] [--keep]
+cargo xtask brokers up|down|env|kill|pause|continue|starve|feed|restart|status [NAME…] [--instance NAME] [--keep]
   up                install and begin servers, with fresh data; those that run already are left as they are
   down              end them; their data stays until the next `up`
   env               print what tests read, as `export NAME=value`
   kill              kill -9; `restart` begins them again, with their data and on their ports
   pause, continue   stop them where they are, and let them go on
+  starve, feed      make a server short of memory, and let it be as before (only rabbitmq)
   status            tell how they are, and where
   NAME              nats, redis, valkey, rabbitmq, kafka, aws, and for `up` and `env` also python: their clients
                     (default: all)
@@ -77,6 +78,8 @@ enum Verb {
     Kill,
     Pause,
     Continue,
+    Starve,
+    Feed,
     Restart,
     Status,
     /// What [`Beside`] begins: takes down what was begun for a run of tests, once its standard input is closed.
@@ -104,6 +107,8 @@ impl Order {
             Some("kill") => Verb::Kill,
             Some("pause") => Verb::Pause,
             Some("continue") => Verb::Continue,
+            Some("starve") => Verb::Starve,
+            Some("feed") => Verb::Feed,
             Some("restart") => Verb::Restart,
             Some("status") => Verb::Status,
             Some("guard") => Verb::Guard,
@@ -327,6 +332,8 @@ fn change(server: &mut Server, order: &Order) -> bool {
         Verb::Kill => server.kill().map(|()| "killed".to_owned()),
         Verb::Pause => server.pause().map(|()| "paused".to_owned()),
         Verb::Continue => server.resume().map(|()| "goes on".to_owned()),
+        Verb::Starve => server.starve(true).map(|()| "is short of memory".to_owned()),
+        Verb::Feed => server.starve(false).map(|()| "has memory again".to_owned()),
         Verb::Env | Verb::Status | Verb::Guard => unreachable!("they change nothing"),
     };
     let name = match server.instance() {

@@ -20,6 +20,12 @@ const OLDEST: &str = "4.0";
 
 /// Where Debian puts the program.
 const PROGRAM: &str = "usr/lib/rabbitmq/bin/rabbitmq-server";
+/// What the program is told things with. The one on the path would do so as another user, who has another cookie.
+const CONTROL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
+
+const NODE: &str = "rabbit@localhost";
+/// With more in use it takes no publishes.
+const MEMORY: &str = "1GB";
 
 /// `guest` and the password of [`USER`], salted and hashed as the server keeps them.
 const GUEST_HASH: &str = "AQIDBEMMOXwY6PKx/JKP9PAqfsb4ozuD0Ta3pxxa9gEYBMmD";
@@ -91,7 +97,7 @@ impl Kind for RabbitMq {
             .env("LANG", "C.UTF-8")
             .env("HOME", home);
         command
-            .env("RABBITMQ_NODENAME", "rabbit@localhost")
+            .env("RABBITMQ_NODENAME", NODE)
             .env("RABBITMQ_MNESIA_BASE", home.join("data"))
             .env("RABBITMQ_LOG_BASE", home.join("log"))
             .env("RABBITMQ_CONFIG_FILE", home.join("rabbitmq.conf"))
@@ -115,6 +121,34 @@ impl Kind for RabbitMq {
         ]
     }
 
+    fn starve(&self, server: &Server, short: bool) -> io::Result<()> {
+        let process = fs::read_to_string(server.folder().join("server-pid"))?;
+        let process = process.trim();
+        let root = fs::read_link(format!("/proc/{process}/root"))?;
+        let inside = root != Path::new("/");
+        let mut command = Command::new(if inside { "nsenter" } else { CONTROL });
+        if inside {
+            command.args(["--target", process, "--mount", "--root"]);
+            // The folder of this process is not there.
+            command.args(["sh", "-c", "cd / && exec \"$0\" \"$@\"", CONTROL]);
+        }
+        command.args(["--node", NODE, "set_vm_memory_high_watermark", "absolute"]);
+        command.arg(if short { "1MB" } else { MEMORY });
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("LANG", "C.UTF-8")
+            .env("HOME", if inside { Path::new("/srv") } else { server.folder() })
+            .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("ERL_EPMD_PORT", server.ports().of("mapper").to_string());
+        let output = command.output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+
     fn start_limit(&self) -> Duration {
         Duration::from_secs(120)
     }
@@ -135,7 +169,7 @@ ssl_options.keyfile = {home}/server.key
 ssl_options.verify = verify_none
 load_definitions = {home}/definitions.json
 loopback_users = none
-vm_memory_high_watermark.absolute = 1GB
+vm_memory_high_watermark.absolute = {MEMORY}
 disk_free_limit.absolute = 50MB
 log.file = false
 log.console = true

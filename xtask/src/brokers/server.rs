@@ -166,6 +166,13 @@ impl Server {
         self.awaited(Condition::Up)
     }
 
+    /// Makes the server short of memory, or lets it be as before.
+    pub(super) fn starve(&self, short: bool) -> io::Result<()> {
+        let _lock = self.lock()?;
+        self.must_be_up()?;
+        self.kind.starve(self, short)
+    }
+
     fn begin(&self, program: &Path) -> io::Result<()> {
         // A stranger on the port would answer in the place of the server.
         self.ports.must_be_free()?;
