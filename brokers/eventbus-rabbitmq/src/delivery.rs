@@ -1,6 +1,6 @@
 //! Deliveries of a subscription, and what settles them.
 
-use crate::held::Waiting;
+use crate::held::{Identity, Waiting};
 use crate::names::hash;
 use crate::subscription::Subscription;
 use crate::wire;
@@ -97,9 +97,23 @@ impl RabbitMqSettler {
         Ok(())
     }
 
+    /// The same for what is stored elsewhere by now. If the channel has gone meanwhile, it may come again to this process.
+    fn settle_stored(&self, receipt: &Receipt, identity: Identity) -> Result<(), BrokerError> {
+        let settled = self.settle(receipt);
+        if settled.is_err() {
+            self.0.state.lock().held.remember(identity);
+        }
+        settled
+    }
+
+    fn identity(&self, receipt: &Receipt) -> Option<Identity> {
+        self.0.state.lock().held.identity(receipt.token)
+    }
+
     /// Has an event come again so much later, by way of the server, which knows it then, and acks it.
     async fn send_later(&self, receipt: &Receipt, delay: Duration) -> Result<(), BrokerError> {
         let subscription = &self.0;
+        let Some(identity) = self.identity(receipt) else { return Err(lost(subscription)) };
         // There is a queue for each number of seconds, so there are not to be too many of them.
         let step = (delay.as_secs() / 64).max(1).next_power_of_two();
         let seconds = (delay.as_secs() + 1).next_multiple_of(step);
@@ -114,7 +128,7 @@ impl RabbitMqSettler {
             written.map_err(|error| BrokerError::new("cannot write the event").with_cause(error))?;
         let sent = subscription.outlet.send(&later, receipt.envelope.topic().as_str(), written).await;
         sent.map_err(|error| BrokerError::new("cannot have the event come later").with_cause(error))?;
-        self.settle(receipt)
+        self.settle_stored(receipt, identity)
     }
 }
 
@@ -141,10 +155,10 @@ impl Settler for RabbitMqSettler {
         let this = Self(Arc::clone(&self.0));
         BrokerFuture::new(async move {
             let subscription = &this.0;
-            if !this.holds(&receipt) {
+            let Some(identity) = this.identity(&receipt) else {
                 // Settled before, it is so; somebody else's, it is not.
                 return this.settle(&receipt);
-            }
+            };
             let name = letter_name(&subscription.dead, &any_name(&letter.envelope));
             let written = wire::write_dead_letter(&letter, &name, &subscription.queue);
             let written = written
@@ -152,7 +166,7 @@ impl Settler for RabbitMqSettler {
             let topic = letter.envelope.topic().as_str();
             let sent = subscription.outlet.send(&subscription.dead, topic, written).await;
             sent.map_err(|error| BrokerError::new("cannot store the dead letter").with_cause(error))?;
-            this.settle(&receipt)
+            this.settle_stored(&receipt, identity)
         })
     }
 

@@ -111,6 +111,16 @@ impl Held {
         }
     }
 
+    /// What it is known by when it comes again, while it is held.
+    pub(crate) fn identity(&self, token: Token) -> Option<Identity> {
+        self.entries.get(&token).map(|entry| entry.identity)
+    }
+
+    /// It is done, though its channel has gone before it could be acked: it comes again, and is to be acked then.
+    pub(crate) fn remember(&mut self, identity: Identity) {
+        self.settled.remember(identity);
+    }
+
     /// What is to be acked now.
     pub(crate) fn next_acks(&mut self, now: Instant) -> Vec<Ack> {
         self.unacked.next(now)
@@ -265,6 +275,19 @@ impl Remembered {
 mod tests {
     use super::*;
     use eventbus_core::Topic;
+
+    #[test]
+    fn what_was_stored_elsewhere_as_its_channel_went_is_only_acked_when_it_comes_again() {
+        let (mut held, now) = (held(1..=1), Instant::now());
+        let (token, _) = held.take(1).remove(0);
+        let identity = held.identity(token).unwrap();
+        held.lose();
+        assert!(!held.settle(token, now), "it is not ours any more");
+        assert_eq!(held.identity(token), None);
+        held.remember(identity);
+        assert!(!held.arrive(Arrival { redelivered: true, ..arrival(1) }, now));
+        assert_eq!((held.next_acks(now), held.open()), (vec![one(1)], 0));
+    }
 
     fn arrival(tag: Tag) -> Arrival {
         let envelope = Arc::new(Envelope::from_json(Topic::from_static("a.b"), &tag).unwrap());
