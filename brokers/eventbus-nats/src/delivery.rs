@@ -3,6 +3,7 @@
 use crate::dead_letters::{dead_letter, id_of};
 use crate::intake::{Settled, Waiting, Which};
 use crate::notes;
+use crate::subscribe::BYTES;
 use crate::subscription::{ACK, AHEAD, Stale, Subscription};
 use crate::suspects::After;
 use eventbus_core::BrokerError;
@@ -46,9 +47,9 @@ impl Deliveries for NatsDeliveries {
             let state = &mut *locked;
             if state.intake.has_some() {
                 let (epoch, suspects) = (state.intake.epoch(), &state.suspects);
-                into.extend(state.intake.take(limit).map(|waiting| Received {
+                into.extend(state.intake.take(limit).map(|(envelope, waiting)| Received {
                     receipt: Receipt {
-                        envelope: waiting.envelope,
+                        envelope,
                         offset: Offset::new(waiting.sequence.into()),
                         attempt: waiting.attempt.saturating_add(suspects.crashes(waiting.sequence)),
                         token: epoch,
@@ -107,17 +108,18 @@ impl NatsSettler {
     fn settle(&self, receipt: &Receipt) -> Result<(), BrokerError> {
         let Self(subscription) = self;
         let sequence = sequence(receipt);
-        let settled = {
+        let (settled, was_full) = {
             let mut state = subscription.state.lock();
-            if subscription.may_settle(&state.intake, receipt.token) {
-                state.intake.settle(sequence)
-            } else {
-                None
-            }
+            let was_full = state.intake.has_left() || state.intake.bytes() >= BYTES;
+            let may_settle = subscription.may_settle(&state.intake, receipt.token);
+            (if may_settle { state.intake.settle(receipt.token, sequence) } else { None }, was_full)
         };
         let Some(Settled { reply, noted }) = settled else { return Err(lost(subscription)) };
         if subscription.tell_now(reply, ACK) {
             subscription.state.lock().intake.ack_was_sent(sequence);
+            if was_full {
+                subscription.bell.notify_one();
+            }
         } else {
             subscription.bell.notify_one();
         }
@@ -158,7 +160,7 @@ impl Settler for NatsSettler {
             let stored = {
                 let state = subscription.state.lock();
                 let may_settle = subscription.may_settle(&state.intake, receipt.token);
-                state.intake.stored(sequence(&receipt)).filter(|_| may_settle)
+                state.intake.stored_in(receipt.token, sequence(&receipt)).filter(|_| may_settle)
             };
             let Some(stored) = stored else { return Err(lost(&subscription)) };
             let consumer = &subscription.consumer;
@@ -180,7 +182,7 @@ impl Settler for NatsSettler {
                 if may_settle {
                     state.intake.note(sequence);
                 }
-                state.intake.stored(sequence).filter(|_| may_settle)
+                state.intake.stored_in(epoch, sequence).filter(|_| may_settle)
             };
             let Some(stored) = stored else { return Err(lost(&subscription)) };
             let which = Which { sequence, stored };
@@ -215,7 +217,7 @@ impl Settler for NatsSettler {
         if let Some(after) = self.0.cut_off(sequence) {
             let _ = self.0.settled_notes.send(Stale::Begun(sequence, after));
         }
-        let waiting = Waiting { sequence, envelope: receipt.envelope, attempt, parked: None };
+        let waiting = Waiting { sequence, envelope: Some(receipt.envelope), attempt, parked: None };
         self.0.give_back(receipt.token, waiting);
     }
 }

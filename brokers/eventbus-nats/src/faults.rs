@@ -2,11 +2,13 @@
 
 use crate::broker::NatsBroker;
 use crate::notes;
+use crate::subscribe::BYTES;
 use eventbus_core::broker::{
     Broker, DeadLetterQuery, Deliveries, Groups, Offset, Parked, Received, Start, SubscribeRequest,
 };
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::{BrokerError, Envelope, Pattern, Topic};
+use futures_util::StreamExt;
 use jiff::Timestamp;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -81,10 +83,19 @@ impl Place {
     }
 
     async fn broker(&self) -> NatsBroker {
+        self.broker_with("2s").await
+    }
+
+    /// One whose groups nobody takes away because the machine stands still.
+    async fn patient_broker(&self) -> NatsBroker {
+        self.broker_with("60s").await
+    }
+
+    async fn broker_with(&self, ack_wait: &str) -> NatsBroker {
         let server = servers::setting("EVENTBUS_TEST_NATS_URL")
             .expect("`cargo xtask brokers up nats` begins a server");
         let name = &self.0;
-        let url = format!("{server}?stream={name}&prefix={name}&ack_wait=2s");
+        let url = format!("{server}?stream={name}&prefix={name}&ack_wait={ack_wait}");
         NatsBroker::builder(&url).unwrap().connect().await.unwrap()
     }
 
@@ -363,6 +374,54 @@ async fn nothing_is_settled_until_it_is_known_which_stream_there_is() {
     }
     second.shared().settled().await;
     drop((others, first, second));
+    place.remove().await;
+}
+
+#[tokio::test]
+async fn what_a_takeover_finds_open_is_not_here_all_at_once() {
+    const COUNT: u64 = 80;
+    let place = Place::new();
+    let broker = place.patient_broker().await;
+    drop(subscribe(&broker, "g").await);
+    idle(&place, "g").await;
+    for number in 0..COUNT {
+        let large = Envelope::from_bytes(Topic::from_static("a.b"), "x/y", vec![7; 1 << 20].into());
+        broker
+            .publish(Arc::new(large.with_id(eventbus_core::EventId::new(number.to_string()))))
+            .await
+            .unwrap();
+    }
+    // Somebody takes all of them at once, and is not heard of any more.
+    let other = place.patient_broker().await;
+    let consumer = broker.shared().link.consumers().await.unwrap().remove(0).name;
+    let client = other.client();
+    let inbox = client.new_inbox();
+    let mut taken = client.subscribe(inbox.clone()).await.unwrap();
+    let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{consumer}", place.0);
+    let ask = format!("{{\"batch\":{COUNT},\"expires\":60000000000,\"group\":\"eventbus\"}}");
+    client.publish_with_reply(subject, inbox, ask.into()).await.unwrap();
+    for _ in 0..COUNT {
+        taken.next().await.unwrap();
+    }
+    drop((taken, client, other));
+    let mut deliveries = subscribe(&broker, "g").await;
+    let unpin = serde_json::json!({ "group": "eventbus" });
+    let subject = format!("CONSUMER.UNPIN.{}.{consumer}", place.0);
+    broker.shared().link.api::<serde::de::IgnoredAny>(subject, &unpin).await.unwrap();
+    // The group is given away with a delivery.
+    let last = Envelope::from_json(Topic::from_static("a.b"), &COUNT).unwrap();
+    broker.publish(Arc::new(last)).await.unwrap();
+    let subscription = broker.shared().subscriptions().remove(0);
+    let most = BYTES + 2 * broker.shared().link.client().client.max_payload() + (2 << 20);
+    for number in 0..COUNT {
+        let one = receive(&mut deliveries, 1).await.remove(0);
+        let bytes = subscription.state.lock().intake.bytes();
+        assert!(bytes <= most, "{bytes} bytes are here at {number}");
+        assert_eq!(one.receipt.envelope.id().to_string(), number.to_string());
+        assert_eq!(one.receipt.envelope.payload().unwrap().len(), 1 << 20);
+        one.settler.ack(one.receipt).await.unwrap();
+    }
+    drop((deliveries, broker));
     place.remove().await;
 }
 

@@ -6,13 +6,14 @@ use eventbus_core::Envelope;
 use eventbus_core::broker::Parked;
 use jiff::Timestamp;
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// A delivery that waits for the reader.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    pub(crate) envelope: Arc<Envelope>,
+    /// None: it has its place, and was left to the server, since there was no room for it.
+    pub(crate) envelope: Option<Arc<Envelope>>,
     pub(crate) sequence: u64,
     pub(crate) attempt: u32,
     pub(crate) parked: Option<Parked>,
@@ -37,6 +38,27 @@ struct Held {
     noted: bool,
     /// How many bytes its message has.
     size: usize,
+    /// What of it is here, while it is.
+    payload: Weak<Envelope>,
+    /// It was left to the server.
+    left: bool,
+}
+
+/// What a handler had as everything was lost to another process. Its payload is here as long as the handler has it.
+#[derive(Debug)]
+struct Stray {
+    epoch: u64,
+    which: Which,
+    reply: Subject,
+    noted: bool,
+    size: usize,
+    payload: Weak<Envelope>,
+}
+
+impl Stray {
+    fn is(&self, epoch: u64, sequence: u64) -> bool {
+        self.epoch == epoch && self.which.sequence == sequence
+    }
 }
 
 /// An ack that the server is not known to have.
@@ -79,8 +101,11 @@ pub(crate) struct Intake {
     /// In the order of the stream, so what was given back goes first.
     at_hand: VecDeque<Waiting>,
     held: HashMap<u64, Held>,
-    /// How many bytes the messages of those have together.
+    /// How many bytes the messages of those have together, but for what was left to the server.
     bytes: usize,
+    /// How many were left to the server.
+    left: usize,
+    strays: Vec<Stray>,
     acked: VecDeque<Acked>,
     /// How many of those are to be sent.
     unsent: usize,
@@ -112,14 +137,19 @@ impl Intake {
         self.held.len() - self.at_hand()
     }
 
-    /// How many bytes the messages have that are not settled.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+    /// How many bytes of messages are here.
+    pub(crate) fn bytes(&mut self) -> usize {
+        self.strays.retain(|stray| stray.payload.strong_count() > 0);
+        self.bytes + self.strays.iter().map(|stray| stray.size).sum::<usize>()
     }
 
     fn take_out(&mut self, sequence: u64) -> Option<Held> {
         let held = self.held.remove(&sequence)?;
-        self.bytes -= held.size;
+        if held.left {
+            self.left -= 1;
+        } else {
+            self.bytes -= held.size;
+        }
         Some(held)
     }
 
@@ -135,6 +165,13 @@ impl Intake {
     /// When the server stored what is not settled.
     pub(crate) fn stored(&self, sequence: u64) -> Option<Timestamp> {
         self.held.get(&sequence).map(|held| held.stored)
+    }
+
+    /// The same of what was handed out in that epoch, which may have ended since.
+    pub(crate) fn stored_in(&self, epoch: u64, sequence: u64) -> Option<Timestamp> {
+        let stray =
+            || self.strays.iter().find(|stray| stray.is(epoch, sequence)).map(|stray| stray.which.stored);
+        self.stored(sequence).or_else(stray)
     }
 
     /// A message came; `again`: it was delivered before, here or elsewhere.
@@ -163,7 +200,9 @@ impl Intake {
             self.unsent += usize::from(std::mem::replace(&mut acked.sent, false));
             return Arrival::Settled;
         }
-        self.held.insert(sequence, Held { reply: reply.clone(), stored, beat: now, noted: false, size });
+        let reply = reply.clone();
+        let held = Held { reply, stored, beat: now, noted: false, size, payload: Weak::new(), left: false };
+        self.held.insert(sequence, held);
         self.bytes += size;
         if again {
             self.looked_up += 1;
@@ -187,6 +226,9 @@ impl Intake {
 
     /// Puts a delivery in its place before the reader.
     pub(crate) fn put(&mut self, waiting: Waiting) {
+        if let (Some(held), Some(envelope)) = (self.held.get_mut(&waiting.sequence), &waiting.envelope) {
+            held.payload = Arc::downgrade(envelope);
+        }
         if self.at_hand.back().is_none_or(|last| last.sequence < waiting.sequence) {
             return self.at_hand.push_back(waiting);
         }
@@ -194,15 +236,78 @@ impl Intake {
         self.at_hand.insert(place, waiting);
     }
 
-    /// Hands out at most so many.
-    pub(crate) fn take(&mut self, limit: usize) -> std::collections::vec_deque::Drain<'_, Waiting> {
-        let count = if self.waits { 0 } else { limit.min(self.at_hand.len()) };
-        self.at_hand.drain(..count)
+    /// Hands out at most so many, of those before the first that was left to the server.
+    pub(crate) fn take(&mut self, limit: usize) -> impl Iterator<Item = (Arc<Envelope>, Waiting)> + '_ {
+        let count = match self.left {
+            _ if self.waits => 0,
+            0 => limit.min(self.at_hand.len()),
+            _ => self.at_hand.iter().take(limit).take_while(|waiting| waiting.envelope.is_some()).count(),
+        };
+        self.at_hand.drain(..count).filter_map(|mut waiting| Some((waiting.envelope.take()?, waiting)))
     }
 
     /// Whether there is something to hand out.
     pub(crate) fn has_some(&self) -> bool {
-        !self.waits && !self.at_hand.is_empty()
+        !self.waits && self.at_hand.front().is_some_and(|waiting| waiting.envelope.is_some())
+    }
+
+    /// Leaves payloads to the server until there are no more bytes here than that, or only one that waits: those that are
+    /// handed out last. They keep their places.
+    pub(crate) fn leave(&mut self, most: usize) -> Vec<Arc<Envelope>> {
+        let (mut left, mut bytes) = (Vec::new(), self.bytes());
+        for waiting in self.at_hand.iter_mut().skip(1).rev() {
+            if bytes <= most {
+                break;
+            }
+            if let (Some(envelope), Some(held)) =
+                (waiting.envelope.take(), self.held.get_mut(&waiting.sequence))
+            {
+                held.left = true;
+                (self.left, self.bytes, bytes) = (self.left + 1, self.bytes - held.size, bytes - held.size);
+                left.push(envelope);
+            }
+        }
+        left
+    }
+
+    /// Whether something was left to the server.
+    pub(crate) fn has_left(&self) -> bool {
+        self.left > 0
+    }
+
+    /// What is to be asked of the server next, of what was left to it: where there is room for it by now, or for nothing
+    /// else.
+    pub(crate) fn missing(&mut self, most: usize) -> Option<Which> {
+        if self.left == 0 || self.waits {
+            return None;
+        }
+        let bytes = self.bytes();
+        let (at, sequence) = (self.at_hand.iter().enumerate())
+            .find(|(_, waiting)| waiting.envelope.is_none())
+            .map(|(at, waiting)| (at, waiting.sequence))?;
+        let held = self.held.get(&sequence)?;
+        let is_only_one = at == 0 && self.handed_out() == 0;
+        let has_room = bytes + held.size <= most || is_only_one;
+        has_room.then_some(Which { sequence, stored: held.stored })
+    }
+
+    /// What was left to the server is here again, for something of that epoch.
+    pub(crate) fn restore(
+        &mut self,
+        epoch: u64,
+        sequence: u64,
+        envelope: Arc<Envelope>,
+    ) -> Result<(), Arc<Envelope>> {
+        let at = self.at_hand.binary_search_by_key(&sequence, |waiting| waiting.sequence);
+        match (at, self.held.get_mut(&sequence)) {
+            (Ok(at), Some(held)) if epoch == self.epoch && held.left => {
+                (held.left, held.payload) = (false, Arc::downgrade(&envelope));
+                (self.left, self.bytes) = (self.left - 1, self.bytes + held.size);
+                self.at_hand[at].envelope = Some(envelope);
+                Ok(())
+            }
+            _ => Err(envelope),
+        }
     }
 
     /// Nothing more is handed out until everything is here that is open.
@@ -223,12 +328,20 @@ impl Intake {
     /// Another process may have everything that is here. If `pauses`, nothing is handed out until it is known what that
     /// left open.
     pub(crate) fn lose(&mut self, pauses: bool) -> VecDeque<Waiting> {
+        let at_hand = std::mem::take(&mut self.at_hand);
+        at_hand.iter().for_each(|waiting| drop(self.held.remove(&waiting.sequence)));
+        let (epoch, handed_out) = (self.epoch, self.held.drain());
+        let strays = handed_out.map(|(sequence, held)| {
+            let which = Which { sequence, stored: held.stored };
+            let Held { reply, noted, size, payload, .. } = held;
+            Stray { epoch, which, reply, noted, size, payload }
+        });
+        self.strays.extend(strays.filter(|stray| stray.payload.strong_count() > 0));
         self.epoch += 1;
-        self.held.clear();
-        self.bytes = 0;
+        (self.bytes, self.left) = (0, 0);
         self.looked_up = 0;
         self.waits = pauses;
-        std::mem::take(&mut self.at_hand)
+        at_hand
     }
 
     /// The stream is another one by now, which has the same numbers for other events: nothing is kept of the former.
@@ -253,9 +366,16 @@ impl Intake {
         }
     }
 
-    /// Settles what the reader has; its ack is remembered until the server is known to have it. None: it is not held.
-    pub(crate) fn settle(&mut self, sequence: u64) -> Option<Settled> {
-        let held = self.take_out(sequence)?;
+    /// Settles what the reader has of that epoch; its ack is remembered until the server is known to have it. None: it is
+    /// not held.
+    pub(crate) fn settle(&mut self, epoch: u64, sequence: u64) -> Option<Settled> {
+        let Some(held) = self.take_out(sequence) else {
+            let at = self.strays.iter().position(|stray| stray.is(epoch, sequence))?;
+            let Stray { which, reply, noted, .. } = self.strays.swap_remove(at);
+            self.acked.push_back(Acked { which, reply: reply.clone(), sent: false });
+            self.unsent += 1;
+            return Some(Settled { reply, noted });
+        };
         // A copy may have come while a handler had it.
         if let Ok(at) = self.at_hand.binary_search_by_key(&sequence, |waiting| waiting.sequence) {
             self.at_hand.remove(at);
@@ -350,7 +470,7 @@ mod tests {
 
     fn waiting(sequence: u64) -> Waiting {
         let envelope = Envelope::from_json(Topic::from_static("a.b"), &sequence).unwrap();
-        Waiting { envelope: Arc::new(envelope), sequence, attempt: 1, parked: None }
+        Waiting { envelope: Some(Arc::new(envelope)), sequence, attempt: 1, parked: None }
     }
 
     fn reply(text: &str) -> Subject {
@@ -377,7 +497,7 @@ mod tests {
     }
 
     fn taken(intake: &mut Intake, limit: usize) -> Vec<u64> {
-        intake.take(limit).map(|one| one.sequence).collect()
+        intake.take(limit).map(|(_, one)| one.sequence).collect()
     }
 
     #[test]
@@ -400,9 +520,9 @@ mod tests {
         arrive(&mut intake, 1, false);
         taken(&mut intake, 1);
         assert_eq!(intake.arrive(event(1), 10, &reply("newer"), true, Instant::now()), Arrival::Known);
-        let settled = intake.settle(1).unwrap();
+        let settled = intake.settle(0, 1).unwrap();
         assert_eq!(settled.reply.as_str(), "newer");
-        assert!(intake.settle(1).is_none());
+        assert!(intake.settle(0, 1).is_none());
         intake.ack_was_sent(1);
         assert!(intake.unsent_acks().is_empty());
         assert_eq!(intake.arrive(event(1), 10, &reply("newest"), true, Instant::now()), Arrival::Settled);
@@ -425,13 +545,13 @@ mod tests {
         }
         taken(&mut intake, 4);
         for sequence in 1..=3 {
-            intake.settle(sequence);
+            intake.settle(0, sequence);
             assert_eq!(intake.last_ack(), None, "one is not sent");
             intake.ack_was_sent(sequence);
         }
         let (number, last) = intake.last_ack().unwrap();
         assert_eq!((number, last.as_str()), (2, "r3"));
-        intake.settle(4);
+        intake.settle(0, 4);
         intake.confirm_acks(number);
         assert_eq!(intake.unconfirmed(), 1);
         intake.doubt_acks();
@@ -447,7 +567,7 @@ mod tests {
         }
         taken(&mut intake, 9);
         for sequence in 1..=9 {
-            intake.settle(sequence);
+            intake.settle(0, sequence);
             if sequence % 3 != 0 {
                 intake.ack_was_sent(sequence);
             }
@@ -485,9 +605,71 @@ mod tests {
             arrive(&mut intake, sequence, true);
             assert!(intake.found(0, waiting(sequence), false));
         }
-        assert!(intake.has_all(4) && intake.settle(1).is_some());
+        assert!(intake.has_all(4) && intake.settle(0, 1).is_some());
         intake.go_on();
         assert_eq!(taken(&mut intake, 9), [2, 3, 4]);
+    }
+
+    #[test]
+    fn what_has_no_room_keeps_its_place_and_nothing_newer_goes_before_it() {
+        let mut intake = Intake::default();
+        for sequence in 1..=6 {
+            arrive(&mut intake, sequence, false);
+        }
+        let first: Vec<_> = intake.take(1).collect();
+        assert_eq!(intake.leave(60).len(), 0, "there is room for all");
+        assert_eq!((intake.leave(35).len(), intake.bytes(), intake.held()), (3, 30, 6));
+        assert_eq!(intake.missing(35), None, "there is no room for it");
+        arrive(&mut intake, 7, false);
+        assert_eq!((taken(&mut intake, 9), taken(&mut intake, 9)), (vec![2, 3], vec![]));
+        assert!(!intake.has_some() && intake.has_left());
+        assert_eq!(intake.missing(35), None);
+        for sequence in [1, 2, 3] {
+            intake.settle(0, sequence);
+        }
+        assert_eq!(intake.missing(35), Some(event(4)));
+        assert!(intake.restore(1, 4, waiting(4).envelope.unwrap()).is_err(), "that was another epoch");
+        for sequence in [4, 5, 6] {
+            assert!(intake.restore(0, sequence, waiting(sequence).envelope.unwrap()).is_ok());
+        }
+        assert!(intake.restore(0, 5, waiting(5).envelope.unwrap()).is_err(), "it is here");
+        assert_eq!((intake.bytes(), taken(&mut intake, 9)), (40, vec![4, 5, 6, 7]));
+        drop(first);
+    }
+
+    #[test]
+    fn one_event_always_has_room() {
+        let mut intake = Intake::default();
+        arrive(&mut intake, 1, false);
+        arrive(&mut intake, 2, false);
+        assert_eq!((intake.leave(0).len(), taken(&mut intake, 9)), (1, vec![1]));
+        assert_eq!(intake.missing(5), None, "a handler has one");
+        intake.settle(0, 1);
+        assert_eq!(intake.missing(5), Some(event(2)));
+        // What is settled or lost meanwhile is not waited for.
+        assert!(intake.release(2).is_some() && !intake.has_left() && intake.bytes() == 0);
+        arrive(&mut intake, 3, false);
+        arrive(&mut intake, 4, false);
+        intake.leave(0);
+        intake.lose(false);
+        assert!(!intake.has_left() && intake.bytes() == 0);
+    }
+
+    #[test]
+    fn what_a_handler_has_takes_room_and_may_be_settled_though_it_was_lost() {
+        let mut intake = Intake::default();
+        for sequence in 1..=3 {
+            arrive(&mut intake, sequence, false);
+        }
+        let had: Vec<_> = intake.take(2).collect();
+        intake.lose(false);
+        assert_eq!((intake.bytes(), intake.held()), (20, 0));
+        assert!(intake.settle(1, 1).is_none(), "it was handed out earlier");
+        assert_eq!(intake.stored_in(0, 1), Some(event(1).stored));
+        assert_eq!(intake.settle(0, 1).unwrap().reply, reply("r1"));
+        assert_eq!((intake.settle(0, 1).is_none(), intake.unsent_acks()), (true, vec![reply("r1")]));
+        drop(had);
+        assert!(intake.bytes() == 0 && intake.settle(0, 2).is_none());
     }
 
     #[test]
@@ -497,7 +679,7 @@ mod tests {
         arrive(&mut intake, 2, false);
         taken(&mut intake, 1);
         assert_eq!(intake.lose(false).len(), 1);
-        assert!(intake.settle(1).is_none() && intake.held() == 0 && intake.epoch() == 1);
+        assert!(intake.settle(0, 1).is_none() && intake.held() == 0 && intake.epoch() == 1);
         assert_eq!(intake.unconfirmed(), 0);
     }
 
@@ -507,14 +689,14 @@ mod tests {
         arrive(&mut intake, 1, false);
         arrive(&mut intake, 2, false);
         taken(&mut intake, 2);
-        intake.settle(2);
+        intake.settle(0, 2);
         intake.begin_anew();
         assert_eq!((intake.unconfirmed(), intake.held(), intake.last_ack()), (0, 0, None));
         assert!(!intake.is_of_this_stream(0) && intake.is_of_this_stream(intake.epoch()));
         assert_eq!(arrive(&mut intake, 1, false), Arrival::New);
         assert_eq!(arrive(&mut intake, 2, true), Arrival::Again, "it is another event");
         intake.confirm_acks(0);
-        assert!(intake.settle(1).is_some());
+        assert!(intake.settle(1, 1).is_some());
         intake.ack_was_sent(1);
         assert_eq!(intake.last_ack().map(|(number, _)| number), Some(1), "numbers of acks go on");
     }
@@ -525,14 +707,14 @@ mod tests {
         arrive(&mut intake, 1, false);
         arrive(&mut intake, 2, false);
         taken(&mut intake, 2);
-        intake.settle(2);
+        intake.settle(0, 2);
         assert!(intake.unsent_acks() == [reply("r2")]);
         for sequence in [1, 2] {
             let arrival = intake.arrive(other(sequence), 10, &reply("new"), true, now);
             assert_eq!(arrival, Arrival::OfAnotherStream, "{sequence}");
         }
         assert!(intake.unsent_acks().is_empty(), "nothing is said of it");
-        assert_eq!(intake.settle(1).unwrap().reply, reply("r1"));
+        assert_eq!(intake.settle(0, 1).unwrap().reply, reply("r1"));
         assert_eq!(intake.arrive(other(3), 10, &reply("new"), false, now), Arrival::New);
         assert_eq!(intake.stored(3), Some(other(3).stored));
     }

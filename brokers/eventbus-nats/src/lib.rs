@@ -41,6 +41,8 @@
 //! - **A stream that is made anew** under its name has the same numbers for other events. After an outage nothing is settled
 //!   or asked for until it is known that the server has the stream and the consumer of before; what is held of a stream that
 //!   is gone settles nothing, and its notes and dead letters are not those of the next one.
+//! - **Of a subscription's events** there are at most 64 MiB in memory, and a few of the largest messages. Where a takeover
+//!   finds more open than that, the rest is read from the stream again as there is room.
 //! - **A process that does not answer** begins no handler, and loses its groups after
 //!   [`ack_wait`](NatsBrokerBuilder::ack_wait) where another one waits for them. What it had is called back by that one,
 //!   before anything newer is handled; its own acks are refused once it knows. Where nobody else took the group it goes

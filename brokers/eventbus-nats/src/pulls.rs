@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 struct Pull {
     number: u64,
     left: usize,
+    /// How many bytes they may have together.
+    bytes: usize,
     sent: Instant,
 }
 
@@ -56,27 +58,33 @@ impl Pulls {
         self.open.iter().map(|pull| pull.left).sum()
     }
 
+    /// How many bytes these may have.
+    pub(crate) fn bytes(&self) -> usize {
+        self.open.iter().map(|pull| pull.bytes).sum()
+    }
+
     /// The number of the latest ask.
     pub(crate) fn last(&self) -> u64 {
         self.next
     }
 
-    /// Asks for so many; the number under which the answer comes.
-    pub(crate) fn ask(&mut self, count: usize, now: Instant) -> u64 {
+    /// Asks for so many, of so many bytes; the number under which the answer comes.
+    pub(crate) fn ask(&mut self, count: usize, bytes: usize, now: Instant) -> u64 {
         self.next += 1;
         if self.open.is_empty() {
             self.heard = Some(now);
         }
-        self.open.push_back(Pull { number: self.next, left: count, sent: now });
+        self.open.push_back(Pull { number: self.next, left: count, bytes, sent: now });
         self.next
     }
 
-    /// A message came; the server answers the oldest ask first. When the oldest that it may have answered was sent.
-    pub(crate) fn came(&mut self, now: Instant) -> Option<Instant> {
+    /// A message of that size came; the server answers the oldest ask first. When the oldest that it may have answered was sent.
+    pub(crate) fn came(&mut self, size: usize, now: Instant) -> Option<Instant> {
         self.heard = Some(now);
         let oldest = self.open.front_mut()?;
         let sent = oldest.sent;
         oldest.left = oldest.left.saturating_sub(1);
+        oldest.bytes = oldest.bytes.saturating_sub(size);
         if oldest.left == 0 {
             self.open.pop_front();
         }
@@ -115,17 +123,17 @@ mod tests {
     #[test]
     fn what_came_and_what_was_ended_is_not_expected_any_more() {
         let (now, mut pulls) = (Instant::now(), Pulls::default());
-        let (first, second) = (pulls.ask(2, now), pulls.ask(3, now));
-        assert_eq!(pulls.coming(), 5);
-        pulls.came(now);
-        assert_eq!(pulls.coming(), 4);
+        let (first, second) = (pulls.ask(2, 100, now), pulls.ask(3, 50, now));
+        assert_eq!((pulls.coming(), pulls.bytes()), (5, 150));
+        pulls.came(30, now);
+        assert_eq!((pulls.coming(), pulls.bytes()), (4, 120));
         assert!(pulls.ended(first, now).is_some() && pulls.ended(first, now).is_none());
-        assert_eq!(pulls.coming(), 3);
+        assert_eq!((pulls.coming(), pulls.bytes()), (3, 50));
         assert!(pulls.beat(second, now).is_some() && pulls.beat(first, now).is_none());
         for _ in 0..5 {
-            pulls.came(now);
+            pulls.came(30, now);
         }
-        assert_eq!(pulls.coming(), 0, "more came than was asked for");
+        assert_eq!((pulls.coming(), pulls.bytes()), (0, 0), "more came than was asked for");
     }
 
     #[test]
@@ -150,7 +158,7 @@ mod tests {
         let (now, mut pulls, patience) = (Instant::now(), Pulls::default(), Duration::from_secs(6));
         let later = now + patience * 2;
         assert!(!pulls.is_silent(patience, later));
-        let number = pulls.ask(1, now);
+        let number = pulls.ask(1, 9, now);
         assert!(!pulls.is_silent(patience, now + patience) && pulls.is_silent(patience, later));
         pulls.beat(number, later);
         assert!(!pulls.is_silent(patience, later + patience));

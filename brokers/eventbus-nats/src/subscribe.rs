@@ -11,17 +11,19 @@ use crate::subscription::{ACK, AHEAD, NAK, Stale, Subscription, WORKING};
 use crate::suspects::Begun;
 use crate::tenure::{Asked, Came, Refused, Tenure};
 use crate::topology::{Birth, PRIORITY_GROUP, Wanted, consumer_name, first};
+use crate::unreadable;
 use crate::wire::{self, Place};
 use async_nats::datetime::DateTime;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{DeliverPolicy, Info};
 use async_nats::{Message, StatusCode, Subscriber};
-use eventbus_core::BrokerError;
 use eventbus_core::broker::{BrokerFuture, Start, SubscribeRequest, skipped};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
+use eventbus_core::{BrokerError, Envelope};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
+use jiff::Timestamp;
 use serde::de::IgnoredAny;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -36,7 +38,8 @@ pub(crate) const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// So long it may say nothing.
 const SILENCE: Duration = Duration::from_secs(6);
-/// How many bytes of messages a subscription may have that are not settled, before it asks for no more.
+/// How many bytes of messages a subscription may have that are not settled. It asks for no more then, and of what it needs
+/// all the same it keeps places only.
 pub(crate) const BYTES: usize = 64 << 20;
 /// How many messages are taken in before others have a turn.
 const AT_ONCE: usize = 256;
@@ -119,6 +122,7 @@ pub(crate) async fn open(
         queued: Vec::new(),
         looks: FuturesUnordered::new(),
         mends: FuturesUnordered::new(),
+        fetches: FuturesUnordered::new(),
         barrier: None,
         last_tick: Instant::now(),
         ticks: 0,
@@ -179,6 +183,13 @@ struct Note {
     begun: Option<Begun>,
 }
 
+/// What was left to the server, as it stored it then. None: it is not there any more.
+struct Fetched {
+    epoch: u64,
+    which: Which,
+    event: Option<(Timestamp, Arc<Envelope>)>,
+}
+
 /// The task of a subscription.
 struct Task {
     subscription: Arc<Subscription>,
@@ -204,6 +215,8 @@ struct Task {
     looks: FuturesUnordered<BrokerFuture<Looked>>,
     /// It is looked for what the client cannot read; nothing is asked for meanwhile.
     mends: FuturesUnordered<BrokerFuture<Result<(), BrokerError>>>,
+    /// What was left to the server is asked for.
+    fetches: FuturesUnordered<BrokerFuture<Fetched>>,
     /// The ack that the server is to confirm, and since when.
     barrier: Option<(u64, Instant)>,
     last_tick: Instant,
@@ -253,6 +266,7 @@ impl Task {
         let subscription = Arc::clone(&self.subscription);
         let mut messages = Some(messages);
         while !subscription.state.lock().closed {
+            self.keep_within();
             self.ask().await;
             let next_look = self.next_look;
             tokio::select! {
@@ -264,6 +278,7 @@ impl Task {
                 Some(found) = self.lookups.next(), if !self.lookups.is_empty() => self.found(found),
                 Some(looked) = self.looks.next(), if !self.looks.is_empty() => self.looked(looked).await,
                 Some(mended) = self.mends.next(), if !self.mends.is_empty() => self.mended(mended),
+                Some(fetched) = self.fetches.next(), if !self.fetches.is_empty() => self.fetched(fetched).await,
                 _ = sleep_until(next_look), if next_look.is_some() => self.look(),
                 _ = tick.tick() => self.tick().await,
                 Some(stale) = notes.recv() => self.forget(stale),
@@ -306,10 +321,16 @@ impl Task {
         // Whose the group is shows only by a delivery.
         let needs_one = self.tenure.is_in_doubt() && self.pulls.coming() == 0;
         let (at_hand, held, bytes) = {
-            let state = self.subscription.state.lock();
+            let mut state = self.subscription.state.lock();
             (state.intake.at_hand() + self.queued.len(), state.intake.held(), state.intake.bytes())
         };
-        if bytes >= BYTES && self.takeover.is_none() && !needs_one {
+        if bytes >= BYTES && held > 0 && self.takeover.is_none() && !needs_one {
+            return;
+        }
+        // Each ask may be answered with all that it lets come, and the next one is for what there is room for besides.
+        let room_for = BYTES.saturating_sub(bytes + self.pulls.bytes()) / 2;
+        let least = self.largest();
+        if room_for < least && self.pulls.coming() > 0 {
             return;
         }
         let (ahead, coming) = (self.ahead.get(), self.pulls.coming());
@@ -329,20 +350,83 @@ impl Task {
             return;
         }
         let count = if has_room { room - coming } else { 1 };
-        let number = self.pulls.ask(count, Instant::now());
+        let most = room_for.max(least);
+        let number = self.pulls.ask(count, most, Instant::now());
         let pin = match (self.tenure.pin(), self.subscription.competing) {
             (_, true) => String::new(),
             (None, false) => format!(",\"group\":\"{PRIORITY_GROUP}\""),
             (Some(pin), false) => format!(",\"group\":\"{PRIORITY_GROUP}\",\"id\":\"{pin}\""),
         };
         let request = format!(
-            "{{\"batch\":{count},\"max_bytes\":{},\"expires\":{},\"idle_heartbeat\":{}{pin}}}",
-            // The largest message has to fit.
-            BYTES.saturating_sub(bytes).max(2 * self.subscription.link.client().client.max_payload()),
+            "{{\"batch\":{count},\"max_bytes\":{most},\"expires\":{},\"idle_heartbeat\":{}{pin}}}",
             EXPIRES.as_nanos(),
             HEARTBEAT.as_nanos()
         );
         self.request(format!("p{number}"), request).await;
+    }
+
+    /// As much as any message has, so that there is room for it.
+    fn largest(&self) -> usize {
+        2 * self.subscription.link.client().client.max_payload()
+    }
+
+    /// Leaves to the server what there is no room for, and asks for it once there is.
+    fn keep_within(&mut self) {
+        let most = BYTES + self.largest();
+        let (left, missing, epoch) = {
+            let mut state = self.subscription.state.lock();
+            let left = state.intake.leave(most);
+            let missing = if self.fetches.is_empty() { state.intake.missing(BYTES) } else { None };
+            (left, missing, state.intake.epoch())
+        };
+        // Events are dropped without the lock.
+        drop(left);
+        let Some(which) = missing.filter(|_| self.subscription.is_known()) else { return };
+        let subscription = Arc::clone(&self.subscription);
+        self.fetches.push(BrokerFuture::new(async move {
+            let Subscription { link, .. } = &*subscription;
+            let stream = &link.settings.stream;
+            let stored = loop {
+                let asked = unreadable::Which { seq: which.sequence, next_by_subj: None };
+                match link.stored(stream, asked).await {
+                    Ok(stored) => break stored,
+                    Err(_) if !subscription.is_of(epoch) => break None,
+                    Err(_) => tokio::time::sleep(UNANSWERED).await,
+                }
+            };
+            let event = stored.map(|stored| {
+                let topic = link.settings.topic_of(&stored.subject);
+                let (place, headers) = ((which.sequence, stored.time), Some(&stored.headers));
+                let event = wire::read(stream, topic, place.0, place.1, headers, stored.payload);
+                (stored.time, Arc::new(event))
+            });
+            Fetched { epoch, which, event }
+        }));
+    }
+
+    /// What was left to the server came, or is gone there.
+    async fn fetched(&mut self, Fetched { epoch, which, event }: Fetched) {
+        if !self.subscription.is_of(epoch) {
+            return;
+        }
+        match event {
+            Some((stored, _)) if stored != which.stored => {
+                self.begin_anew();
+                self.look_whether_known();
+            }
+            Some((_, event)) => {
+                let restored = self.subscription.state.lock().intake.restore(epoch, which.sequence, event);
+                drop(restored);
+                self.subscription.wake();
+            }
+            None => {
+                // Somebody has removed it, or it was too old: there is nothing to handle.
+                let gone = self.subscription.state.lock().intake.settle(epoch, which.sequence);
+                drop(gone);
+                self.send_acks().await;
+                self.subscription.wake();
+            }
+        }
     }
 
     /// Asks the server to keep the group for this process: it answers at once, and gives no message, since none is as
@@ -421,7 +505,7 @@ impl Task {
             return;
         };
         let Some(place) = Place::read(&reply) else { return };
-        let asked = self.pulls.came(now);
+        let asked = self.pulls.came(message.length, now);
         let before = std::mem::replace(&mut self.delivered, place.delivery);
         if !self.subscription.competing {
             let pin = message.headers.as_ref().and_then(|headers| headers.get_last("Nats-Pin-Id"));
@@ -471,8 +555,12 @@ impl Task {
             message.headers.as_ref(),
             message.payload,
         );
-        let waiting =
-            Waiting { envelope: Arc::new(envelope), sequence: place.sequence, attempt: 1, parked: None };
+        let waiting = Waiting {
+            envelope: Some(Arc::new(envelope)),
+            sequence: place.sequence,
+            attempt: 1,
+            parked: None,
+        };
         if arrival == Arrival::New {
             self.subscription.state.lock().intake.put(waiting);
         } else if self.lookups.len() < LOOKUPS {
@@ -873,6 +961,7 @@ impl Task {
         }
         // Their answers may be lost as well.
         self.looks.clear();
+        self.fetches.clear();
         if self.broken { self.make_again() } else { self.look() }
     }
 
