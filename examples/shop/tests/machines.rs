@@ -2,7 +2,7 @@
 //! joins, and one is switched off. It needs servers, which `cargo xtask brokers up` begins.
 //!
 //! ```text
-//! cargo test -p shop --features kafka,nats --test machines -- --nocapture --test-threads 1
+//! cargo test -p shop --features kafka,nats,rabbitmq --test machines -- --nocapture --test-threads 1
 //! ```
 //!
 //! It prints how long each change took.
@@ -42,6 +42,11 @@ async fn machines_on_kafka_lose_nothing_and_share_by_key() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn machines_on_nats_lose_nothing_and_stand_by() {
     several_machines("NATS", &address::nats(), Sharing::OneAtATime).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn machines_on_rabbitmq_lose_nothing_and_stand_by() {
+    several_machines("RabbitMQ", &address::rabbitmq(), Sharing::OneAtATime).await;
 }
 
 async fn several_machines(broker: &str, url: &str, sharing: Sharing) {
