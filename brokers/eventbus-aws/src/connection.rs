@@ -185,14 +185,25 @@ where
         SdkError::ConstructionFailure(_) => {
             Trouble::Refused { code: "the request cannot be made".to_owned(), message: said }
         }
-        _ if said.contains("redential") => Trouble::Refused {
-            code: "there are no credentials".to_owned(),
-            message: format!(
-                "{said}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile (`?profile=…`), or run where a role is \
-                 given"
-            ),
-        },
+        _ if said.contains("redential") || said.contains("identity resolver") => without_credentials(&said),
         _ => Trouble::Passing(said),
+    }
+}
+
+/// No call was made, for want of credentials. A service that gives some may answer another time; where nothing is set, waiting
+/// does not help.
+fn without_credentials(said: &str) -> Trouble {
+    let (code, message) = (
+        "there are no credentials",
+        format!(
+            "{said}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile (`?profile=…`), or run where a role is given"
+        ),
+    );
+    let lasts = ["was not enabled", "not properly configured"].iter().any(|known| said.contains(known));
+    if lasts {
+        Trouble::Refused { code: code.to_owned(), message }
+    } else {
+        Trouble::Passing(format!("{code}: {message}"))
     }
 }
 

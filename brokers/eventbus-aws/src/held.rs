@@ -276,8 +276,11 @@ impl Held {
 
     /// These are not ours any more, and with them goes what is behind them in their lanes. What is dropped comes back.
     pub(crate) fn lose(&mut self, tokens: &[Token]) -> Vec<Waiting> {
+        // What is settled may just be deleted, and SQS hides nothing that is gone: it takes nothing along.
+        let is_open = |token: &&Token| self.entries.get(token).is_some_and(|entry| !entry.settled);
+        let tokens: Vec<_> = tokens.iter().filter(is_open).copied().collect();
         let mut lanes: HashMap<u64, Token> = HashMap::new();
-        for token in tokens {
+        for token in &tokens {
             if let Some(lane) = self.entries.get(token).and_then(|entry| entry.lane) {
                 lanes.entry(lane).and_modify(|first| *first = *token.min(first)).or_insert(*token);
             }
@@ -287,7 +290,7 @@ impl Held {
             !entry.settled && first.is_some_and(|first| *first < token)
         };
         let behind = self.entries.iter().filter(|(token, entry)| is_behind(**token, entry));
-        let gone: BTreeSet<_> = behind.map(|(token, _)| *token).chain(tokens.iter().copied()).collect();
+        let gone: BTreeSet<_> = behind.map(|(token, _)| *token).chain(tokens).collect();
         let mut dropped = Vec::new();
         for token in gone {
             if let Some(entry) = self.entries.remove(&token) {
@@ -437,6 +440,22 @@ mod tests {
         held.take(20);
         assert_eq!(held.lapse(now + VISIBILITY).len(), 0, "the parked one is in hand");
         assert!(!held.holds(parked, now));
+    }
+
+    #[test]
+    fn what_is_settled_takes_nothing_along_where_it_cannot_be_hidden_longer() {
+        let (mut held, now) = (Held::new(VISIBILITY), Instant::now());
+        for offset in [1, 2] {
+            held.arrive(arrival(offset, Some(7)), now, now);
+        }
+        let tokens: Vec<_> = held.take(2).iter().map(|(token, _)| *token).collect();
+        assert!(held.settle(tokens[0], now));
+        let batch = held.next_deletes();
+        // It is gone by now, so SQS does not hide it, and says so before it says that it is deleted.
+        assert!(held.lose(&[tokens[0]]).is_empty());
+        assert!(held.holds(tokens[1], now), "what follows it is ours");
+        held.deleted(&batch, &HashSet::new());
+        assert!(held.settle(tokens[1], now) && held.count() == 1);
     }
 
     #[test]
