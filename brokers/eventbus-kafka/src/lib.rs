@@ -53,9 +53,6 @@
 //!   topics with times of producers (`CreateTime`) a place finds in other partitions about what was stored then. Topics that
 //!   are made here have the time of their storing, which replays and `groups seek` go by. Replays and the audit log read
 //!   partitions beside each other, by time.
-//! - **Known fault**: after a server was killed and has come back under load, a group may receive nothing for a minute or
-//!   more. Nothing is lost: publishes go on, and what waits is delivered afterwards, or at once to a process that is
-//!   started anew.
 //! - **A topic that is deleted and made anew** is read from its beginning, and so is one whose end servers have lost. Offsets
 //!   alone tell that: leave ten seconds in between, since a group goes on in the middle of one that soon has more than the
 //!   group had read of the former one.
