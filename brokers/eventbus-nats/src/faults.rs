@@ -379,7 +379,7 @@ async fn nothing_is_settled_until_it_is_known_which_stream_there_is() {
 
 #[tokio::test]
 async fn what_a_takeover_finds_open_is_not_here_all_at_once() {
-    const COUNT: u64 = 80;
+    const COUNT: u64 = 100;
     let place = Place::new();
     let broker = place.patient_broker().await;
     drop(subscribe(&broker, "g").await);
