@@ -36,7 +36,7 @@ class Alarms:
             self.ended.set()
 
 
-async def exchange(broker, alarms, publish):
+async def exchange_events(broker, alarms, publish):
     """Begins the subscriber, publishes, and ends once all alarms have come."""
     async with broker:
         await broker.start()
@@ -65,7 +65,7 @@ async def on_nats(bus, alarms):
             await broker.publish(payload, f"{prefix}.reading.taken", headers=headers, stream=stream.name)
         await broker.publish(NOTICE, f"{prefix}.notice.sent", stream=stream.name)
 
-    await exchange(broker, alarms, publish)
+    await exchange_events(broker, alarms, publish)
 
 
 async def on_redis(bus, alarms):
@@ -96,7 +96,32 @@ async def on_redis(bus, alarms):
             await publish_on("reading.taken", payload, write(attributes, "ce-"))
         await publish_on("notice.sent", NOTICE)
 
-    await exchange(broker, alarms, publish)
+    await exchange_events(broker, alarms, publish)
+
+
+async def on_rabbitmq(bus, alarms):
+    from faststream.rabbit import Channel, ExchangeType, RabbitBroker, RabbitExchange, RabbitMessage, RabbitQueue
+
+    name = bus.option("exchange", "eventbus")
+    # The exchange is the bus's, and has to be there.
+    exchange = RabbitExchange(name, type=ExchangeType.TOPIC, durable=True, declare=False)
+    # A queue of our own: it has what is published from now on.
+    queue = RabbitQueue(f"{name}.python", durable=True, routing_key="alarm.raised")
+    # One at a time keeps the order: FastStream handles at once what RabbitMQ sends ahead.
+    broker = RabbitBroker(bus.server, default_channel=Channel(prefetch_count=1), logger=None)
+
+    @broker.subscriber(queue, exchange)
+    async def on_alarm(alarm: AlarmRaised, message: RabbitMessage):
+        attributes, headers = read(message.headers, "ce-")
+        alarms.tell(attributes, headers, alarm)
+
+    async def publish():
+        for attributes, payload in [*readings(SOURCE), misfit(SOURCE)]:
+            headers = write(attributes, "ce-")
+            await broker.publish(payload, exchange=exchange, routing_key="reading.taken", headers=headers, persist=True)
+        await broker.publish(NOTICE, exchange=exchange, routing_key="notice.sent", persist=True)
+
+    await exchange_events(broker, alarms, publish)
 
 
 async def on_kafka(bus, alarms):
@@ -117,10 +142,10 @@ async def on_kafka(bus, alarms):
             await broker.publish(payload, f"{prefix}reading.taken", key=key, headers=write(attributes, "ce_"))
         await broker.publish(NOTICE, f"{prefix}notice.sent", key=b"k7")
 
-    await exchange(broker, alarms, publish)
+    await exchange_events(broker, alarms, publish)
 
 
-SERVICES = {"nats": on_nats, "redis": on_redis, "valkey": on_redis, "kafka": on_kafka}
+SERVICES = {"nats": on_nats, "redis": on_redis, "valkey": on_redis, "amqp": on_rabbitmq, "kafka": on_kafka}
 
 if __name__ == "__main__":
     bus = arguments()

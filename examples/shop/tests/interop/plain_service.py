@@ -1,4 +1,4 @@
-"""A service with the plain client of each broker: nats-py, redis-py, confluent-kafka.
+"""A service with the plain client of each broker: nats-py, redis-py, aio-pika, confluent-kafka.
 
     python plain_service.py 'nats://localhost?stream=SHOP&prefix=shop'
 
@@ -84,6 +84,43 @@ async def on_redis(bus, seen):
     await client.aclose()
 
 
+async def on_rabbitmq(bus, seen):
+    from aio_pika import DeliveryMode, Message, connect
+
+    name = bus.option("exchange", "eventbus")
+    connection = await connect(bus.server)
+    channel = await connection.channel(publisher_confirms=True)
+    await channel.set_qos(50)
+    exchange = await channel.get_exchange(name)
+    # A queue of our own: it has what is published from now on.
+    alarms = await channel.declare_queue(f"{name}.python", durable=True)
+    await alarms.bind(exchange, "alarm.raised")
+    ready()
+
+    async def publish():
+        for attributes, payload in [*readings(SOURCE), misfit(SOURCE)]:
+            message = Message(
+                json.dumps(payload).encode(),
+                headers=write(attributes, "ce-"),
+                content_type="application/json",
+                delivery_mode=DeliveryMode.PERSISTENT,
+            )
+            await exchange.publish(message, "reading.taken")
+        await exchange.publish(Message(NOTICE), "notice.sent")
+
+    async def consume():
+        async with alarms.iterator() as messages:
+            async for message in messages:
+                attributes, headers = read(message.headers, "ce-")
+                seen.tell(attributes, headers, json.loads(message.body))
+                await message.ack()
+                if seen.all:
+                    return
+
+    await asyncio.gather(publish(), consume())
+    await connection.close()
+
+
 async def on_kafka(bus, seen):
     from confluent_kafka import Consumer, Producer
 
@@ -130,7 +167,7 @@ async def on_kafka(bus, seen):
     await asyncio.gather(asyncio.to_thread(publish), asyncio.to_thread(consume))
 
 
-SERVICES = {"nats": on_nats, "redis": on_redis, "valkey": on_redis, "kafka": on_kafka}
+SERVICES = {"nats": on_nats, "redis": on_redis, "valkey": on_redis, "amqp": on_rabbitmq, "kafka": on_kafka}
 
 if __name__ == "__main__":
     bus = arguments()
