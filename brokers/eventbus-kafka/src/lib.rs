@@ -56,6 +56,8 @@
 //! - **A topic that is deleted and made anew** is read from its beginning, and so is one whose end servers have lost. Offsets
 //!   alone tell that: leave ten seconds in between, since a group goes on in the middle of one that soon has more than the
 //!   group had read of the former one.
+//! - **Handling and publishing are no transaction together**: what a handler returns is stored before its event is settled, and
+//!   after a crash in between the event is handled, and its answer published, again.
 //! - Offsets of a group that nobody has are kept for a week (`offsets.retention.minutes` of the server); after that it is a
 //!   new group.
 //!
