@@ -101,6 +101,12 @@ impl Trouble {
         matches!(self, Self::Refused { code, .. } if codes.iter().any(|known| code.contains(known)))
     }
 
+    /// Whether there is no such queue, or topic. A key that encrypts it may be missing as well (`KMSNotFound`), which is
+    /// something else.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.is(GONE) && !self.is(&["KMS"])
+    }
+
     /// What this means for what was being done, which is tried again unless it stays so.
     pub(crate) fn failure(self, what: impl fmt::Display) -> Failure {
         match self {
@@ -139,7 +145,7 @@ const THROTTLED: &[&str] = &[
     "QueueDeletedRecently",
 ];
 /// There is no such queue, or topic.
-pub(crate) const GONE: &[&str] = &["NonExistentQueue", "QueueDoesNotExist", "NotFound"];
+const GONE: &[&str] = &["NonExistentQueue", "QueueDoesNotExist", "NotFound"];
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

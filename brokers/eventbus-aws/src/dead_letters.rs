@@ -1,7 +1,7 @@
 //! Dead letters: a queue for each group. SQS lists nothing, so whoever looks takes all, looks, and gives them back.
 
 use crate::batches::MOST;
-use crate::connection::{CALL, GONE, Link, Trouble};
+use crate::connection::{CALL, Link, Trouble};
 use crate::delivery::attributes;
 use crate::names::{Role, last_part};
 use crate::subscribe::with_texts;
@@ -247,7 +247,7 @@ impl Link {
                 Err(trouble) => {
                     self.give_back(queue, &hand).await;
                     // Somebody has removed the queue.
-                    return if trouble.is(GONE) { Ok(Hand::new()) } else { Err(trouble) };
+                    return if trouble.is_gone() { Ok(Hand::new()) } else { Err(trouble) };
                 }
             };
             let (mut is_new, mut enough) = (false, false);

@@ -1,6 +1,6 @@
 //! Groups: the queues that there are, as operators see and drop them.
 
-use crate::connection::{CALL, GONE, Link, Trouble};
+use crate::connection::{CALL, Link, Trouble};
 use crate::names::{Role, last_part};
 use crate::readers::is_read;
 use crate::subscription::Subscription;
@@ -135,7 +135,7 @@ async fn state(
 /// Somebody has removed the queue meanwhile.
 fn gone_is_none<T>(result: Result<Option<T>, Trouble>) -> Result<Option<T>, Trouble> {
     match result {
-        Err(trouble) if trouble.is(GONE) => Ok(None),
+        Err(trouble) if trouble.is_gone() => Ok(None),
         other => other,
     }
 }

@@ -1,7 +1,7 @@
 //! Publishing: events gather while a batch is on its way, and go ten at a time.
 
 use crate::batches::{LARGEST, MOST, first_batch};
-use crate::connection::{CALL, GONE, Link, Trouble, is_throttled, slow_down};
+use crate::connection::{CALL, Link, Trouble, is_throttled, slow_down};
 use crate::names::hash;
 use crate::topology::Topics;
 use crate::wire::{self, MAX_PAYLOAD, Written};
@@ -239,7 +239,9 @@ impl Outlet {
                 let failed = answer.failed().iter().filter_map(|failed| {
                     let number = failed.id().parse().ok().filter(|number| *number < MOST)?;
                     let message = failed.message().unwrap_or("no reason is given");
-                    Some((number, (failed.sender_fault(), format!("{}: {message}", failed.code()))))
+                    // Amazon calls it the sender's fault that there are too many calls.
+                    let lasting = failed.sender_fault() && !is_throttled(failed.code());
+                    Some((number, (lasting, format!("{}: {message}", failed.code()))))
                 });
                 let stored =
                     answer.successful().iter().filter_map(|entry| entry.id()?.parse().ok()).collect();
@@ -251,7 +253,7 @@ impl Outlet {
             }
             // It is not stored, for sure.
             Err(Trouble::Slow(_)) => slowed(batch),
-            Err(trouble) if trouble.is(GONE) => {
+            Err(trouble) if trouble.is_gone() => {
                 // Somebody has removed it. Made again, it has its queues again.
                 if let Some(name) = self.link.settings.names.topic(topic.as_str()) {
                     self.topics.forget(&name);

@@ -2,7 +2,7 @@
 //! settled.
 
 use crate::batches::MOST;
-use crate::connection::{CALL, GONE, Link, Trouble, slow_down};
+use crate::connection::{CALL, Link, Trouble, is_throttled, slow_down};
 use crate::delivery::AwsDeliveries;
 use crate::held::{Arrival, Named, Token};
 use crate::names::hash;
@@ -304,7 +304,7 @@ impl Task {
                 if let Trouble::Refused { .. } = trouble {
                     self.quiet_until = Some(Instant::now() + Duration::from_secs(1));
                     let what = format!("ask the queue of the group `{}` for events", subscription.group);
-                    let hint = if trouble.is(GONE) {
+                    let hint = if trouble.is_gone() {
                         "; open the subscription anew, which makes it again"
                     } else {
                         ""
@@ -355,12 +355,20 @@ impl Task {
                 again.filter_map(|failed| batch.get(failed.number).map(|(token, _)| *token)).collect()
             }
             Err(Trouble::Passing(_) | Trouble::Slow(_)) => all,
+            Err(trouble) if trouble.is_gone() => {
+                log::warn!(
+                    target: "eventbus", group = %printable(&self.subscription.group), error = %printable(&trouble),
+                    "what was handled cannot be deleted, since its queue is gone"
+                );
+                HashSet::new()
+            }
+            // Keys that are over are made anew, and a policy can be put right. Meanwhile it is hidden in the queue.
             Err(trouble) => {
                 log::warn!(
                     target: "eventbus", group = %printable(&self.subscription.group), error = %printable(&trouble),
-                    "what was handled cannot be deleted from the queue, so it is delivered again"
+                    "what was handled cannot be deleted from the queue; it is tried again"
                 );
-                HashSet::new()
+                all
             }
         };
         if !again.is_empty() {
@@ -485,7 +493,8 @@ pub(crate) async fn hide(
 fn failed(entry: &aws_sdk_sqs::types::BatchResultErrorEntry) -> Failed {
     Failed {
         number: entry.id().parse().unwrap_or(usize::MAX),
-        lasting: entry.sender_fault(),
+        // Amazon calls it the sender's fault that there are too many calls.
+        lasting: entry.sender_fault() && !is_throttled(entry.code()),
         said: format!("{}: {}", entry.code(), entry.message().unwrap_or("no reason is given")),
     }
 }

@@ -1,6 +1,6 @@
 //! Topics, queues and what joins them: made where they are missing, or checked.
 
-use crate::connection::{CALL, GONE, Link, Trouble};
+use crate::connection::{CALL, Link, Trouble};
 use crate::names::{Role, last_part, pattern_of, tag_of, tag_of_group};
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use eventbus_core::broker::{SubscribeRequest, Topology};
@@ -28,7 +28,16 @@ pub(crate) struct Queue {
 }
 
 /// The topics that this process has published to, by their names, with what Amazon calls them.
-pub(crate) struct Topics(Lock<HashMap<String, Arc<OnceCell<String>>>>);
+pub(crate) struct Topics(Lock<HashMap<String, Arc<Known>>>);
+
+/// A topic that was met.
+#[derive(Default)]
+struct Known {
+    /// Amazon's name of it.
+    arn: OnceCell<String>,
+    /// Somebody has removed it meanwhile, and with it what was subscribed to it.
+    removed: bool,
+}
 
 impl Default for Topics {
     fn default() -> Self {
@@ -37,13 +46,13 @@ impl Default for Topics {
 }
 
 impl Topics {
-    fn cell(&self, name: &str) -> Arc<OnceCell<String>> {
+    fn known(&self, name: &str) -> Arc<Known> {
         Arc::clone(self.0.lock().entry(name.to_owned()).or_default())
     }
 
     /// Somebody has removed the topic.
     pub(crate) fn forget(&self, name: &str) {
-        self.0.lock().remove(name);
+        self.0.lock().insert(name.to_owned(), Arc::new(Known { arn: OnceCell::new(), removed: true }));
     }
 }
 
@@ -51,17 +60,20 @@ impl Link {
     /// The topic of that name, made where it is missing and joined to each queue whose pattern covers it.
     pub(crate) async fn topic(&self, topics: &Topics, topic: &Topic) -> Result<String, Trouble> {
         let name = self.topic_name(topic.as_str())?;
-        let cell = topics.cell(&name);
-        let made = cell.get_or_try_init(async || {
+        let known = topics.known(&name);
+        let made = known.arn.get_or_try_init(async || {
             if self.settings.topology == Topology::Check {
                 return self.find_topic(&name).await;
             }
             let arn = self.make_topic(&name).await?;
             // Whoever subscribes to a pattern makes its queue first and looks for topics then; this is the other order. So
-            // one of the two finds the other.
-            for (queue, pattern) in self.pattern_queues().await? {
-                if pattern.matches(topic.as_str()) {
-                    self.join(&arn, &self.queue_arn(&queue).await?).await?;
+            // one of the two finds the other. Who subscribes to a topic makes that, but only once.
+            let roles: &[_] = if known.removed { &[Role::Any, Role::Group] } else { &[Role::Any] };
+            for role in roles {
+                for (queue, pattern) in self.queues_with_patterns(*role).await? {
+                    if pattern.matches(topic.as_str()) {
+                        self.join(&arn, &self.queue_arn(&queue).await?).await?;
+                    }
                 }
             }
             Ok(arn)
@@ -136,17 +148,17 @@ impl Link {
         }
     }
 
-    /// The queues that listen on patterns with wildcards, of our kind.
-    async fn pattern_queues(&self) -> Result<Vec<(String, Pattern)>, Trouble> {
+    /// The queues of a role, of our kind, with what they listen on.
+    async fn queues_with_patterns(&self, role: Role) -> Result<Vec<(String, Pattern)>, Trouble> {
         let mut found = Vec::new();
-        for url in self.queues(Role::Any).await? {
+        for url in self.queues(role).await? {
             if url.ends_with(".fifo") != self.settings.names.fifo {
                 continue;
             }
             let tags = match self.tags(&url).await {
                 Ok(tags) => tags,
                 // Somebody removes it just now.
-                Err(trouble) if trouble.is(GONE) => continue,
+                Err(trouble) if trouble.is_gone() => continue,
                 Err(trouble) => return Err(trouble),
             };
             if let Some(pattern) = pattern_in(&tags) {
@@ -183,7 +195,7 @@ impl Link {
     pub(crate) async fn queue_url(&self, name: &str) -> Result<Option<String>, Trouble> {
         match self.call(CALL, self.sqs.get_queue_url().queue_name(name).send()).await {
             Ok(found) => Ok(found.queue_url),
-            Err(trouble) if trouble.is(GONE) => Ok(None),
+            Err(trouble) if trouble.is_gone() => Ok(None),
             Err(trouble) => Err(trouble),
         }
     }
@@ -251,7 +263,7 @@ impl Link {
         if let Ok(topic) = Topic::new(pattern.as_str()) {
             let there = self.topic(topics, &topic).await?;
             return match self.join_or_check(&there, &queue.arn).await {
-                Err(trouble) if trouble.is(GONE) => {
+                Err(trouble) if trouble.is_gone() => {
                     // Somebody has removed it since this process has met it.
                     topics.forget(&self.topic_name(topic.as_str())?);
                     let made = self.topic(topics, &topic).await?;
@@ -268,7 +280,7 @@ impl Link {
             }
             match self.join_or_check(&topic, &queue.arn).await {
                 // Somebody removes it just now. Who makes it again looks for the queue of this pattern.
-                Err(trouble) if makes && trouble.is(GONE) => {}
+                Err(trouble) if makes && trouble.is_gone() => {}
                 joined => joined?,
             }
         }
