@@ -157,15 +157,25 @@ impl Store {
     async fn look(&self, group: &str) -> Result<Option<Look>, Trouble> {
         let queue = self.link.names().dead(group);
         let lock = self.lock(&queue).await?;
-        let mut look = Look { channel: self.link.channel().await?, lock, all: Vec::new() };
+        let channel = match self.link.channel().await {
+            Ok(channel) => channel,
+            Err(trouble) => {
+                self.unlock(&lock).await;
+                return Err(trouble);
+            }
+        };
+        let mut look = Look { channel, lock, all: Vec::new() };
         let taken = look.take(&queue, group).await;
         if taken.is_ok() && !look.all.is_empty() {
             return Ok(Some(look));
         }
-        // With an error its channel has ended.
         match taken {
             Ok(()) => look.end().await,
-            Err(_) => self.unlock(&look.lock).await,
+            Err(_) => {
+                // Its channel has ended with most errors, but not where an answer was late: then it takes letters yet.
+                close(&look.channel).await;
+                self.unlock(&look.lock).await;
+            }
         }
         match taken {
             Err(trouble) if !trouble.is(NOT_FOUND) => Err(trouble),

@@ -66,7 +66,7 @@
 //! | topic exchange | `eventbus` (option `exchange`) | topics are routing keys |
 //! | queue | `eventbus:group:<group>:<pattern>` | what a group has yet to handle |
 //! | queue | `eventbus:dead-letters:<group>` | its dead letters: each event as it was, and why it failed in headers `eventbus-dead-letter-…` |
-//! | queue | `eventbus:delay:<seconds>s:<queue>` | what waits for a late attempt, by TTL and dead-letter exchange; unused, it goes away |
+//! | queue | `eventbus:delay:<seconds>s:<queue>` | what waits for a late attempt, by TTL and dead-letter exchange; a classic one goes away where it is unused |
 //! | stream | `eventbus:groups` | which groups there are, since AMQP lists no queues |
 //!
 //! Names that would be longer than 255 bytes end in a hash. Queues are durable and have `x-single-active-consumer` (unless the

@@ -9,6 +9,7 @@ use eventbus_server::connection::pause_before;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use lapin::message::{BasicReturnMessage, Delivery};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{Channel, Confirmation};
 use std::collections::{BTreeMap, VecDeque};
@@ -81,6 +82,8 @@ struct Pending {
     written: Written,
     deadline: Instant,
     answer: oneshot::Sender<Result<(), PublishError>>,
+    /// Why the server has returned it, where it has.
+    returned: Option<String>,
     _room: OwnedSemaphorePermit,
     _counted: Counted,
 }
@@ -88,6 +91,15 @@ struct Pending {
 impl Pending {
     fn is_open(&self) -> bool {
         !self.answer.is_closed()
+    }
+
+    /// Whether this may be what the server has returned.
+    fn is(&self, returned: &BasicReturnMessage) -> bool {
+        let Delivery { exchange, routing_key, properties, .. } = &returned.delivery;
+        self.returned.is_none()
+            && self.to.exchange == exchange.as_str()
+            && self.to.key == routing_key.as_str()
+            && self.written.properties.message_id() == properties.message_id()
     }
 
     fn confirm(self) {
@@ -173,7 +185,7 @@ impl Outlet {
         let Ok(room) = room else { return Err(PublishError::Closed { topic }) };
         let (answer, receiver) = oneshot::channel();
         let _counted = Counted::new(&self.open);
-        let pending = Pending { to, topic, written, deadline, answer, _room: room, _counted };
+        let pending = Pending { to, topic, written, deadline, answer, returned: None, _room: room, _counted };
         if let Err(mpsc::error::SendError(pending)) = self.sender.send(pending) {
             return Err(PublishError::Closed { topic: pending.topic });
         }
@@ -271,9 +283,13 @@ impl Sender {
             let deadline = self.next_deadline();
             tokio::select! {
                 biased;
-                Some((ticket, confirmed)) = self.confirming.next(), if !self.confirming.is_empty() => {
-                    self.confirmed(ticket, confirmed);
-                    while let Some(Some((ticket, confirmed))) = now(self.confirming.next()).await {
+                Some(first) = self.confirming.next(), if !self.confirming.is_empty() => {
+                    let mut confirmed = vec![first];
+                    while let Some(Some(next)) = now(self.confirming.next()).await {
+                        confirmed.push(next);
+                    }
+                    self.returned(&confirmed);
+                    for (ticket, confirmed) in confirmed {
                         self.confirmed(ticket, confirmed);
                     }
                 }
@@ -355,22 +371,42 @@ impl Sender {
         }
     }
 
+    /// Notes what was returned. The server returns a message before it confirms it, and the client gives what was returned
+    /// to whichever confirmation comes next, which may be another one's.
+    fn returned(&mut self, confirmed: &[(Ticket, lapin::Result<Confirmation>)]) {
+        for (ticket, confirmed) in confirmed {
+            let Ok(Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned))) = confirmed else {
+                continue;
+            };
+            let said = returned.reply_text.to_string();
+            let owner = self.flying.values_mut().find(|pending| pending.is(returned));
+            // In doubt it is the one that it came with.
+            let owner = match owner {
+                Some(owner) => Some(owner),
+                None => self.flying.get_mut(ticket),
+            };
+            if let Some(owner) = owner {
+                owner.returned = Some(said);
+            }
+        }
+    }
+
     fn confirmed(&mut self, ticket: Ticket, confirmed: lapin::Result<Confirmation>) {
         let error = match confirmed {
             Ok(confirmation) => {
                 let Some(pending) = self.flying.remove(&ticket) else { return };
+                if let Some(said) = &pending.returned {
+                    let which = if pending.to.exchange.is_empty() {
+                        format!("there is no queue `{}`", pending.to.key)
+                    } else {
+                        "no group listens on it, and `mandatory` asks for one".to_owned()
+                    };
+                    let said = format!("{which} ({said})");
+                    return pending.refuse(said);
+                }
                 return match confirmation {
-                    Confirmation::Ack(None) => pending.confirm(),
-                    Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
-                        let said = &returned.reply_text;
-                        let which = if pending.to.exchange.is_empty() {
-                            format!("there is no queue `{}`", pending.to.key)
-                        } else {
-                            "no group listens on it, and `mandatory` asks for one".to_owned()
-                        };
-                        pending.refuse(format!("{which} ({said})"));
-                    }
-                    Confirmation::Nack(None) => pending.give_up(
+                    Confirmation::Ack(_) => pending.confirm(),
+                    Confirmation::Nack(_) => pending.give_up(
                         "RabbitMQ has refused it (`basic.nack`), as where a queue is full or out of reach; other groups may \
                          have it",
                     ),

@@ -113,7 +113,14 @@ impl Opened {
             BasicConsumeOptions::default(),
             FieldTable::default(),
         );
-        let consumer = call(consuming).await?;
+        let consumer = match call(consuming).await {
+            Ok(consumer) => consumer,
+            Err(trouble) => {
+                // Where the answer was late it would come to nobody, and the queue have a consumer that acks nothing.
+                tokio::spawn(async move { close(&channel).await });
+                return Err(trouble);
+            }
+        };
         // Who comes first is served first. AMQP does not tell the others when it is their turn: what comes tells.
         subscription.state.lock().active = request.competing || is_first;
         Ok(Self { number: number.unwrap_or_default(), channel, consumer })
@@ -286,8 +293,10 @@ impl Task {
         let message = message(delivery);
         let envelope = wire::read(&message, &self.subscription.request.pattern);
         let (id, again) = (envelope.id().to_string(), message.again().unwrap_or_default());
-        let texts = [envelope.source(), &id, &again];
-        let identity = u128::from(hash(&texts)) << 64 | u128::from(hash(&["eventbus", &id, &again]));
+        // Other programs may give one id to what they send to several topics.
+        let topic = envelope.topic().as_str();
+        let texts = [envelope.source(), &id, &again, topic];
+        let identity = u128::from(hash(&texts)) << 64 | u128::from(hash(&["eventbus", &id, &again, topic]));
         let quorum = self.subscription.link.settings.queue_type == QueueType::Quorum;
         let attempt = if quorum { message.attempt() } else { message.first_attempt() };
         Arrival { tag, identity, redelivered, envelope: Arc::new(envelope), attempt }

@@ -199,17 +199,19 @@ impl Link {
         arguments
     }
 
-    /// What waits in such a queue comes to another one after this time. Unused, it goes away.
+    /// What waits in such a queue comes to another one after this time. A classic queue goes away where it is unused. A quorum
+    /// queue stays: it counts neither declarations nor messages as use, and would take along what waits in it.
     pub(crate) fn delay_arguments(&self, queue: &str, delay: Duration) -> FieldTable {
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), self.queue_type());
         arguments.insert("x-message-ttl".into(), millis(delay));
-        arguments.insert("x-expires".into(), millis(delay * 2 + Duration::from_secs(3_600)));
         arguments.insert("x-dead-letter-exchange".into(), text(""));
         arguments.insert("x-dead-letter-routing-key".into(), text(queue));
         if self.is_quorum() {
             arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
             arguments.insert("x-overflow".into(), text("reject-publish"));
+        } else {
+            arguments.insert("x-expires".into(), millis(delay * 2 + Duration::from_secs(3_600)));
         }
         arguments
     }

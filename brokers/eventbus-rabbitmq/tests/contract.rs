@@ -38,6 +38,28 @@ async fn an_event_that_no_group_listens_on_is_an_error_where_one_is_asked_for() 
     remove(&exchange).await;
 }
 
+/// The server returns each message before it confirms it, but confirms several at once: which of them was returned is told
+/// by what it is.
+#[tokio::test]
+async fn each_of_many_publishes_is_told_whether_a_group_listens_on_it() {
+    let exchange = exchange();
+    let broker = builder(&exchange).mandatory(true).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(request("mail", "heard.*")).await.unwrap();
+    let topic = |number: u64| if number.is_multiple_of(3) { "unheard.a" } else { "heard.a" };
+    for round in 0..20 {
+        let events = (0..50).map(|number| event(topic(number), "k", 50 * round + number)).collect();
+        let results = broker.publish_all(events).await;
+        let is_wrong = |number: &usize| results[*number].is_ok() == number.is_multiple_of(3);
+        let wrong: Vec<_> = (0..50).filter(is_wrong).collect();
+        assert!(wrong.is_empty(), "round {round}: {wrong:?}");
+        for one in receive(&mut deliveries, 33).await {
+            ack(one).await;
+        }
+    }
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
+
 /// Parks a delivery, as a bus does whose handler has failed.
 async fn park(received: &Received, attempt: u32, delay: Duration) {
     let now = Timestamp::now();
