@@ -1,6 +1,7 @@
 //! The broker: what its publishers and subscriptions share, and the contract that it keeps.
 
 use crate::audit::KafkaAuditLog;
+use crate::commit::all_known;
 use crate::config::{KafkaBrokerBuilder, Settings};
 use crate::connection::{CALL, Context, Link, blocking};
 use crate::dead_letters::KafkaDeadLetters;
@@ -160,7 +161,8 @@ impl Shared {
             asked.add_partition(topic, *partition);
         }
         let member: Arc<BaseConsumer<Context>> = link.member(id)?;
-        let Ok(committed) = member.committed_offsets(asked, CALL) else { return Ok(false) };
+        let committed = member.committed_offsets(asked, CALL).and_then(all_known);
+        let Ok(committed) = committed else { return Ok(false) };
         let mut left = Vec::new();
         for mut range in ranges {
             let (topic, partition) = &range.partition;

@@ -21,6 +21,13 @@ pub(crate) fn commit<C: ConsumerContext>(
     client.commit(list, CommitMode::Sync)
 }
 
+/// What was committed, where the server has answered for each partition: one of which it says nothing is not one of which
+/// nothing was committed.
+pub(crate) fn all_known(list: TopicPartitionList) -> KafkaResult<TopicPartitionList> {
+    list.elements().iter().try_for_each(|element| element.error())?;
+    Ok(list)
+}
+
 /// The partitions of a list.
 pub(crate) fn elements(list: &TopicPartitionList) -> Vec<Partition> {
     list.elements().iter().map(|element| (element.topic().into(), element.partition())).collect()

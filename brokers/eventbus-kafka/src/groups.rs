@@ -1,6 +1,6 @@
 //! Groups, as Kafka knows them: one consumer group for each group and pattern.
 
-use crate::commit::{add, commit};
+use crate::commit::{add, all_known, commit};
 use crate::committed;
 use crate::connection::{CALL, Link, Member, blocking, cannot, patience};
 use crate::dead_letters::KafkaDeadLetters;
@@ -252,7 +252,7 @@ fn committed(link: &Link, member: &Member, partitions: &[Partition]) -> Result<C
     for (topic, partition) in partitions {
         asked.add_partition(topic, *partition);
     }
-    let answer = patiently(|| member.committed_offsets(asked.clone(), CALL));
+    let answer = patiently(|| member.committed_offsets(asked.clone(), CALL)).and_then(all_known);
     let answer = answer.map_err(|error| cannot("look how far a group has come", &error))?;
     let elements = answer.elements();
     let found = elements.iter().filter_map(|element| match element.offset() {

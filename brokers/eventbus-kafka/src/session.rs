@@ -1,7 +1,7 @@
 //! The thread of a subscription: it joins the group, reads for it, answers when partitions come and go, and says what is to
 //! be committed.
 
-use crate::commit::{add, elements};
+use crate::commit::{add, all_known, elements};
 use crate::committed;
 use crate::connection::{cannot, client, explain, is_passing, next, tell};
 use crate::errands::{self, Answer, Errand};
@@ -265,7 +265,7 @@ impl Session {
                 let is_asked = |arriving: &&mut Arriving| matches!(arriving.saved, Saved::Asked(asked) if asked == number);
                 // What was given may be lost by now.
                 let Some(arriving) = arriving.filter(is_asked) else { return };
-                arriving.saved = match answer {
+                arriving.saved = match answer.and_then(all_known) {
                     Ok(list) => Saved::Known(list),
                     Err(error) => {
                         tell("COMMITTED", &error.to_string());
@@ -407,8 +407,12 @@ impl Session {
             begins.add_partition_offset(&mark, 0, Offset::Beginning).expect("the beginning is an offset");
         }
         answer_given(&self.consumer, &begins);
+        // The client keeps the pause of a partition that was away meanwhile.
+        if let Err(error) = self.consumer.resume(&begins) {
+            tell("PAUSE", &error.to_string());
+        }
         if self.paused {
-            // What was just given is not paused: all of it goes on, until it is seen again that there is no room.
+            // All of it goes on, until it is seen again that there is no room.
             self.pause_all(false);
             self.full_since = None;
         }

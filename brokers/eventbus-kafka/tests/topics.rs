@@ -3,6 +3,7 @@
 mod support;
 
 use eventbus::broker::Broker;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use support::PATIENCE;
 use support::rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
@@ -79,6 +80,59 @@ async fn partitions_that_a_topic_gets_later_are_read_within_seconds() {
     let producer: FutureProducer = support::client().create().unwrap();
     write(&producer, &topic, 3, 2).await;
     assert_eq!(handled(&mut deliveries, 1).await, [2]);
+    broker.close().await.unwrap();
+    support::remove(&prefix).await;
+}
+
+/// The client keeps the pause of a partition that goes to another process and comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_was_paused_goes_on_when_it_comes_back() {
+    const EVENTS: u64 = 8_000;
+    let prefix = support::prefix();
+    let here = support::builder(&prefix).partitions(4).connect().await.unwrap();
+    let there = support::builder(&prefix).partitions(4).connect().await.unwrap();
+    let mut deliveries = here.subscribe(support::request("mail", "order.placed")).await.unwrap();
+    let events = (0..EVENTS).map(|number| support::event("order.placed", &number.to_string(), number));
+    for stored in here.publish_all(events.collect()).await {
+        stored.unwrap();
+    }
+    // Who reads slowly is full, and has paused both of its partitions by the time that it gives one away.
+    let mut others = there.subscribe(support::request("mail", "order.placed")).await.unwrap();
+    let theirs = tokio::spawn(async move { (handled(&mut others, 10).await, others) });
+    let mut seen = BTreeSet::new();
+    while !theirs.is_finished() {
+        seen.extend(handled(&mut deliveries, 1).await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (numbers, others) = theirs.await.unwrap();
+    seen.extend(numbers);
+    // It goes on with the other one, and is full no more, before it gets this one back.
+    while tokio::time::timeout(Duration::from_secs(2), async {
+        seen.extend(handled(&mut deliveries, 1).await)
+    })
+    .await
+    .is_ok()
+    {}
+    drop(others);
+    there.close().await.unwrap();
+    while (seen.len() as u64) < EVENTS {
+        seen.extend(handled(&mut deliveries, 1).await);
+    }
+    here.close().await.unwrap();
+    support::remove(&prefix).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_other_programs_have_compressed_is_read() {
+    let prefix = support::prefix();
+    let broker = support::builder(&prefix).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(support::request("mail", "order.placed")).await.unwrap();
+    for (number, codec) in (0..).zip(["none", "gzip", "snappy", "lz4", "zstd"]) {
+        let mut config = support::client();
+        let producer: FutureProducer = config.set("compression.codec", codec).create().unwrap();
+        write(&producer, &format!("{prefix}order.placed"), 0, number).await;
+        assert_eq!(handled(&mut deliveries, 1).await, [number], "{codec}");
+    }
     broker.close().await.unwrap();
     support::remove(&prefix).await;
 }
