@@ -60,7 +60,7 @@ the_shop_tells_its_story_on! {
     valkey: |_| address::valkey(), LOG;
     kafka: |_| address::kafka(), Keeps { one_of_an_id: false, ..LOG };
     rabbitmq: |_| address::rabbitmq(), Keeps { history: false, one_of_an_id: false, groups: true };
-    sns_and_sqs: |_| address::aws(), Keeps { history: false, one_of_an_id: true, groups: false };
+    sns_and_sqs: |_| address::aws(), Keeps { history: false, one_of_an_id: true, groups: true };
 }
 
 /// Orders are placed, a mail is wanted later, one order cannot be reserved and is mended, the past is replayed, and the
