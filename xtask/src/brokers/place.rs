@@ -151,9 +151,12 @@ mod tests {
 
     #[test]
     fn spare_ports_differ_and_can_be_listened_on() {
-        let ports = spare(20).unwrap();
-        let listeners: Vec<_> =
-            ports.iter().map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port))).collect();
-        assert!(listeners.iter().all(Result::is_ok), "{listeners:?}");
+        let all_can = || {
+            let ports = spare(20).unwrap();
+            let listen = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port));
+            ports.iter().map(listen).collect::<Result<Vec<_>, _>>().is_ok()
+        };
+        // Another program may take one of them meanwhile.
+        assert!((0..5).any(|_| all_can()));
     }
 }
