@@ -91,7 +91,7 @@ impl Failures {
         if line.starts_with("error: ") || line.starts_with("error[") {
             self.in_cargo = true;
             self.cargo.push(Failure::begins(line));
-        } else if !line.starts_with(' ') {
+        } else if !line.starts_with(' ') || is_progress(line) {
             self.in_cargo = false;
         } else if self.in_cargo {
             self.cargo.last_mut().into_iter().for_each(|failure| failure.hear(line));
@@ -101,6 +101,12 @@ impl Failures {
     fn told(self) -> Vec<String> {
         self.tests.into_iter().chain(self.cargo).flat_map(Failure::told).collect()
     }
+}
+
+/// Whether cargo tells what it does: a verb that ends in the twelfth column.
+fn is_progress(line: &str) -> bool {
+    let verb = line.trim_start().split(' ').next().unwrap_or_default();
+    verb.starts_with(char::is_uppercase) && line.len() - line.trim_start().len() + verb.len() == 12
 }
 
 impl Failure {
@@ -158,8 +164,9 @@ mod tests {
     #[test]
     fn the_errors_of_cargo_are_kept_with_what_belongs_to_them() {
         let output = "     Running tests/a.rs\nerror: test failed, to rerun pass `--test a`\nwarning: b\n  --> b.rs\n\
-                      error[E0308]: mismatched types\n  --> c.rs:1:1\n   Doc-tests";
-        let told = "error: test failed, to rerun pass `--test a`\nerror[E0308]: mismatched types\n  --> c.rs:1:1\n   Doc-tests";
+                      error[E0308]: mismatched types\n  --> c.rs:1:1\n   Doc-tests a\n    b";
+        let told =
+            "error: test failed, to rerun pass `--test a`\nerror[E0308]: mismatched types\n  --> c.rs:1:1";
         assert_eq!(heard(Failures::hear_cargo, output), told);
     }
 
