@@ -51,7 +51,8 @@
 //!   not one that is behind another in its message group.
 //! - **A server that wants fewer calls** gets fewer: what waits is tried again after 250 ms, then twice as long up to 16 s.
 //!   `Connection::Slowed` and a line of the log say so; the connection does not count as lost.
-//! - **Acks are deletes**, ten at a time, sent a moment later. A crash repeats those of its last moment.
+//! - **Acks are deletes**, ten at a time, sent a moment later. A crash repeats those of its last moment. One that is refused,
+//!   as where credentials are over, is sent again, and its event stays hidden meanwhile.
 //! - **There is no history**: replays, the audit log and cursors that can be moved are refused, and a bus says so.
 //! - **Groups are queues**: `eventbus groups list` shows each with `ApproximateNumberOfMessages` and what is hidden (what waits
 //!   for a retry is among that), and `drop` removes the queue, for which SQS wants a minute before it is made again. Whether
