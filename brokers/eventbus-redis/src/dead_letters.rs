@@ -95,7 +95,7 @@ impl Store {
         query.id = Some(id.clone());
         let Some((_, letter)) = self.find(query).await?.pop() else { return Ok(false) };
         self.check_listening(&id, &letter).await?;
-        let mut call = script::REPUBLISH.call(&self.keys);
+        let mut call = script::REPUBLISH.call_once(self);
         call.arg(&group).arg(place.to_string());
         call.arg(if payload.is_some() { "1" } else { "0" }).arg(payload.as_deref().unwrap_or_default());
         match self.link.value("cannot publish the dead letter again", &call).await? {
@@ -132,8 +132,9 @@ impl Store {
 
     async fn purge(&self, id: &DeadLetterId) -> Result<bool, BrokerError> {
         let Some((place, group)) = parse(id) else { return Ok(false) };
-        let command = redis::cmd("XDEL").arg(self.keys.dead(&group)).arg(place.to_string()).clone();
-        let removed = self.link.value("cannot remove the dead letter", &command).await?;
+        let mut call = script::PURGE.call_once(self);
+        call.arg(group).arg(place.to_string());
+        let removed = self.link.value("cannot remove the dead letter", &call).await?;
         Ok(removed == Value::Int(1))
     }
 }

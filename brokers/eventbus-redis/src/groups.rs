@@ -281,7 +281,7 @@ impl Store {
         let all = Pattern::new(">").map_err(|error| BrokerError::new(error.to_string()))?;
         let topics = self.topics(&all).await?;
         let topics = topics.iter().filter(|topic| known.owner(topic.as_str()).is_some_and(chosen));
-        let mut call = script::CHANGE.call(&self.keys);
+        let mut call = script::CHANGE.call_once(self);
         call.arg(what)
             .arg(group)
             .arg(target)

@@ -12,6 +12,7 @@ use std::fmt;
 /// | `…:clock` | string | the place of the latest event |
 /// | `…:news` | stream | what processes tell each other: new topics, leases that are free |
 /// | `…:once:<id> <source>` | string | an event that was published a moment ago, by its id |
+/// | `…:done:<token>` | string | a call that was done a moment ago, and may be sent again after a lost connection |
 /// | `…:groups` | set | the groups there are |
 /// | `…:group:<group>` | hash | the patterns of a group, each with the place where it began |
 /// | `…:seen:<group>` | hash | the patterns of a group, each with the latest event when a process had it last |

@@ -50,6 +50,8 @@
 //!   others, and may be silent for twice as long from then on, up to sixteen leases, until it was in time for ten of them:
 //!   so processes that are kept from working do not take events from each other to and fro. An ack answers at once while
 //!   nobody else can have the delivery, and is otherwise what the server says. What another process has is never settled.
+//! - **What was asked of a group or of a dead letter** (`rename`, `seek`, `remove`, `republish`, `purge`) is done once, also
+//!   where its answer is lost with the connection and it is asked again; the answer is that of the first time.
 //! - **Memory** of the server is what limits a bus: events are kept for ever by default. [`Retention`] removes what every
 //!   group has settled. While it is full, publishes and dead letters are refused, and groups go on.
 //! - **Data that is gone**, as after `FLUSHALL` or a restart without a file: groups begin anew with the first event that is not

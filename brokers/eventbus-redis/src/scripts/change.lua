@@ -1,10 +1,15 @@
 -- Moves, renames or removes a group on some of its patterns, as a whole or not at all.
 --
--- ARGV: prefix, what ('seek', 'rename', 'remove'), group, place or new name, '1' where that is the whole group, how many
+-- ARGV: prefix, token of the call, milliseconds for which it is remembered, what ('seek', 'rename', 'remove'), group, place or new name, '1' where that is the whole group, how many
 -- patterns, these, then the topics that they cover and no other pattern of the group does.
 -- Answers 1, 0 where there is no such group, or the name of the group that a process handles.
-local prefix, what, group, target, whole = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1'
-local count = tonumber(ARGV[6])
+local prefix, done, keep = ARGV[1], ARGV[1] .. 'done:' .. ARGV[2], ARGV[3]
+local what, group, target, whole = ARGV[4], ARGV[5], ARGV[6], ARGV[7] == '1'
+local count = tonumber(ARGV[8])
+-- Its answer was lost with a connection.
+if redis.call('EXISTS', done) == 1 then
+  return 1
+end
 local registry = prefix .. 'group:' .. group
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
@@ -15,7 +20,7 @@ local function is_handled(name, pattern)
     or redis.call('ZCOUNT', prefix .. 'members:' .. of, now, '+inf') > 0
 end
 local known = false
-for at = 7, 6 + count do
+for at = 9, 8 + count do
   if redis.call('HEXISTS', registry, ARGV[at]) == 1 then
     known = true
   end
@@ -81,7 +86,7 @@ local function noted(kind, topic)
   return fields
 end
 
-for at = 7 + count, #ARGV do
+for at = 9 + count, #ARGV do
   local topic = ARGV[at]
   local stream, again = prefix .. 'topic:' .. topic, prefix .. 'again:' .. group .. ':' .. topic
   local last, pending, read = reading(stream, group)
@@ -143,7 +148,7 @@ for at = 7 + count, #ARGV do
   end
 end
 
-for at = 7, 6 + count do
+for at = 9, 8 + count do
   local pattern = ARGV[at]
   local since = redis.call('HGET', registry, pattern)
   if since and what == 'seek' then
@@ -188,4 +193,5 @@ if what == 'rename' then
     end
   end
 end
+redis.call('SET', done, what, 'PX', keep)
 return 1

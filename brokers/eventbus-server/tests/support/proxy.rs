@@ -1,8 +1,8 @@
 //! A connection that fails: what the fault tests of brokers with a server share.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -23,6 +23,8 @@ struct Shared {
     swallows: AtomicBool,
     /// Nothing of the server passes.
     mute: AtomicBool,
+    /// That is so from the moment on at which a client sends these words.
+    mute_at: Mutex<Option<&'static str>>,
     /// New connections are closed at once.
     refuses: AtomicBool,
     /// How many bytes of the server have passed.
@@ -41,6 +43,7 @@ impl Proxy {
             cuts: AtomicU64::new(0),
             swallows: AtomicBool::new(false),
             mute: AtomicBool::new(false),
+            mute_at: Mutex::new(None),
             refuses: AtomicBool::new(false),
             passed: AtomicU64::new(0),
         });
@@ -64,6 +67,11 @@ impl Proxy {
 
     pub fn mute(&self, mute: bool) {
         self.shared.mute.store(mute, Ordering::SeqCst);
+    }
+
+    /// Mutes the server as soon as a client has sent these words, which pass.
+    pub fn mute_at(&self, words: &'static str) {
+        *self.shared.mute_at.lock().unwrap() = Some(words);
     }
 
     /// How many bytes the server has sent.
@@ -112,6 +120,10 @@ async fn pass(
             if is_cut() {
                 return;
             }
+        }
+        let says = |words: &str| buffer[..count].windows(words.len()).any(|part| part == words.as_bytes());
+        if !of_server && shared.mute_at.lock().unwrap().take_if(|words| says(words)).is_some() {
+            shared.mute.store(true, Ordering::SeqCst);
         }
         if of_server {
             shared.passed.fetch_add(count as u64, Ordering::SeqCst);
