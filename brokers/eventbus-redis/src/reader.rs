@@ -334,9 +334,11 @@ impl Reader<'_> {
         sources.iter().for_each(|(_, source)| _ = command.arg(&source.key));
         sources.iter().for_each(|_| _ = command.arg(">"));
         let clock = redis::cmd("GET").arg(claim.store.keys.clock()).clone();
-        // A topic that is new at this moment may have events before those that are read now.
-        let (news, topics) = (self.ask_for_news(), self.ask_for_topics());
-        let commands = vec![command, clock, news, topics];
+        let mut commands = vec![command, clock];
+        if !claim.pattern.is_exact() {
+            // A topic that is new at this moment may have events before those that are read now.
+            commands.extend([self.ask_for_news(), self.ask_for_topics()]);
+        }
         let Some(answers) = self.guarded("cannot read events", commands).await? else {
             return Ok(0);
         };
@@ -347,8 +349,8 @@ impl Reader<'_> {
         let mut answers = answers.into_iter();
         let found = entry::streams(answers.next().unwrap_or_default());
         let clock = answers.next().as_ref().and_then(entry::place_of).unwrap_or(Place::START);
-        let news = latest(answers.next().unwrap_or_default());
-        let other_topics = self.are_others(&answers.next().unwrap_or_default());
+        let news = answers.next().map_or(Place::START, latest);
+        let other_topics = answers.next().is_some_and(|count| self.are_others(&count));
         self.busy = found.len();
         let mut read = Vec::with_capacity(found.len());
         let (mut count, mut full) = (0, false);
@@ -370,7 +372,7 @@ impl Reader<'_> {
             let read = self.seen.iter_mut().enumerate().filter(|(number, _)| !waiting.contains(number));
             read.for_each(|(_, seen)| *seen = (*seen).max(clock));
         }
-        if !claim.pattern.is_exact() && (news > self.news || other_topics) {
+        if news > self.news || other_topics {
             self.news = self.news.max(news);
             for (number, entries) in read {
                 entries.into_iter().for_each(|(place, entry)| self.merge.hold(number, place, entry));

@@ -12,6 +12,7 @@ use lines::Lines;
 use std::sync::Arc;
 use std::time::Duration;
 use support::proxy::Proxy;
+use support::several::Node;
 use support::{
     Place, ack, dead_letter, event, give_back, number, publish, receive, receive_all, subscribe, until,
 };
@@ -316,6 +317,24 @@ async fn a_group_is_moved_and_renamed_with_all_that_it_has() {
     assert!(groups.remove("renamed").await.unwrap() && !groups.remove("renamed").await.unwrap());
     assert!(groups.list().await.unwrap().is_empty());
     assert_eq!(broker.dead_letters().unwrap().list().await.unwrap().len(), 1, "dead letters stay");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_one_topic_does_not_count_topics() {
+    let node = Node::store("");
+    let counted = async |pattern: &str| {
+        let broker = RedisBroker::builder(&node.url()).unwrap().prefix(pattern).open().await.unwrap();
+        let mut deliveries = subscribe(&broker, "group", pattern).await;
+        node.ask::<()>(&["CONFIG", "RESETSTAT"]);
+        for number in 0..20 {
+            publish(&broker, event("order.placed", number)).await;
+            ack(receive_all(&mut deliveries, 1).await.remove(0)).await;
+        }
+        let said: String = node.ask(&["INFO", "commandstats"]);
+        said.contains("cmdstat_scard:")
+    };
+    assert!(!counted("order.placed").await);
+    assert!(counted("order.*").await, "a new topic may have events before those that are read");
 }
 
 #[tokio::test]
