@@ -230,9 +230,11 @@ impl Sender {
     /// Sends on one connection until that is lost, or there is nothing more to come.
     async fn send_on(&self, live: Live) {
         let mut flights: VecDeque<Flight> = VecDeque::new();
+        // What another server is to store. Whatever else is under way is answered first: this one may have stored that.
+        let mut elsewhere: Vec<Waiting> = Vec::new();
         loop {
             // On a connection that is known to be lost nothing begins: it was not sent then.
-            let current = self.link.is_current(live.generation);
+            let current = elsewhere.is_empty() && self.link.is_current(live.generation);
             while current && flights.len() < WINDOW {
                 let mut batch = self.publishes.batch();
                 if batch.is_empty() {
@@ -243,7 +245,7 @@ impl Sender {
                 flights.push_back(Flight { batch, answer, done: None });
             }
             if flights.is_empty() && (!current || self.publishes.is_over()) {
-                return;
+                return self.publishes.put_back(elsewhere);
             }
             // What was let go of already is due last: any of them may be next, and so may what waits for its turn.
             let fronts = flights.iter().filter_map(|flight| flight.batch.first());
@@ -257,17 +259,22 @@ impl Sender {
                         Ok(answer) => {
                             let Some((batch, trouble)) = self.stored(flight.batch, answer) else { continue };
                             self.link.report(live.generation, &trouble);
-                            flights.push_front(Flight { batch, ..flight });
-                            return self.send_again(flights, true, &trouble);
+                            elsewhere.extend(unsent(batch));
                         }
                         Err(error) => {
                             let trouble = Trouble::of("cannot store it", &error);
                             if trouble.broken {
                                 self.link.report(live.generation, &trouble);
+                            }
+                            // The server has refused it, and stored nothing.
+                            if trouble.broken && error.code().is_some() {
+                                elsewhere.extend(unsent(flight.batch));
+                                continue;
+                            }
+                            if trouble.broken {
                                 flights.push_front(flight);
-                                // The server has refused it, and stored nothing.
-                                let refused = error.code().is_some();
-                                return self.send_again(flights, refused, &trouble);
+                                self.send_again(flights, &trouble);
+                                return self.publishes.put_back(elsewhere);
                             }
                             let refused = |waiting: Waiting| {
                                 let topic = waiting.event.topic.to_string();
@@ -362,21 +369,22 @@ impl Sender {
         elsewhere
     }
 
-    /// After a connection was lost: what was under way is sent again, if the script can tell what it has stored. `refused`:
-    /// nothing of it is.
-    fn send_again(&self, flights: VecDeque<Flight>, refused: bool, trouble: &Trouble) {
-        let mut again = Vec::new();
-        for waiting in flights.into_iter().flat_map(|flight| flight.batch) {
-            if waiting.answer.is_closed() {
-                continue;
-            }
-            match self.duplicate_window.is_zero() && !refused {
-                true => waiting.give_up(trouble.clone().into()),
-                false => again.push(Waiting { sent: waiting.sent && !refused, ..waiting }),
-            }
+    /// After a connection was lost: what was under way is sent again, if the script can tell what it has stored.
+    fn send_again(&self, flights: VecDeque<Flight>, trouble: &Trouble) {
+        let open = flights.into_iter().flat_map(|flight| flight.batch);
+        let open = open.filter(|waiting| !waiting.answer.is_closed());
+        if self.duplicate_window.is_zero() {
+            open.for_each(|waiting| waiting.give_up(trouble.clone().into()));
+        } else {
+            self.publishes.put_back(open.collect());
         }
-        self.publishes.put_back(again);
     }
+}
+
+/// What is to be sent for the first time, though it was sent before: nothing of it was stored.
+fn unsent(batch: Vec<Waiting>) -> impl Iterator<Item = Waiting> {
+    let open = batch.into_iter().filter(|waiting| !waiting.answer.is_closed());
+    open.map(|waiting| Waiting { sent: false, ..waiting })
 }
 
 /// The answer of the first script; the others are kept going.

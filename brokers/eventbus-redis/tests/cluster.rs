@@ -122,6 +122,37 @@ async fn a_bus_follows_its_slot_to_another_node_and_loses_nothing() {
     until("everything is settled", async || backlog(&broker).await == 0).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_without_ids_while_a_slot_is_moved_is_stored_once() {
+    let cluster = Cluster::up(false);
+    let broker = RedisBroker::open(&format!("{}?duplicate_window=0s", cluster.url())).await.unwrap();
+    for topic in ["order.moved", "order.here"] {
+        publish(&broker, event(topic, 0)).await;
+    }
+    let ((from, slot), to) = (cluster.of("{eventbus}:clock"), cluster.nodes.len() - 1);
+    let to = if to == from { 0 } else { to };
+    cluster.begin_move(slot, from, to);
+    cluster.move_keys(&["{eventbus}:topic:order.moved".to_owned()], from, to);
+    // Several scripts: the first is refused, and of the next ones, under way behind it, the node stores the events.
+    let topics = [("order.moved", 1..=128), ("order.here", 1..=256)];
+    let events = topics.into_iter().flat_map(|(topic, numbers)| numbers.map(move |number| (topic, number)));
+    let events = events.map(|(topic, number)| Arc::new(event(topic, number))).collect();
+    let publishing = tokio::spawn({
+        let broker = broker.clone();
+        async move { broker.publish_all(events).await }
+    });
+    cluster.nodes[from].until("it stores what it has the key of", |node| {
+        node.ask::<u64>(&["XLEN", "{eventbus}:topic:order.here"]) > 1
+    });
+    cluster.end_move(slot, from, to);
+    let stored = publishing.await.unwrap();
+    assert!(stored.iter().all(Result::is_ok), "{:?}", stored.iter().find(|stored| stored.is_err()));
+    for (topic, count) in [("order.moved", 129), ("order.here", 257)] {
+        let stored: u64 = cluster.nodes[to].ask(&["XLEN", &format!("{{eventbus}}:topic:{topic}")]);
+        assert_eq!(stored, count, "{topic}");
+    }
+}
+
 async fn backlog(broker: &RedisBroker) -> u64 {
     let groups = broker.groups().expect("it has them").list().await;
     groups.map_or(u64::MAX, |groups| groups.iter().map(|group| group.backlog).sum())

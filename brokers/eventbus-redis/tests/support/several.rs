@@ -248,19 +248,39 @@ impl Cluster {
 
     /// Moves a slot with all its keys to another node, as `redis-cli --cluster reshard` does.
     pub fn move_slot(&self, slot: u16, from: usize, to: usize) {
-        let ids: Vec<String> = self.nodes.iter().map(|node| node.ask(&["CLUSTER", "MYID"])).collect();
-        let (text, port) = (slot.to_string(), self.nodes[to].port.to_string());
+        self.begin_move(slot, from, to);
+        self.end_move(slot, from, to);
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.ask(&["CLUSTER", "MYID"])).collect()
+    }
+
+    /// Tells two nodes that a slot is being moved; none of its keys is yet.
+    pub fn begin_move(&self, slot: u16, from: usize, to: usize) {
+        let (ids, text) = (self.ids(), slot.to_string());
         self.nodes[to].ask::<()>(&["CLUSTER", "SETSLOT", &text, "IMPORTING", &ids[from]]);
         self.nodes[from].ask::<()>(&["CLUSTER", "SETSLOT", &text, "MIGRATING", &ids[to]]);
+    }
+
+    /// Moves some keys of a slot that is being moved.
+    pub fn move_keys(&self, keys: &[String], from: usize, to: usize) {
+        let port = self.nodes[to].port.to_string();
+        let mut words = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
+        words.extend(keys.iter().map(String::as_str));
+        // One may have expired by now.
+        self.nodes[from].ask::<redis::Value>(&words);
+    }
+
+    /// Moves what is left of a slot.
+    pub fn end_move(&self, slot: u16, from: usize, to: usize) {
+        let (ids, text) = (self.ids(), slot.to_string());
         loop {
             let keys: Vec<String> = self.nodes[from].ask(&["CLUSTER", "GETKEYSINSLOT", &text, "10"]);
             if keys.is_empty() {
                 break;
             }
-            let mut words = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
-            words.extend(keys.iter().map(String::as_str));
-            // One may have expired by now.
-            self.nodes[from].ask::<redis::Value>(&words);
+            self.move_keys(&keys, from, to);
         }
         for number in [to, from].into_iter().chain((0..3).filter(|number| ![to, from].contains(number))) {
             self.nodes[number].ask::<()>(&["CLUSTER", "SETSLOT", &text, "NODE", &ids[to]]);
