@@ -11,7 +11,7 @@ use crate::keeper;
 use crate::keys::Keys;
 use crate::link::Link;
 use crate::locate::Locator;
-use crate::publish::{Outgoing, Publishes, Sender};
+use crate::publish::{Outgoing, Publishes, Sender, WINDOW};
 use crate::reader;
 use crate::register::{Acquired, Registered, register};
 use crate::replay::RedisReplays;
@@ -116,7 +116,8 @@ impl RedisBroker {
         let (link, server) =
             Link::open(locator, &address, settings.connect_timeout, settings.response_timeout).await?;
         log::info!(target: "eventbus", address = %printable(&settings.address), "{}", printable(server.describe()));
-        for warning in server.warnings() {
+        server.check_replicas(settings.replicas, &address)?;
+        for warning in server.warnings(settings.replicas) {
             log::warn!(target: "eventbus", address = %printable(&settings.address), "{}", printable(warning));
         }
         let publishes = Arc::new(Publishes::new(settings.publish_timeout));
@@ -125,6 +126,8 @@ impl RedisBroker {
             link: Arc::clone(&link),
             keys: keys.clone(),
             duplicate_window: settings.duplicate_window,
+            replicas: settings.replicas,
+            wait: settings.response_timeout / (2 * WINDOW as u32),
             check: settings.topology == Topology::Check,
         };
         tokio::spawn(sender.run());

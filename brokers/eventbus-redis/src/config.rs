@@ -31,6 +31,7 @@ const OPTIONS: &[&str] = &[
     "publish_timeout",
     "connect_timeout",
     "response_timeout",
+    "replicas",
     "lease",
     "max_payload",
     "content_mode",
@@ -109,6 +110,7 @@ pub struct RedisBrokerBuilder {
     pub(crate) publish_timeout: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) response_timeout: Duration,
+    pub(crate) replicas: u32,
     pub(crate) lease: Duration,
     pub(crate) max_payload: usize,
     pub(crate) content_mode: ContentMode,
@@ -141,6 +143,7 @@ impl RedisBrokerBuilder {
             publish_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(5),
+            replicas: 0,
             lease: Duration::from_secs(10),
             max_payload: 8 << 20,
             content_mode: ContentMode::default(),
@@ -199,6 +202,7 @@ impl RedisBrokerBuilder {
             "publish_timeout" => self.publish_timeout = option.duration()?.min(FOREVER),
             "connect_timeout" => self.connect_timeout = option.duration()?.min(FOREVER),
             "response_timeout" => *self = self.clone().response_timeout(option.duration()?),
+            "replicas" => self.replicas = option.number()?,
             "lease" => *self = self.clone().lease(option.duration()?),
             "max_payload" => self.max_payload = option.number()?,
             "content_mode" => {
@@ -320,6 +324,17 @@ impl RedisBrokerBuilder {
     /// How long a server may take for an answer before its connection counts as lost. Default: 5 s; at least 100 ms.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout.clamp(Duration::from_millis(100), FOREVER);
+        self
+    }
+
+    /// How many replicas have to have an event, so that its publish is `Ok`: it asks the server to `WAIT` for them, on a
+    /// connection of its own. Default: 0, the primary alone. As long as fewer have it, the publish waits, up to
+    /// [`publish_timeout`](Self::publish_timeout), and is [`Unconfirmed`](eventbus_core::PublishError::Unconfirmed) then:
+    /// the primary has it. Dead letters, acks and retries do not wait.
+    ///
+    /// A server that has fewer replicas when the broker is opened is refused.
+    pub fn replicas(mut self, count: u32) -> Self {
+        self.replicas = count;
         self
     }
 

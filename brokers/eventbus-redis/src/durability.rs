@@ -1,6 +1,7 @@
 //! What a server is: its version, and what an acknowledged publish survives on it.
 
 use eventbus_core::BrokerError;
+use eventbus_core::counted::counted;
 
 /// The oldest version that is taken.
 const OLDEST: (u32, u32) = (7, 0);
@@ -22,8 +23,8 @@ pub(crate) struct Server {
     policy: Option<String>,
     /// The limit of its memory, where there is one.
     memory: u64,
-    /// How many replicas follow it.
-    replicas: u64,
+    /// How many replicas follow it; none, where it does not say.
+    replicas: Option<u64>,
     /// How many of them have to keep up, so that it takes anything.
     needed: u64,
     pub(crate) max_bulk: Option<usize>,
@@ -52,7 +53,7 @@ impl Server {
             fsync: setting("appendfsync"),
             policy: fact("maxmemory_policy").map(str::to_owned).or_else(|| setting("maxmemory-policy")),
             memory: fact("maxmemory").and_then(|bytes| bytes.parse().ok()).unwrap_or(0),
-            replicas: fact("connected_slaves").and_then(|count| count.parse().ok()).unwrap_or(0),
+            replicas: fact("connected_slaves").and_then(|count| count.parse().ok()),
             needed: setting("min-replicas-to-write").and_then(|count| count.parse().ok()).unwrap_or(0),
             max_bulk: setting("proto-max-bulk-len").and_then(|bytes| bytes.parse().ok()),
         }
@@ -77,6 +78,19 @@ impl Server {
         Ok(())
     }
 
+    /// Refuses a server that has fewer replicas than are to have each event.
+    pub(crate) fn check_replicas(&self, wanted: u32, address: &str) -> Result<(), BrokerError> {
+        match self.replicas {
+            Some(replicas) if replicas < u64::from(wanted) => Err(BrokerError::new(format!(
+                "each event is to be with {} (`replicas`), and {} at {address} has {replicas}, so that no publish would be \
+                 confirmed; add replicas to the server, or ask for fewer",
+                counted(wanted as usize, "replica"),
+                self.name
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// What an acknowledged publish survives, in one line.
     pub(crate) fn describe(&self) -> String {
         let kept = match (self.appends, self.fsync.as_deref()) {
@@ -91,8 +105,8 @@ impl Server {
         format!("{} {}: {kept}", self.name, self.version)
     }
 
-    /// Where `Ok` of a publish means less than it says.
-    pub(crate) fn warnings(&self) -> Vec<String> {
+    /// Where `Ok` of a publish means less than it says, if so many replicas are waited for.
+    pub(crate) fn warnings(&self, waits_for: u32) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.appends == Some(false) {
             warnings.push(format!(
@@ -123,11 +137,11 @@ impl Server {
                 self.name
             ));
         }
-        if self.replicas > 0 && self.needed == 0 {
+        if self.replicas > Some(0) && self.needed == 0 && waits_for == 0 {
             warnings.push(format!(
                 "{} answers before its replicas have what was published, so that a failover may lose the last of it, without a \
                  bound; set `min-replicas-to-write 1` and `min-replicas-max-lag 1` on the server, which bound that to what a \
-                 replica lags",
+                 replica lags, or wait for replicas with each publish (`?replicas=1`)",
                 self.name
             ));
         }
@@ -150,9 +164,9 @@ mod tests {
         let safe = "redis_version:7.0.15\r\nrole:master\r\naof_enabled:1\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n";
         let always = server(safe, &[("appendfsync", "always")]);
         assert!(always.describe().ends_with("synced before each answer"), "{}", always.describe());
-        assert!(always.warnings().is_empty() && always.check("a:1").is_ok());
+        assert!(always.warnings(0).is_empty() && always.check("a:1").is_ok());
         let seconds = server(safe, &[("appendfsync", "everysec")]);
-        assert!(seconds.describe().contains("each second") && seconds.warnings().is_empty());
+        assert!(seconds.describe().contains("each second") && seconds.warnings(0).is_empty());
         for (facts, config, named) in [
             ("aof_enabled:0", "everysec", "set `appendonly yes`"),
             ("aof_enabled:1", "no", "set `appendfsync everysec`"),
@@ -160,11 +174,12 @@ mod tests {
             ("aof_enabled:1\nmaxmemory_policy:volatile-ttl", "always", "leases"),
             ("aof_enabled:1\nconnected_slaves:2", "always", "set `min-replicas-to-write 1`"),
         ] {
-            let warnings = server(facts, &[("appendfsync", config)]).warnings();
+            let warnings = server(facts, &[("appendfsync", config)]).warnings(0);
             assert!(matches!(&warnings[..], [one] if one.contains(named)), "{warnings:?}");
         }
+        assert!(server("aof_enabled:1\nconnected_slaves:2", &[]).warnings(1).is_empty());
         let bounded = [("appendfsync", "always"), ("min-replicas-to-write", "1")];
-        assert!(server("aof_enabled:1\nconnected_slaves:2", &bounded).warnings().is_empty());
+        assert!(server("aof_enabled:1\nconnected_slaves:2", &bounded).warnings(0).is_empty());
     }
 
     #[test]
@@ -173,6 +188,15 @@ mod tests {
         assert!(old.contains("version 6.2") && old.contains("7.0 is the oldest"), "{old}");
         let replica = server("redis_version:7.2.4\nrole:slave", &[]).check("a:1").unwrap_err().to_string();
         assert!(replica.contains("name its primary"), "{replica}");
+    }
+
+    #[test]
+    fn a_server_with_too_few_replicas_is_refused_where_it_says_how_many_it_has() {
+        let server = |facts| server(facts, &[]);
+        let error = server("connected_slaves:1").check_replicas(2, "a:1").unwrap_err().to_string();
+        assert!(error.contains("with 2 replicas (`replicas`)") && error.contains("has 1"), "{error}");
+        assert!(server("connected_slaves:2").check_replicas(2, "a:1").is_ok());
+        assert!(server("").check_replicas(2, "a:1").is_ok() && server("").check_replicas(0, "a:1").is_ok());
     }
 
     #[test]

@@ -62,8 +62,9 @@
 //!   that takes over. One node in the address is enough to find the others.
 //! - **After a failover**, in a cluster or by sentinels, a bus goes on with the new primary. Redis replicates behind its
 //!   answers, so the last events that it has confirmed may be missing there, and acks, so that events come again. Start-up
-//!   says so. `min-replicas-to-write 1` with `min-replicas-max-lag 1` on the server bounds that to what a replica may lag;
-//!   who has to know asks `WAIT` by the [client](RedisBroker::client).
+//!   says so. `min-replicas-to-write 1` with `min-replicas-max-lag 1` on the server bounds that to what a replica may lag.
+//!   With [`replicas=1`](RedisBrokerBuilder::replicas) the `Ok` of a publish means that a replica has it as well: what fewer
+//!   have waits, and is [`Unconfirmed`](eventbus_core::PublishError::Unconfirmed) after `publish_timeout`. Acks do not wait.
 //! - **Memory of a process**: a subscription has 8 MiB at hand and 64 MiB handed out. Where a pattern covers many topics it
 //!   reads at least one event of each that has some, since order is told from the first ones of all.
 //! - **Other programs** write events with `XADD eventbus:topic:order.placed '*' data '{"id":7}'`, and read them as fields:

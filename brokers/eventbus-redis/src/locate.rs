@@ -221,7 +221,12 @@ impl Locator {
         .map_err(failed)
     }
 
-    async fn open(&self, client: &Client, purpose: Purpose) -> Result<MultiplexedConnection, Trouble> {
+    /// Another connection of a client.
+    pub(crate) async fn open(
+        &self,
+        client: &Client,
+        purpose: Purpose,
+    ) -> Result<MultiplexedConnection, Trouble> {
         let waits = (purpose == Purpose::Shared).then_some(self.patience);
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.connect_patience))

@@ -3,15 +3,17 @@
 //! A publisher is answered once its event is stored. Where the connection is lost before that, what was sent is sent
 //! again in its order, since the script knows the ids that it has stored; without ids (`duplicate_window=0s`) it is `Unconfirmed`.
 
+use crate::keeper::millis;
 use crate::keys::Keys;
 use crate::link::{Link, Live};
+use crate::locate::Purpose;
 use crate::script;
 use crate::trouble::{Trouble, is_elsewhere};
 use crate::wire::Fields;
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::waiters::Waiters;
 use eventbus_core::{BrokerError, PublishError, Topic, foreign};
-use redis::{RedisError, Value};
+use redis::{Pipeline, RedisError, Value};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -26,7 +28,7 @@ const EVENTS: usize = 128;
 /// With more bytes than this, a script takes no further event.
 const BYTES: usize = 1 << 20;
 /// How many scripts are under way at once: the server has the next one as it ends one.
-const WINDOW: usize = 4;
+pub(crate) const WINDOW: usize = 4;
 
 /// An event that is to be stored.
 pub(crate) struct Outgoing {
@@ -171,8 +173,18 @@ impl Waiting {
 /// A script that is under way.
 struct Flight {
     batch: Vec<Waiting>,
-    answer: Pin<Box<dyn Future<Output = Result<Value, RedisError>> + Send>>,
-    done: Option<Result<Value, RedisError>>,
+    answer: Answer,
+    done: Option<Result<Stores, RedisError>>,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Stores, RedisError>> + Send>>;
+
+/// What the server says of a script.
+struct Stores {
+    /// What became of each event.
+    answers: Value,
+    /// As many replicas have it as are waited for.
+    replicated: bool,
 }
 
 /// The task that sends.
@@ -182,6 +194,10 @@ pub(crate) struct Sender {
     pub(crate) keys: Keys,
     /// How long ids are kept; zero: they are not.
     pub(crate) duplicate_window: Duration,
+    /// How many replicas have to have an event.
+    pub(crate) replicas: u32,
+    /// How long the server waits for these.
+    pub(crate) wait: Duration,
     /// Topics have to be there already.
     pub(crate) check: bool,
 }
@@ -223,12 +239,23 @@ impl Sender {
     fn no_connection(&self) -> BrokerError {
         match self.link.lost() {
             Some(lost) => BrokerError::new(format!("there is no connection to the server: {}", lost.error)),
+            None if self.replicas > 0 => BrokerError::new(format!(
+                "the server has not confirmed in time (`publish_timeout`) that {} of its replicas have it (`replicas`)",
+                self.replicas
+            )),
             None => BrokerError::new("the server has not confirmed it in time (`publish_timeout`)"),
         }
     }
 
     /// Sends on one connection until that is lost, or there is nothing more to come.
-    async fn send_on(&self, live: Live) {
+    async fn send_on(&self, mut live: Live) {
+        if self.replicas > 0 {
+            // Nobody else is to wait for replicas, and the server waits for what was written on this connection.
+            match self.link.locator.open(&live.client, Purpose::Shared).await {
+                Ok(connection) => live.connection = connection,
+                Err(trouble) => return self.link.report(live.generation, &trouble),
+            }
+        }
         let mut flights: VecDeque<Flight> = VecDeque::new();
         // What another server is to store. Whatever else is under way is answered first: this one may have stored that.
         let mut elsewhere: Vec<Waiting> = Vec::new();
@@ -323,34 +350,54 @@ impl Sender {
     }
 
     /// The script that stores a batch, on its way already.
-    fn call(
-        &self,
-        live: &Live,
-        batch: &[Waiting],
-    ) -> Pin<Box<dyn Future<Output = Result<Value, RedisError>> + Send>> {
+    fn call(&self, live: &Live, batch: &[Waiting]) -> Answer {
         let keep = u64::try_from(self.duplicate_window.as_millis()).unwrap_or(u64::MAX);
         let mut call = script::PUBLISH.call(&self.keys);
-        call.arg(keep).arg(if self.check { "1" } else { "0" });
+        call.arg(keep).arg(if self.check { "1" } else { "0" }).arg(if self.replicas > 0 { "1" } else { "0" });
         for Waiting { event, .. } in batch {
             call.arg(event.topic.as_str()).arg(&event.id).arg(event.fields.len());
             event.fields.texts().for_each(|text| _ = call.arg(text));
         }
-        let mut connection = live.connection.clone();
-        Box::pin(async move { connection.send_packed_command(&call).await.and_then(Value::extract_error) })
+        let (mut connection, replicas) = (live.connection.clone(), self.replicas);
+        let mut calls = Pipeline::new();
+        calls.add_command(call);
+        if replicas > 0 {
+            calls.cmd("WAIT").arg(replicas).arg(millis(self.wait));
+        }
+        let count = calls.len();
+        Box::pin(async move {
+            let mut answers = connection.send_packed_commands(&calls, 0, count).await?.into_iter();
+            let answers_of_script = answers.next().unwrap_or_default().extract_error()?;
+            let replicated = match answers.next().map(Value::extract_error).transpose()? {
+                Some(Value::Int(reached)) => reached >= i64::from(replicas),
+                _ => replicas == 0,
+            };
+            Ok(Stores { answers: answers_of_script, replicated })
+        })
     }
 
     /// Tells each publisher what became of its event. What is to be sent to another server, and why: this one became a
     /// replica, or its slot was moved, and has stored nothing of that.
-    fn stored(&self, batch: Vec<Waiting>, answer: Value) -> Option<(Vec<Waiting>, Trouble)> {
-        let Value::Array(answers) = answer else {
+    fn stored(&self, batch: Vec<Waiting>, stores: Stores) -> Option<(Vec<Waiting>, Trouble)> {
+        let Value::Array(answers) = stores.answers else {
             let trouble = Trouble::lasting("cannot store it", "the server has answered something else");
             batch.into_iter().for_each(|waiting| waiting.give_up(trouble.clone().into()));
             return None;
         };
         let mut elsewhere: Option<(Vec<Waiting>, Trouble)> = None;
+        let mut again = Vec::new();
         for (waiting, answer) in batch.into_iter().zip(answers) {
             let topic = waiting.event.topic.to_string();
             let answer = match answer {
+                // The script knows it, and writes something for the server to wait for.
+                Value::Int(_) if !stores.replicated && !self.duplicate_window.is_zero() => {
+                    again.push(waiting);
+                    continue;
+                }
+                Value::Int(_) if !stores.replicated => {
+                    waiting.give_up(self.no_connection());
+                    continue;
+                }
                 // Stored, or known already.
                 Value::Int(_) => Ok(()),
                 other => {
@@ -366,6 +413,8 @@ impl Sender {
             };
             waiting.answer(answer);
         }
+        again.retain(|waiting| !waiting.answer.is_closed());
+        self.publishes.put_back(again);
         elsewhere
     }
 
@@ -388,7 +437,7 @@ fn unsent(batch: Vec<Waiting>) -> impl Iterator<Item = Waiting> {
 }
 
 /// The answer of the first script; the others are kept going.
-async fn first(flights: &mut VecDeque<Flight>) -> Result<Value, RedisError> {
+async fn first(flights: &mut VecDeque<Flight>) -> Result<Stores, RedisError> {
     poll_fn(|context| {
         flights.iter_mut().for_each(|flight| flight.poll(context));
         match flights.front_mut().and_then(|flight| flight.done.take()) {

@@ -1,9 +1,9 @@
 -- Stores events, each by itself, in the order of the arguments.
 --
--- ARGV: prefix, milliseconds for which ids are kept (0: they are not), '1' where topics have to be there already, and of
--- each event: topic, id and source, how many names and values, these.
+-- ARGV: prefix, milliseconds for which ids are kept (0: they are not), '1' where topics have to be there already, '1' where
+-- it is waited for replicas, and of each event: topic, id and source, how many names and values, these.
 -- Answers for each event: 0 stored, 1 known already, or the text of the error.
-local prefix, keep, check = ARGV[1], ARGV[2], ARGV[3] == '1'
+local prefix, keep, check, waits = ARGV[1], ARGV[2], ARGV[3] == '1', ARGV[4] == '1'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -57,7 +57,7 @@ local function index(topic)
   return known[topic]
 end
 
-local answers, stored, at = {}, false, 4
+local answers, stored, at = {}, false, 5
 while at <= #ARGV do
   local topic, id, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   local first, last = at + 3, at + 2 + count
@@ -98,6 +98,8 @@ while at <= #ARGV do
     answer = 1
   end
   answers[#answers + 1] = answer
+  -- The server waits for what was written on a connection, and what is known already may have been on another one.
+  stored = stored or (waits and answer == 1)
 end
 if stored then
   redis.call('SET', KEYS[1], place())

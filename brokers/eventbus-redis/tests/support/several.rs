@@ -102,6 +102,14 @@ impl Drop for Node {
     }
 }
 
+/// A primary and its replica.
+pub fn pair() -> (Node, Node) {
+    let primary = Node::store("");
+    let replica = Node::store(&format!("replicaof 127.0.0.1 {}", primary.port));
+    replica.until("the replica follows", |node| node.says(&["INFO", "replication"], "master_link_status:up"));
+    (primary, replica)
+}
+
 fn spare_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
@@ -117,11 +125,7 @@ pub struct Sentinels {
 
 impl Sentinels {
     pub fn up() -> Self {
-        let primary = Node::store("");
-        let replica = Node::store(&format!("replicaof 127.0.0.1 {}", primary.port));
-        replica.until("the replica follows", |node| {
-            node.says(&["INFO", "replication"], "master_link_status:up")
-        });
+        let (primary, replica) = pair();
         let lines = format!(
             "sentinel monitor shop 127.0.0.1 {} 2\nsentinel down-after-milliseconds shop 1000\n\
              sentinel failover-timeout shop 5000",
