@@ -49,7 +49,8 @@
 //! - **Processes that compete** say three times in a lease what they have. One that is silent for longer loses it to the
 //!   others, and may be silent for twice as long from then on, up to sixteen leases, until it was in time for ten of them:
 //!   so processes that are kept from working do not take events from each other to and fro. An ack answers at once while
-//!   nobody else can have the delivery, and is otherwise what the server says. What another process has is never settled.
+//!   no other process can have the delivery, and is otherwise what the server says. What another process has is never
+//!   settled; where somebody claims a delivery with force meanwhile (`XCLAIM`), it comes again.
 //! - **What was asked of a group or of a dead letter** (`rename`, `seek`, `remove`, `republish`, `purge`) is done once, also
 //!   where its answer is lost with the connection and it is asked again; the answer is that of the first time.
 //! - **Memory** of the server is what limits a bus: events are kept for ever by default. [`Retention`] removes what every

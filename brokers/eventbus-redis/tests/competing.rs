@@ -149,6 +149,33 @@ async fn an_ack_settles_nothing_that_a_competitor_has_claimed_a_moment_before() 
 }
 
 #[tokio::test]
+async fn what_is_acked_while_somebody_has_claimed_it_with_force_is_settled_or_comes_again() {
+    for competing in [true, false] {
+        let place = Place::new();
+        let broker = place.builder().lease(Duration::from_secs(2)).open().await.unwrap();
+        publish(&broker, event("order.placed", 1)).await;
+        let mut deliveries = match competing {
+            true => compete(&broker).await,
+            false => subscribe(&broker, "group", "order.placed").await,
+        };
+        let received = receive_all(&mut deliveries, 1).await.remove(0);
+        // An operator, who does nothing with it.
+        claim_first(&place, 1);
+        let acked = received.settler.ack(received.receipt).await;
+        if competing && acked.is_ok() {
+            // It is not settled behind the operator's back, and comes again instead of being lost.
+            let again = receive_all(&mut deliveries, 1).await.remove(0);
+            assert_eq!(number(&again), 1);
+            ack(again).await;
+        }
+        // Where one process has the group, what it says of its events counts.
+        assert!(competing || acked.is_ok());
+        tokio::time::timeout(PATIENCE, broker.settled().unwrap()).await.unwrap();
+        assert!(held(&place).is_empty(), "competing: {competing}");
+    }
+}
+
+#[tokio::test]
 async fn an_ack_that_comes_after_the_lease_is_what_the_server_says() {
     let lease = Duration::from_secs(1);
     for (competing, taken) in [(true, true), (true, false), (false, true), (false, false)] {
