@@ -21,7 +21,7 @@ use std::fmt;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -45,6 +45,8 @@ pub(crate) struct Link {
     /// Whose turn it is among what may have ended an earlier process.
     pub(crate) turns: Lock<Turns>,
     subscriptions: AtomicU64,
+    /// How many of them are open.
+    pub(crate) open: AtomicUsize,
     #[cfg(test)]
     pub(crate) faults: crate::faults::Faults,
 }
@@ -138,6 +140,7 @@ impl Link {
             settings,
             turns,
             subscriptions: AtomicU64::new(0),
+            open: AtomicUsize::new(0),
             #[cfg(test)]
             faults: crate::faults::Faults::default(),
         };

@@ -3,7 +3,6 @@
 use crate::dead_letters::{dead_letter, id_of};
 use crate::intake::{Settled, Waiting, Which};
 use crate::notes;
-use crate::subscribe::BYTES;
 use crate::subscription::{ACK, AHEAD, Stale, Subscription};
 use crate::suspects::After;
 use eventbus_core::BrokerError;
@@ -110,7 +109,7 @@ impl NatsSettler {
         let sequence = sequence(receipt);
         let (settled, was_full) = {
             let mut state = subscription.state.lock();
-            let was_full = state.intake.has_left() || state.intake.bytes() >= BYTES;
+            let was_full = state.intake.has_left() || state.intake.bytes() >= subscription.most_bytes();
             let may_settle = subscription.may_settle(&state.intake, receipt.token);
             (if may_settle { state.intake.settle(receipt.token, sequence) } else { None }, was_full)
         };

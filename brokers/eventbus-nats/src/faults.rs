@@ -2,7 +2,7 @@
 
 use crate::broker::NatsBroker;
 use crate::notes;
-use crate::subscribe::BYTES;
+use crate::subscription::BYTES;
 use eventbus_core::broker::{
     Broker, DeadLetterQuery, Deliveries, Groups, Offset, Parked, Received, Start, SubscribeRequest,
 };

@@ -17,6 +17,7 @@ use async_nats::datetime::DateTime;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{DeliverPolicy, Info};
 use async_nats::{Message, StatusCode, Subscriber};
+use bytes::Bytes;
 use eventbus_core::broker::{BrokerFuture, Start, SubscribeRequest, skipped};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
@@ -38,9 +39,8 @@ pub(crate) const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// So long it may say nothing.
 const SILENCE: Duration = Duration::from_secs(6);
-/// How many bytes of messages a subscription may have that are not settled. It asks for no more then, and of what it needs
-/// all the same it keeps places only.
-pub(crate) const BYTES: usize = 64 << 20;
+/// Of so many bytes a payload is kept by itself.
+const LARGE: usize = 64 << 10;
 /// How many messages are taken in before others have a turn.
 const AT_ONCE: usize = 256;
 /// So long after the state of a consumer could not be had it is asked for again.
@@ -77,10 +77,6 @@ pub(crate) async fn open(
     let wanted = Wanted { group: &group, pattern: &pattern, from: first(start), again: false, competing };
     let (is_new, info) = link.ensure_consumer(&wanted).await?;
     let noted = if is_new { HashSet::new() } else { link.noted_sequences(&info.name).await? };
-    if pinned(&info).is_none() {
-        // Nothing is asked for before: the client does not survive all that it cannot read.
-        link.mend_unreadable(outlet, &info, |_| false).await?;
-    }
     let mut warnings = Vec::new();
     if is_new && start == Start::Latest {
         let counts = link.counts(&link.settings.stream, &link.settings.subject(pattern.as_str())).await;
@@ -248,13 +244,11 @@ struct Takeover {
     asked: u32,
     /// How many the server counts as open.
     open: usize,
-    /// What does not come by itself was looked at: the client can read it by now.
-    is_readable: bool,
 }
 
 impl Takeover {
     fn new() -> Self {
-        Self { asked: 0, open: 0, is_readable: false }
+        Self { asked: 0, open: 0 }
     }
 }
 
@@ -324,11 +318,12 @@ impl Task {
             let mut state = self.subscription.state.lock();
             (state.intake.at_hand() + self.queued.len(), state.intake.held(), state.intake.bytes())
         };
-        if bytes >= BYTES && held > 0 && self.takeover.is_none() && !needs_one {
+        let most = self.subscription.most_bytes();
+        if bytes >= most && held > 0 && self.takeover.is_none() && !needs_one {
             return;
         }
         // Each ask may be answered with all that it lets come, and the next one is for what there is room for besides.
-        let room_for = BYTES.saturating_sub(bytes + self.pulls.bytes()) / 2;
+        let room_for = most.saturating_sub(bytes + self.pulls.bytes()) / 2;
         let least = self.largest();
         if room_for < least && self.pulls.coming() > 0 {
             return;
@@ -350,15 +345,15 @@ impl Task {
             return;
         }
         let count = if has_room { room - coming } else { 1 };
-        let most = room_for.max(least);
-        let number = self.pulls.ask(count, most, Instant::now());
+        let room_for = room_for.max(least);
+        let number = self.pulls.ask(count, room_for, Instant::now());
         let pin = match (self.tenure.pin(), self.subscription.competing) {
             (_, true) => String::new(),
             (None, false) => format!(",\"group\":\"{PRIORITY_GROUP}\""),
             (Some(pin), false) => format!(",\"group\":\"{PRIORITY_GROUP}\",\"id\":\"{pin}\""),
         };
         let request = format!(
-            "{{\"batch\":{count},\"max_bytes\":{most},\"expires\":{},\"idle_heartbeat\":{}{pin}}}",
+            "{{\"batch\":{count},\"max_bytes\":{room_for},\"expires\":{},\"idle_heartbeat\":{}{pin}}}",
             EXPIRES.as_nanos(),
             HEARTBEAT.as_nanos()
         );
@@ -372,11 +367,12 @@ impl Task {
 
     /// Leaves to the server what there is no room for, and asks for it once there is.
     fn keep_within(&mut self) {
-        let most = BYTES + self.largest();
+        let room = self.subscription.most_bytes();
+        let most = room + self.largest();
         let (left, missing, epoch) = {
             let mut state = self.subscription.state.lock();
             let left = state.intake.leave(most);
-            let missing = if self.fetches.is_empty() { state.intake.missing(BYTES) } else { None };
+            let missing = if self.fetches.is_empty() { state.intake.missing(room) } else { None };
             (left, missing, state.intake.epoch())
         };
         // Events are dropped without the lock.
@@ -387,6 +383,9 @@ impl Task {
             let Subscription { link, .. } = &*subscription;
             let stream = &link.settings.stream;
             let stored = loop {
+                if let Some(stored) = link.stored_as_it_is(stream, which.sequence).await {
+                    break Some(stored);
+                }
                 let asked = unreadable::Which { seq: which.sequence, next_by_subj: None };
                 match link.stored(stream, asked).await {
                     Ok(stored) => break stored,
@@ -553,7 +552,7 @@ impl Task {
             place.sequence,
             place.time,
             message.headers.as_ref(),
-            message.payload,
+            by_itself(message.payload),
         );
         let waiting = Waiting {
             envelope: Some(Arc::new(envelope)),
@@ -856,10 +855,6 @@ impl Task {
         self.next_look = Some(tokio::time::Instant::now() + pause);
         if takeover.asked == 2 && !self.mends.is_empty() {
             takeover.asked -= 1;
-        } else if takeover.asked == 2 && !takeover.is_readable {
-            takeover.is_readable = true;
-            takeover.asked -= 1;
-            self.mend(info);
         } else if takeover.asked == 2 {
             self.recall(&info).await;
         }
@@ -1247,6 +1242,11 @@ async fn next(messages: &mut Option<Subscriber>) -> Option<Message> {
         Some(messages) => messages.next().await,
         None => std::future::pending().await,
     }
+}
+
+/// A large payload by itself: what the client reads into is up to twice as large, and stays as long as any part of it.
+fn by_itself(payload: Bytes) -> Bytes {
+    if payload.len() < LARGE { payload } else { Bytes::copy_from_slice(&payload) }
 }
 
 async fn sleep_until(at: Option<tokio::time::Instant>) {

@@ -27,6 +27,11 @@ pub(crate) const WORKING: Bytes = Bytes::from_static(b"+WPI");
 
 /// How many messages are asked for ahead of the reader.
 pub(crate) const AHEAD: usize = 512;
+/// How many bytes of messages a subscription may have that are not settled. It asks for no more then, and of what it needs
+/// all the same it keeps places only.
+pub(crate) const BYTES: usize = 64 << 20;
+/// How many bytes all subscriptions of a broker may have together, as when they take over all groups of a process at once.
+const BYTES_OF_ALL: usize = 256 << 20;
 /// Of a lease, the part after which no handler is begun that the server was not asked for.
 const SURE: f64 = 0.6;
 
@@ -108,6 +113,7 @@ impl Subscription {
             ends: false,
             ended: false,
         };
+        link.open.fetch_add(1, Ordering::Relaxed);
         Self {
             number: link.number_of_subscription(),
             careful: AtomicBool::new(false),
@@ -127,6 +133,11 @@ impl Subscription {
             stance: Stance::default(),
             changed: Waiters::new(),
         }
+    }
+
+    /// How many bytes of messages it may have.
+    pub(crate) fn most_bytes(&self) -> usize {
+        share(self.link.open.load(Ordering::Relaxed))
     }
 
     fn since_begun(&self, at: Instant) -> u64 {
@@ -313,5 +324,28 @@ impl Subscription {
     pub(crate) fn is_idle(&self) -> bool {
         let state = self.state.lock();
         state.intake.held() == 0 && state.intake.unconfirmed() == 0
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.link.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How many bytes each of so many subscriptions may have.
+fn share(subscriptions: usize) -> usize {
+    (BYTES_OF_ALL / subscriptions.max(1)).min(BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_subscriptions_have_as_much_as_each_may_and_many_share() {
+        assert_eq!([0, 1, 4].map(share), [BYTES; 3]);
+        assert_eq!(share(64) * 64, BYTES_OF_ALL);
+        assert!(share(usize::MAX) == 0);
     }
 }

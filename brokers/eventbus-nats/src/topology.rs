@@ -2,8 +2,8 @@
 
 use crate::config::{Settings, Storage};
 use crate::connection::{Link, Nothing, Refusal};
-use crate::subscribe::{BYTES, EXPIRES};
-use crate::subscription::AHEAD;
+use crate::subscribe::EXPIRES;
+use crate::subscription::{AHEAD, BYTES};
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PriorityPolicy, ReplayPolicy};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};

@@ -46,44 +46,89 @@ pub(crate) struct Which<'a> {
     pub(crate) next_by_subj: Option<&'a str>,
 }
 
+/// A message as the server writes it where it is asked for by its place.
+#[derive(Debug, Deserialize)]
+struct Raw {
+    subject: String,
+    seq: u64,
+    time: String,
+    #[serde(default)]
+    hdrs: String,
+    #[serde(default)]
+    data: String,
+}
+
+impl Raw {
+    /// The headers as far as they can be read, and whether the client reads the message where it is delivered.
+    fn headers(&self) -> Result<(HeaderMap, bool), Refusal> {
+        let (headers, is_readable) = read_headers(&bytes(&self.hdrs)?);
+        // In place of bytes that are not UTF-8 the server writes this; and the client parts a line with headers at every
+        // white space, of which the server lets some into subjects.
+        let is_text = !self.subject.contains(|c: char| c == char::REPLACEMENT_CHARACTER || c.is_whitespace());
+        Ok((headers, is_readable && is_text))
+    }
+
+    fn stored(self) -> Result<Stored, Refusal> {
+        let (headers, is_readable) = self.headers()?;
+        Ok(Stored {
+            is_readable,
+            payload: bytes(&self.data)?.into(),
+            subject: self.subject,
+            sequence: self.seq,
+            time: self.time.parse().unwrap_or(Timestamp::UNIX_EPOCH),
+            headers,
+        })
+    }
+}
+
+fn bytes(text: &str) -> Result<Vec<u8>, Refusal> {
+    base64_decode(text).ok_or_else(|| Refusal::Unreadable("a message is not in base64".to_owned()))
+}
+
 impl Link {
     /// A message of a stream; none, where it is not there (any more).
     pub(crate) async fn stored(&self, stream: &str, which: Which<'_>) -> Result<Option<Stored>, Refusal> {
+        self.raw(stream, which).await?.map(Raw::stored).transpose()
+    }
+
+    /// A message that the client is known to read, in the form in which it was stored: the other one costs both sides several
+    /// times as much. None, where it is not to be had like this: a stream of somebody else's may not allow it, and who is
+    /// asked may lag behind.
+    pub(crate) async fn stored_as_it_is(&self, stream: &str, sequence: u64) -> Option<Stored> {
+        let subject = self.api_subject(&format!("DIRECT.GET.{stream}"));
+        let message = self.request(subject, format!("{{\"seq\":{sequence}}}").into()).await.ok()?;
+        let headers = message.headers?;
+        let fact = |name: &str| headers.get(name).map(|value| value.as_str());
+        if fact("Nats-Sequence")?.parse() != Ok(sequence) {
+            return None;
+        }
+        Some(Stored {
+            subject: fact("Nats-Subject")?.to_owned(),
+            sequence,
+            time: fact("Nats-Time-Stamp")?.parse().ok()?,
+            headers,
+            payload: message.payload,
+            is_readable: true,
+        })
+    }
+
+    /// The same, where the client cannot read it. The payload of one that it reads is not looked at.
+    async fn unreadable(&self, stream: &str, which: Which<'_>) -> Result<Option<Stored>, Refusal> {
+        let Some(raw) = self.raw(stream, which).await? else { return Ok(None) };
+        if raw.headers()?.1 { Ok(None) } else { raw.stored().map(Some) }
+    }
+
+    async fn raw(&self, stream: &str, which: Which<'_>) -> Result<Option<Raw>, Refusal> {
         #[derive(Deserialize)]
         struct Answer {
             message: Raw,
         }
-        #[derive(Deserialize)]
-        struct Raw {
-            subject: String,
-            seq: u64,
-            time: String,
-            #[serde(default)]
-            hdrs: String,
-            #[serde(default)]
-            data: String,
-        }
 
-        let raw = match self.api::<Answer>(format!("STREAM.MSG.GET.{stream}"), &which).await {
-            Ok(answer) => answer.message,
-            Err(refusal) if refusal.is(ErrorCode::NO_MESSAGE_FOUND) => return Ok(None),
-            Err(refusal) => return Err(refusal),
-        };
-        let bytes = |text: &str| {
-            base64_decode(text).ok_or_else(|| Refusal::Unreadable("a message is not in base64".to_owned()))
-        };
-        let (headers, is_readable) = read_headers(&bytes(&raw.hdrs)?);
-        Ok(Some(Stored {
-            // In place of bytes that are not UTF-8 the server writes this; and the client parts a line with headers at every
-            // white space, of which the server lets some into subjects.
-            is_readable: is_readable
-                && !raw.subject.contains(|c: char| c == char::REPLACEMENT_CHARACTER || c.is_whitespace()),
-            subject: raw.subject,
-            sequence: raw.seq,
-            time: raw.time.parse().unwrap_or(Timestamp::UNIX_EPOCH),
-            headers,
-            payload: bytes(&raw.data)?.into(),
-        }))
+        match self.api::<Answer>(format!("STREAM.MSG.GET.{stream}"), &which).await {
+            Ok(answer) => Ok(Some(answer.message)),
+            Err(refusal) if refusal.is(ErrorCode::NO_MESSAGE_FOUND) => Ok(None),
+            Err(refusal) => Err(refusal),
+        }
     }
 
     /// Of what a consumer has open, sends again to it what the client cannot read, and settles that. What `is_here` was read.
@@ -98,7 +143,7 @@ impl Link {
         }
         let (stream, from) = (&self.settings.stream, info.ack_floor.stream_sequence + 1);
         let to = info.delivered.stream_sequence.min(from.saturating_add(MOST));
-        let look = |seq| self.stored(stream, Which { seq, next_by_subj: None });
+        let look = |seq| self.unreadable(stream, Which { seq, next_by_subj: None });
         let mut found =
             stream::iter((from..=to).filter(|sequence| !is_here(*sequence))).map(look).buffered(AT_ONCE);
         let filters = filters(&info.config);
@@ -106,7 +151,7 @@ impl Link {
             let stored = stored.map_err(|refusal| {
                 self.explain(format_args!("look for what cannot be read in `{stream}`"), refusal)
             })?;
-            let Some(stored) = stored.filter(|stored| !stored.is_readable) else { continue };
+            let Some(stored) = stored else { continue };
             if filters.iter().any(|filter| covers(filter, &stored.subject)) {
                 self.mend(outlet, &info.name, stored).await?;
             }
