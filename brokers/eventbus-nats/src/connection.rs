@@ -1,5 +1,6 @@
 //! The connection: how it is made, what is wrong where it cannot be, and what the server says while it is there.
 
+use crate::birth::Births;
 use crate::config::{Login, Settings};
 use crate::suspects::Turns;
 use async_nats::connection::State;
@@ -47,6 +48,7 @@ pub(crate) struct Link {
     subscriptions: AtomicU64,
     /// How many of them are open.
     pub(crate) open: AtomicUsize,
+    pub(crate) births: Births,
     #[cfg(test)]
     pub(crate) faults: crate::faults::Faults,
 }
@@ -141,6 +143,7 @@ impl Link {
             turns,
             subscriptions: AtomicU64::new(0),
             open: AtomicUsize::new(0),
+            births: Births::default(),
             #[cfg(test)]
             faults: crate::faults::Faults::default(),
         };

@@ -378,6 +378,25 @@ async fn nothing_is_settled_until_it_is_known_which_stream_there_is() {
 }
 
 #[tokio::test]
+async fn many_subscriptions_ask_once_which_stream_there_is() {
+    let place = Place::new();
+    // The first time they make their consumers, the second time they find them.
+    for _ in 0..2 {
+        let broker = place.patient_broker().await;
+        let asks: &str = Box::leak(format!("STREAM.INFO.{}", place.0).into_boxed_str());
+        broker.shared().link.faults.begin(asks, 1, false);
+        let mut open = Vec::new();
+        for number in 0..40 {
+            open.push(subscribe(&broker, &format!("g{number}")).await);
+        }
+        assert_eq!(broker.shared().link.faults.end(), 0, "it was asked more than once");
+        drop(open);
+        broker.close().await.unwrap();
+    }
+    place.remove().await;
+}
+
+#[tokio::test]
 async fn what_a_takeover_finds_open_is_not_here_all_at_once() {
     const COUNT: u64 = 100;
     let place = Place::new();

@@ -100,6 +100,7 @@
 #![forbid(unsafe_code)]
 
 mod audit;
+mod birth;
 mod broker;
 mod config;
 mod connection;

@@ -1,6 +1,7 @@
 //! Subscribing: the consumer of a group, and the task that asks it for messages, keeps the group, and tells the server
 //! what is worked on.
 
+use crate::birth::Birth;
 use crate::connection::{Inbox, Link, Refusal};
 use crate::delivery::NatsDeliveries;
 use crate::intake::{Arrival, Waiting, Which};
@@ -10,7 +11,7 @@ use crate::pulls::{Ahead, Pulls};
 use crate::subscription::{ACK, AHEAD, NAK, Stale, Subscription, WORKING};
 use crate::suspects::Begun;
 use crate::tenure::{Asked, Came, Refused, Tenure};
-use crate::topology::{Birth, PRIORITY_GROUP, Wanted, consumer_name, first};
+use crate::topology::{PRIORITY_GROUP, Wanted, consumer_name, first};
 use crate::unreadable;
 use crate::wire::{self, Place};
 use async_nats::datetime::DateTime;
@@ -71,11 +72,11 @@ pub(crate) async fn open(
     }
     // What is asked from here on is asked on this connection, or on a later one.
     let connection = link.state.times();
-    let birth = link.birth().await;
-    let birth =
-        birth.map_err(|refusal| link.explain(format_args!("subscribe the group `{group}`"), refusal))?;
     let wanted = Wanted { group: &group, pattern: &pattern, from: first(start), again: false, competing };
     let (is_new, info) = link.ensure_consumer(&wanted).await?;
+    let birth = link.birth_for(&info, is_new).await;
+    let birth =
+        birth.map_err(|refusal| link.explain(format_args!("subscribe the group `{group}`"), refusal))?;
     let noted = if is_new { HashSet::new() } else { link.noted_sequences(&info.name).await? };
     let mut warnings = Vec::new();
     if is_new && start == Start::Latest {

@@ -11,8 +11,8 @@ use eventbus_core::broker::{Start, Topology};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, Pattern};
+use serde::Serialize;
 use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// The priority group of each consumer that one process handles at a time.
@@ -165,11 +165,6 @@ impl Link {
             );
         }
         Ok(())
-    }
-
-    /// What tells the stream of the events from an earlier one of its name.
-    pub(crate) async fn birth(&self) -> Result<Birth, Refusal> {
-        self.api(format!("STREAM.INFO.{}", self.settings.stream), &Nothing {}).await
     }
 
     fn stream(&self) -> stream::Config {
@@ -501,12 +496,6 @@ impl Link {
             ..consumer::Config::default()
         }
     }
-}
-
-/// When a stream was made, as the server says it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(crate) struct Birth {
-    created: String,
 }
 
 /// The consumer that a group is to have on a pattern.
