@@ -1,22 +1,17 @@
 //! What a subscription has of its queue on one channel: what is at hand, what was handed out, what is settled and not acked
 //! yet. A plain value without a lock, a clock or a task.
 
+use crate::acks::{Ack, Tag, Unacked};
 use eventbus_core::Envelope;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The number of a delivery here. One that comes again has another one.
 pub(crate) type Token = u64;
-/// The number of a delivery on its channel, from 1.
-pub(crate) type Tag = u64;
 /// By this an event is known that comes again.
 pub(crate) type Identity = u128;
 
-/// So long what is settled waits for what came before it, to be acked with it.
-const APART: Duration = Duration::from_millis(50);
-/// So much of it waits at most.
-const BEYOND: usize = 256;
 /// How many events are remembered that were settled, in each of two halves.
 const REMEMBERED: usize = 16_384;
 
@@ -42,14 +37,6 @@ pub(crate) struct Waiting {
 struct Entry {
     tag: Tag,
     identity: Identity,
-}
-
-/// An ack to be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ack {
-    pub(crate) tag: Tag,
-    /// It stands for everything before it as well.
-    pub(crate) multiple: bool,
 }
 
 /// All deliveries of the present channel.
@@ -179,75 +166,7 @@ impl Held {
 
     /// How many acks are to be sent.
     pub(crate) fn unconfirmed(&self) -> usize {
-        self.unacked.done.len()
-    }
-}
-
-/// The tags of a channel that the server has not heard of yet.
-///
-/// An ack may stand for all before it, and then it has to name one that is not acked: the server ends the channel for any
-/// other. So what is acked apart is out of here.
-#[derive(Debug, Default)]
-struct Unacked {
-    open: BTreeSet<Tag>,
-    done: BTreeSet<Tag>,
-    /// Since when something waits for what came before it.
-    since: Option<Instant>,
-}
-
-impl Unacked {
-    fn open(&mut self, tag: Tag) {
-        self.open.insert(tag);
-    }
-
-    fn settle(&mut self, tag: Tag, now: Instant) {
-        if self.open.remove(&tag) {
-            self.done.insert(tag);
-            self.since.get_or_insert(now);
-        }
-    }
-
-    /// It was given back to the queue.
-    fn forget(&mut self, tag: Tag) {
-        self.open.remove(&tag);
-    }
-
-    fn next(&mut self, now: Instant) -> Vec<Ack> {
-        let mut acks: Vec<_> = self.prefix().into_iter().collect();
-        let waited = self.since.is_some_and(|since| now >= since + APART);
-        if waited || self.done.len() > BEYOND {
-            acks.extend(self.rest());
-        }
-        acks
-    }
-
-    fn all(&mut self) -> Vec<Ack> {
-        self.prefix().into_iter().chain(self.rest()).collect()
-    }
-
-    /// One ack for everything before the first that is open.
-    fn prefix(&mut self) -> Option<Ack> {
-        let last = match self.open.first() {
-            Some(open) => self.done.range(..open).next_back().copied(),
-            None => self.done.last().copied(),
-        }?;
-        let beyond = self.done.split_off(&(last + 1));
-        let multiple = self.done.len() > 1;
-        self.done = beyond;
-        if self.done.is_empty() {
-            self.since = None;
-        }
-        Some(Ack { tag: last, multiple })
-    }
-
-    /// An ack for each that is settled.
-    fn rest(&mut self) -> Vec<Ack> {
-        self.since = None;
-        std::mem::take(&mut self.done).into_iter().map(|tag| Ack { tag, multiple: false }).collect()
-    }
-
-    fn due(&self) -> Option<Instant> {
-        self.since.map(|since| since + APART)
+        self.unacked.unsent()
     }
 }
 
@@ -274,7 +193,10 @@ impl Remembered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::acks::APART;
     use eventbus_core::Topic;
+    use std::collections::BTreeSet;
+    use std::time::Duration;
 
     #[test]
     fn what_was_stored_elsewhere_as_its_channel_went_is_only_acked_when_it_comes_again() {

@@ -92,6 +92,7 @@
 
 #![forbid(unsafe_code)]
 
+mod acks;
 mod broker;
 mod config;
 mod connection;

@@ -1,10 +1,11 @@
 //! Subscribing: the task that takes what the queue of a group sends, and acks what is settled.
 
+use crate::acks::Ack;
 use crate::config::{QueueType, Settings};
 use crate::connection::{CALL, Link, Trouble, call};
 use crate::delivery::RabbitMqDeliveries;
 use crate::directory::Directory;
-use crate::held::{Ack, Arrival};
+use crate::held::Arrival;
 use crate::names::hash;
 use crate::publish::Outlet;
 use crate::subscription::Subscription;
