@@ -201,7 +201,8 @@ impl RabbitMqBrokerBuilder {
     }
 
     /// How long the server waits for an ack, before it ends the channel and delivers again. It is an argument of the queues
-    /// that are made here. A subscription whose `timeout` is not shorter is refused. Default: 30 minutes, as the server's.
+    /// that are made here. A subscription whose `timeout` is not two seconds shorter is refused. Default: 30 minutes, as the
+    /// server's.
     pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
         self.0.consumer_timeout = timeout;
         self

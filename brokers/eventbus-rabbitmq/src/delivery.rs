@@ -5,7 +5,7 @@ use crate::names::hash;
 use crate::subscription::Subscription;
 use crate::wire;
 use eventbus_core::broker::{
-    BrokerFuture, DeadLetter, Deliveries, Offset, Parked, Receipt, Received, Settler,
+    Begin, BrokerFuture, DeadLetter, Deliveries, Offset, Parked, Receipt, Received, Settler,
 };
 use eventbus_core::{BrokerError, Envelope};
 use jiff::Timestamp;
@@ -13,6 +13,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+
+/// When to ask again for what is on its way back to the queue, and maybe to others.
+const AWAY: Duration = Duration::from_millis(50);
 
 /// The reader's end of a subscription.
 pub(crate) struct RabbitMqDeliveries {
@@ -106,8 +109,25 @@ impl RabbitMqSettler {
         settled
     }
 
+    /// Nobody handles it any more, and it waits.
+    fn rest(&self, receipt: &Receipt) {
+        self.0.state.lock().held.rest(receipt.token);
+        self.0.bell.notify_one();
+    }
+
     fn identity(&self, receipt: &Receipt) -> Option<Identity> {
         self.0.state.lock().held.identity(receipt.token)
+    }
+
+    async fn store(&self, letter: &DeadLetter) -> Result<(), BrokerError> {
+        let subscription = &self.0;
+        let name = letter_name(&subscription.dead, &any_name(&letter.envelope));
+        let written = wire::write_dead_letter(letter, &name, &subscription.queue);
+        let written =
+            written.map_err(|error| BrokerError::new("cannot write the dead letter").with_cause(error))?;
+        let topic = letter.envelope.topic().as_str();
+        let sent = subscription.outlet.send(&subscription.dead, topic, written).await;
+        sent.map_err(|error| BrokerError::new("cannot store the dead letter").with_cause(error))
     }
 
     /// Has an event come again so much later, by way of the server, which knows it then, and acks it.
@@ -154,18 +174,15 @@ impl Settler for RabbitMqSettler {
     fn reject(&self, receipt: Receipt, letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
         let this = Self(Arc::clone(&self.0));
         BrokerFuture::new(async move {
-            let subscription = &this.0;
             let Some(identity) = this.identity(&receipt) else {
                 // Settled before, it is so; somebody else's, it is not.
                 return this.settle(&receipt);
             };
-            let name = letter_name(&subscription.dead, &any_name(&letter.envelope));
-            let written = wire::write_dead_letter(&letter, &name, &subscription.queue);
-            let written = written
-                .map_err(|error| BrokerError::new("cannot write the dead letter").with_cause(error))?;
-            let topic = letter.envelope.topic().as_str();
-            let sent = subscription.outlet.send(&subscription.dead, topic, written).await;
-            sent.map_err(|error| BrokerError::new("cannot store the dead letter").with_cause(error))?;
+            let stored = this.store(&letter).await;
+            if stored.is_err() {
+                this.rest(&receipt);
+            }
+            stored?;
             this.settle_stored(&receipt, identity)
         })
     }
@@ -174,14 +191,22 @@ impl Settler for RabbitMqSettler {
         if !self.holds(receipt) {
             return BrokerFuture::ready(Err(lost(&self.0)));
         }
+        self.rest(receipt);
         let delay = parked.delay(Timestamp::now());
         let settings = &self.0.link.settings;
-        // There is no place to note the attempt: the server counts deliveries. What would be held for too long goes to it.
+        // There is no place to note the attempt: the server counts deliveries. What is far off goes to it, and the rest is
+        // renewed while it waits.
         if delay + self.0.request.timeout < settings.consumer_timeout / 2 {
             return BrokerFuture::ready(Ok(()));
         }
         let (this, receipt) = (Self(Arc::clone(&self.0)), receipt.clone());
         BrokerFuture::new(async move { this.send_later(&receipt, delay).await })
+    }
+
+    fn begin(&self, receipt: &Receipt) -> Option<BrokerFuture<Begin>> {
+        // Who handles the group alone may hold what is on its way back, and has it after all.
+        let may = !self.0.request.competing || self.0.state.lock().held.begin(receipt.token);
+        (!may).then(|| BrokerFuture::ready(Begin::Later(AWAY)))
     }
 
     fn holds(&self, receipt: &Receipt) -> bool {

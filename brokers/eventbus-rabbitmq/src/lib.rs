@@ -48,10 +48,13 @@
 //!   after two heart-beats that one is silent. One that is cut off goes on with the handlers that it has begun.
 //! - **Acks** go together up to the first unfinished event. What is finished beyond it is acked apart after 50 ms, so that one
 //!   long retry holds up no acks.
-//! - **RabbitMQ takes back** what is not acked within `consumer_timeout`. A subscription whose `timeout` is not shorter is
-//!   refused. A retry that waits for about half of it or longer goes to the server: its attempt and its time survive a crash
-//!   then. It comes back behind what was published meanwhile, rounded up by at most a second in 64. Until it is due its
-//!   process keeps back what follows of its key, as ever; another process does not know of it. So order by key has that
+//! - **RabbitMQ takes back** what is not acked within `consumer_timeout` of its delivery, whatever it waits for. So what is held
+//!   for half of that is given back, and comes again at once: to the same process, where it keeps its place and its attempt, be
+//!   it unread, behind another event of its key, parked or in a handler. Of a group that competes it may go to another
+//!   process, and what a handler has stays. RabbitMQ counts each return. A subscription whose `timeout` is not two seconds
+//!   shorter is refused. A retry that waits for about half of it or longer goes to the server: its attempt and its time survive
+//!   a crash then. It comes back behind what was published meanwhile, rounded up by at most a second in 64. Until it is due
+//!   its process keeps back what follows of its key, as ever; another process does not know of it. So order by key has that
 //!   exception.
 //! - **`delivery_limit`** is above what a subscription may try, or the subscription is refused; by default there is none. What
 //!   RabbitMQ gives up by itself, for a policy of length, age or deliveries, becomes a dead letter that says so.

@@ -64,7 +64,12 @@ fn bounded(mut name: String, about: &[&str]) -> String {
 
 /// FNV-1a over texts that are kept apart.
 pub(crate) fn hash(texts: &[&str]) -> u64 {
-    let bytes = texts.iter().flat_map(|text| text.bytes().chain([0xff]));
+    fnv(texts.iter().flat_map(|text| text.bytes().chain([0xff])))
+}
+
+/// The same over bytes.
+pub(crate) fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    let bytes = bytes.into_iter();
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 

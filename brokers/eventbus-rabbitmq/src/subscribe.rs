@@ -1,12 +1,12 @@
 //! Subscribing: the task that takes what the queue of a group sends, and acks what is settled.
 
-use crate::acks::Ack;
+use crate::acks::{Ack, Tag};
 use crate::config::{QueueType, Settings};
 use crate::connection::{CALL, Link, Trouble, call};
 use crate::delivery::RabbitMqDeliveries;
 use crate::directory::Directory;
 use crate::held::Arrival;
-use crate::names::hash;
+use crate::names::{fnv, hash};
 use crate::publish::Outlet;
 use crate::subscription::Subscription;
 use crate::topology::{Count, close, explain_queue};
@@ -41,6 +41,9 @@ const REACHED: Duration = Duration::from_millis(250);
 /// How many deliveries are taken at once, before the reader is told.
 const MANY: usize = 256;
 
+/// What has to be left of the server's time beside the handler.
+const SPARE: Duration = Duration::from_secs(2);
+
 /// Opens a subscription. The last of the answer is the task that serves it.
 pub(crate) async fn open(
     link: &Arc<Link>,
@@ -65,10 +68,11 @@ pub(crate) async fn open(
 /// Whether the server's limits leave room for what the subscription asks for.
 fn check(settings: &Settings, request: &SubscribeRequest) -> Result<(), BrokerError> {
     let SubscribeRequest { group, timeout, retries, .. } = request;
-    if *timeout >= settings.consumer_timeout {
+    if *timeout + SPARE > settings.consumer_timeout {
         return Err(BrokerError::new(format!(
             "a handler of the group `{group}` may take {timeout:?} (`timeout`), and RabbitMQ takes an event back that is not \
-             acked within {:?} (`consumer_timeout`); lower the first or raise the second",
+             acked within {:?} (`consumer_timeout`), of which {SPARE:?} are kept for what comes before and after; lower the \
+             first or raise the second",
             settings.consumer_timeout
         )));
     }
@@ -202,15 +206,27 @@ impl Task {
         (self.acked, self.looking) = (None, None);
         let mut given_back = false;
         loop {
-            let (closed, in_hand, due) = {
-                let state = subscription.state.lock();
-                (state.closed, state.held.in_hand(), state.held.acks_due())
+            let (closed, in_hand, due, renew_at, returns_until, renewals) = {
+                let (mut state, now) = (subscription.state.lock(), Instant::now());
+                let renewals = state.held.renew(now);
+                let held = &state.held;
+                (
+                    state.closed,
+                    held.in_hand(),
+                    held.acks_due(),
+                    held.renewal_due(),
+                    held.returns_until(now),
+                    renewals,
+                )
             };
+            if !requeue(&channel, renewals).await {
+                return End::Lost(format!("nothing can be given back to the queue within {CALL:?}"));
+            }
             if closed && subscription.request.competing && !given_back {
                 given_back = true;
                 self.give_back(&channel, &consumer).await;
             }
-            if closed && in_hand == 0 {
+            if closed && in_hand == 0 && returns_until.is_none() {
                 return self.finish(&channel, acking).await;
             }
             let pace = self.acked.map(|acked| acked + PACE).filter(|pace| *pace > Instant::now());
@@ -244,6 +260,8 @@ impl Task {
                 }
                 () = sleep_until(pace), if pace.is_some() => {}
                 () = sleep_until(due), if due.is_some() && acking.is_empty() && pace.is_none() => {}
+                () = sleep_until(renew_at), if renew_at.is_some() => {}
+                () = sleep_until(returns_until), if returns_until.is_some() => {}
                 () = sleep_until(look_at), if wants && self.looking.is_none() && look_at.is_some() => {}
             }
         }
@@ -298,9 +316,15 @@ impl Task {
         let topic = envelope.topic().as_str();
         let texts = [envelope.source(), &id, &again, topic];
         let identity = u128::from(hash(&texts)) << 64 | u128::from(hash(&["eventbus", &id, &again, topic]));
+        // Without a name of its own it has another identity each time, but the same content.
+        let mark = if message.is_named() {
+            identity
+        } else {
+            fnv(topic.bytes().chain([0xff]).chain(message.body.iter().copied())).into()
+        };
         let quorum = self.subscription.link.settings.queue_type == QueueType::Quorum;
         let attempt = if quorum { message.attempt() } else { message.first_attempt() };
-        Arrival { tag, identity, redelivered, envelope: Arc::new(envelope), attempt }
+        Arrival { tag, identity, mark, redelivered, envelope: Arc::new(envelope), attempt }
     }
 
     /// Sends the acks that are due.
@@ -318,11 +342,8 @@ impl Task {
     async fn give_back(&mut self, channel: &Channel, consumer: &Consumer) {
         let _ = call(channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await;
         let given_back = self.subscription.state.lock().held.give_back();
-        let nacks = given_back.iter().map(|(tag, _)| {
-            channel.basic_nack(*tag, BasicNackOptions { requeue: true, ..BasicNackOptions::default() })
-        });
         // Where it fails, the end of the channel gives them back.
-        let _ = tokio::time::timeout(CALL, join_all(nacks)).await;
+        let _ = requeue(channel, given_back.iter().map(|(tag, _)| *tag)).await;
     }
 
     /// Acks all that is settled, and closes the channel, which gives back what is not.
@@ -368,6 +389,15 @@ async fn closing(subscription: &Subscription) {
 
 async fn send_ack(channel: Channel, ack: Ack) -> lapin::Result<()> {
     channel.basic_ack(ack.tag, BasicAckOptions { multiple: ack.multiple }).await
+}
+
+/// Gives deliveries back to their queue, in this order. An ack for many that was sent before would stand for them as well, so
+/// none is sent meanwhile. False, where they cannot be sent.
+async fn requeue(channel: &Channel, tags: impl IntoIterator<Item = Tag>) -> bool {
+    let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+    let nacks = tags.into_iter().map(|tag| channel.basic_nack(tag, options));
+    let sent = tokio::time::timeout(CALL, join_all(nacks)).await;
+    sent.is_ok_and(|sent| sent.iter().all(Result::is_ok))
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -1,7 +1,7 @@
 //! A subscription of this process: what its reader, its settler and its task share.
 
 use crate::connection::Link;
-use crate::held::{Held, Token, Waiting};
+use crate::held::{Held, Lease, Token, Waiting};
 use crate::publish::Outlet;
 use eventbus_core::broker::SubscribeRequest;
 use eventbus_core::foreign;
@@ -10,6 +10,7 @@ use eventbus_core::waiters::Waiters;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::task::Waker;
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// A subscription, as long as its task runs.
@@ -52,7 +53,7 @@ impl Subscription {
         [queue, dead]: [String; 2],
     ) -> Self {
         let state = State {
-            held: Held::default(),
+            held: Held::new(lease(&request, link.settings.consumer_timeout)),
             waker: None,
             failed: None,
             backlog: None,
@@ -121,4 +122,12 @@ impl Subscription {
     pub(crate) async fn ended(&self) {
         self.changed.until(|| self.state.lock().ended.then_some(())).await;
     }
+}
+
+/// How long something is held before it is renewed: well within what the server allows, and early enough for a handler to
+/// begin with it then.
+fn lease(request: &SubscribeRequest, allowed: Duration) -> Lease {
+    let shared = request.competing;
+    let time = if shared { allowed.saturating_sub(request.timeout) } else { allowed };
+    Lease { time: time / 2, shared }
 }

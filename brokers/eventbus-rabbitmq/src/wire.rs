@@ -197,6 +197,12 @@ impl Message {
         self.text(ATTEMPT).and_then(|attempt| attempt.parse().ok()).unwrap_or(1).max(1)
     }
 
+    /// Whether it has an id of its own.
+    pub(crate) fn is_named(&self) -> bool {
+        let by_property = self.properties.message_id().as_ref().is_some_and(|id| !id.as_str().is_empty());
+        by_property || ATTRIBUTES.iter().any(|prefix| self.header(&format!("{prefix}id")).is_some())
+    }
+
     /// The name under which it was sent to its group again.
     pub(crate) fn again(&self) -> Option<String> {
         self.text(AGAIN)

@@ -3,8 +3,11 @@
 mod support;
 
 use eventbus::PublishError;
-use eventbus::broker::{Broker, Connection};
+use eventbus::broker::{Broker, Connection, Parked};
+use eventbus_core::jiff::Timestamp;
 use eventbus_rabbitmq::RabbitMqBroker;
+use eventbus_rabbitmq::lapin::BasicProperties;
+use eventbus_rabbitmq::lapin::options::BasicPublishOptions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -361,5 +364,69 @@ async fn a_shutdown_during_an_outage_ends_in_time_and_says_what_is_not_known() {
     assert!(begun.elapsed() < drain + Duration::from_secs(3), "{:?}", begun.elapsed());
     assert!(publishing.await.unwrap().is_err());
     proxy.refuse(false);
+    remove(&exchange).await;
+}
+
+/// The shortest time for which the server lets anybody hold a delivery.
+const SHORTEST: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_longer_than_the_server_allows_stays_with_its_process_in_its_order() {
+    let exchange = exchange();
+    let connect = || builder(&exchange).consumer_timeout(SHORTEST).connect();
+    let broker = connect().await.unwrap();
+    let (mut alone, mut shared) = (request("mail", "a.b"), request("share", "a.b"));
+    (alone.timeout, shared.timeout, shared.competing) =
+        (Duration::from_secs(5), Duration::from_secs(30), true);
+    let mut mail = broker.subscribe(alone.clone()).await.unwrap();
+    let mut share = broker.subscribe(shared.clone()).await.unwrap();
+    for number in 0..6 {
+        broker.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    // One of another program, which has no id.
+    let channel = broker.channel().await.unwrap();
+    let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+    channel
+        .basic_publish(exchange.as_str().into(), "a.b".into(), options, b"6", properties)
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+    // Two are handed out, of which one is tried again and again; four and the stranger wait at hand.
+    let mut held = receive(&mut mail, 2).await;
+    let shared_out = receive(&mut share, 2).await;
+    let begun = Instant::now();
+    while begun.elapsed() < SHORTEST + Duration::from_secs(5) {
+        let mut receipt = held[0].receipt.clone();
+        receipt.attempt += 1;
+        let now = Timestamp::now();
+        let parked = Parked { first_failed_at: now, last_failed_at: now, due: now + Duration::from_secs(3) };
+        held[0].settler.park(&receipt, parked).await.unwrap();
+        assert!(held.iter().all(|one| one.settler.holds(&one.receipt)), "after {:?}", begun.elapsed());
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    }
+    held.extend(receive(&mut mail, 5).await);
+    let mut others = shared_out;
+    others.extend(receive(&mut share, 5).await);
+    for all in [held, others] {
+        assert_eq!(all.iter().map(number).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6]);
+        assert!(all.iter().all(|one| one.receipt.attempt == 1));
+        for one in all {
+            assert!(one.settler.holds(&one.receipt), "{}", number(&one));
+            ack(one).await;
+        }
+    }
+    broker.settled().unwrap().await;
+    broker.close().await.unwrap();
+    let broker = connect().await.unwrap();
+    let (mut mail, mut share) =
+        (broker.subscribe(alone).await.unwrap(), broker.subscribe(shared).await.unwrap());
+    broker.publish(event("a.b", "k", 7)).await.unwrap();
+    for deliveries in [&mut mail, &mut share] {
+        let next = receive(deliveries, 1).await.remove(0);
+        assert_eq!(number(&next), 7, "everything before was acked");
+        ack(next).await;
+    }
+    broker.close().await.unwrap();
     remove(&exchange).await;
 }

@@ -31,6 +31,9 @@ const MEMORY: &str = "1GB";
 const GUEST_HASH: &str = "AQIDBEMMOXwY6PKx/JKP9PAqfsb4ozuD0Ta3pxxa9gEYBMmD";
 const PASSWORD_HASH: &str = "AQIDBDB9kM21iEUzN1lZ+6VReCsdNqS0sERdAQTcY6Xs3PMz";
 
+/// Nobody else is to reach it; and what is held for too long is found within a second of its time, not within a minute.
+const ARGUMENTS: &str = "-kernel inet_dist_use_interface {127,0,0,1} -rabbit channel_tick_interval 1000";
+
 /// Nobody else may see what is mounted: it is gone when the server is. `/proc` is read by its memory monitor.
 const INSIDE: &str = r#"
 root=$1 folder=$2
@@ -105,7 +108,7 @@ impl Kind for RabbitMq {
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", home.join("enabled_plugins"))
             .env("RABBITMQ_PID_FILE", home.join("server-pid"))
             .env("RABBITMQ_DIST_PORT", server.ports().of("distribution").to_string())
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}")
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", ARGUMENTS)
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
             .env("ERL_EPMD_PORT", server.ports().of("mapper").to_string());
         let port = server.ports().of("plain");
