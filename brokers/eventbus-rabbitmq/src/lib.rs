@@ -76,7 +76,8 @@
 //! group competes), `x-consumer-timeout`, and a dead-letter exchange with the queue of dead letters; those of type quorum
 //! also `x-delivery-limit` and `reject-publish`. All of it is made where it is missing, again after each reconnect, or with
 //! `?topology=check` has to be there; a difference is an error with both values. Bindings cannot be asked for, so they are
-//! made in any case; whoever makes an exchange that somebody has removed binds the queues of all groups to it.
+//! made in any case; whoever makes an exchange that somebody has removed, or has found it missing, binds the queues of all
+//! groups to it. What others publish in the moment before that goes to nobody, as to a topic that no group listens on.
 //!
 //! CloudEvents has no binding for AMQP 0-9-1. Attributes are headers that begin with `ce-`; `cloudEvents:` and `cloudEvents_` are
 //! read too, and so is the structured mode, which `?content_mode=structured` writes. Properties (`message_id`, `timestamp`,

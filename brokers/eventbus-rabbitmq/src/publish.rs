@@ -1,6 +1,6 @@
 //! Publishing: events are sent one after the other, and their confirmations awaited apart.
 
-use crate::connection::{Link, Trouble, call};
+use crate::connection::{Link, NOT_FOUND, Trouble, call};
 use crate::wire::{self, Written};
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::waiters::Waiters;
@@ -230,6 +230,7 @@ impl Outlet {
             opening: None,
             failures: 0,
             trouble: None,
+            missing: false,
             sent: 0,
             flying: BTreeMap::new(),
             confirming: FuturesUnordered::new(),
@@ -266,6 +267,8 @@ struct Sender {
     failures: usize,
     /// Why there was no channel the last time.
     trouble: Option<String>,
+    /// The exchange was found missing.
+    missing: bool,
     sent: Ticket,
     flying: BTreeMap<Ticket, Pending>,
     confirming: FuturesUnordered<BoxFuture<'static, (Ticket, lapin::Result<Confirmation>)>>,
@@ -303,7 +306,10 @@ impl Sender {
                 opened = async { self.opening.as_mut().expect("it is there").await }, if self.opening.is_some() => {
                     self.opening = None;
                     match opened {
-                        Ok(open) => (self.failures, self.trouble, self.channel) = (0, None, Some(open)),
+                        Ok(open) => {
+                            (self.failures, self.trouble, self.missing) = (0, None, false);
+                            self.channel = Some(open);
+                        }
                         Err(trouble) => {
                             self.failures += 1;
                             self.trouble = Some(trouble.to_string());
@@ -327,11 +333,12 @@ impl Sender {
             self.lose_channel(&Trouble::passing(said));
         }
         if let (None, None, Some(number)) = (&self.channel, &self.opening, number) {
-            let (link, failures) = (Arc::clone(&self.outlet.link), self.failures);
+            let (link, failures, missing) = (Arc::clone(&self.outlet.link), self.failures, self.missing);
             self.opening = Some(Box::pin(async move {
                 tokio::time::sleep(pause_before(failures + 1)).await;
                 // Somebody may have removed it, or the server has lost it.
-                link.exchange().await.map_err(|error| Trouble::passing(error.to_string()))?;
+                let made = if missing { link.exchange_anew().await } else { link.exchange().await };
+                made.map_err(|error| Trouble::passing(eventbus_core::chain(&error)))?;
                 let channel = link.channel().await?;
                 call(channel.confirm_select(ConfirmSelectOptions::default())).await?;
                 Ok(Open { number, channel })
@@ -424,6 +431,7 @@ impl Sender {
     /// The channel is gone: of what was sent on it is known only what the reason says.
     fn lose_channel(&mut self, trouble: &Trouble) {
         self.channel = None;
+        self.missing |= trouble.is(NOT_FOUND);
         self.confirming.clear();
         let flying = std::mem::take(&mut self.flying);
         let alone = flying.len() == 1;

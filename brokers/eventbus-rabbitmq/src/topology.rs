@@ -45,6 +45,17 @@ impl Link {
 
     /// Makes the exchange, or looks for it.
     pub(crate) async fn exchange(&self) -> Result<(), BrokerError> {
+        if self.make_exchange().await? { Ok(()) } else { self.bind_groups().await }
+    }
+
+    /// The same, after it was found missing: whoever has made it meanwhile may not have bound anything yet.
+    pub(crate) async fn exchange_anew(&self) -> Result<(), BrokerError> {
+        self.make_exchange().await?;
+        self.bind_groups().await
+    }
+
+    /// Whether the exchange was there.
+    async fn make_exchange(&self) -> Result<bool, BrokerError> {
         let name = &self.settings.exchange;
         let explain = |trouble: Trouble| {
             if trouble.is(DIFFERENT) || trouble.is(NOT_FOUND) {
@@ -66,12 +77,14 @@ impl Link {
             Err(trouble) => return Err(explain(trouble)),
             Ok(()) => {}
         }
-        if was_there {
-            return Ok(());
-        }
+        Ok(was_there)
+    }
+
+    async fn bind_groups(&self) -> Result<(), BrokerError> {
         let bound = self.bind_all().await;
         bound.map_err(|trouble| {
-            trouble.explain(format_args!("bind the queues of groups to the exchange `{name}`"))
+            let exchange = &self.settings.exchange;
+            trouble.explain(format_args!("bind the queues of groups to the exchange `{exchange}`"))
         })
     }
 

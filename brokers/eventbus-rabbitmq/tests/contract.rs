@@ -6,7 +6,9 @@ use eventbus::PublishError;
 use eventbus::broker::{Broker, DeadLetter, DeadLetterQuery, Deliveries, FailureKind, Parked, Received};
 use eventbus::{Envelope, Topic};
 use eventbus_core::jiff::{SignedDuration, Timestamp};
-use eventbus_rabbitmq::lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
+use eventbus_rabbitmq::lapin::ExchangeKind;
+use eventbus_rabbitmq::lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeleteOptions};
+use eventbus_rabbitmq::lapin::types::FieldTable;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::{
@@ -237,6 +239,39 @@ async fn an_exchange_that_somebody_removed_is_made_again_with_the_bindings_of_al
             assert_eq!(number(&received), expected);
             ack(received).await;
         }
+    }
+    publisher.close().await.unwrap();
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
+
+/// Another process has made the exchange again, and is about to bind the queues of all groups to it.
+#[tokio::test]
+async fn who_found_the_exchange_missing_publishes_to_every_group_whoever_has_made_it_again() {
+    let exchange = exchange();
+    let broker = builder(&exchange).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+    let (proxy, url) = behind_proxy(&server()).await;
+    let publisher = connect(&format!("{}&heartbeat=60s", url_at(&url, &exchange))).await;
+    publisher.publish(event("a.b", "k", 1)).await.unwrap();
+    let channel = broker.channel().await.unwrap();
+    channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await.unwrap();
+    proxy.mute(true);
+    let refused = tokio::spawn({
+        let publisher = publisher.clone();
+        async move { publisher.publish(event("a.b", "k", 2)).await }
+    });
+    until("the server has said that there is none", async || proxy.has_kept()).await;
+    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    let (name, arguments) = (exchange.as_str().into(), FieldTable::default());
+    channel.exchange_declare(name, ExchangeKind::Topic, durable, arguments).await.unwrap();
+    proxy.mute(false);
+    let refused = refused.await.unwrap().unwrap_err();
+    assert!(matches!(refused, PublishError::Broker { .. }), "{refused:?}");
+    publisher.publish(event("a.b", "k", 3)).await.unwrap();
+    for (received, expected) in receive(&mut deliveries, 2).await.into_iter().zip([1, 3]) {
+        assert_eq!(number(&received), expected);
+        ack(received).await;
     }
     publisher.close().await.unwrap();
     broker.close().await.unwrap();

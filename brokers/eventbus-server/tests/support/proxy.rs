@@ -29,6 +29,8 @@ struct Shared {
     refuses: AtomicBool,
     /// How many bytes of the server have passed.
     passed: AtomicU64,
+    /// Something of the server was kept back.
+    kept: AtomicBool,
 }
 
 impl Proxy {
@@ -46,6 +48,7 @@ impl Proxy {
             mute_at: Mutex::new(None),
             refuses: AtomicBool::new(false),
             passed: AtomicU64::new(0),
+            kept: AtomicBool::new(false),
         });
         tokio::spawn(accept(listener, Arc::clone(&shared)));
         Self { scheme, address, shared }
@@ -77,6 +80,11 @@ impl Proxy {
     /// How many bytes the server has sent.
     pub fn passed(&self) -> u64 {
         self.shared.passed.load(Ordering::SeqCst)
+    }
+
+    /// Whether the server has said something that was kept back.
+    pub fn has_kept(&self) -> bool {
+        self.shared.kept.load(Ordering::SeqCst)
     }
 
     pub fn refuse(&self, refuses: bool) {
@@ -116,6 +124,7 @@ async fn pass(
         let Ok(read) = read else { continue };
         let Ok(count @ 1..) = read else { return };
         while held() {
+            shared.kept.fetch_or(of_server, Ordering::SeqCst);
             tokio::time::sleep(Duration::from_millis(10)).await;
             if is_cut() {
                 return;
