@@ -7,7 +7,7 @@ use crate::wire;
 use eventbus_core::broker::{
     Begin, BrokerFuture, DeadLetter, Deliveries, Offset, Parked, Receipt, Received, Settler,
 };
-use eventbus_core::{BrokerError, Envelope};
+use eventbus_core::{BrokerError, Envelope, PublishError};
 use jiff::Timestamp;
 use std::fmt;
 use std::sync::Arc;
@@ -125,8 +125,16 @@ impl RabbitMqSettler {
         let written = wire::write_dead_letter(letter, &name, &subscription.queue);
         let written =
             written.map_err(|error| BrokerError::new("cannot write the dead letter").with_cause(error))?;
-        let topic = letter.envelope.topic().as_str();
-        let sent = subscription.outlet.send(&subscription.dead, topic, written).await;
+        let (outlet, dead, topic) =
+            (&subscription.outlet, &subscription.dead, letter.envelope.topic().as_str());
+        let mut sent = outlet.send(dead, topic, written.clone()).await;
+        if let Err(PublishError::Broker { .. }) = sent {
+            // It is stored nowhere; somebody may have removed the queue.
+            let link = &subscription.link;
+            let made = link.queue(dead, link.dead_arguments()).await;
+            made.map_err(|trouble| trouble.explain(format_args!("make the queue of dead letters `{dead}`")))?;
+            sent = outlet.send(dead, topic, written).await;
+        }
         sent.map_err(|error| BrokerError::new("cannot store the dead letter").with_cause(error))
     }
 

@@ -203,7 +203,7 @@ impl Link {
     }
 
     /// Each look at dead letters is a delivery, so nothing limits those.
-    fn dead_arguments(&self) -> FieldTable {
+    pub(crate) fn dead_arguments(&self) -> FieldTable {
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), self.queue_type());
         if self.is_quorum() {

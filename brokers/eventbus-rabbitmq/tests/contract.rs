@@ -3,7 +3,9 @@
 mod support;
 
 use eventbus::PublishError;
-use eventbus::broker::{Broker, DeadLetter, DeadLetterQuery, Deliveries, FailureKind, Parked, Received};
+use eventbus::broker::{
+    Broker, DeadLetter, DeadLetterQuery, Deliveries, FailureKind, Parked, Receipt, Received,
+};
 use eventbus::{Envelope, Topic};
 use eventbus_core::jiff::{SignedDuration, Timestamp};
 use eventbus_rabbitmq::lapin::ExchangeKind;
@@ -278,14 +280,9 @@ async fn who_found_the_exchange_missing_publishes_to_every_group_whoever_has_mad
     remove(&exchange).await;
 }
 
-#[tokio::test]
-async fn a_look_at_dead_letters_that_is_given_up_keeps_no_other_process_out() {
-    let exchange = exchange();
-    let broker = builder(&exchange).connect().await.unwrap();
-    let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
-    broker.publish(event("a.b", "k", 1)).await.unwrap();
-    let Received { receipt, settler, .. } = receive(&mut deliveries, 1).await.remove(0);
-    let letter = DeadLetter {
+/// What a bus makes of a delivery that it gives up.
+fn letter(receipt: &Receipt) -> DeadLetter {
+    DeadLetter {
         envelope: Arc::clone(&receipt.envelope),
         group: "mail".to_owned(),
         handler: "tests".to_owned(),
@@ -295,7 +292,34 @@ async fn a_look_at_dead_letters_that_is_given_up_keeps_no_other_process_out() {
         first_failed_at: Timestamp::now(),
         last_failed_at: Timestamp::now(),
         offset: receipt.offset,
-    };
+    }
+}
+
+#[tokio::test]
+async fn a_queue_of_dead_letters_that_somebody_removed_is_made_again() {
+    let exchange = exchange();
+    let broker = builder(&exchange).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+    broker.publish(event("a.b", "k", 1)).await.unwrap();
+    let Received { receipt, settler, .. } = receive(&mut deliveries, 1).await.remove(0);
+    let channel = broker.channel().await.unwrap();
+    let queue = format!("{exchange}:dead-letters:mail");
+    channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    let letter = letter(&receipt);
+    settler.reject(receipt, letter).await.unwrap();
+    assert_eq!(broker.dead_letters().unwrap().list().await.unwrap().len(), 1);
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
+
+#[tokio::test]
+async fn a_look_at_dead_letters_that_is_given_up_keeps_no_other_process_out() {
+    let exchange = exchange();
+    let broker = builder(&exchange).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+    broker.publish(event("a.b", "k", 1)).await.unwrap();
+    let Received { receipt, settler, .. } = receive(&mut deliveries, 1).await.remove(0);
+    let letter = letter(&receipt);
     settler.reject(receipt, letter).await.unwrap();
     let other = builder(&exchange).connect().await.unwrap();
     let (letters, others) = (broker.dead_letters().unwrap(), other.dead_letters().unwrap());
