@@ -47,6 +47,8 @@ pub(crate) struct Trouble {
     /// The number by which the server has refused it. None: nobody answers, or the connection is gone.
     pub(crate) code: Option<u16>,
     pub(crate) said: String,
+    /// The server answers, and a queue does not.
+    pub(crate) silent: bool,
 }
 
 /// What the server says no with.
@@ -58,7 +60,12 @@ const NOT_ALLOWED: u16 = 530;
 
 impl Trouble {
     pub(crate) fn passing(said: impl Into<String>) -> Self {
-        Self { code: None, said: said.into() }
+        Self { code: None, said: said.into(), silent: false }
+    }
+
+    /// A queue does not answer the server.
+    pub(crate) fn silence(said: impl Into<String>) -> Self {
+        Self { silent: true, ..Self::passing(said) }
     }
 
     pub(crate) fn is(&self, code: u16) -> bool {
@@ -69,6 +76,11 @@ impl Trouble {
     /// was done before.
     pub(crate) fn is_refusal(&self) -> bool {
         [NOT_FOUND, ACCESS_REFUSED, LOCKED, DIFFERENT].into_iter().any(|code| self.is(code))
+    }
+
+    /// With this the server has ended the connection, and not the channel alone.
+    pub(crate) fn ends_connection(&self) -> bool {
+        self.code.is_some() && !self.is_refusal()
     }
 
     /// An error about what was being done.
@@ -91,7 +103,8 @@ impl From<lapin::Error> for Trouble {
     fn from(error: lapin::Error) -> Self {
         match error.kind() {
             ErrorKind::ProtocolError(refused) => {
-                Self { code: Some(refused.get_id()), said: refused.get_message().to_string() }
+                let said = refused.get_message().to_string();
+                Self { code: Some(refused.get_id()), ..Self::passing(said) }
             }
             ErrorKind::IOError(error) => Self::passing(error.to_string()),
             ErrorKind::MissingHeartbeatError => Self::passing("the server has been silent for too long"),

@@ -58,6 +58,8 @@
 //!   exception.
 //! - **`delivery_limit`** is above what a subscription may try, or the subscription is refused; by default there is none. What
 //!   RabbitMQ gives up by itself, for a policy of length, age or deliveries, becomes a dead letter that says so.
+//! - **A queue that RabbitMQ cannot consume from**, such as a quorum queue without a majority of its nodes, ends the connection of
+//!   whoever tries. Its group has a connection of its own from then on, and the others go on.
 //! - **What a queue cannot do** (replays, the audit log, groups that begin at the earliest event or are moved) is refused, and
 //!   a bus says so. Streams of RabbitMQ are not used for events.
 //! - **Who stands by** says so until something comes: RabbitMQ does not tell a consumer that it is its turn.

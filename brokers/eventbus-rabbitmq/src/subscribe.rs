@@ -29,6 +29,7 @@ use lapin::{Channel, Consumer};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tokio::task::AbortHandle;
 
 /// How often the queue is looked at, where somebody wants to know.
 const LOOK: Duration = Duration::from_secs(1);
@@ -59,9 +60,18 @@ pub(crate) async fn open(
     let queues = link.group_queue(&request).await.map_err(explain)?;
     directory.note(&request.group, request.pattern.as_str()).await;
     let subscription = Arc::new(Subscription::new(Arc::clone(link), Arc::clone(outlet), request, queues));
-    let opened = Opened::open(&subscription).await.map_err(explain)?;
+    let mut way = Way::shared(&subscription);
+    let opened = match Opened::open(&subscription, &way).await {
+        Err(trouble) if way.is_to_part(&subscription, &trouble) => {
+            way = Way::alone(&subscription).await?;
+            Opened::open(&subscription, &way).await
+        }
+        opened => opened,
+    };
+    let opened = opened.map_err(explain)?;
     let deliveries = RabbitMqDeliveries::new(Arc::clone(&subscription));
-    let task = Task { subscription: Arc::clone(&subscription), looking: None, looked: None, acked: None };
+    let task =
+        Task { subscription: Arc::clone(&subscription), way, looking: None, looked: None, acked: None };
     Ok((subscription, deliveries, task.run(opened)))
 }
 
@@ -88,6 +98,50 @@ fn check(settings: &Settings, request: &SubscribeRequest) -> Result<(), BrokerEr
     Ok(())
 }
 
+/// The connection by which a subscription reads: that of all, or one of its own.
+///
+/// The server ends a connection where it cannot consume from one queue, as where a quorum queue has no leader, with everything
+/// else on it. So whoever has such a queue reads apart from then on, and takes nobody down.
+struct Way {
+    link: Arc<Link>,
+    /// Keeps the connection, where it is one of its own.
+    keeper: Option<AbortHandle>,
+}
+
+impl Way {
+    fn shared(subscription: &Subscription) -> Self {
+        Self { link: Arc::clone(&subscription.link), keeper: None }
+    }
+
+    async fn alone(subscription: &Subscription) -> Result<Self, BrokerError> {
+        let (group, queue) = (&subscription.request.group, &subscription.queue);
+        log::warn!(
+            target: "eventbus", group = %printable(group), queue = %printable(queue),
+            "RabbitMQ does not serve the queue, and would end the connection of all groups for it: the group reads by a \
+             connection of its own from now on; look whether a majority of the queue's nodes is up"
+        );
+        let (link, keeping) = Link::open(&subscription.link.settings, "consuming alone").await?;
+        Ok(Self { link, keeper: Some(tokio::spawn(keeping).abort_handle()) })
+    }
+
+    /// Whether the queue is to have a connection of its own, for what has become of the last try to consume.
+    fn is_to_part(&self, subscription: &Subscription, trouble: &Trouble) -> bool {
+        let names = |queue: &str| trouble.said.contains(&format!("queue '{queue}"));
+        // What the server says of another queue was only heard here.
+        let ends = trouble.ends_connection() && (names(&subscription.queue) || !names(""));
+        self.keeper.is_none() && (ends || trouble.silent)
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        if let Some(keeper) = &self.keeper {
+            self.link.abandon();
+            keeper.abort();
+        }
+    }
+}
+
 /// A channel that consumes.
 struct Opened {
     number: u64,
@@ -97,21 +151,26 @@ struct Opened {
 
 impl Opened {
     /// Makes again what may be gone, and opens the channel.
-    async fn anew(subscription: &Subscription) -> Result<Self, Trouble> {
-        let link = &subscription.link;
+    async fn anew(subscription: &Subscription, way: &Way) -> Result<Self, Trouble> {
+        let link = &way.link;
         link.exchange().await.map_err(|error| Trouble::passing(error.to_string()))?;
         link.group_queue(&subscription.request).await?;
-        Self::open(subscription).await
+        Self::open(subscription, way).await
     }
 
-    async fn open(subscription: &Subscription) -> Result<Self, Trouble> {
-        let (link, request) = (&subscription.link, &subscription.request);
+    async fn open(subscription: &Subscription, way: &Way) -> Result<Self, Trouble> {
+        let (link, request) = (&way.link, &subscription.request);
         let number = link.number();
         let channel = link.channel().await?;
         let hold = u16::try_from(request.hold).unwrap_or(u16::MAX).max(1);
         let prefetch = link.settings.prefetch.map_or(hold, |prefetch| prefetch.min(hold));
         call(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        let is_first = link.count(&subscription.queue).await.is_ok_and(|count| count.consumers == 0);
+        let is_first = match link.count(&subscription.queue).await {
+            Ok(count) => count.consumers == 0,
+            // A queue that does not answer may end the connection of whoever consumes from it.
+            Err(trouble) if way.keeper.is_none() => return Err(trouble),
+            Err(_) => false,
+        };
         let consuming = channel.basic_consume(
             subscription.queue.as_str().into(),
             "".into(),
@@ -145,6 +204,7 @@ type Acking = FuturesUnordered<BoxFuture<'static, lapin::Result<()>>>;
 /// The task of a subscription.
 struct Task {
     subscription: Arc<Subscription>,
+    way: Way,
     /// A look at the queue that is under way.
     looking: Option<BoxFuture<'static, Result<Count, Trouble>>>,
     looked: Option<Instant>,
@@ -174,25 +234,31 @@ impl Task {
     /// Opens the channel again, with everything that belongs to it. None, once nobody reads any more.
     async fn open_again(&mut self) -> Option<Opened> {
         let subscription = Arc::clone(&self.subscription);
-        let link = &subscription.link;
         for attempt in 1.. {
+            let way = &self.way;
             let opening = async {
-                link.connected().await?;
+                way.link.connected().await?;
                 tokio::time::sleep(pause_before(attempt)).await;
-                Some(Opened::anew(&subscription).await)
+                Some(Opened::anew(&subscription, way).await)
             };
             let opened = tokio::select! {
                 opened = opening => opened?,
                 () = closing(&subscription) => return None,
             };
-            match opened {
+            let trouble = match opened {
                 Ok(opened) => return Some(opened),
-                // The reader asks again within a second or so.
-                Err(Trouble { code: None, .. }) => {}
-                Err(trouble) => {
-                    let error = explain_queue(trouble, &subscription.request.group);
-                    subscription.fail(eventbus_core::chain(&error));
+                Err(trouble) => trouble,
+            };
+            if self.way.is_to_part(&subscription, &trouble) {
+                match Way::alone(&subscription).await {
+                    Ok(way) => self.way = way,
+                    Err(error) => subscription.fail(eventbus_core::chain(&error)),
                 }
+            }
+            // With a connection that is lost the reader is not told: it asks again within a second or so.
+            if trouble.code.is_some() || trouble.silent {
+                let error = explain_queue(trouble, &subscription.request.group);
+                subscription.fail(eventbus_core::chain(&error));
             }
         }
         None
@@ -201,6 +267,7 @@ impl Task {
     /// Takes what comes by a channel, until it is gone or nobody needs it.
     async fn serve(&mut self, opened: Opened) -> End {
         let subscription = Arc::clone(&self.subscription);
+        let link = Arc::clone(&self.way.link);
         let Opened { number, channel, mut consumer } = opened;
         let mut acking = Acking::new();
         (self.acked, self.looking) = (None, None);
@@ -248,9 +315,9 @@ impl Task {
                         return End::Lost(Trouble::from(error).to_string());
                     }
                 }
-                () = subscription.link.another(Some(number), subscription.link.blocked().is_some()) => {
-                    if subscription.link.number() != Some(number) {
-                        let lost = subscription.link.state.lost();
+                () = link.another(Some(number), link.blocked().is_some()) => {
+                    if link.number() != Some(number) {
+                        let lost = link.state.lost();
                         return End::Lost(lost.map_or_else(|| "the connection was lost".to_owned(), |lost| lost.error));
                     }
                 }

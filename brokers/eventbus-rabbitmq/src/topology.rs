@@ -160,7 +160,7 @@ impl Link {
                 return Ok(count);
             }
         }
-        Err(Trouble::passing(format!("the queue `{queue}` has not said within {CALL:?} what it has")))
+        Err(Trouble::silence(format!("the queue `{queue}` has not said within {CALL:?} what it has")))
     }
 
     /// Removes a queue. A classic one that somebody reads by now stays; the server cannot look after a quorum queue so.

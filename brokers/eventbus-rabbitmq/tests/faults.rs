@@ -10,17 +10,15 @@ use eventbus_rabbitmq::lapin::BasicProperties;
 use eventbus_rabbitmq::lapin::options::BasicPublishOptions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use support::between::{BLOCKED, Between, CLOSE, UNBLOCKED};
 use support::cpu::cpu_time;
 use support::servers::Server;
 use support::{
     PATIENCE, ack, behind_proxy, builder, connect, event, exchange, number, receive, remove, request, server,
     until, url_at,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::broadcast;
 
 const KEYS: u64 = 16;
 
@@ -191,76 +189,6 @@ async fn a_server_that_runs_out_of_memory_is_known_and_gets_what_waited_once_it_
     broker.close().await.unwrap();
 }
 
-/// `connection.blocked` with a reason, `connection.unblocked`, and `connection.close` as a server says it that is ended.
-const BLOCKED: &[u8] = b"\x01\0\0\0\0\0\x0f\0\x0a\0\x3c\x0alow memory\xce";
-const UNBLOCKED: &[u8] = b"\x01\0\0\0\0\0\x04\0\x0a\0\x3d\xce";
-const CLOSE: &[u8] = b"\x01\0\0\0\0\0\x13\0\x0a\0\x32\x01\x40\x08shutdown\0\0\0\0\xce";
-
-/// Stands before a server, and says something in its name to whoever publishes.
-struct Between {
-    url: String,
-    says: broadcast::Sender<&'static [u8]>,
-    /// What the server says to whoever publishes does not arrive.
-    mute: Arc<AtomicBool>,
-}
-
-impl Between {
-    async fn to(server: &str) -> Self {
-        let (credentials, rest) = server.split_once("://").unwrap().1.split_once('@').unwrap();
-        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let (host, listener) = (host.to_owned(), TcpListener::bind("127.0.0.1:0").await.unwrap());
-        let url = format!("amqp://{credentials}@{}/{path}", listener.local_addr().unwrap());
-        let (says, mute) = (broadcast::channel(8).0, Arc::new(AtomicBool::new(false)));
-        let between = Self { url, says, mute };
-        let (says, mute) = (between.says.clone(), Arc::clone(&between.mute));
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let server = TcpStream::connect(&host).await.unwrap();
-                tokio::spawn(relay(client, server, says.subscribe(), Arc::clone(&mute)));
-            }
-        });
-        between
-    }
-
-    fn say(&self, frame: &'static [u8]) {
-        self.says.send(frame).unwrap();
-    }
-}
-
-async fn relay(
-    mut client: TcpStream,
-    mut server: TcpStream,
-    mut said: broadcast::Receiver<&'static [u8]>,
-    mute: Arc<AtomicBool>,
-) {
-    let (mut of_client, mut of_server) = (vec![0; 1 << 16], vec![0; 1 << 16]);
-    let mut publishes = false;
-    loop {
-        tokio::select! {
-            read = client.read(&mut of_client) => {
-                let Ok(count @ 1..) = read else { return };
-                // It is in the name of the connection.
-                publishes |= of_client[..count].windows(12).any(|part| part == b", publishing");
-                if server.write_all(&of_client[..count]).await.is_err() {
-                    return;
-                }
-            }
-            read = server.read(&mut of_server) => {
-                let Ok(count @ 1..) = read else { return };
-                let is_heard = !publishes || !mute.load(Ordering::SeqCst);
-                if is_heard && client.write_all(&of_server[..count]).await.is_err() {
-                    return;
-                }
-            }
-            Ok(frame) = said.recv() => {
-                if publishes {
-                    client.write_all(frame).await.unwrap();
-                }
-            }
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_short_of_memory_is_known_and_what_is_there_is_handled_meanwhile() {
     let exchange = exchange();
@@ -304,7 +232,7 @@ async fn a_publish_that_is_under_way_as_the_server_ends_is_not_said_to_be_refuse
     let broker = connect(&url_at(&between.url, &exchange)).await;
     let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
     broker.publish(event("a.b", "k", 1)).await.unwrap();
-    between.mute.store(true, Ordering::SeqCst);
+    between.mute(true);
     let publishing = tokio::spawn({
         let broker = broker.clone();
         async move { broker.publish(event("a.b", "k", 2)).await }
@@ -317,7 +245,7 @@ async fn a_publish_that_is_under_way_as_the_server_ends_is_not_said_to_be_refuse
     between.say(CLOSE);
     let unconfirmed = publishing.await.unwrap();
     assert!(matches!(&unconfirmed, Err(PublishError::Unconfirmed { .. })), "{unconfirmed:?}");
-    between.mute.store(false, Ordering::SeqCst);
+    between.mute(false);
     broker.publish(event("a.b", "k", 3)).await.unwrap();
     broker.close().await.unwrap();
     remove(&exchange).await;

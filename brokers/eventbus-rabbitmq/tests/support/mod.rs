@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses some of it")]
 
+pub mod between;
 #[path = "../../../eventbus-server/tests/support/cpu.rs"]
 pub mod cpu;
 #[path = "../../../eventbus-server/tests/support/proxy.rs"]

@@ -1,0 +1,45 @@
+//! What does not answer: one queue, one channel, one connection. The others go on.
+
+mod support;
+
+use eventbus::broker::Broker;
+use eventbus_rabbitmq::lapin::options::QueueDeleteOptions;
+use support::between::Between;
+use support::{
+    ack, builder, connect, event, exchange, number, receive, remove, request, server, until, url_at,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_queue_that_the_server_cannot_consume_from_takes_no_other_group_down() {
+    let exchange = exchange();
+    let between = Between::to(&server()).await;
+    let broker = connect(&url_at(&between.url, &exchange)).await;
+    let mut good = broker.subscribe(request("good", "a.b")).await.unwrap();
+    let mut bad = broker.subscribe(request("bad", "a.b")).await.unwrap();
+    let queue = format!("{exchange}:group:bad:a.b");
+    between.break_queue(Some(queue.clone()));
+    let channel = broker.channel().await.unwrap();
+    channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    until("its connection is ended once", async || between.ends() > 0).await;
+    until("it is published", async || broker.publish(event("a.b", "k", 1)).await.is_ok()).await;
+    let held = receive(&mut good, 1).await.remove(0);
+    let ends = between.ends();
+    until("it is ended some times more", async || between.ends() >= ends + 3).await;
+    assert!(held.settler.holds(&held.receipt), "what another group has is out of danger");
+    ack(held).await;
+    between.break_queue(None);
+    let strict = builder(&exchange).mandatory(true).connect().await.unwrap();
+    until("the queue is bound", async || strict.publish(event("a.b", "k", 2)).await.is_ok()).await;
+    for deliveries in [&mut good, &mut bad] {
+        let mut received = receive(deliveries, 1).await.remove(0);
+        if number(&received) == 1 {
+            ack(received).await;
+            received = receive(deliveries, 1).await.remove(0);
+        }
+        assert_eq!(number(&received), 2);
+        ack(received).await;
+    }
+    strict.close().await.unwrap();
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
