@@ -15,13 +15,14 @@ use eventbus_core::broker::{
 };
 use eventbus_server::connection::pause_before;
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use lapin::Channel;
 use lapin::message::{BasicGetMessage, Delivery};
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions,
-    QueueDeleteOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
 };
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
@@ -43,10 +44,18 @@ struct Store {
     looks: Mutex<()>,
 }
 
+/// What was given back so often is written anew instead: a policy may limit deliveries, and beyond its limit the server drops
+/// what is in a queue of dead letters.
+const WORN: u32 = 2;
+
 /// A dead letter that was taken out of its queue for a while.
 struct Taken {
     id: DeadLetterId,
     tag: u64,
+    /// How often it was given back.
+    returns: u32,
+    /// It says itself what it is called.
+    named: bool,
     /// None, where it is none of ours.
     letter: Option<(Arc<DeadLetter>, String)>,
 }
@@ -54,8 +63,13 @@ struct Taken {
 /// A look at one queue. Where it is cut off, the end of its channel gives everything back.
 struct Look {
     channel: Channel,
+    queue: String,
     lock: String,
+    /// What takes the second and those behind it.
+    consumer: Option<ShortString>,
     all: Vec<Taken>,
+    /// What is there once more, since whoever wrote it anew ended before it had removed it.
+    copies: Vec<u64>,
 }
 
 impl RabbitMqDeadLetters {
@@ -96,9 +110,9 @@ impl DeadLetters for RabbitMqDeadLetters {
         to_its_end(async move {
             let _alone = store.looks.lock().await;
             let explain = |trouble: Trouble| trouble.explain(format_args!("purge the dead letter {id}"));
-            let Some(look) = store.take(&id).await.map_err(explain)? else { return Ok(false) };
+            let Some(mut look) = store.take(&id).await.map_err(explain)? else { return Ok(false) };
             let purged = look.remove(&id).await;
-            look.end().await;
+            store.end(look).await;
             purged.map_err(explain)
         })
     }
@@ -125,12 +139,12 @@ impl Store {
         let _alone = self.looks.lock().await;
         let mut found = Vec::new();
         for group in groups {
-            let Some(mut look) = self.look(&group).await? else { continue };
-            for Taken { id, letter, .. } in std::mem::take(&mut look.all) {
-                let letter = letter.filter(|(letter, _)| query.matches(&id, letter));
-                found.extend(letter.map(|(letter, _)| (id, letter)));
+            let Some(look) = self.look(&group).await? else { continue };
+            for Taken { id, letter, .. } in &look.all {
+                let letter = letter.as_ref().filter(|(letter, _)| query.matches(id, letter));
+                found.extend(letter.map(|(letter, _)| (id.clone(), Arc::clone(letter))));
             }
-            look.end().await;
+            self.end(look).await;
         }
         found.sort_by(|(one, _), (other, _)| one.cmp(other));
         found.truncate(query.limit);
@@ -148,7 +162,7 @@ impl Store {
             if look.all.iter().any(|taken| taken.id == *id) {
                 return Ok(Some(look));
             }
-            look.end().await;
+            self.end(look).await;
         }
         Ok(None)
     }
@@ -164,13 +178,13 @@ impl Store {
                 return Err(trouble);
             }
         };
-        let mut look = Look { channel, lock, all: Vec::new() };
-        let taken = look.take(&queue, group).await;
+        let mut look = Look { channel, queue, lock, consumer: None, all: Vec::new(), copies: Vec::new() };
+        let taken = look.take(group).await;
         if taken.is_ok() && !look.all.is_empty() {
             return Ok(Some(look));
         }
         match taken {
-            Ok(()) => look.end().await,
+            Ok(()) => self.end(look).await,
             Err(_) => {
                 // Its channel has ended with most errors, but not where an answer was late: then it takes letters yet.
                 close(&look.channel).await;
@@ -212,6 +226,35 @@ impl Store {
         Ok(lock)
     }
 
+    /// Gives back what was taken, and lets others look.
+    async fn end(&self, look: Look) {
+        for copy in &look.copies {
+            let _ = look.ack(*copy).await;
+        }
+        let worn = look.all.iter().filter(|taken| taken.returns >= WORN);
+        let written = join_all(worn.map(|taken| self.write_anew(&look, taken)));
+        // What is not written by then stays as it is.
+        let _ = tokio::time::timeout(NEXT, written).await;
+        // It would get again what is given back, and each delivery counts.
+        if let Some(consumer) = look.consumer {
+            let _ = call(look.channel.basic_cancel(consumer, BasicCancelOptions::default())).await;
+        }
+        let options = BasicNackOptions { multiple: true, requeue: true };
+        // 0 stands for all. The end of the channel gives them back as well.
+        let _ = call(look.channel.basic_nack(0, options)).await;
+        unlock(&look.channel, &look.lock).await;
+        close(&look.channel).await;
+    }
+
+    /// Puts a dead letter behind the others as if nobody had looked at it yet.
+    async fn write_anew(&self, look: &Look, Taken { id, tag, letter, .. }: &Taken) {
+        let Some((letter, queue)) = letter else { return };
+        let Ok(written) = wire::write_dead_letter(letter, id.as_str(), queue) else { return };
+        if self.outlet.send(&look.queue, letter.envelope.topic().as_str(), written).await.is_ok() {
+            let _ = look.ack(*tag).await;
+        }
+    }
+
     async fn unlock(&self, lock: &str) {
         if let Ok(channel) = self.link.channel().await {
             unlock(&channel, lock).await;
@@ -223,16 +266,16 @@ impl Store {
         let _alone = self.looks.lock().await;
         let found = self.take(id).await;
         let found = found.map_err(|trouble| trouble.explain(format_args!("find the dead letter {id}")))?;
-        let Some(look) = found else { return Ok(false) };
-        let published = self.publish_again(&look, id, payload).await;
-        look.end().await;
+        let Some(mut look) = found else { return Ok(false) };
+        let published = self.publish_again(&mut look, id, payload).await;
+        self.end(look).await;
         published
     }
 
     /// Sends an event to the one queue whose group has given it up, and removes its dead letter.
     async fn publish_again(
         &self,
-        look: &Look,
+        look: &mut Look,
         id: &DeadLetterId,
         payload: Option<Bytes>,
     ) -> Result<bool, BrokerError> {
@@ -260,11 +303,13 @@ impl Store {
 }
 
 impl Look {
-    async fn take(&mut self, queue: &str, group: &str) -> Result<(), Trouble> {
+    async fn take(&mut self, group: &str) -> Result<(), Trouble> {
+        let queue = self.queue.clone();
+        let queue = queue.as_str();
         // What the server says of a queue that is slow to answer is not to be believed; a message comes from the queue itself.
         let first = call(self.channel.basic_get(queue.into(), BasicGetOptions::default())).await?;
         let Some(BasicGetMessage { delivery, message_count: others }) = first else { return Ok(()) };
-        self.add(queue, group, delivery);
+        self.add(group, delivery);
         if others == 0 {
             return Ok(());
         }
@@ -275,17 +320,18 @@ impl Look {
             FieldTable::default(),
         );
         let mut letters = call(consuming).await?;
+        self.consumer = Some(letters.tag());
         for _ in 0..others {
             // What another program has taken out meanwhile does not come.
             let Ok(letter) = tokio::time::timeout(NEXT, letters.next()).await else { break };
             let letter = letter.ok_or_else(|| Trouble::passing("the server has ended the look"))??;
-            self.add(queue, group, letter);
+            self.add(group, letter);
         }
         Ok(())
     }
 
-    fn add(&mut self, queue: &str, group: &str, delivery: Delivery) {
-        let tag = delivery.delivery_tag;
+    fn add(&mut self, group: &str, delivery: Delivery) {
+        let (tag, queue) = (delivery.delivery_tag, self.queue.as_str());
         let message = message(delivery);
         let read = wire::read_dead_letter(&message, group);
         let id = match &read {
@@ -293,24 +339,25 @@ impl Look {
             Some(ReadLetter { letter, mark, .. }) => DeadLetterId::new(dropped_name(queue, letter, mark)),
             None => DeadLetterId::new(letter_name(queue, &tag.to_string())),
         };
+        let named = read.as_ref().is_some_and(|read| read.name.is_some());
+        let is_copy = |taken: &Taken| taken.id == id && (named || taken.named);
+        if self.all.iter().any(is_copy) {
+            return self.copies.push(tag);
+        }
         let letter = read.map(|ReadLetter { letter, queue, .. }| (Arc::new(letter), queue));
-        self.all.push(Taken { id, tag, letter });
+        self.all.push(Taken { id, tag, returns: message.returns(), named, letter });
     }
 
     /// Removes one from its queue. False, where it is not there.
-    async fn remove(&self, id: &DeadLetterId) -> Result<bool, Trouble> {
-        let Some(taken) = self.all.iter().find(|taken| taken.id == *id) else { return Ok(false) };
-        call(self.channel.basic_ack(taken.tag, BasicAckOptions::default())).await?;
+    async fn remove(&mut self, id: &DeadLetterId) -> Result<bool, Trouble> {
+        let Some(place) = self.all.iter().position(|taken| taken.id == *id) else { return Ok(false) };
+        self.ack(self.all[place].tag).await?;
+        self.all.remove(place);
         Ok(true)
     }
 
-    /// Gives back what was taken, and lets others look.
-    async fn end(self) {
-        let options = BasicNackOptions { multiple: true, requeue: true };
-        // 0 stands for all. The end of the channel gives them back as well.
-        let _ = call(self.channel.basic_nack(0, options)).await;
-        unlock(&self.channel, &self.lock).await;
-        close(&self.channel).await;
+    async fn ack(&self, tag: u64) -> Result<(), Trouble> {
+        call(self.channel.basic_ack(tag, BasicAckOptions::default())).await
     }
 }
 

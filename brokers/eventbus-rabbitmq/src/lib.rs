@@ -87,7 +87,8 @@
 //! each time it comes. Attributes and headers together have room for 96 KiB.
 //!
 //! A queue lists nothing: whoever looks at dead letters takes all of them, looks, and gives them back. Others who look at the same
-//! moment wait; after a crash in between the server gives them back.
+//! moment wait; after a crash in between the server gives them back. What was given back twice is written anew, since a policy
+//! may limit deliveries (`delivery-limit`), and what is beyond it would be dropped: with one of less than 2 it is.
 //!
 //! # Options of an address
 //!

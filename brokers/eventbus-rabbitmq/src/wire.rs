@@ -197,6 +197,12 @@ impl Message {
         self.text(ATTEMPT).and_then(|attempt| attempt.parse().ok()).unwrap_or(1).max(1)
     }
 
+    /// How often it was given back to its queue, as far as a limit of the queue counts that.
+    pub(crate) fn returns(&self) -> u32 {
+        let counted = self.header(DELIVERIES).and_then(integer).unwrap_or_default();
+        u32::try_from(counted).unwrap_or_default()
+    }
+
     /// Whether it has an id of its own.
     pub(crate) fn is_named(&self) -> bool {
         let by_property = self.properties.message_id().as_ref().is_some_and(|id| !id.as_str().is_empty());

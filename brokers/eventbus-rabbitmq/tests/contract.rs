@@ -4,7 +4,7 @@ mod support;
 
 use eventbus::PublishError;
 use eventbus::broker::{
-    Broker, DeadLetter, DeadLetterQuery, Deliveries, FailureKind, Parked, Receipt, Received,
+    Broker, DeadLetter, DeadLetterId, DeadLetterQuery, Deliveries, FailureKind, Parked, Receipt, Received,
 };
 use eventbus::{Envelope, Topic};
 use eventbus_core::jiff::{SignedDuration, Timestamp};
@@ -308,6 +308,38 @@ async fn a_queue_of_dead_letters_that_somebody_removed_is_made_again() {
     let letter = letter(&receipt);
     settler.reject(receipt, letter).await.unwrap();
     assert_eq!(broker.dead_letters().unwrap().list().await.unwrap().len(), 1);
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
+
+/// The server for tests has a policy for what begins so: two deliveries after the first, and no more.
+#[tokio::test]
+async fn looks_at_dead_letters_drop_none_where_a_policy_limits_deliveries() {
+    let exchange = format!("limited{}", exchange());
+    let broker = builder(&exchange).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+    for number in 0..3 {
+        broker.publish(event("a.b", "k", number)).await.unwrap();
+    }
+    for Received { receipt, settler, .. } in receive(&mut deliveries, 3).await {
+        let letter = letter(&receipt);
+        settler.reject(receipt, letter).await.unwrap();
+    }
+    let letters = broker.dead_letters().unwrap();
+    let first = letters.list().await.unwrap();
+    let names = |found: &[(DeadLetterId, Arc<DeadLetter>)]| {
+        found.iter().map(|(id, letter)| (id.clone(), letter.reason.clone())).collect::<Vec<_>>()
+    };
+    for look in 1..12 {
+        let found = letters.list().await.unwrap();
+        assert_eq!(names(&found), names(&first), "look {look}");
+    }
+    assert!(letters.purge(&first[0].0).await.unwrap());
+    assert!(letters.republish(&first[1].0, None).await.unwrap());
+    let again = receive(&mut deliveries, 1).await.remove(0);
+    assert_eq!(number(&again), 1);
+    ack(again).await;
+    assert_eq!(names(&letters.list().await.unwrap()), names(&first[2..]));
     broker.close().await.unwrap();
     remove(&exchange).await;
 }

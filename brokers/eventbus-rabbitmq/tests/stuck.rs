@@ -3,7 +3,8 @@
 mod support;
 
 use eventbus::broker::Broker;
-use eventbus_rabbitmq::lapin::options::QueueDeleteOptions;
+use eventbus_rabbitmq::lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use eventbus_rabbitmq::lapin::types::FieldTable;
 use support::between::Between;
 use support::{
     ack, builder, connect, event, exchange, number, receive, remove, request, server, until, url_at,
@@ -40,6 +41,32 @@ async fn one_queue_that_the_server_cannot_consume_from_takes_no_other_group_down
         ack(received).await;
     }
     strict.close().await.unwrap();
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_look_at_the_groups_whose_answer_is_late_leaves_no_consumer() {
+    let exchange = exchange();
+    let between = Between::to(&server()).await;
+    let broker = connect(&url_at(&between.url, &exchange)).await;
+    let other = builder(&exchange).connect().await.unwrap();
+    let deliveries = other.subscribe(request("mail", "a.b")).await.unwrap();
+    let stream = format!("{exchange}:groups");
+    between.delay_queue(Some(stream.clone()));
+    let groups = broker.groups().unwrap();
+    groups.list().await.expect_err("nobody answers");
+    between.delay_queue(None);
+    assert_eq!(groups.list().await.unwrap().len(), 1);
+    let channel = other.channel().await.unwrap();
+    until("nobody reads the stream", async || {
+        let passive = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
+        let found = channel.queue_declare(stream.as_str().into(), passive, FieldTable::default()).await;
+        found.unwrap().consumer_count() == 0
+    })
+    .await;
+    drop(deliveries);
+    other.close().await.unwrap();
     broker.close().await.unwrap();
     remove(&exchange).await;
 }

@@ -194,6 +194,11 @@ fn definitions() -> String {
         "users": [user("guest", GUEST_HASH, &["administrator"]), user(USER, PASSWORD_HASH, &[])],
         "vhosts": [{ "name": "/" }],
         "permissions": [all("guest"), all(USER)],
+        // An exchange whose name begins so has queues that deliver nothing more than a few times.
+        "policies": [{
+            "vhost": "/", "name": "limited", "pattern": "^limited", "apply-to": "quorum_queues", "priority": 0,
+            "definition": { "delivery-limit": 2 },
+        }],
     })
     .to_string()
 }
