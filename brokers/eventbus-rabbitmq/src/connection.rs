@@ -328,6 +328,21 @@ impl Link {
         call(connection.create_channel()).await
     }
 
+    /// This connection does not answer, so another one is to take its place, unless it has.
+    pub(crate) fn replace(&self, number: u64) {
+        let connection = {
+            let current = self.current.lock();
+            current.connection.clone().filter(|_| self.state.times() == number)
+        };
+        if let Some(connection) = connection {
+            tokio::spawn(async move {
+                let closing = connection.close(320, "it does not answer".into());
+                // Whoever keeps the connection sees that it is being closed.
+                let _ = tokio::time::timeout(LOOK * 2, closing).await;
+            });
+        }
+    }
+
     /// The connection is closed, once everything on it was said.
     pub(crate) async fn close(&self) {
         self.state.close();

@@ -35,7 +35,9 @@
 //! - **A publish is sent once.** It waits for a connection until `publish_timeout`, and is refused then: nothing was stored.
 //!   What was sent, and is not confirmed until then or until the connection is lost, is
 //!   [`Unconfirmed`](eventbus_core::PublishError::Unconfirmed). So is what a queue refuses (`basic.nack`), since other queues
-//!   may have it. It is not sent again by itself, because RabbitMQ would not know it again.
+//!   may have it. It is not sent again by itself, because RabbitMQ would not know it again. Where nothing is confirmed for so
+//!   long, as where one queue takes nothing and what was sent behind it is not read, publishing goes on by another channel,
+//!   or by another connection where this one does not answer.
 //! - **A topic that no group listens on** is no error, unless `mandatory` asks for one.
 //! - **A server that is short of memory or disk** takes no publishes: they wait, [`Bus::health`](eventbus_core::Bus::health)
 //!   says so, and what is there is handled meanwhile, since two connections are open: one publishes, one consumes.

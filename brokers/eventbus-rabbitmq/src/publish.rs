@@ -1,8 +1,11 @@
 //! Publishing: events are sent one after the other, and their confirmations awaited apart.
 
 use crate::connection::{Link, NOT_FOUND, Trouble, call};
+use crate::topology::close;
 use crate::wire::{self, Written};
 use eventbus_core::lock::{Lock, Rank};
+use eventbus_core::log;
+use eventbus_core::printable::printable;
 use eventbus_core::waiters::Waiters;
 use eventbus_core::{BoxError, BrokerError, Envelope, PublishError};
 use eventbus_server::connection::pause_before;
@@ -82,6 +85,8 @@ struct Pending {
     written: Written,
     deadline: Instant,
     answer: oneshot::Sender<Result<(), PublishError>>,
+    /// When the client got it.
+    sent: Option<Instant>,
     /// Why the server has returned it, where it has.
     returned: Option<String>,
     _room: OwnedSemaphorePermit,
@@ -185,7 +190,17 @@ impl Outlet {
         let Ok(room) = room else { return Err(PublishError::Closed { topic }) };
         let (answer, receiver) = oneshot::channel();
         let _counted = Counted::new(&self.open);
-        let pending = Pending { to, topic, written, deadline, answer, returned: None, _room: room, _counted };
+        let pending = Pending {
+            to,
+            topic,
+            written,
+            deadline,
+            answer,
+            sent: None,
+            returned: None,
+            _room: room,
+            _counted,
+        };
         if let Err(mpsc::error::SendError(pending)) = self.sender.send(pending) {
             return Err(PublishError::Closed { topic: pending.topic });
         }
@@ -232,6 +247,7 @@ impl Outlet {
             trouble: None,
             missing: false,
             sent: 0,
+            confirmed: 0,
             flying: BTreeMap::new(),
             confirming: FuturesUnordered::new(),
         }
@@ -270,6 +286,8 @@ struct Sender {
     /// The exchange was found missing.
     missing: bool,
     sent: Ticket,
+    /// The latest that was confirmed.
+    confirmed: Ticket,
     flying: BTreeMap<Ticket, Pending>,
     confirming: FuturesUnordered<BoxFuture<'static, (Ticket, lapin::Result<Confirmation>)>>,
 }
@@ -336,11 +354,16 @@ impl Sender {
             let (link, failures, missing) = (Arc::clone(&self.outlet.link), self.failures, self.missing);
             self.opening = Some(Box::pin(async move {
                 tokio::time::sleep(pause_before(failures + 1)).await;
+                let channel = match link.confirming().await {
+                    Ok(channel) => channel,
+                    Err(trouble) => {
+                        link.replace(number);
+                        return Err(trouble);
+                    }
+                };
                 // Somebody may have removed it, or the server has lost it.
                 let made = if missing { link.exchange_anew().await } else { link.exchange().await };
                 made.map_err(|error| Trouble::passing(eventbus_core::chain(&error)))?;
-                let channel = link.channel().await?;
-                call(channel.confirm_select(ConfirmSelectOptions::default())).await?;
                 Ok(Open { number, channel })
             }));
         }
@@ -367,7 +390,7 @@ impl Sender {
                     Err(error) => (ticket, Err(error)),
                 }
             });
-            self.flying.insert(ticket, pending);
+            self.flying.insert(ticket, Pending { sent: Some(Instant::now()), ..pending });
             // It is queued in the client by the first poll, so that what follows is behind it.
             match now(&mut publishing).await {
                 Some((ticket, confirmed)) => {
@@ -401,6 +424,7 @@ impl Sender {
     fn confirmed(&mut self, ticket: Ticket, confirmed: lapin::Result<Confirmation>) {
         let error = match confirmed {
             Ok(confirmation) => {
+                self.confirmed = self.confirmed.max(ticket);
                 let Some(pending) = self.flying.remove(&ticket) else { return };
                 if let Some(said) = &pending.returned {
                     let which = if pending.to.exchange.is_empty() {
@@ -470,6 +494,30 @@ impl Sender {
         deadlines.into_iter().flatten().map(|pending| pending.deadline).min()
     }
 
+    /// Whether neither what is late is confirmed, nor anything that was sent behind it. Where one queue takes nothing, the
+    /// server may stop reading what was sent to the others as well.
+    fn is_stuck(&self, now: Instant) -> bool {
+        let enough = self.outlet.link.settings.publish_timeout / 2;
+        self.outlet.link.blocked().is_none()
+            && self.flying.first_key_value().is_some_and(|(ticket, pending)| {
+                let is_late =
+                    pending.deadline <= now && pending.sent.is_some_and(|sent| sent + enough <= now);
+                is_late && *ticket > self.confirmed
+            })
+    }
+
+    /// Goes on by another channel. Of what was sent by this one is not known whether it is stored.
+    fn replace_channel(&mut self) {
+        let said = self.outlet.late(true).to_string();
+        let Some(Open { channel, .. }) = self.channel.take() else { return };
+        log::warn!(
+            target: "eventbus", error = %printable(&said),
+            "nothing of what was published last is confirmed; another channel is opened, and whoever publishes is told"
+        );
+        tokio::spawn(async move { close(&channel).await });
+        self.lose_channel(&Trouble::passing(said));
+    }
+
     fn give_up_late(&mut self) {
         let now = Instant::now();
         while let Some(pending) = self.waiting.pop_front_if(|pending| pending.deadline <= now) {
@@ -479,11 +527,23 @@ impl Sender {
                 _ => late,
             });
         }
+        if self.is_stuck(now) {
+            return self.replace_channel();
+        }
         let late = self.flying.iter().filter(|(_, pending)| pending.deadline <= now || !pending.is_open());
         let late: Vec<_> = late.map(|(ticket, _)| *ticket).collect();
         for pending in late.into_iter().filter_map(|ticket| self.flying.remove(&ticket)) {
             pending.give_up(self.outlet.late(true));
         }
+    }
+}
+
+impl Link {
+    /// A channel that confirms what is published.
+    async fn confirming(&self) -> Result<Channel, Trouble> {
+        let channel = self.channel().await?;
+        call(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(channel)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod support;
 
+use eventbus::PublishError;
 use eventbus::broker::Broker;
 use eventbus_rabbitmq::lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use eventbus_rabbitmq::lapin::types::FieldTable;
@@ -41,6 +42,35 @@ async fn one_queue_that_the_server_cannot_consume_from_takes_no_other_group_down
         ack(received).await;
     }
     strict.close().await.unwrap();
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_that_confirms_nothing_any_more_is_replaced() {
+    let exchange = exchange();
+    let between = Between::to(&server()).await;
+    let broker = connect(&format!("{}&publish_timeout=3s", url_at(&between.url, &exchange))).await;
+    broker.publish(event("a.b", "k", 1)).await.unwrap();
+    between.wedge();
+    let unconfirmed = broker.publish(event("a.b", "k", 2)).await;
+    assert!(matches!(&unconfirmed, Err(PublishError::Unconfirmed { .. })), "{unconfirmed:?}");
+    broker.publish(event("a.b", "k", 3)).await.unwrap();
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_answers_nothing_to_whoever_publishes_is_replaced() {
+    let exchange = exchange();
+    let between = Between::to(&server()).await;
+    let options = "publish_timeout=3s&heartbeat=600s";
+    let broker = connect(&format!("{}&{options}", url_at(&between.url, &exchange))).await;
+    broker.publish(event("a.b", "k", 1)).await.unwrap();
+    between.deafen();
+    let unconfirmed = broker.publish(event("a.b", "k", 2)).await;
+    assert!(matches!(&unconfirmed, Err(PublishError::Unconfirmed { .. })), "{unconfirmed:?}");
+    until("it is published", async || broker.publish(event("a.b", "k", 3)).await.is_ok()).await;
     broker.close().await.unwrap();
     remove(&exchange).await;
 }
