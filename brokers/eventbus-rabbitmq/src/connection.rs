@@ -107,6 +107,10 @@ impl From<lapin::Error> for Trouble {
                 Self { code: Some(refused.get_id()), ..Self::passing(said) }
             }
             ErrorKind::IOError(error) => Self::passing(error.to_string()),
+            ErrorKind::ChannelsLimitReached => Self::passing(
+                "the connection has no channel left, of which each subscription needs one: raise `channel_max` of the server, \
+                 or have several processes handle the groups, each some of them",
+            ),
             ErrorKind::MissingHeartbeatError => Self::passing("the server has been silent for too long"),
             _ => Self::passing(error.to_string()),
         }
@@ -325,7 +329,14 @@ impl Link {
                 self.state.lost().map_or_else(|| "the connection is closed".to_owned(), |lost| lost.error);
             return Err(Trouble::passing(said));
         };
-        call(connection.create_channel()).await
+        loop {
+            match call(connection.create_channel()).await {
+                // The client says of a channel what was refused on an earlier one with its number, as long as the connection
+                // lasts. The server refuses no opening so.
+                Err(trouble) if trouble.is_refusal() => {}
+                opened => return opened,
+            }
+        }
     }
 
     /// This connection does not answer, so another one is to take its place, unless it has.

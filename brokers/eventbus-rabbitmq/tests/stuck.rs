@@ -75,6 +75,52 @@ async fn a_connection_that_answers_nothing_to_whoever_publishes_is_replaced() {
     remove(&exchange).await;
 }
 
+#[tokio::test]
+async fn more_subscriptions_than_channels_are_an_error_that_says_what_to_do() {
+    let exchange = exchange();
+    let between = Between::to(&server()).await;
+    between.limit_channels(4);
+    let broker = connect(&url_at(&between.url, &exchange)).await;
+    let mut open = Vec::new();
+    let error = loop {
+        match broker.subscribe(request(&format!("group{}", open.len()), "a.b")).await {
+            Ok(deliveries) => open.push(deliveries),
+            Err(error) => break error,
+        }
+        assert!(open.len() < 4);
+    };
+    let said = eventbus_core::chain(&error);
+    assert!(said.contains("`channel_max`") && said.contains(&format!("`group{}`", open.len())), "{said}");
+    drop(open);
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
+
+/// The numbers of channels come round again, and the client goes on to say of each what was refused on it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_refused_on_a_channel_is_not_said_of_a_later_one_with_its_number() {
+    let exchange = exchange();
+    let between = Between::to(&server()).await;
+    between.limit_channels(40);
+    let broker = connect(&url_at(&between.url, &exchange)).await;
+    let other = builder(&exchange).connect().await.unwrap();
+    let there = broker.subscribe(request("there", "a.b")).await.unwrap();
+    drop(broker.subscribe(request("gone", "a.b")).await.unwrap());
+    let channel = other.channel().await.unwrap();
+    let queue = format!("{exchange}:group:gone:a.b");
+    channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    let groups = broker.groups().unwrap();
+    for look in 0..15 {
+        let listed = groups.list().await.unwrap();
+        let names: Vec<_> = listed.iter().map(|state| state.group.as_str()).collect();
+        assert_eq!(names, ["there"], "look {look}");
+    }
+    drop(there);
+    other.close().await.unwrap();
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_look_at_the_groups_whose_answer_is_late_leaves_no_consumer() {
     let exchange = exchange();
