@@ -83,7 +83,7 @@
 //!
 //! Events are CloudEvents after the binding for Kafka: attributes are headers `ce_…`, the payload is the value as it is.
 //! The structured mode is read too, and written with `?content_mode=structured`. A record of any other program is an event as
-//! well, with its record's key.
+//! well, with its record's key; a header whose name is no UTF-8 text is left out, since the client cannot read it.
 //!
 //! # Options of an address
 //!

@@ -4,6 +4,7 @@
 
 #[path = "../../../eventbus-server/tests/support/cpu.rs"]
 pub mod cpu;
+pub mod raw;
 #[path = "../../../eventbus-server/tests/support/servers.rs"]
 pub mod servers;
 
