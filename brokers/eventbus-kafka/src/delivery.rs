@@ -103,7 +103,8 @@ struct KafkaSettler {
 /// The event is somebody else's by now.
 fn lost(subscription: &Subscription) -> BrokerError {
     BrokerError::new(format!(
-        "Kafka has given the partition of the event to another process of the group `{}`: it is delivered again there",
+        "the partition of the event is no longer what this process has of the group `{}`: it is delivered again, here or in \
+         another process",
         subscription.group
     ))
 }

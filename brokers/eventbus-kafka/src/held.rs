@@ -104,6 +104,13 @@ fn number(at: Offset) -> u64 {
     u64::try_from(at.get()).unwrap_or(u64::MAX)
 }
 
+impl Commit {
+    /// Whether anything of these partitions is in it.
+    pub(crate) fn has_some_of(&self, partitions: &[Partition]) -> bool {
+        self.parts.iter().any(|part| partitions.contains(&part.partition))
+    }
+}
+
 impl Held {
     /// The subscription has a partition from now on, with what was committed of it.
     pub(crate) fn assign(&mut self, partition: Partition, saved: Saved<Note>) {
@@ -329,6 +336,12 @@ impl Held {
             self.forget(&tokens);
         }
         dropped
+    }
+
+    /// All partitions are somebody else's from now on.
+    pub(crate) fn remove_all(&mut self) -> Vec<Waiting> {
+        let partitions: Vec<_> = self.parts.keys().cloned().collect();
+        self.remove(&partitions)
     }
 
     fn forget(&mut self, tokens: &[Token]) {

@@ -44,7 +44,10 @@
 //!   hold them. A full process pauses its partitions.
 //! - **When a partition goes to another process** nothing of it is begun any more, its handlers are waited for (up to the
 //!   attempt's timeout, two minutes at most), and what they did is committed before it goes. The other partitions go on.
-//!   After that, acks are errors: it is delivered again there.
+//!   After that, acks are errors: it is delivered again there. So it is with everything that a process has which its group
+//!   has gone on without: it notices that within seconds also while partitions go from one process to another.
+//! - **A client that has failed for good**, or has panicked, is replaced; that is an error line, and what it has not committed
+//!   is delivered again.
 //! - **A process that does not answer** loses its partitions after
 //!   [`session_timeout`](KafkaBrokerBuilder::session_timeout). One that stood still begins nothing before the server has
 //!   said that it still has them.
@@ -95,6 +98,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arrivals;
 mod audit;
 mod broker;
 mod commit;
@@ -107,6 +111,7 @@ mod doubt;
 mod errands;
 mod groups;
 mod held;
+mod keeper;
 mod partition;
 mod place;
 mod publish;

@@ -100,7 +100,16 @@ fn open(link: &Arc<Link>, topics: &Arc<Topics>, request: &ReplayRequest) -> Resu
     let scan = if live { Scan::live(link, &asked)? } else { Scan::open(link, &asked)? };
     let thread = std::thread::Builder::new().name("eventbus-kafka-replay".to_owned());
     let known = asked.into_iter().map(|range| range.partition).collect();
-    thread.spawn(move || reader.run(scan, known, live)).map_err(|error| {
+    let telling = reader.sender.clone();
+    let run = move || {
+        // Without a word from here, whoever waits would take it for complete.
+        if let Err(panicked) = foreign::call("the Kafka client", || reader.run(scan, known, live)) {
+            let said =
+                format!("the replay ends before its end, since the Kafka client {panicked}; begin it again");
+            drop(telling.blocking_send(Err(BrokerError::new(said))));
+        }
+    };
+    thread.spawn(run).map_err(|error| {
         BrokerError::new("cannot begin a thread that reads the history").with_cause(error)
     })?;
     let deliveries = Box::new(ReplayDeliveries { receiver, shared });
