@@ -338,6 +338,13 @@ impl Held {
         dropped
     }
 
+    /// Topics are not there any more.
+    pub(crate) fn remove_topics(&mut self, topics: &[&str]) -> Vec<Waiting> {
+        let partitions = self.parts.keys().filter(|(topic, _)| topics.contains(&&**topic));
+        let partitions: Vec<_> = partitions.cloned().collect();
+        self.remove(&partitions)
+    }
+
     /// All partitions are somebody else's from now on.
     pub(crate) fn remove_all(&mut self) -> Vec<Waiting> {
         let partitions: Vec<_> = self.parts.keys().cloned().collect();

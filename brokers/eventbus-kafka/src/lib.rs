@@ -56,9 +56,9 @@
 //!   topics with times of producers (`CreateTime`) a place finds in other partitions about what was stored then. Topics that
 //!   are made here have the time of their storing, which replays and `groups seek` go by. Replays and the audit log read
 //!   partitions beside each other, by time.
-//! - **A topic that is deleted and made anew** is read from its beginning, and so is one whose end servers have lost. Offsets
-//!   alone tell that: leave ten seconds in between, since a group goes on in the middle of one that soon has more than the
-//!   group had read of the former one.
+//! - **A topic that is deleted and made anew** is read from its beginning, whatever handlers still do with events of the
+//!   former one, and so is one whose end servers have lost. Offsets alone tell that: leave ten seconds in between, since a
+//!   group goes on in the middle of one that soon has more than the group had read of the former one.
 //! - **Handling and publishing are no transaction together**: what a handler returns is stored before its event is settled, and
 //!   after a crash in between the event is handled, and its answer published, again.
 //! - Offsets of a group that nobody has are kept for a week (`offsets.retention.minutes` of the server); after that it is a

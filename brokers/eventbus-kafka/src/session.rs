@@ -220,7 +220,14 @@ impl Session {
         }
         let names: Vec<&str> = wanted.iter().map(|topic| &**topic).collect();
         match self.consumer.subscribe(&names) {
-            Ok(()) => self.asked = wanted,
+            Ok(()) => {
+                // What is held of a topic that is not there is of no offset of one that is made anew under its name.
+                let gone: Vec<_> = self.asked.difference(&wanted).map(|topic| &**topic).collect();
+                let dropped = self.subscription.state.lock().held.remove_topics(&gone);
+                drop(dropped);
+                self.subscription.changed.tell();
+                self.asked = wanted;
+            }
             Err(error) => {
                 self.quiet_until = Instant::now() + Duration::from_secs(1);
                 self.subscription.fail(format!("cannot join the group `{group}`: {}", explain(&error)));
@@ -500,8 +507,12 @@ impl Session {
         // A text may be refused, and that is told of one partition alone.
         let (plain, noted): (Vec<_>, Vec<_>) = commit.parts.iter().partition(|part| part.text.is_empty());
         let lists = noted.chunks(1).chain(Some(&plain[..]).filter(|plain| !plain.is_empty()));
+        let mark: Partition = (self.subscription.link.groups_topic().into(), 0);
         let lists = lists.map(|parts| {
-            let mut list = TopicPartitionList::with_capacity(parts.len());
+            let mut list = TopicPartitionList::with_capacity(parts.len() + 1);
+            // Where all topics of a commit are gone, the client sends it until one is made anew under the name, and what is
+            // committed of that is an offset of the former one. This one is never gone.
+            add(&mut list, &mark, 0, "");
             for part in parts {
                 add(&mut list, &part.partition, i64::try_from(part.cursor).unwrap_or(i64::MAX), &part.text);
             }
