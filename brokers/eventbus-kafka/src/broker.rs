@@ -299,8 +299,9 @@ impl Broker for KafkaBroker {
     }
 
     fn replayable(&self) -> Option<Arc<dyn Replayable>> {
-        let Shared { link, topics, .. } = &**self.shared();
-        Some(Arc::new(KafkaReplays { link: Arc::clone(link), topics: Arc::clone(topics) }))
+        let Shared { link, topics, tails, .. } = &**self.shared();
+        let (link, topics, tails) = (Arc::clone(link), Arc::clone(topics), Arc::clone(tails));
+        Some(Arc::new(KafkaReplays { link, topics, tails }))
     }
 
     fn audit_log(&self) -> Option<Arc<dyn AuditLog>> {
