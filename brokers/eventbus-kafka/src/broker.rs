@@ -105,7 +105,12 @@ impl KafkaBroker {
 async fn watch(link: Arc<Link>, topics: Arc<Topics>) {
     let mut failures = 0;
     loop {
-        match foreign::run("the Kafka client", || link.look_for_topics(&topics)).await {
+        let looking = async {
+            let serving = Arc::clone(&link);
+            blocking(move || serving.serve_members()).await;
+            link.look_for_topics(&topics).await
+        };
+        match foreign::run("the Kafka client", || looking).await {
             Ok(Ok(())) => failures = 0,
             Ok(Err(_)) | Err(_) => failures += 1,
         }

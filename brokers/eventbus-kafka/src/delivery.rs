@@ -161,9 +161,10 @@ impl Settler for KafkaSettler {
             match subscription.noted(token, note).await {
                 Noted::Yes | Noted::Gone => Ok(()),
                 Noted::TooLong => Err(BrokerError::new(format!(
-                    "more retries and gaps of the group `{}` are open in this partition than fit into the 4,096 bytes that \
+                    "more retries and gaps of the group `{}` are open in this partition than fit into the {} bytes that \
                      Kafka keeps with an offset",
-                    subscription.group
+                    subscription.group,
+                    subscription.link.longest_text()
                 ))),
             }
         })

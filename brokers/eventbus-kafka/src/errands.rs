@@ -8,7 +8,7 @@ use crate::rebalance::SessionContext;
 use crate::subscribe::is_of_others;
 use eventbus_core::foreign;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use std::collections::HashSet;
 use std::sync::mpsc;
@@ -42,6 +42,8 @@ pub(crate) enum Answer {
 pub(crate) struct Committed {
     /// The partitions that were not taken.
     pub(crate) refused: HashSet<Partition>,
+    /// The length of a text that the server finds too long.
+    pub(crate) too_long: Option<usize>,
     pub(crate) standing: Standing,
 }
 
@@ -70,7 +72,7 @@ fn answer(consumer: &BaseConsumer<SessionContext>, errand: Errand) -> Answer {
 
 /// Commits lists one after the other.
 fn commit_all(consumer: &BaseConsumer<SessionContext>, lists: &[TopicPartitionList]) -> Committed {
-    let (mut refused, mut standing) = (HashSet::new(), Standing::Member);
+    let (mut refused, mut too_long, mut standing) = (HashSet::new(), None, Standing::Member);
     let mut known = true;
     for list in lists {
         // Each refusal makes the client join the group anew; one is enough.
@@ -82,8 +84,13 @@ fn commit_all(consumer: &BaseConsumer<SessionContext>, lists: &[TopicPartitionLi
             tell("COMMIT", &explain(&error));
             known = !is_of_others(&error);
             standing = Standing::of(&error);
+            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) {
+                let texts = list.elements();
+                let longest = texts.iter().map(|element| element.metadata().len()).max();
+                too_long = longest.into_iter().chain(too_long).min();
+            }
             refused.extend(elements(list));
         }
     }
-    Committed { refused, standing }
+    Committed { refused, too_long, standing }
 }

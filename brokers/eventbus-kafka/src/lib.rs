@@ -39,7 +39,7 @@
 //! - **What is committed** is the first offset that is not settled, and beside it, in at most 4,096 bytes, what is settled
 //!   beyond it and which retries wait. So a restart repeats only what was settled in its last tenth of a second. Where more
 //!   is open than fits, the end of it is left out: that is delivered again after a crash, and a retry that does not fit is
-//!   an error line.
+//!   an error line. A server with a smaller `offset.metadata.max.bytes` gets shorter texts, and a warning says so.
 //! - **A retry waits in the process** that has the partition; others of the partition go on, as far as the subscription may
 //!   hold them. A full process pauses its partitions.
 //! - **When a partition goes to another process** nothing of it is begun any more, its handlers are waited for (up to the

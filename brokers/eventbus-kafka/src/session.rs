@@ -277,8 +277,11 @@ impl Session {
 
     fn hear(&mut self, answer: Answer) {
         match answer {
-            Answer::Commit(Committed { refused, standing }) => {
+            Answer::Commit(Committed { refused, too_long, standing }) => {
                 self.stand(standing);
+                if let Some(length) = too_long {
+                    self.subscription.link.shorten_texts(length);
+                }
                 self.end_commit(&refused);
             }
             Answer::Mark(number, is_taken, standing) => {
@@ -498,7 +501,8 @@ impl Session {
         if urgent && self.committed_at.elapsed() < Duration::from_millis(5) {
             return;
         }
-        let commit = self.subscription.state.lock().held.begin_commit();
+        let longest = self.subscription.link.longest_text();
+        let commit = self.subscription.state.lock().held.begin_commit(longest);
         self.committed_at = Instant::now();
         let Some(commit) = commit else {
             self.subscription.changed.tell();

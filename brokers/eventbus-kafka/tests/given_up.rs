@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 use support::rdkafka::consumer::{BaseConsumer, Consumer};
 use support::rdkafka::mocking::MockCluster;
+use support::rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use support::rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use support::{PATIENCE, ack, number, raw, receive, until};
 
@@ -119,5 +120,47 @@ async fn a_client_that_has_failed_for_good_is_replaced() {
     said.extend(more);
     let [said] = &said[..] else { panic!("one error: {said:?}") };
     assert!(said.contains("failed for good") && said.contains("another one takes its place"), "{said}");
+    broker.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_that_the_server_finds_too_long_is_committed_shorter() {
+    let cluster = MockCluster::new(1).unwrap();
+    let broker = played(&cluster).await;
+    let mut deliveries = broker.subscribe(support::request("mail", "order.placed")).await.unwrap();
+    let events = (0..400).map(|number| support::event("order.placed", "k", number));
+    for stored in broker.publish_all(events.collect()).await {
+        stored.unwrap();
+    }
+    let received = receive(&mut deliveries, 400).await;
+    let consumer: BaseConsumer = {
+        let mut config = support::rdkafka::ClientConfig::new();
+        config.set("bootstrap.servers", cluster.bootstrap_servers());
+        config.set("group.id", "mail@order.placed").create().unwrap()
+    };
+    let committed = || {
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition("order.placed", 0);
+        let answer = consumer.committed_offsets(asked, Duration::from_secs(10)).unwrap();
+        let element = &answer.elements()[0];
+        (element.offset(), element.metadata().to_owned())
+    };
+    // As a server answers whose `offset.metadata.max.bytes` is smaller.
+    let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OFFSET_METADATA_TOO_LARGE;
+    cluster.request_errors(RDKafkaApiKey::OffsetCommit, &[refused]);
+    let (odd, mut even): (Vec<_>, Vec<_>) = received.into_iter().partition(|one| number(one) % 2 == 1);
+    for one in odd {
+        ack(one).await;
+    }
+    // The commit that moves the offset says of all of them, in two bytes each.
+    ack(even.remove(0)).await;
+    until("the offset is committed", async || committed().0 == Offset::Offset(2)).await;
+    let length = committed().1.len();
+    assert!(length <= 220, "{length} bytes");
+    for one in even {
+        ack(one).await;
+    }
+    until("the offset alone says everything", async || committed().0 == Offset::Offset(400)).await;
+    assert_eq!(committed().1, "");
     broker.close().await.unwrap();
 }
