@@ -70,7 +70,7 @@
 //! |---|---|---|
 //! | topic | `order.placed` (option `prefix` before it) | events; names that begin with `__` are not for events |
 //! | group | `<group>@<pattern>` | one for each group and pattern |
-//! | topic | `__groups` | empty: each group has committed that it is there |
+//! | topic | `__groups` | empty: each group commits that it is there, and reads it as long as its pattern covers no topic |
 //! | topic | `__dead-letters.<group>` | compacted: each event as it was, and headers `eventbus-dead-letter-…`; a tombstone removes one |
 //! | topic | `__again.<group>` | dead letters that are published again, for this group alone; kept, since replays take mended payloads from there |
 //!

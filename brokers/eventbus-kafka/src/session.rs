@@ -35,6 +35,8 @@ const DRAIN: Duration = Duration::from_secs(120);
 /// How often the server is asked whether it still knows a process that is giving partitions away: meanwhile the client does
 /// not tell.
 const KNOWN: Duration = Duration::from_secs(1);
+/// How often the mark of a group is committed, which the server forgets some time after that.
+const RENEW: Duration = Duration::from_secs(600);
 
 /// A client in the group.
 pub(crate) struct Session {
@@ -64,6 +66,8 @@ pub(crate) struct Session {
     marking: bool,
     /// Before then it is not asked again.
     mark_at: Instant,
+    /// When the mark of the group is to be committed again.
+    renew_at: Instant,
     /// Since when the server has refused commits, as those of one that a rebalance has left behind.
     behind_since: Option<Instant>,
     /// Why it is of no use any more.
@@ -121,6 +125,7 @@ impl Session {
             asks: 0,
             marking: false,
             mark_at: now,
+            renew_at: now,
             behind_since: None,
             broken: None,
         })
@@ -182,7 +187,7 @@ impl Session {
             (state.doubt.run(Instant::now(), silence), state.held.has_some())
         };
         // Whoever is no member of the group is not asked about: it has nothing, and a commit would make it join anew.
-        let asks = doubt.is_some() || self.leaving.is_some();
+        let asks = doubt.is_some() || self.leaving.is_some() || Instant::now() >= self.renew_at;
         if !asks || !has_some || self.consumer.assignment_lost() {
             return;
         }
@@ -213,8 +218,10 @@ impl Session {
         if topics.partitions(&again).is_some() {
             wanted.insert(again.into());
         }
-        // So that it has joined the group before there is a topic, and its offsets are kept as long as it is there.
-        wanted.insert(link.groups_topic().into());
+        if wanted.is_empty() {
+            // So that it has joined the group before there is a topic. Later it would count as a partition that somebody has.
+            wanted.insert(link.groups_topic().into());
+        }
         if wanted == self.asked {
             return;
         }
@@ -290,6 +297,9 @@ impl Session {
                     && is_taken
                 {
                     self.subscription.state.lock().doubt.end(number);
+                }
+                if is_taken {
+                    self.renew_at = Instant::now() + RENEW;
                 }
                 self.marking = false;
                 self.mark_at = Instant::now() + if number.is_some() { LOOK } else { KNOWN };

@@ -7,6 +7,7 @@ use eventbus_kafka::KafkaBroker;
 use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use support::rdkafka::consumer::{BaseConsumer, Consumer};
 use support::rdkafka::mocking::MockCluster;
@@ -163,4 +164,44 @@ async fn a_text_that_the_server_finds_too_long_is_committed_shorter() {
     until("the offset alone says everything", async || committed().0 == Offset::Offset(400)).await;
     assert_eq!(committed().1, "");
     broker.close().await.unwrap();
+}
+
+/// A topic of the bus itself counts for nothing where partitions are shared.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_have_one_of_two_partitions_each() {
+    for _ in 0..3 {
+        let prefix = support::prefix();
+        let open = async || support::builder(&prefix).partitions(2).connect().await.unwrap();
+        let (here, there) = (open().await, open().await);
+        let mut ours = here.subscribe(support::request("mail", "order.placed")).await.unwrap();
+        let mut theirs = there.subscribe(support::request("mail", "order.placed")).await.unwrap();
+        let publishing = tokio::spawn({
+            let here = here.clone();
+            async move {
+                for number in 0.. {
+                    let key = (number % 8).to_string();
+                    here.publish(support::event("order.placed", &key, number)).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        });
+        // As long as partitions are on their way, one may have both.
+        let got = [AtomicU64::new(0), AtomicU64::new(0)];
+        let read = async |which: usize, deliveries: &mut Box<dyn Deliveries>| {
+            while got.iter().any(|got| got.load(Ordering::Relaxed) < 5) {
+                let (Received { receipt, settler, .. }, _) = next(deliveries).await;
+                got[which].fetch_add(1, Ordering::Relaxed);
+                drop(settler.ack(receipt).await);
+            }
+        };
+        let both = async {
+            tokio::select! { () = read(0, &mut ours) => (), () = read(1, &mut theirs) => () }
+        };
+        tokio::time::timeout(PATIENCE / 2, both).await.expect("each has a partition with events");
+        publishing.abort();
+        drop((ours, theirs));
+        here.close().await.unwrap();
+        there.close().await.unwrap();
+        support::remove(&prefix).await;
+    }
 }
