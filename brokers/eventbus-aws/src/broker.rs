@@ -7,7 +7,7 @@ use crate::groups::AwsGroups;
 use crate::publish::Outlet;
 use crate::subscribe;
 use crate::subscription::Subscription;
-use crate::topology::Topics;
+use crate::topics::Topics;
 use crate::wire::MAX_PAYLOAD;
 use eventbus_core::broker::{
     Attempts, Backlog, Broker, BrokerFuture, Connection, DeadLetters, Deliveries, Features, Groups,

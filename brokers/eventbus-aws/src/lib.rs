@@ -126,10 +126,12 @@ mod delivery;
 mod groups;
 mod held;
 mod names;
+mod policy;
 mod publish;
 mod readers;
 mod subscribe;
 mod subscription;
+mod topics;
 mod topology;
 mod wire;
 

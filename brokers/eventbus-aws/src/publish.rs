@@ -3,7 +3,7 @@
 use crate::batches::{LARGEST, MOST, first_batch};
 use crate::connection::{CALL, Link, Trouble, is_throttled, slow_down};
 use crate::names::hash;
-use crate::topology::Topics;
+use crate::topics::Topics;
 use crate::wire::{self, MAX_PAYLOAD, Written};
 use aws_sdk_sns::types::{MessageAttributeValue, PublishBatchRequestEntry};
 use eventbus_core::lock::{Lock, Rank};

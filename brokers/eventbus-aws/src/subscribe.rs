@@ -8,7 +8,7 @@ use crate::held::{Arrival, Named, Token};
 use crate::names::hash;
 use crate::readers::{self, Reader};
 use crate::subscription::Subscription;
-use crate::topology::Topics;
+use crate::topics::Topics;
 use crate::wire;
 use aws_sdk_sqs::types::{
     ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, Message,
