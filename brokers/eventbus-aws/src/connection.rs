@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// How long a call may take that waits for nothing.
 pub(crate) const CALL: Duration = Duration::from_secs(10);
+/// How long one of many calls, as for a list, is made again while the server wants fewer.
+const STEADY: Duration = Duration::from_secs(20);
 
 /// What everything that speaks to Amazon shares.
 pub(crate) struct Link {
@@ -294,6 +296,24 @@ impl Link {
             Err(Trouble::Refused { .. }) => self.state.is_up(),
         }
         result
+    }
+
+    /// One of many calls, such as a page of a list: while the server wants fewer, it is made again less and less often.
+    pub(crate) async fn steadily<T, E, F>(&self, call: impl Fn() -> F) -> Result<T, Trouble>
+    where
+        F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let begun = Instant::now();
+        for tries in 1.. {
+            let result = self.call(CALL, call()).await;
+            let pause = slow_down(tries);
+            if !matches!(result, Err(Trouble::Slow(_))) || begun.elapsed() + pause > STEADY {
+                return result;
+            }
+            tokio::time::sleep(pause).await;
+        }
+        unreachable!("one of the calls is the last")
     }
 
     /// The server, as errors name it.

@@ -4,6 +4,7 @@ use crate::connection::{CALL, Link, Trouble};
 use crate::names::{Role, last_part};
 use crate::readers::is_read;
 use crate::subscription::Subscription;
+use crate::together::each;
 use crate::topology::GROUP_TAG;
 use eventbus_core::broker::{BrokerFuture, GroupState, Groups, SubscribeRequest, Topology};
 use eventbus_core::lock::Lock;
@@ -11,10 +12,6 @@ use eventbus_core::{BrokerError, Pattern};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tokio::task::JoinSet;
-
-/// How many queues are looked at at once.
-const AT_ONCE: usize = 8;
 
 /// The groups of an account and region whose queues have the names that ours have.
 #[derive(Clone)]
@@ -138,29 +135,6 @@ fn gone_is_none<T>(result: Result<Option<T>, Trouble>) -> Result<Option<T>, Trou
         Err(trouble) if trouble.is_gone() => Ok(None),
         other => other,
     }
-}
-
-/// Does something with each, a few at once; what comes of it where there is something, in no order.
-async fn each<T, R, F>(all: Vec<T>, mut task: impl FnMut(T) -> F) -> Result<Vec<R>, Trouble>
-where
-    R: Send + 'static,
-    F: Future<Output = Result<Option<R>, Trouble>> + Send + 'static,
-{
-    let (mut tasks, mut results) = (JoinSet::new(), Vec::with_capacity(all.len()));
-    for one in all {
-        if tasks.len() == AT_ONCE
-            && let Some(Ok(result)) = tasks.join_next().await
-        {
-            results.extend(result?);
-        }
-        tasks.spawn(task(one));
-    }
-    while let Some(result) = tasks.join_next().await {
-        if let Ok(result) = result {
-            results.extend(result?);
-        }
-    }
-    Ok(results)
 }
 
 impl Link {

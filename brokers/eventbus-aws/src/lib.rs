@@ -79,9 +79,13 @@
 //! (`maxReceiveCount`) than the subscription makes attempts, and an event is given up here before that policy takes it.
 //!
 //! Several topics and no filters: a filter policy takes up to 15 minutes until it holds everywhere, in which a new group
-//! would miss events, and one FIFO topic for all would be one bottleneck. Whoever makes a topic looks for the queues whose
-//! patterns cover it, and whoever subscribes to a pattern makes its queue first and looks for topics then. Both lists may be
-//! behind by seconds: a new pattern and a new topic within the same second may miss each other until the next start.
+//! would miss events, and one FIFO topic for all would be one bottleneck. Whoever meets a topic for the first time looks for
+//! the queues whose patterns cover it, and whoever subscribes to a pattern makes its queue first and looks for topics then.
+//! Both lists may be behind by seconds, and somebody may remove a topic and make it anew, with which its queues are not joined
+//! to it any more. So whoever reads a queue looks every two minutes (every four `visibility_timeout`, where that is less) for
+//! new topics, and in turn at ten of the others; where one was made anew, all of its queues are joined to it again. What was
+//! published until then went to nobody. A queue that refuses is left out with a warning, and a subscription or a topic to
+//! which others have given a filter, a key or other settings is used as it is.
 //!
 //! CloudEvents has no binding for SNS and SQS, and a message has ten attributes at most, of texts. So a payload that is text
 //! is the message as it is, other bytes are base64; `ce-specversion`, `ce-id`, `ce-source`, `ce-type`, `ce-time`,
@@ -106,7 +110,8 @@
 //! may give fewer, and a call that waits in vain is one more.
 //! Amazon counts each 64 KiB of a call as one more. An idle subscription makes one call in
 //! [`wait_time`](AwsBrokerBuilder::wait_time), 130,000 in a month, and has one connection open for it; where there is much to
-//! receive, three more that do not wait. Its tag is one more in two minutes. What is held costs one call for ten events in a third of `visibility_timeout`.
+//! receive, three more that do not wait. Its tag and the look at its topics are two more in two minutes, or up to eleven
+//! where a pattern covers many topics. What is held costs one call for ten events in a third of `visibility_timeout`.
 //!
 //! # Options of an address
 //!
@@ -131,6 +136,7 @@ mod publish;
 mod readers;
 mod subscribe;
 mod subscription;
+mod together;
 mod topics;
 mod topology;
 mod wire;

@@ -8,7 +8,7 @@ use crate::held::{Arrival, Named, Token};
 use crate::names::hash;
 use crate::readers::{self, Reader};
 use crate::subscription::Subscription;
-use crate::topics::Topics;
+use crate::topics::{Joined, Topics};
 use crate::wire;
 use aws_sdk_sqs::types::{
     ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, Message,
@@ -38,11 +38,14 @@ const LAST_CALL: Duration = Duration::from_secs(2);
 const IMPATIENT: Duration = Duration::from_millis(200);
 /// How often the queue is asked how much it has, where somebody wants to know.
 const LOOK: Duration = Duration::from_secs(5);
+/// How often it is looked whether the topics still send to the queue, at least. With a short `visibility_timeout` it is after
+/// four of those.
+const JOIN_AGAIN: Duration = Duration::from_secs(120);
 
 /// Opens a subscription. The second of the answer is the task that serves it.
 pub(crate) async fn open(
     link: &Arc<Link>,
-    topics: &Topics,
+    topics: &Arc<Topics>,
     request: SubscribeRequest,
 ) -> Result<(Arc<Subscription>, AwsDeliveries, impl Future<Output = ()> + use<>), BrokerError> {
     if !request.competing && !link.settings.names.fifo {
@@ -54,12 +57,13 @@ pub(crate) async fn open(
     }
     let open = async || {
         let dead = link.dead_queue(&request.group).await?;
-        let queue = link.group_queue(topics, &request).await?;
+        let (queue, joined) = link.group_queue(topics, &request).await?;
         let reader = link.new_reader(&queue.url, &request.group).await?;
-        Ok::<_, Failure>((dead, queue, reader))
+        Ok::<_, Failure>((dead, queue, joined, reader))
     };
     // What was made before it failed is there when it is tried again.
-    let (dead, queue, reader) = patiently(&link.server(), link.settings.connect_timeout, open).await?;
+    let (dead, queue, joined, reader) =
+        patiently(&link.server(), link.settings.connect_timeout, open).await?;
     let subscription = Arc::new(Subscription::new(Arc::clone(link), request, queue, dead));
     let deliveries = AwsDeliveries::new(Arc::clone(&subscription));
     let task = Task {
@@ -77,6 +81,9 @@ pub(crate) async fn open(
         arrived: 0,
         reader,
         written: Instant::now(),
+        topics: Arc::clone(topics),
+        joined: Some(joined),
+        joined_at: Instant::now(),
     };
     Ok((subscription, deliveries, task.run()))
 }
@@ -88,6 +95,7 @@ enum Done {
     Extended { asked: Instant, batch: Vec<(Token, Arc<str>, i32)>, result: Result<Vec<Failed>, Trouble> },
     GivenBack,
     Written,
+    Joined { joined: Joined, result: Result<(), Trouble> },
     Looked(Result<u64, Trouble>),
 }
 
@@ -125,6 +133,11 @@ struct Task {
     reader: Option<Reader>,
     /// When it was written.
     written: Instant,
+    topics: Arc<Topics>,
+    /// What the queue is joined to. None, while that is looked at.
+    joined: Option<Joined>,
+    /// When it was looked at.
+    joined_at: Instant,
 }
 
 impl Task {
@@ -247,6 +260,9 @@ impl Task {
             self.calls
                 .spawn(async move { Done::Looked(subscription.link.waiting(&subscription.queue.url).await) });
         }
+        if !self.subscription.state.lock().closed {
+            self.look_at_topics(now);
+        }
         if let Some(reader) = self.reader.clone()
             && self.written + Duration::from_secs(readers::AGAIN) <= now
         {
@@ -257,6 +273,34 @@ impl Task {
                 let _ = subscription.link.write_reader(&subscription.queue.url, &reader).await;
                 Done::Written
             });
+        }
+    }
+
+    /// Looks whether the topics still send to the queue: somebody may have removed one and made it anew.
+    fn look_at_topics(&mut self, now: Instant) {
+        let link = &self.subscription.link;
+        let often = (link.settings.visibility_timeout * 4).min(JOIN_AGAIN);
+        if self.joined_at + often > now || link.settings.topology == Topology::Check {
+            return;
+        }
+        let Some(mut joined) = self.joined.take() else { return };
+        self.joined_at = now;
+        let (subscription, topics) = (Arc::clone(&self.subscription), Arc::clone(&self.topics));
+        self.calls.spawn(async move {
+            let (link, pattern, queue) = (&subscription.link, &subscription.pattern, &subscription.queue);
+            let result = link.join_topics(&topics, pattern, queue, &mut joined).await;
+            Done::Joined { joined, result }
+        });
+    }
+
+    fn joined(&mut self, joined: Joined, result: Result<(), Trouble>) {
+        self.joined = Some(joined);
+        if let Err(trouble @ Trouble::Refused { .. }) = result {
+            log::warn!(
+                target: "eventbus", group = %printable(&self.subscription.group), error = %printable(&trouble),
+                "cannot look whether the topics still send to the queue of the group, as after somebody has removed one and \
+                 made it anew"
+            );
         }
     }
 
@@ -286,6 +330,7 @@ impl Task {
                 self.deleted(&batch, result);
             }
             Done::Extended { asked, batch, result } => self.extended(asked, &batch, result),
+            Done::Joined { joined, result } => self.joined(joined, result),
             Done::Looked(Ok(backlog)) => self.subscription.state.lock().backlog = Some(backlog),
             Done::Looked(Err(_)) | Done::GivenBack | Done::Written => {}
         }

@@ -3,12 +3,13 @@
 use crate::connection::{CALL, Link, Trouble};
 use crate::names::{Role, pattern_of, tag_of, tag_of_group};
 use crate::policy::{allows, check_redrive, with_permission};
-use crate::topics::Topics;
+use crate::topics::{Joined, Topics};
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use eventbus_core::broker::{SubscribeRequest, Topology};
 use eventbus_core::{BrokerError, Pattern};
 use eventbus_server::connection::Failure;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long events wait in a queue that is made here, where nothing else is said: as long as SQS allows.
@@ -30,7 +31,8 @@ impl Link {
         let (mut found, mut next) = (Vec::new(), None);
         loop {
             let call = self.sqs.list_queues().queue_name_prefix(self.settings.names.queues(role));
-            let page = self.call(CALL, call.max_results(1_000).set_next_token(next).send()).await?;
+            let call = call.max_results(1_000).set_next_token(next);
+            let page = self.steadily(|| call.clone().send()).await?;
             found.extend(page.queue_urls.unwrap_or_default());
             next = page.next_token.filter(|token| !token.is_empty());
             if next.is_none() {
@@ -40,7 +42,7 @@ impl Link {
     }
     pub(crate) async fn tags(&self, url: &str) -> Result<HashMap<String, String>, Trouble> {
         let call = self.sqs.list_queue_tags().queue_url(url);
-        Ok(self.call(CALL, call.send()).await?.tags.unwrap_or_default())
+        Ok(self.steadily(|| call.clone().send()).await?.tags.unwrap_or_default())
     }
 
     pub(crate) async fn queue_arn(&self, url: &str) -> Result<String, Trouble> {
@@ -58,7 +60,7 @@ impl Link {
         names: &[Attribute],
     ) -> Result<HashMap<Attribute, String>, Trouble> {
         let call = self.sqs.get_queue_attributes().queue_url(url).set_attribute_names(Some(names.to_vec()));
-        Ok(self.call(CALL, call.send()).await?.attributes.unwrap_or_default())
+        Ok(self.steadily(|| call.clone().send()).await?.attributes.unwrap_or_default())
     }
 
     /// The address of a queue; none, where there is no such queue.
@@ -72,10 +74,10 @@ impl Link {
 
     /// The queue of a group, made or checked, and joined to each topic that its pattern covers.
     pub(crate) async fn group_queue(
-        &self,
+        self: &Arc<Self>,
         topics: &Topics,
         request: &SubscribeRequest,
-    ) -> Result<Queue, Failure> {
+    ) -> Result<(Queue, Joined), Failure> {
         let name = self.settings.names.queue(&request.group, &request.pattern);
         let url = self.queue(&name, &request.group, Some(&request.pattern)).await?;
         let explain =
@@ -106,10 +108,11 @@ impl Link {
                 self.sqs.set_queue_attributes().queue_url(&queue.url).attributes(Attribute::Policy, policy);
             self.call(CALL, call.send()).await.map_err(|trouble| explain("set the policy of", trouble))?;
         }
-        self.join_topics(topics, &request.pattern, &queue)
+        let mut joined = Joined::default();
+        self.join_topics(topics, &request.pattern, &queue, &mut joined)
             .await
             .map_err(|trouble| explain(&format!("subscribe to \"{}\" by", request.pattern), trouble))?;
-        Ok(queue)
+        Ok((queue, joined))
     }
     /// The queue of dead letters of a group, made or checked.
     pub(crate) async fn dead_queue(&self, group: &str) -> Result<String, Failure> {
