@@ -74,7 +74,8 @@
 //! | queue of SQS | `eventbus-dead-<group>-<hash>` | the dead letters of a group: each event as it was, and why it failed in the attribute `eventbus-dead-letter` |
 //!
 //! FIFO topics and queues end in `.fifo`. Tags say the group and the pattern (`*` as `+`, `>` as `@`). The policy of a queue
-//! lets all topics with the prefix send to it. All of it is made where it is missing, or with `?topology=check` has to be
+//! lets all topics with the prefix send to it; a queue has it from its beginning, and where it is added to one that is there,
+//! it holds within a minute. All of it is made where it is missing, or with `?topology=check` has to be
 //! there; a difference is an error with both values. A redrive policy of your own has to allow more deliveries
 //! (`maxReceiveCount`) than the subscription makes attempts, and an event is given up here before that policy takes it.
 //!

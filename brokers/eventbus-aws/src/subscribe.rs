@@ -57,7 +57,7 @@ pub(crate) async fn open(
     }
     let open = async || {
         let dead = link.dead_queue(&request.group).await?;
-        let (queue, joined) = link.group_queue(topics, &request).await?;
+        let (queue, joined) = link.group_queue(topics, &request, &dead).await?;
         let reader = link.new_reader(&queue.url, &request.group).await?;
         Ok::<_, Failure>((dead, queue, joined, reader))
     };

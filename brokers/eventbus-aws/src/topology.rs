@@ -77,9 +77,10 @@ impl Link {
         self: &Arc<Self>,
         topics: &Topics,
         request: &SubscribeRequest,
+        dead: &str,
     ) -> Result<(Queue, Joined), Failure> {
         let name = self.settings.names.queue(&request.group, &request.pattern);
-        let url = self.queue(&name, &request.group, Some(&request.pattern)).await?;
+        let url = self.queue(&name, &request.group, Some((&request.pattern, dead))).await?;
         let explain =
             |what: &str, trouble: Trouble| trouble.failure(format_args!("{what} the queue `{name}`"));
         let wanted = [
@@ -119,7 +120,8 @@ impl Link {
         self.queue(&self.settings.names.dead(group), group, None).await
     }
 
-    async fn queue(&self, name: &str, group: &str, pattern: Option<&Pattern>) -> Result<String, Failure> {
+    /// The queue of that name: one of a group on a pattern, beside the queue of its dead letters, or that itself.
+    async fn queue(&self, name: &str, group: &str, of: Option<(&Pattern, &str)>) -> Result<String, Failure> {
         let explain =
             |what: &str, trouble: Trouble| trouble.failure(format_args!("{what} the queue `{name}`"));
         if let Some(url) = self.queue_url(name).await.map_err(|trouble| explain("look for", trouble))? {
@@ -130,15 +132,19 @@ impl Link {
                 "there is no queue `{name}`, which the group `{group}` needs; make it, or let it be made (`topology=create`)"
             ))));
         }
-        let retention = self.settings.retention_age.filter(|_| pattern.is_some()).unwrap_or(RETENTION);
+        let retention = self.settings.retention_age.filter(|_| of.is_some()).unwrap_or(RETENTION);
         let mut call = self
             .sqs
             .create_queue()
             .queue_name(name)
             .attributes(Attribute::MessageRetentionPeriod, retention.as_secs().to_string())
             .tags(GROUP_TAG, tag_of_group(group));
-        if let Some(pattern) = pattern {
-            call = call.tags(PATTERN_TAG, tag_of(pattern.as_str()));
+        if let Some((pattern, dead)) = of {
+            let dead = self.queue_arn(dead).await.map_err(|trouble| explain("find the place of", trouble))?;
+            let arn = format!("{}:{name}", dead.rsplit_once(':').map_or("", |(place, _)| place));
+            // Set later, it would hold only some time later, and what came until then would be lost.
+            let policy = with_permission(None, &arn, &self.source_pattern(&arn));
+            call = call.tags(PATTERN_TAG, tag_of(pattern.as_str())).attributes(Attribute::Policy, policy);
         }
         if name.ends_with(".fifo") {
             call = call
@@ -146,8 +152,15 @@ impl Link {
                 .attributes(Attribute::DeduplicationScope, "messageGroup")
                 .attributes(Attribute::FifoThroughputLimit, "perMessageGroupId");
         }
-        let made = self.call(CALL, call.send()).await.map_err(|trouble| explain("make", trouble))?;
-        Ok(made.queue_url.unwrap_or_default())
+        match self.call(CALL, call.send()).await {
+            Ok(made) => Ok(made.queue_url.unwrap_or_default()),
+            // Another process was faster, and made it with other settings, which are looked at below.
+            Err(trouble) if trouble.is(&["QueueAlreadyExists", "QueueNameExists"]) => {
+                let there = self.queue_url(name).await.map_err(|trouble| explain("look for", trouble))?;
+                there.ok_or_else(|| trouble.failure(format_args!("make the queue `{name}`")))
+            }
+            Err(trouble) => Err(explain("make", trouble)),
+        }
     }
 
     /// What is said explicitly has to be so.

@@ -145,3 +145,29 @@ async fn a_subscription_that_others_have_given_a_filter_and_a_topic_with_other_s
         }
     }
 }
+
+#[tokio::test]
+async fn a_new_queue_lets_its_topics_send_from_its_beginning() {
+    for (fifo, pattern) in [(false, "a.b"), (true, "a.b"), (false, "a.>")] {
+        let (gateway, prefix) = (Gateway::to(&server()).await, prefix());
+        // What is set later holds only some time later.
+        gateway.answer(|name| (name == "SetQueueAttributes").then_some((403, "AccessDenied")));
+        let broker = connect(&url_at(&gateway.url(), &prefix, fifo)).await;
+        // Several processes begin at once.
+        let others = connect(&url(&prefix, fifo)).await;
+        let (first, second) = tokio::join!(
+            broker.subscribe(request("mail", pattern)),
+            others.subscribe(request("mail", pattern))
+        );
+        let (mut deliveries, _) = (first.unwrap(), second.map(drop).unwrap());
+        assert_eq!(gateway.count("SetQueueAttributes"), 0);
+        let queues = broker.sqs().list_queues().queue_name_prefix(&prefix).send().await.unwrap();
+        let queue = queues.queue_urls().iter().find(|url| url.contains("-mail-") && !url.contains("-dead-"));
+        let look = broker.sqs().get_queue_attributes().queue_url(queue.unwrap());
+        let look = look.attribute_names(QueueAttributeName::Policy).send().await.unwrap();
+        let policy = look.attributes.unwrap().remove(&QueueAttributeName::Policy).unwrap();
+        assert!(policy.contains(&format!("arn:aws:sns:us-east-1:000000000000:{prefix}-*")), "{policy}");
+        broker.publish(event("a.b", "k", 1)).await.unwrap();
+        assert_eq!(number(&receive(&mut deliveries, 1).await[0]), 1);
+    }
+}
