@@ -2,7 +2,7 @@
 //! until when SQS hides each from others. A plain value without a lock, a clock or a task.
 
 use crate::batches::MOST;
-use crate::config::LONGEST_HIDDEN;
+use crate::hidden::Hidden;
 use eventbus_core::Envelope;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -14,6 +14,8 @@ pub(crate) type Token = u64;
 /// A message that came.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrival {
+    /// By this SQS knows the message, however often it delivers it.
+    pub(crate) id: String,
     /// By this SQS knows this delivery.
     pub(crate) handle: String,
     pub(crate) offset: u128,
@@ -34,16 +36,16 @@ pub(crate) struct Waiting {
 
 #[derive(Debug)]
 struct Entry {
+    id: String,
     handle: Arc<str>,
     offset: u128,
     lane: Option<u64>,
-    /// Until then nobody else gets it.
-    until: Instant,
+    hidden: Hidden,
     /// When its next attempt is due.
     due: Option<Instant>,
+    /// It waits for that longer than SQS hides it, so the queue has it again, which gives it out once more.
+    away: bool,
     settled: bool,
-    /// SQS is being asked to hide it longer.
-    extending: bool,
     /// How often SQS has delivered it.
     delivered: u32,
     /// Something of its lane was here as it came: no handler can have had it.
@@ -87,6 +89,9 @@ const SUSPECT: u32 = 3;
 /// So long one that has the turn keeps the others waiting.
 const TURN: Duration = Duration::from_secs(2);
 
+/// What comes back so short before its attempt is due is not taken for what has waited for that.
+const LATE: Duration = Duration::from_secs(1);
+
 /// Of the time for which a message is hidden, the last part, in which no handler begins.
 pub(crate) const SPARE: f64 = 0.2;
 
@@ -111,29 +116,49 @@ impl Held {
     /// asked, whatever that has waited for, so it counts from then. Where little of that is left, nobody gets it before SQS
     /// has hidden it [longer](Self::next_extensions).
     pub(crate) fn arrive(&mut self, arrival: Arrival, asked: Instant, now: Instant) {
-        let Arrival { handle, offset, lane, envelope, attempt } = arrival;
+        let hidden = Hidden::new(asked, self.visibility);
+        if self.comes_back(&arrival, hidden, now) {
+            return;
+        }
+        let Arrival { id, handle, offset, lane, envelope, attempt } = arrival;
         self.next += 1;
         let token = self.next;
-        let until = asked + self.visibility;
         let follows = lane.is_some() && self.entries.values().any(|entry| entry.lane == lane);
         let entry = Entry {
+            id,
             handle: handle.into(),
             offset,
             lane,
-            until,
+            hidden,
             due: None,
+            away: false,
             settled: false,
-            extending: false,
             delivered: attempt,
             follows,
         };
         self.entries.insert(token, entry);
         let waiting = Waiting { envelope, offset, attempt };
-        if until.saturating_duration_since(now) < self.visibility.mul_f64(SPARE) {
+        if hidden.left(now) < self.visibility.mul_f64(SPARE) {
             self.unsure.insert(token, waiting);
         } else {
             self.at_hand.insert((true, offset, token), waiting);
         }
+    }
+
+    /// Whether it is one that was given back while it waits for its attempt, and that it comes back in time. Then it goes on
+    /// waiting, as if it had never been away.
+    fn comes_back(&mut self, arrival: &Arrival, hidden: Hidden, now: Instant) -> bool {
+        let mut away = self.entries.iter_mut().filter(|(_, entry)| entry.away);
+        let Some((token, entry)) = away.find(|(_, entry)| entry.id == arrival.id) else { return false };
+        if entry.due.is_none_or(|due| due <= now + LATE) {
+            // It may have been asked for meanwhile, and not been here.
+            let token = *token;
+            self.entries.remove(&token);
+            return false;
+        }
+        (entry.hidden, entry.away, entry.delivered) = (hidden, false, arrival.attempt);
+        entry.handle = arrival.handle.as_str().into();
+        true
     }
 
     /// Whether a handler may begin with a message that SQS may deliver so often, at most. What it has delivered again and
@@ -155,11 +180,12 @@ impl Held {
             return Turn::Waits;
         }
         self.turn = Some((token, now));
+        let mut hidden = self.visibility * 2;
         if let Some(entry) = self.entries.get_mut(&token) {
             entry.due = None;
+            hidden = hidden.min(entry.hidden.most(now));
         }
-        let hidden = (self.visibility * 2).min(LONGEST_HIDDEN);
-        Turn::Taken(i32::try_from(hidden.as_secs()).unwrap_or(i32::MAX))
+        Turn::Taken(i32::try_from(hidden.as_secs().max(1)).unwrap_or(i32::MAX))
     }
 
     /// By what SQS knows it.
@@ -182,6 +208,10 @@ impl Held {
     pub(crate) fn put_back(&mut self, token: Token, waiting: Waiting) -> Option<Waiting> {
         self.turn.take_if(|(turn, _)| *turn == token);
         match self.entries.get_mut(&token) {
+            Some(entry) if entry.away => {
+                self.entries.remove(&token);
+                Some(waiting)
+            }
             Some(entry) if !entry.settled => {
                 entry.due = None;
                 self.at_hand.insert((false, entry.offset, token), waiting)
@@ -191,19 +221,19 @@ impl Held {
     }
 
     pub(crate) fn holds(&self, token: Token, now: Instant) -> bool {
-        self.entries.get(&token).is_some_and(|entry| now < entry.until)
+        self.entries.get(&token).is_some_and(|entry| !entry.hidden.is_over(now))
     }
 
     /// For how long nobody else gets it.
     pub(crate) fn left(&self, token: Token, now: Instant) -> Duration {
-        self.entries.get(&token).map_or(Duration::ZERO, |entry| entry.until.saturating_duration_since(now))
+        self.entries.get(&token).map_or(Duration::ZERO, |entry| entry.hidden.left(now))
     }
 
     /// It is done, and is to be deleted. No, where it may be somebody else's.
     pub(crate) fn settle(&mut self, token: Token, now: Instant) -> bool {
         match self.entries.get_mut(&token) {
             Some(entry) if entry.settled => true,
-            Some(entry) if now < entry.until => {
+            Some(entry) if !entry.hidden.is_over(now) => {
                 entry.settled = true;
                 self.settled.push_back(token);
                 true
@@ -215,7 +245,7 @@ impl Held {
     /// It waits for its next attempt.
     pub(crate) fn park(&mut self, token: Token, due: Instant, now: Instant) -> bool {
         match self.entries.get_mut(&token) {
-            Some(entry) if now < entry.until => {
+            Some(entry) if !entry.hidden.is_over(now) => {
                 entry.due = Some(due);
                 true
             }
@@ -265,11 +295,12 @@ impl Held {
     /// Drops what others may have got, and what follows it in its lane: the queue gives that out again behind it. What is
     /// dropped comes back.
     pub(crate) fn lapse(&mut self, now: Instant) -> Vec<Waiting> {
-        let unsure = &self.unsure;
-        let lapsed = self
-            .entries
-            .iter()
-            .filter(|(token, entry)| now >= entry.until && !entry.settled && !unsure.contains_key(token));
+        // What is away by the time of its attempt is anybody's.
+        self.entries.retain(|_, entry| !entry.away || entry.due.is_some_and(|due| now < due));
+        let is_lapsed = |token: &Token, entry: &Entry| {
+            entry.hidden.is_over(now) && !entry.settled && !entry.away && !self.unsure.contains_key(token)
+        };
+        let lapsed = self.entries.iter().filter(|(token, entry)| is_lapsed(token, entry));
         let lapsed: Vec<_> = lapsed.map(|(token, _)| *token).collect();
         self.lose(&lapsed)
     }
@@ -304,37 +335,61 @@ impl Held {
 
     /// What SQS is to hide longer, and for how many seconds, in batches.
     pub(crate) fn next_extensions(&mut self, now: Instant) -> Vec<Vec<(Token, Arc<str>, i32)>> {
-        let (visibility, soon) = (self.visibility, self.visibility.mul_f64(2.0 / 3.0));
-        let turn = self.turn;
+        let (visibility, turn) = (self.visibility, self.turn);
         let mut wanted = Vec::new();
         for (token, entry) in &mut self.entries {
-            if entry.extending || entry.until.saturating_duration_since(now) > soon {
-                continue;
-            }
-            entry.extending = true;
             let wait = match (entry.due, turn) {
+                _ if entry.away => continue,
                 (Some(due), _) => due.saturating_duration_since(now),
                 (None, Some((turn, _))) if turn == *token => visibility,
                 (None, _) => Duration::ZERO,
             };
-            let hidden = (wait + visibility).min(LONGEST_HIDDEN);
-            // A part of a second is left out: it is hidden no longer than we think.
-            wanted.push((
-                *token,
-                Arc::clone(&entry.handle),
-                i32::try_from(hidden.as_secs()).unwrap_or(i32::MAX),
-            ));
+            if let Some(seconds) = entry.hidden.ask(wait, visibility, now) {
+                wanted.push((*token, Arc::clone(&entry.handle), seconds));
+            }
         }
         wanted.chunks(MOST).map(<[_]>::to_vec).collect()
+    }
+
+    /// Gives the queue back what waits for its attempt longer than SQS hides it, in batches: it comes again, and is hidden
+    /// for as long once more. What is behind it in its lane goes with it, and comes again behind it. What is dropped comes
+    /// back.
+    pub(crate) fn next_returns(&mut self, now: Instant) -> (Vec<Vec<Named>>, Vec<Waiting>) {
+        let mut returned: Vec<Named> = Vec::new();
+        let mut behind = Vec::new();
+        let far = self.entries.iter().filter(|(_, entry)| {
+            let due = entry.due.filter(|due| *due > now + LATE && !entry.settled && !entry.away);
+            due.is_some_and(|due| entry.hidden.ends_before(due, self.visibility, now))
+        });
+        let far: Vec<_> = far.map(|(token, _)| *token).collect();
+        for token in &far {
+            let Some(entry) = self.entries.get_mut(token) else { continue };
+            entry.away = true;
+            entry.hidden.end(now);
+            returned.push((*token, Arc::clone(&entry.handle)));
+            let Some(lane) = entry.lane else { continue };
+            behind.extend(
+                self.entries
+                    .iter()
+                    .filter(|(other, entry)| {
+                        **other > *token && entry.lane == Some(lane) && !entry.settled && !entry.away
+                    })
+                    .map(|(other, entry)| (*other, Arc::clone(&entry.handle))),
+            );
+        }
+        returned.extend(behind.iter().cloned());
+        let behind: Vec<_> = behind.into_iter().map(|(token, _)| token).collect();
+        let dropped = self.lose(&behind);
+        (returned.chunks(MOST).map(<[_]>::to_vec).collect(), dropped)
     }
 
     /// SQS hides it for so long from when it was asked. None, where it was not done.
     pub(crate) fn extended(&mut self, token: Token, until: Option<Instant>) {
         let Some(entry) = self.entries.get_mut(&token) else { return };
-        entry.extending = false;
-        let Some(until) = until else { return };
-        entry.until = until;
-        if let Some(waiting) = self.unsure.remove(&token) {
+        entry.hidden.answered(until);
+        if until.is_some()
+            && let Some(waiting) = self.unsure.remove(&token)
+        {
             self.at_hand.insert((true, waiting.offset, token), waiting);
         }
     }
@@ -378,7 +433,8 @@ mod tests {
 
     fn arrival(offset: u128, lane: Option<u64>) -> Arrival {
         let envelope = Arc::new(Envelope::from_json(Topic::from_static("a.b"), &1).unwrap());
-        Arrival { handle: format!("h{offset}"), offset, lane, envelope, attempt: 1 }
+        let (id, handle) = (format!("m{offset}"), format!("h{offset}"));
+        Arrival { id, handle, offset, lane, envelope, attempt: 1 }
     }
 
     fn offsets(taken: &[(Token, Waiting)]) -> Vec<u128> {
@@ -440,6 +496,80 @@ mod tests {
         held.take(20);
         assert_eq!(held.lapse(now + VISIBILITY).len(), 0, "the parked one is in hand");
         assert!(!held.holds(parked, now));
+    }
+
+    #[test]
+    fn what_waits_longer_than_sqs_hides_it_is_given_back_and_goes_on_waiting_when_it_comes_again() {
+        const HOUR: Duration = Duration::from_secs(3_600);
+        let (mut held, begun) = (Held::new(VISIBILITY), Instant::now());
+        held.arrive(arrival(1, None), begun, begun);
+        let token = held.take(1)[0].0;
+        let due = begun + HOUR * 30;
+        assert!(held.park(token, due, begun));
+        let (mut now, mut returns) = (begun, 0);
+        while now < due {
+            now += VISIBILITY / 12;
+            for (token, _, seconds) in held.next_extensions(now).concat() {
+                held.extended(token, Some(now + Duration::from_secs(seconds.unsigned_abs().into())));
+            }
+            let (batches, dropped) = held.next_returns(now);
+            assert!(dropped.is_empty() && held.lapse(now).is_empty());
+            if !batches.is_empty() {
+                returns += 1;
+                assert_eq!(batches.concat().len(), 1);
+                assert!(!held.holds(token, now), "anybody may have it");
+                let asked = now + Duration::from_secs(1);
+                let again = Arrival { handle: format!("again{returns}"), attempt: 2, ..arrival(1, None) };
+                held.arrive(again, asked, asked);
+                now = asked;
+            }
+            assert!(held.holds(token, now), "after {:?}", now - begun);
+            assert_eq!((held.at_hand(), held.count()), (0, 1), "nobody gets it before it is due");
+        }
+        assert_eq!(returns, 2);
+        assert!(held.settle(token, now));
+        assert_eq!(&*held.next_deletes()[0].1, "again2", "by the last delivery");
+    }
+
+    #[test]
+    fn what_was_given_back_and_does_not_come_in_time_is_anybodys_and_a_delivery_of_its_own_when_it_comes() {
+        const HOUR: Duration = Duration::from_secs(3_600);
+        let (mut held, begun) = (Held::new(VISIBILITY), Instant::now());
+        for offset in [1, 2, 3] {
+            held.arrive(arrival(offset, Some(7)), begun, begun);
+        }
+        let token = held.take(1)[0].0;
+        let due = begun + HOUR * 12 + Duration::from_secs(10);
+        assert!(held.park(token, due, begun));
+        let soon = begun + Duration::from_secs(15);
+        for (token, _, seconds) in held.next_extensions(soon).concat() {
+            // Those behind it are hidden as long as it.
+            let _ = seconds;
+            held.extended(token, Some(begun + HOUR * 12));
+        }
+        let end = begun + HOUR * 12 - Duration::from_secs(5);
+        let (batches, dropped) = held.next_returns(end);
+        assert_eq!((batches.concat().len(), dropped.len(), held.count()), (3, 2, 1), "its lane goes with it");
+        assert!(held.lapse(due - LATE).is_empty() && held.count() == 1);
+        held.arrive(arrival(1, Some(7)), due - LATE, due - LATE);
+        assert_eq!((held.at_hand(), held.count()), (1, 1), "it comes too late, and is new");
+        let again = held.take(1)[0].0;
+        assert!(!held.holds(token, due) && held.holds(again, due));
+        assert!(held.put_back(token, waiting()).is_some(), "it is forgotten");
+    }
+
+    #[test]
+    fn what_is_hidden_for_hours_from_the_beginning_is_not_given_back_before_they_are_over() {
+        let (mut held, begun) = (Held::new(Duration::from_secs(12 * 3_600)), Instant::now());
+        held.arrive(arrival(1, None), begun, begun);
+        let token = held.take(1)[0].0;
+        assert!(held.park(token, begun + Duration::from_secs(60), begun));
+        assert!(held.next_extensions(begun).is_empty() && held.next_returns(begun).0.is_empty());
+    }
+
+    fn waiting() -> Waiting {
+        let Arrival { envelope, offset, attempt, .. } = arrival(1, None);
+        Waiting { envelope, offset, attempt }
     }
 
     #[test]

@@ -38,8 +38,10 @@
 //!   sent again: stored now, it would be out of order.
 //! - **A retry waits in the process** that has the event, which hides it from others until then (`visibility_timeout`,
 //!   extended in batches of ten). Its message group stays closed meanwhile. After a crash the event comes again when it was
-//!   hidden for its time, with its attempt as SQS counts it. SQS hides nothing for more than 12 hours: what is held for
-//!   longer is delivered again.
+//!   hidden for its time, with its attempt as SQS counts it. SQS hides nothing for more than 12 hours after it has given it out: what
+//!   a handler has for longer is delivered again, and what waits longer for a retry is given back to the queue, with what is
+//!   behind it in its message group, and goes on waiting when it comes to the same process again. Another process that gets it
+//!   handles it before its time. Each time SQS counts one delivery more.
 //! - **A process that does not answer** loses what it has after [`visibility_timeout`](AwsBrokerBuilder::visibility_timeout):
 //!   it drops what it has not begun, and its acks are refused. On FIFO it drops with an event what follows in its message
 //!   group. That time counts from when SQS was asked, also where SQS has waited before it answered; what comes by an answer
@@ -131,6 +133,7 @@ mod dead_letters;
 mod delivery;
 mod groups;
 mod held;
+mod hidden;
 mod names;
 mod policy;
 mod publish;

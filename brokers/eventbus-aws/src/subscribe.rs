@@ -233,7 +233,11 @@ impl Task {
     /// Gives the queue back what nobody has in hand.
     fn give_back(&mut self) {
         let given_back = self.subscription.state.lock().held.give_back();
-        for batch in given_back.chunks(MOST) {
+        self.return_to_queue(given_back.chunks(MOST));
+    }
+
+    fn return_to_queue<'a>(&mut self, batches: impl IntoIterator<Item = &'a [Named]>) {
+        for batch in batches {
             let batch: Vec<_> = batch.iter().map(|(token, handle)| (*token, Arc::clone(handle), 0)).collect();
             let subscription = Arc::clone(&self.subscription);
             self.calls.spawn(async move {
@@ -247,12 +251,13 @@ impl Task {
     /// Looks for what has to be hidden longer, and for what was hidden too short.
     fn tick(&mut self) {
         let now = Instant::now();
-        let (lapsed, extend) = {
-            let mut state = self.subscription.state.lock();
-            (state.held.lapse(now), state.held.next_extensions(now))
+        let (lapsed, extend, (returned, dropped)) = {
+            let held = &mut self.subscription.state.lock().held;
+            (held.lapse(now), held.next_extensions(now), held.next_returns(now))
         };
-        drop(lapsed);
+        drop((lapsed, dropped));
         self.extend(extend);
+        self.return_to_queue(returned.iter().map(Vec::as_slice));
         let is_due = self.looked.is_none_or(|looked| looked + LOOK <= now);
         if is_due && self.subscription.asked.swap(false, Ordering::AcqRel) {
             self.looked = Some(now);
@@ -472,7 +477,8 @@ fn arrival(message: Message, arrived: u64, subscription: &Subscription, fifo: bo
     let attempt = number(MessageSystemAttributeName::ApproximateReceiveCount).unwrap_or(1);
     let envelope = with_texts(&message, sent, |message| wire::read(message, &subscription.pattern));
     let attempt = u32::try_from(attempt).unwrap_or(u32::MAX).max(1);
-    Some(Arrival { handle, offset, lane, envelope: Arc::new(envelope), attempt })
+    let id = id.to_owned();
+    Some(Arrival { id, handle, offset, lane, envelope: Arc::new(envelope), attempt })
 }
 
 /// The message as texts: binary attributes of others are base64.
