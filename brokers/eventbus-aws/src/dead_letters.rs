@@ -308,7 +308,7 @@ impl Link {
         let sent = system.and_then(|system| system.get(&MessageSystemAttributeName::SentTimestamp));
         let sent = sent.and_then(|sent| sent.parse::<u128>().ok()).unwrap_or_default();
         let id = DeadLetterId::new(format!("{sent}-{}-{}", mark(queue), message.message_id.as_deref()?));
-        let letter = with_texts(message, sent, wire::read_dead_letter);
+        let letter = with_texts(message, sent, None, wire::read_dead_letter);
         // The queues of both kinds are listed together.
         let fifo = self.settings.names.fifo;
         let letter = letter.filter(|(_, source)| source.ends_with(".fifo") == fifo);

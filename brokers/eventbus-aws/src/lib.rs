@@ -94,7 +94,8 @@
 //! is the message as it is, other bytes are base64; `ce-specversion`, `ce-id`, `ce-source`, `ce-type`, `ce-time`,
 //! `ce-subject`, `ce-datacontenttype` and `ce-partitionkey` are attributes, percent-encoded; and the attribute `eventbus` has
 //! the topic, the other attributes and all headers, as in the query of an address. The structured mode is read too, and
-//! written with `?content_mode=structured`. A message of any other program is an event as well; on a queue of a pattern its
+//! written with `?content_mode=structured`. A message of any other program is an event as well, on FIFO
+//! with its message group as its key; on a queue of a pattern its
 //! topic is `ce-type` where that fits, or the pattern with `unknown` in place of wildcards.
 //!
 //! SQS lists nothing: whoever looks at dead letters takes all of them out of the queue, up to 10,000, hides them as long as

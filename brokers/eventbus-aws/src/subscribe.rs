@@ -475,14 +475,19 @@ fn arrival(message: Message, arrived: u64, subscription: &Subscription, fifo: bo
     let group = system(MessageSystemAttributeName::MessageGroupId).filter(|_| fifo);
     let lane = group.map(|group| hash(&[group]));
     let attempt = number(MessageSystemAttributeName::ApproximateReceiveCount).unwrap_or(1);
-    let envelope = with_texts(&message, sent, |message| wire::read(message, &subscription.pattern));
+    let envelope = with_texts(&message, sent, group, |message| wire::read(message, &subscription.pattern));
     let attempt = u32::try_from(attempt).unwrap_or(u32::MAX).max(1);
     let id = id.to_owned();
     Some(Arrival { id, handle, offset, lane, envelope: Arc::new(envelope), attempt })
 }
 
 /// The message as texts: binary attributes of others are base64.
-pub(crate) fn with_texts<T>(message: &Message, sent: u128, read: impl FnOnce(&wire::Message<'_>) -> T) -> T {
+pub(crate) fn with_texts<T>(
+    message: &Message,
+    sent: u128,
+    group: Option<&str>,
+    read: impl FnOnce(&wire::Message<'_>) -> T,
+) -> T {
     let attributes: Vec<(&str, String)> = message
         .message_attributes
         .iter()
@@ -500,6 +505,7 @@ pub(crate) fn with_texts<T>(message: &Message, sent: u128, read: impl FnOnce(&wi
     read(&wire::Message {
         id: message.message_id.as_deref().unwrap_or_default(),
         time: time.unwrap_or_else(Timestamp::now),
+        group,
         attributes: attributes.iter().map(|(name, value)| (*name, value.as_str())).collect(),
         body: message.body.as_deref().unwrap_or_default(),
     })

@@ -153,6 +153,8 @@ pub(crate) struct Message<'a> {
     pub(crate) id: &'a str,
     /// When it was sent.
     pub(crate) time: Timestamp,
+    /// Its message group, on a FIFO queue.
+    pub(crate) group: Option<&'a str>,
     /// Attributes that are texts.
     pub(crate) attributes: Vec<(&'a str, &'a str)>,
     pub(crate) body: &'a str,
@@ -164,6 +166,9 @@ pub(crate) fn read(message: &Message<'_>, pattern: &Pattern) -> Envelope {
     let mut attributes: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::with_capacity(12);
     let mut headers = Headers::new();
     let (mut topic, mut body, mut content_type) = (None, None, None);
+    // Ours are keys in another form, or stand for none.
+    let is_ours = message.attributes.iter().any(|(name, _)| *name == REST);
+    let group = message.group.filter(|_| !is_ours);
     for (name, value) in &message.attributes {
         match (*name, name.strip_prefix("ce-")) {
             (_, Some(attribute)) => attributes.push((attribute.into(), percent_decode(value))),
@@ -194,8 +199,13 @@ pub(crate) fn read(message: &Message<'_>, pattern: &Pattern) -> Envelope {
     });
     let topic = topic.unwrap_or_else(|| topic_within(pattern));
     let carried = Carried { topic, id: EventId::new(message.id), time: message.time };
+    let keyed = |envelope: Envelope| match group {
+        // What others send in order is handled in order.
+        Some(group) if envelope.key().is_none() => envelope.with_key(group),
+        _ => envelope,
+    };
     if content_type.is_some_and(is_structured) {
-        return read_structured(carried, headers, payload);
+        return keyed(read_structured(carried, headers, payload));
     }
     if let Some(media_type) =
         content_type.filter(|_| !attributes.iter().any(|(name, _)| name == "datacontenttype"))
@@ -203,7 +213,7 @@ pub(crate) fn read(message: &Message<'_>, pattern: &Pattern) -> Envelope {
         attributes.push(("datacontenttype".into(), media_type.into()));
     }
     let given = attributes.iter().map(|(name, value)| (&**name, Cow::Borrowed(&**value)));
-    read_binary(carried, given, headers, payload)
+    keyed(read_binary(carried, given, headers, payload))
 }
 
 fn text(body: &str) -> Bytes {
@@ -312,6 +322,7 @@ mod tests {
         Message {
             id: "5fea7756-0ea4-451a-a703-a558b933e274",
             time: Timestamp::from_second(1_700_000_000).unwrap(),
+            group: Some("=of ours"),
             attributes: written.attributes.iter().map(|(name, value)| (*name, value.as_str())).collect(),
             body: &written.body,
         }
@@ -394,6 +405,7 @@ mod tests {
         let mut message = Message {
             id: "42",
             time: Timestamp::from_second(1_700_000_000).unwrap(),
+            group: None,
             attributes: vec![("content-type", "text/plain"), ("tenant", "acme")],
             body: "hello",
         };
@@ -408,6 +420,25 @@ mod tests {
         message.attributes.push(("ce-type", "order.paid"));
         assert_eq!(read(&message, &pattern("order.>")).topic().as_str(), "order.paid");
         assert_eq!(read(&message, &pattern("user.>")).topic().as_str(), "user.unknown");
+    }
+
+    #[test]
+    fn the_message_group_of_another_program_is_the_key_unless_it_says_another_one() {
+        let mut message = Message {
+            id: "42",
+            time: Timestamp::UNIX_EPOCH,
+            group: Some("door 7"),
+            attributes: Vec::new(),
+            body: r#"{"specversion":"1.0","id":"7","source":"/x","type":"order.paid","data":1}"#,
+        };
+        let key = |message: &Message<'_>| read(message, &pattern("a.b")).key().map(str::to_owned);
+        assert_eq!(key(&message).as_deref(), Some("door 7"));
+        message.attributes.push(("content-type", "application/cloudevents+json"));
+        assert_eq!(key(&message).as_deref(), Some("door 7"));
+        message.attributes = vec![("ce-partitionkey", "k")];
+        assert_eq!(key(&message).as_deref(), Some("k"));
+        message.attributes = vec![("eventbus", "topic=a.b")];
+        assert_eq!(key(&message), None, "ours have keys of their own, or none");
     }
 
     #[test]
@@ -473,7 +504,8 @@ mod tests {
             let mut attributes: Vec<_> =
                 values.iter().map(|value| (*random.choice(&names).unwrap(), value.as_str())).collect();
             attributes.push((REST, *random.choice(&["body=base64", "body=empty", "topic=&&=", ""]).unwrap()));
-            let message = Message { id: "1", time: Timestamp::UNIX_EPOCH, attributes, body: &body };
+            let group = random.bool().then_some(body.as_str());
+            let message = Message { id: "1", time: Timestamp::UNIX_EPOCH, group, attributes, body: &body };
             read(&message, &pattern("*.>"));
             read_dead_letter(&message);
         }

@@ -199,6 +199,27 @@ async fn messages_of_other_programs_are_events() {
 }
 
 #[tokio::test]
+async fn the_message_group_of_another_program_is_the_key_of_its_events() {
+    let prefix = prefix();
+    let broker = connect(&url(&prefix, true)).await;
+    let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+    let queue = queue_of(&broker, &format!("{prefix}-group-mail-")).await;
+    for (number, group) in [(1, "x"), (2, "y"), (3, "x")] {
+        let send = broker.sqs().send_message().queue_url(&queue).message_body(number.to_string());
+        let send = send.message_group_id(group).message_deduplication_id(number.to_string());
+        send.send().await.unwrap();
+    }
+    let mut keys = Vec::new();
+    for _ in 0..3 {
+        let received = receive(&mut deliveries, 1).await.remove(0);
+        keys.push((number(&received), received.receipt.envelope.key().map(str::to_owned)));
+        ack(received).await;
+    }
+    keys.sort();
+    assert_eq!(keys, [(1, "x"), (2, "y"), (3, "x")].map(|(number, key)| (number, Some(key.to_owned()))));
+}
+
+#[tokio::test]
 async fn a_queue_that_somebody_removes_is_an_error_and_is_made_again() {
     let prefix = prefix();
     let broker = connect(&url(&prefix, false)).await;
