@@ -375,7 +375,7 @@ impl Link {
         let written =
             written.map_err(|error| BrokerError::new("cannot write the event").with_cause(error))?;
         let mut call = self.sqs.send_message().queue_url(url).message_body(&written.body);
-        call = call.set_message_attributes(Some(attributes(&written)));
+        call = call.set_message_attributes(attributes(&written));
         if self.settings.names.fifo {
             // Cut in the middle, it is sent again under the same id.
             let id = format!("again-{:016x}-{id}", crate::names::hash(&[&written.body]));

@@ -1,16 +1,19 @@
 //! Deliveries of a subscription, and what settles them.
 
+use crate::batches::LARGEST;
 use crate::connection::CALL;
 use crate::held::{SPARE, Turn, Waiting};
 use crate::names::last_part;
 use crate::subscribe::hide;
 use crate::subscription::Subscription;
-use crate::wire::{self, Written};
-use aws_sdk_sqs::types::MessageAttributeValue;
+use crate::wire::{self, Fit, Written};
+use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName};
 use eventbus_core::BrokerError;
 use eventbus_core::broker::{
     Begin, BrokerFuture, DeadLetter, Deliveries, FailureKind, Offset, Parked, Receipt, Received, Settler,
 };
+use eventbus_core::log;
+use eventbus_core::printable::printable;
 use jiff::Timestamp;
 use std::collections::HashMap;
 use std::fmt;
@@ -107,6 +110,33 @@ impl AwsSettler {
     }
 }
 
+/// Writes a dead letter, as large as its queue takes.
+async fn write_dead_letter(subscription: &Subscription, letter: &DeadLetter) -> Result<Written, BrokerError> {
+    let write = |largest| {
+        let written = wire::write_dead_letter(letter, last_part(&subscription.queue.url), largest);
+        written.map_err(|error| BrokerError::new("cannot write the dead letter").with_cause(error))
+    };
+    let (mut written, mut fit) = write(LARGEST)?;
+    if fit != Fit::Whole {
+        // SQS takes up to four times as much as SNS, where the queue says so.
+        let name = QueueAttributeName::MaximumMessageSize;
+        let asked = subscription.link.attributes(&subscription.dead, &[name.clone()]).await;
+        let largest = asked.ok().and_then(|attributes| attributes.get(&name)?.parse().ok());
+        if let Some(largest) = largest.filter(|largest| *largest > LARGEST) {
+            (written, fit) = write(largest)?;
+        }
+    }
+    if fit == Fit::Bare {
+        log::error!(
+            target: "eventbus", group = %printable(&letter.group), topic = %printable(letter.envelope.topic()),
+            id = %printable(letter.envelope.id()), kind = %printable(letter.kind), reason = %printable(&letter.reason),
+            "a message of another program leaves no room for what is said of a dead letter: its bytes are in the queue of \
+             dead letters, where it is not listed; allow larger messages there (`MaximumMessageSize`)"
+        );
+    }
+    Ok(written)
+}
+
 fn lost(subscription: &Subscription) -> BrokerError {
     BrokerError::new(format!(
         "SQS may have given the event to another process of the group `{}`, since it did not hear of this one for {:?} \
@@ -126,10 +156,9 @@ impl Settler for AwsSettler {
             if !self::AwsSettler(Arc::clone(&subscription)).holds(&receipt) {
                 return Err(lost(&subscription));
             }
-            let written = wire::write_dead_letter(&letter, last_part(&subscription.queue.url))
-                .map_err(|error| BrokerError::new("cannot write the dead letter").with_cause(error))?;
+            let written = write_dead_letter(&subscription, &letter).await?;
             let call = subscription.link.sqs.send_message().queue_url(&subscription.dead);
-            let call = call.message_body(&written.body).set_message_attributes(Some(attributes(&written)));
+            let call = call.message_body(&written.body).set_message_attributes(attributes(&written));
             let sent = subscription.link.call(CALL, call.send()).await;
             sent.map_err(|trouble| trouble.explain("store the dead letter"))?;
             Self(subscription).settle(&receipt)
@@ -199,10 +228,10 @@ impl fmt::Debug for AwsSettler {
 }
 
 /// The attributes of a message that goes to a queue.
-pub(crate) fn attributes(written: &Written) -> HashMap<String, MessageAttributeValue> {
+pub(crate) fn attributes(written: &Written) -> Option<HashMap<String, MessageAttributeValue>> {
     let attributes = written.attributes.iter().map(|(name, value)| {
         let value = MessageAttributeValue::builder().data_type("String").string_value(value);
         ((*name).to_owned(), value.build().expect("it has a type"))
     });
-    attributes.collect()
+    (!written.attributes.is_empty()).then(|| attributes.collect())
 }

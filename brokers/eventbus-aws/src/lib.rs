@@ -28,7 +28,7 @@
 //! | `attempts` | counted | counted | SQS counts how often it has delivered an event (`ApproximateReceiveCount`), whether or not a handler was called |
 //! | `counts_crashes` | no | no | an event whose handler ends the process is delivered again after each start, unless a `maxReceiveCount` of your own limits that |
 //! | `backlog` | nearly | nearly | `ApproximateNumberOfMessages`, which follows within a minute |
-//! | `max_payload` | 180 KiB | 180 KiB | a message has 256 KiB with everything in it, and bytes that are no text take a third more |
+//! | `max_payload` | 180 KiB | 180 KiB | a message has 256 KiB with everything in it, 4 KiB of which are kept free for its dead letter, and bytes that are no text take a third more |
 //! | `replayable` | no | no | what is settled is deleted |
 //! | `audit_log` | no | no | |
 //!
@@ -97,6 +97,10 @@
 //! written with `?content_mode=structured`. A message of any other program is an event as well, on FIFO
 //! with its message group as its key; on a queue of a pattern its
 //! topic is `ce-type` where that fits, or the pattern with `unknown` in place of wildcards.
+//!
+//! Beside an event there is always room for its dead letter, if need be with a shorter reason. A message of another program may
+//! fill a message of SQS, which has up to 1 MiB: where the queue of dead letters takes no larger ones (`MaximumMessageSize`),
+//! its bytes alone are stored there, and an error of the log says why; it is not listed.
 //!
 //! SQS lists nothing: whoever looks at dead letters takes all of them out of the queue, up to 10,000, hides them as long as
 //! he looks, and gives them back, also where the look is cut. Others who look at the same moment do not see them, and after a

@@ -1,10 +1,10 @@
 //! Publishing: events gather while a batch is on its way, and go ten at a time.
 
-use crate::batches::{LARGEST, MOST, first_batch};
+use crate::batches::{MOST, first_batch};
 use crate::connection::{CALL, Link, Trouble, is_throttled, slow_down};
 use crate::names::hash;
 use crate::topics::Topics;
-use crate::wire::{self, MAX_PAYLOAD, Written};
+use crate::wire::{self, LARGEST_EVENT, MAX_PAYLOAD, Written};
 use aws_sdk_sns::types::{MessageAttributeValue, PublishBatchRequestEntry};
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::waiters::Waiters;
@@ -114,9 +114,9 @@ impl Outlet {
         let written = wire::write(envelope, self.link.settings.content_mode);
         let written = written.map_err(|error| encode(error.into()))?;
         let size = written.size();
-        if size > LARGEST {
+        if size > LARGEST_EVENT {
             let (topic, part) = (topic.to_string(), "headers and payload, as they are written,");
-            return Err(PublishError::TooLarge { topic, part, size, limit: LARGEST });
+            return Err(PublishError::TooLarge { topic, part, size, limit: LARGEST_EVENT });
         }
         let room = Arc::clone(&self.room).acquire_owned().await;
         let Ok(room) = room else { return Err(PublishError::Closed { topic: topic.to_string() }) };

@@ -32,6 +32,9 @@ pub enum ContentMode {
     Structured,
 }
 
+/// The largest event that is published: there is room for its failure beside it, should it become a dead letter.
+pub(crate) const LARGEST_EVENT: usize = LARGEST - (4 << 10);
+
 /// The attributes that stand alone, with their names in CloudEvents.
 const ALONE: [(&str, &str); 8] = [
     ("specversion", "ce-specversion"),
@@ -257,31 +260,64 @@ pub(crate) fn message_group(envelope: &Envelope) -> String {
     format!("={plain}")
 }
 
-/// Writes a dead letter, for the queue of dead letters of its group. `queue` is the one it came from.
-pub(crate) fn write_dead_letter(letter: &DeadLetter, queue: &str) -> Result<Written, DecodeError> {
+/// How much of a dead letter has found room beside its event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fit {
+    Whole,
+    /// Its reason, or the name of its handler too, is cut.
+    Shortened,
+    /// Only the payload is there: a message of another program left no room.
+    Bare,
+}
+
+/// Writes a dead letter of at most so many bytes, for the queue of dead letters of its group. `queue` is the one it came
+/// from.
+pub(crate) fn write_dead_letter(
+    letter: &DeadLetter,
+    queue: &str,
+    largest: usize,
+) -> Result<(Written, Fit), DecodeError> {
     let mut written = write(&letter.envelope, ContentMode::Binary)?;
-    let room = LARGEST.saturating_sub(written.size());
-    let mut said = Pairs::default();
-    said.push(QUEUE, queue);
-    let mut reason = letter.reason.as_str();
-    let failure = |reason: &str, said: &mut Pairs| {
+    let room = largest.saturating_sub(written.size() + FAILURE.len() + "String".len());
+    let said = |reason: &str, handler: &str| {
+        let mut said = Pairs::default();
+        said.push(QUEUE, queue);
         for (name, value) in letter.headers().iter() {
             let name = name.trim_start_matches("eventbus-dead-letter-");
-            said.push(name, if name == "reason" { reason } else { value });
+            said.push(
+                name,
+                match name {
+                    "reason" => reason,
+                    "handler" => handler,
+                    _ => value,
+                },
+            );
         }
+        said.0
     };
-    failure(reason, &mut said);
-    // Beside an event of the largest size there is less room than a reason may take.
-    while said.0.len() + FAILURE.len() + 64 > room && !reason.is_empty() {
-        let half = reason.len() / 2;
-        let cut = (0..=half).rev().find(|at| reason.is_char_boundary(*at)).unwrap_or_default();
-        reason = &reason[..cut];
-        said = Pairs::default();
-        said.push(QUEUE, queue);
-        failure(reason, &mut said);
+    let (mut reason, mut handler) = (letter.reason.as_str(), letter.handler.as_str());
+    let mut failure = said(reason, handler);
+    while failure.len() > room && !(reason.is_empty() && handler.is_empty()) {
+        match reason {
+            "" => handler = half(handler),
+            _ => reason = half(reason),
+        }
+        failure = said(reason, handler);
     }
-    written.attributes.push((FAILURE, said.0));
-    Ok(written)
+    if failure.len() > room {
+        written.attributes.clear();
+        return Ok((written, Fit::Bare));
+    }
+    written.attributes.push((FAILURE, failure));
+    let whole = reason.len() == letter.reason.len() && handler.len() == letter.handler.len();
+    Ok((written, if whole { Fit::Whole } else { Fit::Shortened }))
+}
+
+/// About the first half of a text.
+fn half(text: &str) -> &str {
+    let half = text.len() / 2;
+    let cut = (0..=half).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+    &text[..cut]
 }
 
 /// A dead letter that was read, and the queue that it came from. None, where the message is none.
@@ -481,17 +517,70 @@ mod tests {
                 last_failed_at: time,
                 offset: Offset::new(u128::MAX),
             };
-            let written = write_dead_letter(&letter, "q").unwrap();
-            assert!(written.attributes.len() <= 10);
+            let (written, fit) = write_dead_letter(&letter, "q", LARGEST).unwrap();
+            assert!(written.attributes.len() <= 10 && fit == Fit::Whole);
             let (read, queue) = read_dead_letter(&message(&written)).unwrap();
             assert_eq!((queue.as_str(), &read.reason), ("q", &letter.reason));
             assert_eq!(format!("{:?}", read.headers()), format!("{:?}", letter.headers()));
             assert_eq!(parts(&read.envelope), parts(&letter.envelope));
             letter.reason = "ü".repeat(4_096);
-            let written = write_dead_letter(&letter, "q").unwrap();
+            let (written, fit) = write_dead_letter(&letter, "q", LARGEST).unwrap();
             assert!(written.size() <= LARGEST, "{}", written.size());
+            assert_eq!(fit == Fit::Whole, size < MAX_PAYLOAD);
             assert!(letter.reason.starts_with(&read_dead_letter(&message(&written)).unwrap().0.reason));
         }
+    }
+
+    #[test]
+    fn each_event_that_is_published_or_that_sqs_carries_has_a_dead_letter_that_can_be_stored() {
+        let time = Timestamp::from_second(1_700_000_000).unwrap();
+        for room in (0..6_000).step_by(97) {
+            // Filled up with a header to some bytes below the largest message.
+            let event = Envelope::from_bytes(Topic::from_static("a.b"), "text/plain", vec![b'x'; 9].into());
+            let with = |note: usize| event.clone().with_header("note", "n".repeat(note));
+            let empty = write(&with(0), ContentMode::Binary).unwrap().size();
+            let event = with(LARGEST - room - empty);
+            let size = write(&event, ContentMode::Binary).unwrap().size();
+            assert_eq!(size, LARGEST - room);
+            let letter = DeadLetter {
+                envelope: Arc::new(event),
+                group: "shop.mail".repeat(10),
+                handler: "shop::mail (src/main.rs:7)".repeat(9),
+                kind: FailureKind::Failed,
+                reason: "ü".repeat(9_000),
+                attempts: 3,
+                first_failed_at: time,
+                last_failed_at: time,
+                offset: Offset::new(u128::MAX),
+            };
+            let (written, fit) = write_dead_letter(&letter, &"q".repeat(80), LARGEST).unwrap();
+            assert!(written.size() <= LARGEST, "{}", written.size());
+            let read = read_dead_letter(&message(&written));
+            assert_eq!(read.is_some(), fit == Fit::Shortened, "{room}");
+            if size <= LARGEST_EVENT {
+                let reason = read.unwrap().0.reason;
+                assert!(reason.len() > 99, "there is room for a reason: {reason}");
+            }
+            let (written, fit) = write_dead_letter(&letter, "q", 4 * LARGEST).unwrap();
+            assert!(fit == Fit::Whole && read_dead_letter(&message(&written)).is_some());
+        }
+        // A message of another program that is as large as a message may be.
+        let message =
+            Message { id: "42", time, group: None, attributes: Vec::new(), body: &"x".repeat(LARGEST) };
+        let envelope = Arc::new(read(&message, &pattern("a.b")));
+        let letter = DeadLetter {
+            envelope,
+            group: "mail".to_owned(),
+            handler: "mail".to_owned(),
+            kind: FailureKind::Damaged,
+            reason: "why".to_owned(),
+            attempts: 0,
+            first_failed_at: time,
+            last_failed_at: time,
+            offset: Offset::new(1),
+        };
+        let (written, fit) = write_dead_letter(&letter, "q", LARGEST).unwrap();
+        assert!(fit == Fit::Bare && written.size() == LARGEST && written.body == message.body);
     }
 
     #[test]
