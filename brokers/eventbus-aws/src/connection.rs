@@ -16,13 +16,20 @@ use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_server::connection::{ConnectionState, Failure, patiently};
 use jiff::Timestamp;
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a call may take that waits for nothing.
 pub(crate) const CALL: Duration = Duration::from_secs(10);
 /// How long one of many calls, as for a list, is made again while the server wants fewer.
-const STEADY: Duration = Duration::from_secs(20);
+const STEADY: Duration = Duration::from_secs(10);
+/// How long a start waits for a server that is there and wants to be left time: it makes a queue again only a minute after it
+/// was removed.
+const LEFT_TIME: Duration = Duration::from_secs(90);
+/// So long what was made here may not be known everywhere, and is not taken for what somebody has removed.
+const YOUNG: Duration = Duration::from_secs(10);
 
 /// What everything that speaks to Amazon shares.
 pub(crate) struct Link {
@@ -32,6 +39,8 @@ pub(crate) struct Link {
     pub(crate) config: SdkConfig,
     pub(crate) state: ConnectionState,
     pub(crate) slowed: Slowed,
+    /// When queues were made here, by their addresses.
+    young: Lock<HashMap<String, Instant>>,
 }
 
 /// Whether the server wants fewer calls. It is no lost connection: who answers so is there.
@@ -112,7 +121,8 @@ impl Trouble {
     /// What this means for what was being done, which is tried again unless it stays so.
     pub(crate) fn failure(self, what: impl fmt::Display) -> Failure {
         match self {
-            Self::Passing(error) | Self::Slow(error) => Failure::Passing(format!("cannot {what}: {error}")),
+            Self::Passing(error) => Failure::Passing(format!("cannot {what}: {error}")),
+            Self::Slow(error) => Failure::Advised(format!("cannot {what}: {error}")),
             Self::Refused { .. } => Failure::Lasting(self.explain(what)),
         }
     }
@@ -144,8 +154,9 @@ const THROTTLED: &[&str] = &[
     "SlowDown",
     "BandwidthLimitExceeded",
     "OverLimit",
-    "QueueDeletedRecently",
+    DELETED_RECENTLY,
 ];
+const DELETED_RECENTLY: &str = "QueueDeletedRecently";
 /// There is no such queue, or topic.
 const GONE: &[&str] = &["NonExistentQueue", "QueueDoesNotExist", "NotFound"];
 
@@ -243,16 +254,18 @@ impl Link {
             config,
             state: ConnectionState::up(settings.shown()),
             slowed: Slowed::new(),
+            young: Lock::new(Rank::LEAF, HashMap::new()),
             settings,
         };
-        patiently(&link.server(), link.settings.connect_timeout, || link.greet()).await?;
+        link.begin(|| link.greet()).await?;
         Ok(link)
     }
 
     async fn greet(&self) -> Result<(), Failure> {
         let failure = |service: &'static str| {
             move |trouble| match trouble {
-                Trouble::Passing(error) | Trouble::Slow(error) => Failure::Passing(error),
+                Trouble::Passing(error) => Failure::Passing(error),
+                Trouble::Slow(error) => Failure::Advised(error),
                 // Who may not list anything may be allowed all else.
                 trouble => Failure::Lasting(trouble.explain(format_args!("use {service}"))),
             }
@@ -261,6 +274,57 @@ impl Link {
         let queues = self.sqs.list_queues().queue_name_prefix(begin).max_results(1).send();
         lenient(quietly(CALL, queues).await).map_err(failure("SQS"))?;
         lenient(quietly(CALL, self.sns.list_topics().send()).await).map_err(failure("SNS"))
+    }
+
+    /// Begins something: tries for as long as `connect_timeout` says where nobody answers, and longer, less and less often,
+    /// where the server is there and wants to be left time.
+    pub(crate) async fn begin<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, BrokerError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let (begun, patience) = (Instant::now(), self.settings.connect_timeout);
+        for tries in 1.. {
+            let (tried, wants_time) = (Instant::now(), AtomicBool::new(false));
+            let attempt = || async {
+                match attempt().await {
+                    Err(Failure::Advised(said)) => {
+                        // It ends these tries, and the next ones are made later.
+                        wants_time.store(true, Ordering::Relaxed);
+                        Err(Failure::Lasting(BrokerError::new(said)))
+                    }
+                    other => other,
+                }
+            };
+            let result = patiently(&self.server(), patience, attempt).await;
+            // Calls that were made again and again may have taken all of that time.
+            let wants_time = wants_time.into_inner()
+                || (result.is_err() && tried.elapsed() >= patience && self.slowed.now().is_some());
+            let pause = slow_down(tries);
+            if !wants_time || begun.elapsed() + pause > LEFT_TIME {
+                return result;
+            }
+            if let (1, Err(error)) = (tries, &result) {
+                log::warn!(
+                    target: "eventbus", server = %printable(self.settings.shown()), error = %printable(error),
+                    "the broker wants to be left time; trying for {LEFT_TIME:?}"
+                );
+            }
+            tokio::time::sleep(pause).await;
+        }
+        unreachable!("one of the tries is the last")
+    }
+
+    /// A queue was made here.
+    pub(crate) fn was_made(&self, queue: &str) {
+        let mut young = self.young.lock();
+        young.retain(|_, made| made.elapsed() < YOUNG);
+        young.insert(queue.to_owned(), Instant::now());
+    }
+
+    /// What it means that there is no such queue: one that was made here a moment ago is not known everywhere.
+    pub(crate) fn unless_young(&self, queue: &str, trouble: Trouble) -> Trouble {
+        let is_young = || self.young.lock().get(queue).is_some_and(|made| made.elapsed() < YOUNG);
+        if trouble.is_gone() && is_young() { Trouble::Passing(trouble.to_string()) } else { trouble }
     }
 
     /// Makes a call, and notes whether somebody answers.
@@ -275,6 +339,8 @@ impl Link {
         let result = quietly(limit, call).await;
         match &result {
             Err(Trouble::Passing(error)) => self.state.is_lost(error),
+            // It is about one queue, and no matter of how many calls are made.
+            Err(Trouble::Slow(error)) if error.starts_with(DELETED_RECENTLY) => self.state.is_up(),
             Err(Trouble::Slow(error)) => {
                 self.state.is_up();
                 if self.slowed.begins(error) {

@@ -52,7 +52,8 @@
 //!   it would take next is given up with the kind [`Crashed`](eventbus_core::broker::FailureKind::Crashed) before that, but
 //!   not one that is behind another in its message group.
 //! - **A server that wants fewer calls** gets fewer: what waits is tried again after 250 ms, then twice as long up to 16 s.
-//!   `Connection::Slowed` and a line of the log say so; the connection does not count as lost.
+//!   `Connection::Slowed` and a line of the log say so; the connection does not count as lost. A start waits for it for up to
+//!   90 s, also where a queue was removed less than a minute ago, which SQS does not make again before that.
 //! - **Acks are deletes**, ten at a time, sent a moment later. A crash repeats those of its last moment. One that is refused,
 //!   as where credentials are over, is sent again, and its event stays hidden meanwhile.
 //! - **There is no history**: replays, the audit log and cursors that can be moved are refused, and a bus says so.

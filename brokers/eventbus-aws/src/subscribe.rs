@@ -19,7 +19,7 @@ use eventbus_core::broker::{SubscribeRequest, Topology};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_server::cloudevents::base64_encode;
-use eventbus_server::connection::{Failure, patiently, pause_before};
+use eventbus_server::connection::{Failure, pause_before};
 use jiff::Timestamp;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -55,15 +55,14 @@ pub(crate) async fn open(
             request.group
         )));
     }
-    let open = async || {
+    let open = || async {
         let dead = link.dead_queue(&request.group).await?;
         let (queue, joined) = link.group_queue(topics, &request, &dead).await?;
         let reader = link.new_reader(&queue.url, &request.group).await?;
         Ok::<_, Failure>((dead, queue, joined, reader))
     };
     // What was made before it failed is there when it is tried again.
-    let (dead, queue, joined, reader) =
-        patiently(&link.server(), link.settings.connect_timeout, open).await?;
+    let (dead, queue, joined, reader) = link.begin(open).await?;
     let subscription = Arc::new(Subscription::new(Arc::clone(link), request, queue, dead));
     let deliveries = AwsDeliveries::new(Arc::clone(&subscription));
     let task = Task {
@@ -343,7 +342,8 @@ impl Task {
 
     fn received(&mut self, asked: Instant, most: usize, waited: bool, result: Result<Vec<Message>, Trouble>) {
         let subscription = &self.subscription;
-        let messages = match result {
+        let link = &subscription.link;
+        let messages = match result.map_err(|trouble| link.unless_young(&subscription.queue.url, trouble)) {
             Ok(messages) => messages,
             Err(trouble) => {
                 self.failures += 1;
@@ -391,7 +391,8 @@ impl Task {
     fn deleted(&mut self, batch: &[Named], result: Result<Vec<Failed>, Trouble>) {
         let all: HashSet<_> = batch.iter().map(|(token, _)| *token).collect();
         let slow = matches!(result, Err(Trouble::Slow(_)));
-        let again = match result {
+        let (link, queue) = (&self.subscription.link, &self.subscription.queue.url);
+        let again = match result.map_err(|trouble| link.unless_young(queue, trouble)) {
             Ok(failed) => {
                 let lost: Vec<_> = failed.iter().filter(|failed| failed.lasting).collect();
                 if let Some(one) = lost.first() {
@@ -588,7 +589,7 @@ impl Link {
             self.write_reader(queue, &reader).await?;
             Ok(reader)
         };
-        match write.await {
+        match write.await.map_err(|trouble| self.unless_young(queue, trouble)) {
             Ok(reader) => Ok(Some(reader)),
             Err(trouble @ Trouble::Refused { .. }) => {
                 log::warn!(

@@ -81,8 +81,9 @@ impl Link {
     ) -> Result<(Queue, Joined), Failure> {
         let name = self.settings.names.queue(&request.group, &request.pattern);
         let url = self.queue(&name, &request.group, Some((&request.pattern, dead))).await?;
-        let explain =
-            |what: &str, trouble: Trouble| trouble.failure(format_args!("{what} the queue `{name}`"));
+        let explain = |what: &str, trouble: Trouble| {
+            self.unless_young(&url, trouble).failure(format_args!("{what} the queue `{name}`"))
+        };
         let wanted = [
             Attribute::QueueArn,
             Attribute::Policy,
@@ -94,7 +95,7 @@ impl Link {
         let arn = attributes.get(&Attribute::QueueArn).cloned().unwrap_or_default();
         self.check_retention(&name, &attributes).map_err(Failure::Lasting)?;
         let redrive = check_redrive(&name, attributes.get(&Attribute::RedrivePolicy), request.retries);
-        let queue = Queue { url, arn, redrive: redrive.map_err(Failure::Lasting)? };
+        let queue = Queue { url: url.clone(), arn, redrive: redrive.map_err(Failure::Lasting)? };
         let source = self.source_pattern(&queue.arn);
         let policy = attributes.get(&Attribute::Policy);
         if !allows(policy, &source) {
@@ -140,8 +141,10 @@ impl Link {
             .attributes(Attribute::MessageRetentionPeriod, retention.as_secs().to_string())
             .tags(GROUP_TAG, tag_of_group(group));
         if let Some((pattern, dead)) = of {
-            let dead = self.queue_arn(dead).await.map_err(|trouble| explain("find the place of", trouble))?;
-            let arn = format!("{}:{name}", dead.rsplit_once(':').map_or("", |(place, _)| place));
+            let place = self.queue_arn(dead).await;
+            let place =
+                place.map_err(|trouble| explain("find the place of", self.unless_young(dead, trouble)))?;
+            let arn = format!("{}:{name}", place.rsplit_once(':').map_or("", |(place, _)| place));
             // Set later, it would hold only some time later, and what came until then would be lost.
             let policy = with_permission(None, &arn, &self.source_pattern(&arn));
             call = call.tags(PATTERN_TAG, tag_of(pattern.as_str())).attributes(Attribute::Policy, policy);
@@ -153,7 +156,11 @@ impl Link {
                 .attributes(Attribute::FifoThroughputLimit, "perMessageGroupId");
         }
         match self.call(CALL, call.send()).await {
-            Ok(made) => Ok(made.queue_url.unwrap_or_default()),
+            Ok(made) => {
+                let url = made.queue_url.unwrap_or_default();
+                self.was_made(&url);
+                Ok(url)
+            }
             // Another process was faster, and made it with other settings, which are looked at below.
             Err(trouble) if trouble.is(&["QueueAlreadyExists", "QueueNameExists"]) => {
                 let there = self.queue_url(name).await.map_err(|trouble| explain("look for", trouble))?;

@@ -176,6 +176,55 @@ async fn a_subscription_waits_for_a_server_that_is_not_ready_and_then_names_it()
 }
 
 #[tokio::test]
+async fn a_start_is_longer_patient_with_a_server_that_wants_to_be_left_time() {
+    async fn begins(call: &'static str, code: &'static str) {
+        let (gateway, prefix) = (Gateway::to(&server()).await, prefix());
+        let at = format!("{}&connect_timeout=10s", url_at(&gateway.url(), &prefix, false));
+        gateway.answer(move |name| (name == call).then_some((400, code)));
+        let opening = tokio::spawn(async move { connect(&at).await.subscribe(request("mail", "a.>")).await });
+        let begun = Instant::now();
+        until("it was tried for longer than that", async || {
+            assert!(!opening.is_finished(), "{call}");
+            begun.elapsed() > Duration::from_secs(12) && gateway.count(call) > 2
+        })
+        .await;
+        assert!(gateway.count(call) <= 20, "{call}: {} calls", gateway.count(call));
+        gateway.answer(|_| None);
+        assert!(opening.await.unwrap().is_ok(), "{call}");
+    }
+    tokio::join!(
+        begins("CreateQueue", "QueueDeletedRecently"),
+        begins("ListQueues", "RequestThrottled"),
+        begins("ListTopics", "Throttling"),
+        begins("ListQueueTags", "RequestThrottled")
+    );
+}
+
+#[tokio::test]
+async fn a_queue_that_was_made_a_moment_ago_and_is_not_known_everywhere_is_not_gone() {
+    for fifo in [false, true] {
+        let (gateway, prefix) = (Gateway::to(&server()).await, prefix());
+        let mut asked = std::collections::BTreeMap::new();
+        gateway.answer(move |name| {
+            let of_a_queue = ["GetQueueAttributes", "ListQueueTags", "TagQueue", "ReceiveMessage"];
+            if !of_a_queue.contains(&name) {
+                return None;
+            }
+            let times = asked.entry(name.to_owned()).or_insert(0);
+            *times += 1;
+            (*times <= 2).then_some((400, "QueueDoesNotExist"))
+        });
+        let at = format!("{}&connect_timeout=60s", url_at(&gateway.url(), &prefix, fifo));
+        let broker = connect(&at).await;
+        let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+        broker.publish(event("a.b", "k", 1)).await.unwrap();
+        // What is wrong would be said here.
+        ack(receive(&mut deliveries, 1).await.remove(0)).await;
+        assert!(gateway.count("ReceiveMessage") >= 3 && gateway.count("TagQueue") >= 3);
+    }
+}
+
+#[tokio::test]
 async fn who_is_not_let_in_is_told_what_to_look_at() {
     let (gateway, prefix) = (Gateway::to(&server()).await, prefix());
     let at = url_at(&gateway.url(), &prefix, false);
