@@ -238,7 +238,7 @@ impl Link {
             self.hide_longer(queue, &mut hand).await;
             let asked = Instant::now();
             let received = if awaited.load(Ordering::Acquire) {
-                self.receive(queue, MORE, HIDDEN, MOST).await
+                self.receive(queue, MORE, HIDDEN, MOST, None).await
             } else {
                 Err(Trouble::Slow("nobody waits for it any more".to_owned()))
             };

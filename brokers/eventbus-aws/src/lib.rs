@@ -56,6 +56,9 @@
 //!   90 s, also where a queue was removed less than a minute ago, which SQS does not make again before that.
 //! - **Acks are deletes**, ten at a time, sent a moment later. A crash repeats those of its last moment. One that is refused,
 //!   as where credentials are over, is sent again, and its event stays hidden meanwhile.
+//! - **A call for events whose answer is lost** is made again by its name on FIFO, and SQS answers it as before; so it is at
+//!   the end of a process as well, to give back what it may have been given. Otherwise the message groups of what it had
+//!   given out would be closed until that was hidden for its time.
 //! - **There is no history**: replays, the audit log and cursors that can be moved are refused, and a bus says so.
 //! - **Groups are queues**: `eventbus groups list` shows each with `ApproximateNumberOfMessages` and what is hidden (what waits
 //!   for a retry is among that), and `drop` removes the queue, for which SQS wants a minute before it is made again. Whether

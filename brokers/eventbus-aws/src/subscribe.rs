@@ -34,6 +34,8 @@ const CALLS: usize = 4;
 const DELETES: usize = 4;
 /// So long the end of a broker waits for a call for messages: what it brings is given back, instead of being hidden.
 const LAST_CALL: Duration = Duration::from_secs(2);
+/// For how long SQS knows a call for messages again, which is five minutes at most.
+const ASK_AGAIN: Duration = Duration::from_secs(240);
 /// How long a server is left alone that has no message and answers at once.
 const IMPATIENT: Duration = Duration::from_millis(200);
 /// How often the queue is asked how much it has, where somebody wants to know.
@@ -68,8 +70,8 @@ pub(crate) async fn open(
     let task = Task {
         subscription: Arc::clone(&subscription),
         calls: JoinSet::new(),
-        asking: 0,
-        asked_for: 0,
+        asking: Vec::new(),
+        unanswered: Vec::new(),
         waits: false,
         deleting: 0,
         full: false,
@@ -89,13 +91,24 @@ pub(crate) async fn open(
 
 /// What a call has brought.
 enum Done {
-    Received { asked: Instant, most: usize, waited: bool, result: Result<Vec<Message>, Trouble> },
+    Received { ask: Ask, waited: bool, result: Result<Vec<Message>, Trouble> },
     Deleted { batch: Vec<Named>, result: Result<Vec<Failed>, Trouble> },
     Extended { asked: Instant, batch: Vec<(Token, Arc<str>, i32)>, result: Result<Vec<Failed>, Trouble> },
     GivenBack,
     Written,
     Joined { joined: Joined, result: Result<(), Trouble> },
     Looked(Result<u64, Trouble>),
+}
+
+/// A call for messages. One whose answer is lost is made again by the same name on FIFO: SQS answers it as before, instead of
+/// keeping what it had given out, and what is behind that in the message groups, to itself.
+#[derive(Clone, Debug)]
+struct Ask {
+    name: Option<String>,
+    /// When it was made for the first time.
+    asked: Instant,
+    /// How many messages it may bring.
+    most: usize,
 }
 
 /// An entry of a batch that was not done.
@@ -110,10 +123,10 @@ pub(crate) struct Failed {
 struct Task {
     subscription: Arc<Subscription>,
     calls: JoinSet<Done>,
-    /// How many calls for messages are under way.
-    asking: usize,
-    /// How many messages these may bring.
-    asked_for: usize,
+    /// The calls for messages that are under way.
+    asking: Vec<Ask>,
+    /// Those whose answers are lost, to be made again.
+    unanswered: Vec<Ask>,
     /// One of them waits for what comes.
     waits: bool,
     deleting: usize,
@@ -153,8 +166,8 @@ impl Task {
             if closed {
                 self.give_back();
                 let last_call = *ends_at.get_or_insert(Instant::now() + LAST_CALL);
-                let others = self.calls.len() - self.asking;
-                let is_over = self.asking == 0 || (ends && Instant::now() >= last_call);
+                let others = self.calls.len() - self.asking.len();
+                let is_over = self.asking.is_empty() || (ends && Instant::now() >= last_call);
                 if is_empty && others == 0 && is_over {
                     break;
                 }
@@ -175,6 +188,7 @@ impl Task {
                 () = sleep_until(wake_at), if wake_at.is_some() => {}
             }
         }
+        self.fetch_unanswered().await;
         if let Some(reader) = &self.reader {
             // Where it fails, the tag holds for some minutes more.
             let _ = tokio::time::timeout(
@@ -194,22 +208,54 @@ impl Task {
         }
         self.quiet_until = None;
         let wanted = if self.full { CALLS } else { 1 };
-        while self.asking < wanted {
+        while self.asking.len() < wanted {
+            let asked_for: usize = self.asking.iter().map(|ask| ask.most).sum();
             let room = {
                 let held = &self.subscription.state.lock().held;
                 let ahead = self.subscription.ahead.saturating_sub(held.ahead());
-                ahead.min(self.subscription.hold.saturating_sub(held.count())).saturating_sub(self.asked_for)
+                ahead.min(self.subscription.hold.saturating_sub(held.count())).saturating_sub(asked_for)
             };
             if room == 0 {
                 return;
             }
-            let most = room.min(MOST);
+            let new = || Ask {
+                name: self
+                    .subscription
+                    .link
+                    .settings
+                    .names
+                    .fifo
+                    .then(|| format!("{:016x}", fastrand::u64(..))),
+                asked: Instant::now(),
+                most: room.min(MOST),
+            };
+            let ask = self.unanswered.pop().unwrap_or_else(new);
             let waits = !self.waits;
             let wait = if waits { self.subscription.link.settings.wait_time } else { Duration::ZERO };
             self.waits = true;
-            self.asking += 1;
-            self.asked_for += most;
-            self.calls.spawn(receive(Arc::clone(&self.subscription), wait, waits, most));
+            self.asking.push(ask.clone());
+            self.calls.spawn(receive(Arc::clone(&self.subscription), wait, waits, ask));
+        }
+    }
+
+    /// At the end: what SQS has given out, or gives out just now, and what has not arrived here, goes back to the queue. With
+    /// it its message groups would be closed until it was hidden for its time.
+    async fn fetch_unanswered(&mut self) {
+        self.calls.abort_all();
+        let asks = self.asking.drain(..).chain(self.unanswered.drain(..)).filter(|ask| ask.name.is_some());
+        let asks: Vec<_> = asks.collect();
+        let subscription = &self.subscription;
+        for ask in asks {
+            let fetch = async {
+                let messages = ask_for(subscription, Duration::ZERO, &ask).await.unwrap_or_default();
+                let handles = messages.into_iter().filter_map(|message| message.receipt_handle);
+                let given_back: Vec<_> = handles.map(|handle| (0, Arc::from(handle), 0)).collect();
+                if !given_back.is_empty() {
+                    // Where it fails, the queue gives it out again when it was hidden for its time.
+                    let _ = hide(subscription, &given_back).await;
+                }
+            };
+            let _ = tokio::time::timeout(LAST_CALL, fetch).await;
         }
     }
 
@@ -321,13 +367,13 @@ impl Task {
 
     fn done(&mut self, done: Done) {
         match done {
-            Done::Received { asked, most, waited, result } => {
-                self.asking -= 1;
-                self.asked_for -= most;
+            Done::Received { ask, waited, result } => {
+                let there = self.asking.iter().position(|other| other.asked == ask.asked);
+                there.map(|there| self.asking.swap_remove(there));
                 if waited {
                     self.waits = false;
                 }
-                self.received(asked, most, waited, result);
+                self.received(&ask, waited, result);
             }
             Done::Deleted { batch, result } => {
                 self.deleting -= 1;
@@ -340,7 +386,11 @@ impl Task {
         }
     }
 
-    fn received(&mut self, asked: Instant, most: usize, waited: bool, result: Result<Vec<Message>, Trouble>) {
+    fn received(&mut self, ask: &Ask, waited: bool, result: Result<Vec<Message>, Trouble>) {
+        if matches!(result, Err(Trouble::Passing(_))) && ask.name.is_some() && ask.asked.elapsed() < ASK_AGAIN
+        {
+            self.unanswered.push(ask.clone());
+        }
         let subscription = &self.subscription;
         let link = &subscription.link;
         let messages = match result.map_err(|trouble| link.unless_young(&subscription.queue.url, trouble)) {
@@ -365,8 +415,8 @@ impl Task {
             }
         };
         self.failures = 0;
-        self.full = messages.len() == most;
-        if messages.is_empty() && waited && asked.elapsed() < Duration::from_millis(500) {
+        self.full = messages.len() == ask.most;
+        if messages.is_empty() && waited && ask.asked.elapsed() < Duration::from_millis(500) {
             // It does not wait, whatever it was asked for.
             self.quiet_until = Some(Instant::now() + IMPATIENT);
         }
@@ -379,7 +429,7 @@ impl Task {
         let extend = {
             let (mut state, now) = (subscription.state.lock(), Instant::now());
             for arrival in arrivals {
-                state.held.arrive(arrival, asked, now);
+                state.held.arrive(arrival, ask.asked, now);
             }
             // What SQS was asked for long ago is hidden longer at once.
             state.held.next_extensions(now)
@@ -512,11 +562,14 @@ pub(crate) fn with_texts<T>(
     })
 }
 
-async fn receive(subscription: Arc<Subscription>, wait: Duration, waited: bool, most: usize) -> Done {
-    let (link, asked) = (&subscription.link, Instant::now());
-    let (queue, visibility) = (&subscription.queue.url, link.settings.visibility_timeout);
-    let result = link.receive(queue, wait, visibility, most).await;
-    Done::Received { asked, most, waited, result }
+async fn receive(subscription: Arc<Subscription>, wait: Duration, waited: bool, ask: Ask) -> Done {
+    let result = ask_for(&subscription, wait, &ask).await;
+    Done::Received { ask, waited, result }
+}
+
+async fn ask_for(subscription: &Subscription, wait: Duration, ask: &Ask) -> Result<Vec<Message>, Trouble> {
+    let (link, queue) = (&subscription.link, &subscription.queue.url);
+    link.receive(queue, wait, link.settings.visibility_timeout, ask.most, ask.name.clone()).await
 }
 
 async fn delete(subscription: Arc<Subscription>, batch: Vec<Named>) -> Done {
@@ -565,6 +618,7 @@ impl Link {
         wait: Duration,
         visibility: Duration,
         most: usize,
+        name: Option<String>,
     ) -> Result<Vec<Message>, Trouble> {
         let seconds = |time: Duration| i32::try_from(time.as_secs()).unwrap_or(i32::MAX);
         let call = self
@@ -574,6 +628,7 @@ impl Link {
             .max_number_of_messages(i32::try_from(most).unwrap_or(1))
             .wait_time_seconds(seconds(wait))
             .visibility_timeout(seconds(visibility))
+            .set_receive_request_attempt_id(name)
             .message_attribute_names("All")
             .message_system_attribute_names(MessageSystemAttributeName::All);
         Ok(self.call(wait + CALL, call.send()).await?.messages.unwrap_or_default())

@@ -225,6 +225,52 @@ async fn deletes_and_hidings_that_are_cut_before_or_after_they_were_done_are_mad
     }
 }
 
+/// The names by which calls for messages are known again.
+fn names(gateway: &Gateway, lost: bool) -> Arc<Mutex<Vec<String>>> {
+    let names = Arc::<Mutex<Vec<String>>>::default();
+    let noted = Arc::clone(&names);
+    gateway.judge(move |asked| {
+        if asked.name != "ReceiveMessage" {
+            return Verdict::Pass;
+        }
+        let body: serde_json::Value = serde_json::from_str(&asked.body).unwrap();
+        let mut names = noted.lock().unwrap();
+        names.push(body["ReceiveRequestAttemptId"].as_str().unwrap_or("none").to_owned());
+        if lost && names.len() == 1 { Verdict::Lose } else { Verdict::Pass }
+    });
+    names
+}
+
+#[tokio::test]
+async fn a_call_for_messages_whose_answer_is_lost_is_made_again_by_its_name_on_fifo() {
+    for fifo in [false, true] {
+        let (gateway, prefix) = (Gateway::to(&server()).await, prefix());
+        let names = names(&gateway, true);
+        let broker = connect(&url_at(&gateway.url(), &prefix, fifo)).await;
+        let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+        broker.publish(event("a.b", "k", 1)).await.unwrap();
+        assert_eq!(number(&receive(&mut deliveries, 1).await[0]), 1);
+        until("it asks for more", async || names.lock().unwrap().len() >= 3).await;
+        let names = names.lock().unwrap().clone();
+        assert_eq!(names[0] == "none", !fifo, "{names:?}");
+        assert_eq!(names[0] == names[1] && names[1] != names[2], fifo, "{names:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_given_out_as_a_process_ended_is_given_back_on_fifo() {
+    let (gateway, prefix) = (Gateway::to(&server()).await, prefix());
+    let names = names(&gateway, false);
+    let at = url_at(&gateway.url(), &prefix, true).replace("wait_time=1s", "wait_time=20s");
+    let broker = connect(&at).await;
+    let deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+    until("it waits for events", async || !names.lock().unwrap().is_empty()).await;
+    drop(deliveries);
+    broker.close().await.unwrap();
+    let names = names.lock().unwrap().clone();
+    assert!(names.len() == 2 && names[0] == names[1], "it fetches what it may have been given: {names:?}");
+}
+
 /// Handles events of one key, of which the first waits until it is told to go on.
 async fn handling(at: &str, gate: Option<Arc<Notify>>) -> (Bus, Arc<Mutex<Vec<u64>>>) {
     let bus = Bus::builder().without_subscriptions().broker(connect(at).await).await.unwrap();
