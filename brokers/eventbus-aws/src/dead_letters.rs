@@ -1,10 +1,10 @@
 //! Dead letters: a queue for each group. SQS lists nothing, so whoever looks takes all, looks, and gives them back.
 
 use crate::batches::MOST;
+use crate::calls::with_texts;
 use crate::connection::{CALL, Link, Trouble};
 use crate::delivery::attributes;
 use crate::names::{Role, last_part};
-use crate::subscribe::with_texts;
 use crate::wire::{self, ContentMode};
 use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, Message, MessageSystemAttributeName};
 use bytes::Bytes;

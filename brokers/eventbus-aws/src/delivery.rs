@@ -1,10 +1,10 @@
 //! Deliveries of a subscription, and what settles them.
 
 use crate::batches::LARGEST;
+use crate::calls::hide;
 use crate::connection::CALL;
 use crate::held::{SPARE, Turn, Waiting};
 use crate::names::last_part;
-use crate::subscribe::hide;
 use crate::subscription::Subscription;
 use crate::wire::{self, Fit, Written};
 use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName};
@@ -120,7 +120,7 @@ async fn write_dead_letter(subscription: &Subscription, letter: &DeadLetter) -> 
     if fit != Fit::Whole {
         // SQS takes up to four times as much as SNS, where the queue says so.
         let name = QueueAttributeName::MaximumMessageSize;
-        let asked = subscription.link.attributes(&subscription.dead, &[name.clone()]).await;
+        let asked = subscription.link.attributes(&subscription.dead, std::slice::from_ref(&name)).await;
         let largest = asked.ok().and_then(|attributes| attributes.get(&name)?.parse().ok());
         if let Some(largest) = largest.filter(|largest| *largest > LARGEST) {
             (written, fit) = write(largest)?;

@@ -136,6 +136,7 @@
 
 mod batches;
 mod broker;
+mod calls;
 mod config;
 mod connection;
 mod dead_letters;
