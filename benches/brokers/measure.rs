@@ -1,18 +1,26 @@
 //! Rounds, in which each contestant does the same by turns, and what is told of them.
 
 use crate::work::{Contestant, Handler, Stored};
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-const SIZES: [usize; 2] = [256, 1_024];
 /// How many events are on their way before confirmations are waited for.
 const WINDOW: u64 = 256;
 
+const BROKERS: [&str; 6] = ["nats", "redis", "valkey", "kafka", "rabbitmq", "aws"];
+const PARTS: [&str; 2] = ["rates", "latency"];
+
 /// What is to be measured, by the arguments.
+#[derive(Clone)]
 pub(crate) struct Chosen {
     names: Vec<String>,
     pub(crate) scale: Scale,
+    /// How large an event is, about.
+    pub(crate) sizes: Vec<usize>,
 }
 
 /// How much: all of it, or so little that a test sees it work.
@@ -24,49 +32,79 @@ pub(crate) struct Scale {
 }
 
 impl Chosen {
+    /// # Panics
+    /// Where an argument means nothing.
     pub(crate) fn from_arguments() -> Self {
+        // `cargo test --all-targets` runs benchmarks once, to see that they work.
+        let (mut scale, mut sizes) = (Scale { rounds: 1, events: 512, seconds: 0.2 }, vec![256, 1_024]);
         let (options, names): (Vec<_>, Vec<_>) =
             std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
-        // `cargo test --all-targets` runs benchmarks once, to see that they work.
-        let scale = if options.iter().any(|option| option == "--bench") {
-            Scale { rounds: 5, events: 10_000, seconds: 1.0 }
-        } else {
-            Scale { rounds: 1, events: 512, seconds: 0.2 }
-        };
-        Self { names, scale }
+        if options.iter().any(|option| option == "--bench") {
+            scale = Scale { rounds: 5, events: 10_000, seconds: 1.0 };
+        }
+        for option in options.iter().filter(|option| *option != "--bench") {
+            match option.split_once('=') {
+                Some(("--rounds", rounds)) => scale.rounds = rounds.parse().expect("how many rounds"),
+                Some(("--events", events)) => scale.events = events.parse().expect("how many events"),
+                Some(("--seconds", seconds)) => scale.seconds = seconds.parse().expect("how many seconds"),
+                Some(("--size", size)) => sizes = vec![size.parse().expect("how many bytes")],
+                _ => panic!("no option `{option}`: it is one of --rounds=, --events=, --seconds=, --size="),
+            }
+        }
+        for name in &names {
+            let known = BROKERS.contains(&name.as_str()) || PARTS.contains(&name.as_str());
+            assert!(known, "no broker or part `{name}`: it is one of {BROKERS:?} or {PARTS:?}");
+        }
+        Self { names, scale, sizes }
     }
 
     /// Whether a broker is chosen, or all are.
     pub(crate) fn has(&self, broker: &str) -> bool {
-        let brokers = ["nats", "redis", "valkey"];
-        let mut named = self.names.iter().filter(|name| brokers.contains(&name.as_str())).peekable();
-        named.peek().is_none() || named.any(|name| name == broker)
+        self.names_it(&BROKERS, broker)
     }
 
     /// Whether a part is chosen, or all are.
     pub(crate) fn does(&self, part: &str) -> bool {
-        let parts = ["rates", "latency"];
-        let mut named = self.names.iter().filter(|name| parts.contains(&name.as_str())).peekable();
-        named.peek().is_none() || named.any(|name| name == part)
+        self.names_it(&PARTS, part)
+    }
+
+    fn names_it(&self, among: &[&str], one: &str) -> bool {
+        let mut named = self.names.iter().filter(|name| among.contains(&name.as_str())).peekable();
+        named.peek().is_none() || named.any(|name| name == one)
+    }
+
+    /// The same with so many times fewer events, for a server that takes longer.
+    pub(crate) fn fewer(&self, times: u64) -> Self {
+        let Self { names, mut scale, sizes } = self.clone();
+        scale.events /= times;
+        Self { names, scale, sizes }
     }
 }
 
-/// The address of a server: as the environment says, or as `cargo xtask brokers up` has left it.
-pub(crate) fn server(name: &str) -> Option<String> {
+/// The address of a server whose broker is chosen: as the environment says, or as `cargo xtask brokers up` has left it.
+pub(crate) fn server(chosen: &Chosen, broker: &str, name: &str) -> Option<String> {
+    if !chosen.has(broker) {
+        return None;
+    }
     let variable = format!("EVENTBUS_TEST_{name}_URL");
     let given = std::env::var(&variable).ok().filter(|url| !url.is_empty());
-    given.or_else(|| {
+    let url = given.or_else(|| {
         let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| ".".to_owned());
-        let known = std::fs::read_to_string(format!("{root}/target/brokers/env")).ok()?;
+        let mut known = Path::new(&root).ancestors().map(|root| root.join("target/brokers/env"));
+        let known = known.find_map(|known| std::fs::read_to_string(known).ok())?;
         known.lines().find_map(|line| Some(line.strip_prefix(&variable)?.strip_prefix('=')?.to_owned()))
-    })
+    });
+    if url.is_none() {
+        println!("{broker} is left out: no server; run `cargo xtask brokers up {broker}`");
+    }
+    url
 }
 
 /// Compares contestants, of which the first is the measure of the others.
 macro_rules! compare {
     ($chosen:expr, $title:expr, $url:expr, $($contestant:ty),+) => {{
         println!("\n{}; the load was {}", $title, $crate::measure::load());
-        for size in $crate::measure::sizes() {
+        for &size in &$chosen.sizes {
             if $chosen.does("rates") {
                 let mut rounds = Vec::new();
                 for round in 0..$chosen.scale.rounds() {
@@ -123,10 +161,6 @@ impl Scale {
     }
 }
 
-pub(crate) fn sizes() -> [usize; 2] {
-    SIZES
-}
-
 /// What one contestant did in one round: for each part its rate, and the CPU time of this process for each event in µs.
 pub(crate) type Turn = (&'static str, Vec<(&'static str, f64, f64)>);
 
@@ -144,7 +178,7 @@ fn fresh() -> String {
 async fn timed(count: u64, part: impl Future<Output = ()>) -> (f64, f64) {
     let (started, before) = (Instant::now(), cpu());
     part.await;
-    let (took, cost) = (started.elapsed(), cpu().saturating_sub(before));
+    let (took, cost) = (started.elapsed(), cpu_since(&before));
     (count as f64 / took.as_secs_f64(), cost.as_secs_f64() * 1e6 / count as f64)
 }
 
@@ -157,6 +191,8 @@ pub(crate) async fn rates<C: Contestant>(
     let Scale { events, .. } = scale;
     let few = events / 40;
     let contestant = C::connect(url, &fresh()).await;
+    // The way is open: what comes first takes longer.
+    contestant.publish(Stored::new(0, size)).await;
     let mut told = Vec::new();
     let mut tell = |part, (rate, cost)| told.push((part, rate, cost));
     let one_by_one = async {
@@ -174,14 +210,15 @@ pub(crate) async fn rates<C: Contestant>(
     tell("publish, 256 in a row, then their confirmations", timed(events, pipelined).await);
     tell("publish, 256 publishers", timed(events, many_publishers(&contestant, events, size)).await);
     let handler = Arc::new(Handler::default());
-    let backlog = few + 2 * events;
-    let consumed = async {
-        contestant.consume(Arc::clone(&handler)).await;
-        handler.until(backlog, C::NAME).await;
-    };
-    tell("consume + ack of a backlog", timed(backlog, consumed).await);
+    let backlog = 1 + few + 2 * events;
+    contestant.consume(Arc::clone(&handler)).await;
+    // To join a group takes as long as its server likes.
+    handler.until(1, C::NAME).await;
+    let rest = backlog - handler.handled();
+    tell("consume + ack of a backlog", timed(rest, handler.until(backlog, C::NAME)).await);
+    contestant.leave().await;
     all_acked(&contestant).await;
-    contestant.close().await;
+    contestant.remove().await;
     told
 }
 
@@ -214,18 +251,32 @@ async fn all_acked<C: Contestant>(contestant: &C) {
     }
 }
 
+/// How many events go ahead of those that are measured.
+const OPENING: u64 = 20;
+
+/// The handler of somebody who reads, once the way to it is open: what comes first takes longer.
+async fn opened<C: Contestant>(contestant: &C, size: usize) -> Arc<Handler> {
+    let handler = Arc::new(Handler::default());
+    contestant.consume(Arc::clone(&handler)).await;
+    for number in 0..OPENING {
+        contestant.publish(Stored::new(number, size)).await;
+    }
+    handler.until(OPENING, C::NAME).await;
+    handler
+}
+
 /// How many events a second get from publishers to the handler.
 pub(crate) async fn saturation<C: Contestant>(url: &str, size: usize, scale: Scale) -> f64 {
     let contestant = C::connect(url, &fresh()).await;
-    let handler = Arc::new(Handler::default());
-    contestant.consume(Arc::clone(&handler)).await;
+    let handler = opened(&contestant, size).await;
     let both = async {
         many_publishers(&contestant, scale.events, size).await;
-        handler.until(scale.events, C::NAME).await;
+        handler.until(OPENING + scale.events, C::NAME).await;
     };
     let (rate, cost) = timed(scale.events, both).await;
     println!("{size} B, published and handled at once, {}: {rate:.0}/s, {cost:.1} µs of CPU", C::NAME);
-    contestant.close().await;
+    contestant.leave().await;
+    contestant.remove().await;
     rate
 }
 
@@ -237,13 +288,7 @@ pub(crate) async fn latency<C: Contestant>(
     scale: Scale,
 ) -> (Vec<Duration>, f64) {
     let contestant = C::connect(url, &fresh()).await;
-    let handler = Arc::new(Handler::default());
-    contestant.consume(Arc::clone(&handler)).await;
-    // The way is open: what comes first takes longer.
-    for number in 0..20 {
-        contestant.publish(Stored::new(number, size)).await;
-    }
-    handler.until(20, C::NAME).await;
+    let handler = opened(&contestant, size).await;
     let count = (rate * scale.seconds).max(20.0) as u64;
     let sent = async {
         let started = tokio::time::Instant::now();
@@ -254,14 +299,15 @@ pub(crate) async fn latency<C: Contestant>(
             }
             // What the timer adds is everybody's, and none of the work.
             let at = Instant::now();
-            handler.is_due(number + 20, at);
-            let (contestant, event) = (contestant.clone(), Stored::new(number + 20, size));
+            handler.is_due(OPENING + number, at);
+            let (contestant, event) = (contestant.clone(), Stored::new(OPENING + number, size));
             tokio::spawn(async move { contestant.publish(event).await });
         }
-        handler.until(count + 20, C::NAME).await;
+        handler.until(OPENING + count, C::NAME).await;
     };
     let (_, cost) = timed(count, sent).await;
-    contestant.close().await;
+    contestant.leave().await;
+    contestant.remove().await;
     (handler.took(), cost)
 }
 
@@ -303,14 +349,20 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// The CPU time of all threads of this process.
-fn cpu() -> Duration {
+/// The CPU time of each thread of this process, by its number. Those that have ended are in none of it.
+fn cpu() -> HashMap<OsString, Duration> {
     let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let nanos = threads.filter_map(|thread| {
+    let known = threads.filter_map(|thread| {
         let told = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        told.split(' ').next()?.parse::<u64>().ok()
+        Some((thread.file_name(), Duration::from_nanos(told.split(' ').next()?.parse().ok()?)))
     });
-    Duration::from_nanos(nanos.sum())
+    known.collect()
+}
+
+/// What all threads have used since then.
+fn cpu_since(before: &HashMap<OsString, Duration>) -> Duration {
+    let used = cpu().into_iter();
+    used.map(|(thread, time)| time.saturating_sub(before.get(&thread).copied().unwrap_or_default())).sum()
 }
 
 pub(crate) fn load() -> String {

@@ -1,6 +1,7 @@
 //! NATS JetStream: async-nats by itself, and what our side needs to know of the server.
 
 use crate::ours::{At, GROUP};
+use crate::reader::Reader;
 use crate::work::{Contestant, Handler, SOURCE, Stored, TOPIC};
 use eventbus::EventId;
 use eventbus::jiff::Timestamp;
@@ -9,9 +10,10 @@ use eventbus::nats::async_nats::jetstream::consumer::{AckPolicy, pull};
 use eventbus::nats::async_nats::jetstream::{self, Context, stream};
 use eventbus::nats::async_nats::{self, HeaderMap};
 use futures_util::StreamExt;
-use std::sync::{Arc, Mutex};
+use futures_util::future::{Either, select};
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::AbortHandle;
 
 /// What the broker asks for ahead.
 const AHEAD: usize = 512;
@@ -23,7 +25,7 @@ pub(crate) struct NatsRaw {
     jetstream: Context,
     name: String,
     subject: String,
-    reader: Arc<Mutex<Option<AbortHandle>>>,
+    reader: Reader,
 }
 
 /// The headers of the CloudEvents binding, as ours writes them.
@@ -68,7 +70,12 @@ impl Contestant for NatsRaw {
         let client = async_nats::connect(url).await.unwrap();
         let jetstream = jetstream::new(client);
         jetstream.create_stream(stream_named(name, &format!("{name}.>"))).await.unwrap();
-        Self { jetstream, name: name.to_owned(), subject: format!("{name}.{TOPIC}"), reader: Arc::default() }
+        Self {
+            jetstream,
+            name: name.to_owned(),
+            subject: format!("{name}.{TOPIC}"),
+            reader: Reader::default(),
+        }
     }
 
     async fn publish(&self, event: Stored) {
@@ -96,25 +103,25 @@ impl Contestant for NatsRaw {
         };
         let consumer = self.jetstream.create_consumer_on_stream(config, &self.name).await.unwrap();
         let mut messages = consumer.stream().max_messages_per_batch(AHEAD).messages().await.unwrap();
-        let reader = tokio::spawn(async move {
-            while let Some(message) = messages.next().await {
-                let message = message.unwrap();
+        self.reader.begin(|leaving| async move {
+            let mut left = pin!(leaving.told());
+            while let Either::Left((message, _)) = select(messages.next(), &mut left).await {
+                let message = message.unwrap().unwrap();
                 handler.handle(&serde_json::from_slice(&message.payload).unwrap());
                 message.ack().await.unwrap();
             }
         });
-        *self.reader.lock().unwrap() = Some(reader.abort_handle());
+    }
+
+    async fn leave(&self) {
+        self.reader.end().await;
     }
 
     async fn unacked(&self) -> u64 {
         unacked(&self.jetstream, &self.name).await
     }
 
-    async fn close(self) {
-        let reader = self.reader.lock().unwrap().take();
-        if let Some(reader) = reader {
-            reader.abort();
-        }
+    async fn remove(self) {
         self.jetstream.delete_stream(&self.name).await.unwrap();
         self.jetstream.client().drain().await.unwrap();
     }

@@ -4,17 +4,20 @@ use crate::work::{Contestant, Handler, SOURCE, Stored, TOPIC};
 use eventbus::broker::{Broker, Start, SubscribeRequest};
 use eventbus::{Bus, Envelope, Topic};
 use std::future::poll_fn;
-use std::sync::Arc;
-use tokio::task::AbortHandle;
+use std::sync::{Arc, Mutex};
+use tokio::task::JoinHandle;
 
 /// Which broker, and what its server knows of it.
 pub(crate) trait At: Clone + Send + Sync + 'static {
     type Broker: Broker + Clone;
 
-    /// Opens a broker with a place of its own under this name.
+    /// Where a group begins: with what was published before it, unless its queue is made with its place.
+    const START: Start = Start::Earliest;
+
+    /// Opens a broker with a place of its own under this name, in which what is published is kept for the group.
     fn open(url: &str, name: &str) -> impl Future<Output = (Self, Self::Broker)> + Send;
 
-    /// How many events of the group are not acked.
+    /// How many events of the group are not acked, after it was left.
     fn unacked(&self) -> impl Future<Output = u64> + Send;
 
     /// Removes the place.
@@ -54,18 +57,28 @@ impl<A: At> Contestant for Whole<A> {
             handler.handle(&event);
             async {}
         };
-        self.bus.on(handle).group(GROUP).start(Start::Earliest).await.unwrap();
+        self.bus.on(handle).group(GROUP).start(A::START).await.unwrap();
         self.bus.start().unwrap();
+    }
+
+    async fn leave(&self) {
+        self.bus.shutdown().await.unwrap();
     }
 
     async fn unacked(&self) -> u64 {
         self.at.unacked().await
     }
 
-    async fn close(self) {
-        self.bus.shutdown().await.unwrap();
+    async fn remove(self) {
         self.at.remove().await;
     }
+}
+
+/// What a group that competes asks for.
+pub(crate) fn request(start: Start) -> SubscribeRequest {
+    let mut request = SubscribeRequest::new(GROUP, TOPIC.parse().unwrap());
+    (request.start, request.competing) = (start, true);
+    request
 }
 
 /// The broker alone.
@@ -73,7 +86,7 @@ impl<A: At> Contestant for Whole<A> {
 pub(crate) struct Bare<A: At> {
     at: A,
     broker: A::Broker,
-    reader: Arc<std::sync::Mutex<Option<AbortHandle>>>,
+    reader: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 fn envelope(event: &Stored) -> Arc<Envelope> {
@@ -100,9 +113,7 @@ impl<A: At> Contestant for Bare<A> {
     }
 
     async fn consume(&self, handler: Arc<Handler>) {
-        let mut request = SubscribeRequest::new(GROUP, TOPIC.parse().unwrap());
-        (request.start, request.competing) = (Start::Earliest, true);
-        let mut deliveries = self.broker.subscribe(request).await.unwrap();
+        let mut deliveries = self.broker.subscribe(request(A::START)).await.unwrap();
         let reader = tokio::spawn(async move {
             let mut received = Vec::new();
             loop {
@@ -115,19 +126,23 @@ impl<A: At> Contestant for Bare<A> {
                 tokio::task::yield_now().await;
             }
         });
-        *self.reader.lock().unwrap() = Some(reader.abort_handle());
+        *self.reader.lock().unwrap() = Some(reader);
+    }
+
+    async fn leave(&self) {
+        let reader = self.reader.lock().unwrap().take();
+        if let Some(reader) = reader {
+            reader.abort();
+            assert!(reader.await.is_err_and(|error| error.is_cancelled()), "it reads until then");
+        }
+        self.broker.close().await.unwrap();
     }
 
     async fn unacked(&self) -> u64 {
         self.at.unacked().await
     }
 
-    async fn close(self) {
-        let reader = self.reader.lock().unwrap().take();
-        if let Some(reader) = reader {
-            reader.abort();
-        }
-        self.broker.close().await.unwrap();
+    async fn remove(self) {
         self.at.remove().await;
     }
 }

@@ -1,15 +1,15 @@
 //! Redis Streams: redis-rs by itself, and what our side needs to know of the server.
 
 use crate::ours::{At, GROUP};
+use crate::reader::Reader;
 use crate::work::{Contestant, Handler, SOURCE, Stored, TOPIC};
 use eventbus::EventId;
 use eventbus::jiff::Timestamp;
 use eventbus::redis::RedisBroker;
 use eventbus::redis::redis::aio::MultiplexedConnection;
 use eventbus::redis::redis::{self, AsyncConnectionConfig, Client, Cmd, Pipeline, Value};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::AbortHandle;
 
 /// What is read at once.
 const AHEAD: usize = 512;
@@ -26,7 +26,7 @@ pub(crate) struct Raw<const KNOWS_IDS: bool> {
     prefix: String,
     /// The digest of the script.
     once: String,
-    reader: Arc<Mutex<Option<AbortHandle>>>,
+    reader: Reader,
 }
 
 /// As ours does: an id that was stored a moment ago is not stored again.
@@ -70,7 +70,7 @@ impl<const KNOWS_IDS: bool> Contestant for Raw<KNOWS_IDS> {
     async fn connect(url: &str, name: &str) -> Self {
         let mut connection = connect(url).await;
         let once = redis::cmd("SCRIPT").arg("LOAD").arg(ONCE).query_async(&mut connection).await.unwrap();
-        Self { connection, url: url.to_owned(), prefix: name.to_owned(), once, reader: Arc::default() }
+        Self { connection, url: url.to_owned(), prefix: name.to_owned(), once, reader: Reader::default() }
     }
 
     async fn publish(&self, event: Stored) {
@@ -92,9 +92,9 @@ impl<const KNOWS_IDS: bool> Contestant for Raw<KNOWS_IDS> {
         let mut begin = redis::cmd("XGROUP");
         begin.arg("CREATE").arg(&stream).arg(GROUP).arg("0").arg("MKSTREAM");
         let _: Value = begin.query_async(&mut connection).await.unwrap();
-        let reader = tokio::spawn(async move {
+        self.reader.begin(|leaving| async move {
             let mut settled: Vec<Vec<u8>> = Vec::new();
-            loop {
+            while !leaving.is_told() || !settled.is_empty() {
                 let mut both = Pipeline::new();
                 if !settled.is_empty() {
                     both.cmd("XACK").arg(&stream).arg(GROUP).arg(&settled).ignore();
@@ -109,18 +109,17 @@ impl<const KNOWS_IDS: bool> Contestant for Raw<KNOWS_IDS> {
                 }
             }
         });
-        *self.reader.lock().unwrap() = Some(reader.abort_handle());
+    }
+
+    async fn leave(&self) {
+        self.reader.end().await;
     }
 
     async fn unacked(&self) -> u64 {
         unacked(&self.connection, &self.prefix).await
     }
 
-    async fn close(self) {
-        let reader = self.reader.lock().unwrap().take();
-        if let Some(reader) = reader {
-            reader.abort();
-        }
+    async fn remove(self) {
         remove(&self.connection, &self.prefix).await;
     }
 }

@@ -43,11 +43,14 @@ pub(crate) trait Contestant: Clone + Send + Sync + 'static {
     /// Begins to handle what is there and what comes, each event acked after it was handled.
     fn consume(&self, handler: Arc<Handler>) -> impl Future<Output = ()> + Send;
 
-    /// How many events are neither acked nor waiting to be, as the server has it.
+    /// Stops reading, once what was handled is acked.
+    fn leave(&self) -> impl Future<Output = ()> + Send;
+
+    /// How many events are not acked, as the server has it, after this has left.
     fn unacked(&self) -> impl Future<Output = u64> + Send;
 
-    /// Leaves, and removes its place.
-    fn close(self) -> impl Future<Output = ()> + Send;
+    /// Removes its place.
+    fn remove(self) -> impl Future<Output = ()> + Send;
 }
 
 /// What every contestant does with an event.
@@ -73,15 +76,20 @@ impl Handler {
         }
     }
 
-    /// Waits until so many were handled since the beginning.
+    /// How many were handled since the beginning.
+    pub(crate) fn handled(&self) -> u64 {
+        self.handled.load(Ordering::SeqCst)
+    }
+
+    /// Waits until so many were.
     ///
     /// # Panics
     /// Where they are not within a minute.
     pub(crate) async fn until(&self, count: u64, who: &str) {
         self.target.store(count, Ordering::SeqCst);
-        while self.handled.load(Ordering::SeqCst) < count {
+        while self.handled() < count {
             let reached = tokio::time::timeout(Duration::from_secs(60), self.reached.notified()).await;
-            let handled = self.handled.load(Ordering::SeqCst);
+            let handled = self.handled();
             assert!(
                 reached.is_ok() || handled >= count,
                 "{who}: {handled} of {count} events were handled in a minute"
