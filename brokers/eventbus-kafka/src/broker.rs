@@ -18,7 +18,7 @@ use eventbus_core::broker::{
 };
 use eventbus_core::counted::counted;
 use eventbus_core::lock::{Lock, Rank};
-use eventbus_core::{BrokerError, Envelope, PublishError};
+use eventbus_core::{BrokerError, Envelope, PublishError, foreign};
 use eventbus_server::connection::pause_before;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -105,9 +105,14 @@ impl KafkaBroker {
 async fn watch(link: Arc<Link>, topics: Arc<Topics>) {
     let mut failures = 0;
     loop {
-        match link.look_for_topics(&topics).await {
-            Ok(()) => failures = 0,
-            Err(_) => failures += 1,
+        let looking = async {
+            let serving = Arc::clone(&link);
+            blocking(move || serving.serve_members()).await;
+            link.look_for_topics(&topics).await
+        };
+        match foreign::run("the Kafka client", || looking).await {
+            Ok(Ok(())) => failures = 0,
+            Ok(Err(_)) | Err(_) => failures += 1,
         }
         tokio::time::sleep(if failures == 0 { LOOK } else { pause_before(failures + 1) }).await;
     }
@@ -299,8 +304,9 @@ impl Broker for KafkaBroker {
     }
 
     fn replayable(&self) -> Option<Arc<dyn Replayable>> {
-        let Shared { link, topics, .. } = &**self.shared();
-        Some(Arc::new(KafkaReplays { link: Arc::clone(link), topics: Arc::clone(topics) }))
+        let Shared { link, topics, tails, .. } = &**self.shared();
+        let (link, topics, tails) = (Arc::clone(link), Arc::clone(topics), Arc::clone(tails));
+        Some(Arc::new(KafkaReplays { link, topics, tails }))
     }
 
     fn audit_log(&self) -> Option<Arc<dyn AuditLog>> {

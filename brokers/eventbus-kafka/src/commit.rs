@@ -2,7 +2,7 @@
 
 use crate::held::Partition;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 /// Adds what is to be committed of a partition.
@@ -19,6 +19,28 @@ pub(crate) fn commit<C: ConsumerContext>(
     list: &TopicPartitionList,
 ) -> KafkaResult<()> {
     client.commit(list, CommitMode::Sync)
+}
+
+/// What an answer to a commit says of whoever has committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// The server takes what it commits, or has not said otherwise.
+    Member,
+    /// The group has gone on without it, or is about to tell it of that: a rebalance is under way.
+    Behind,
+    /// It is no member of the group: whatever it has, another process may have by now.
+    Stranger,
+}
+
+impl Standing {
+    pub(crate) fn of(error: &KafkaError) -> Self {
+        use RDKafkaErrorCode as Code;
+        match error.rdkafka_error_code() {
+            Some(Code::UnknownMemberId | Code::FencedInstanceId | Code::FencedMemberEpoch) => Self::Stranger,
+            Some(Code::IllegalGeneration | Code::StaleMemberEpoch) => Self::Behind,
+            _ => Self::Member,
+        }
+    }
 }
 
 /// What was committed, where the server has answered for each partition: one of which it says nothing is not one of which

@@ -1,5 +1,6 @@
 //! The clients that everything of a broker shares, what their errors mean, and whether the servers answer.
 
+use crate::committed::MAX_LENGTH;
 use crate::config::Settings;
 use eventbus_core::BrokerError;
 use eventbus_core::lock::{Lock, Rank};
@@ -15,7 +16,7 @@ use rdkafka::message::BorrowedMessage;
 use std::collections::HashMap;
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a call waits for its answer.
@@ -95,6 +96,8 @@ pub(crate) struct Link {
     pub(crate) admin: AdminClient<Context>,
     /// Clients that may ask for what a group has committed, by its name, and when each was used last.
     members: Lock<HashMap<String, (Member, Instant)>>,
+    /// How long a text beside an offset may be, as far as the server has said.
+    longest_text: AtomicUsize,
 }
 
 /// A client with the name of a group, which it has not joined.
@@ -134,6 +137,7 @@ impl Link {
             client: Arc::new(client(&config, context.clone())?),
             admin: client(&settings.base(), context)?,
             members: Lock::new(Rank::BROKER, HashMap::new()),
+            longest_text: AtomicUsize::new(MAX_LENGTH),
             state,
             settings,
         };
@@ -183,24 +187,46 @@ impl Link {
     /// A client that may ask for what a group has committed, and commit for it while nobody has it.
     pub(crate) fn member(&self, id: &str) -> Result<Member, BrokerError> {
         let now = Instant::now();
-        let (member, unused) = {
-            let mut members = self.members.lock();
-            let unused: Vec<_> = members
-                .extract_if(|other, (_, used)| other != id && now.duration_since(*used) > UNUSED)
-                .collect();
-            let member = members.get_mut(id).map(|(member, used)| {
-                *used = now;
-                Arc::clone(member)
-            });
-            (member, unused)
-        };
-        drop(unused);
+        let member = self.members.lock().get_mut(id).map(|(member, used)| {
+            *used = now;
+            Arc::clone(member)
+        });
         if let Some(member) = member {
             return Ok(member);
         }
         let member: Member = Arc::new(client(&self.settings.member(id), Context::new(&self.state))?);
         self.members.lock().insert(id.to_owned(), (Arc::clone(&member), now));
         Ok(member)
+    }
+
+    /// Takes what the clients of groups are told, which is kept for them otherwise, and forgets those that nobody uses.
+    pub(crate) fn serve_members(&self) {
+        let now = Instant::now();
+        let (members, unused) = {
+            let mut members = self.members.lock();
+            let unused: Vec<_> =
+                members.extract_if(|_, (_, used)| now.duration_since(*used) > UNUSED).collect();
+            (members.values().map(|(member, _)| Arc::clone(member)).collect::<Vec<_>>(), unused)
+        };
+        drop(unused);
+        members.iter().for_each(|member| drain(member));
+    }
+
+    /// How long a text beside an offset may be.
+    pub(crate) fn longest_text(&self) -> usize {
+        self.longest_text.load(Ordering::Relaxed)
+    }
+
+    /// The server finds a text of this length too long.
+    pub(crate) fn shorten_texts(&self, length: usize) {
+        let before = self.longest_text.fetch_min(length / 2, Ordering::Relaxed);
+        if before == MAX_LENGTH {
+            log::warn!(
+                target: "eventbus", server = %printable(&self.settings.shown()),
+                "the server does not take {length} bytes beside an offset, so more is delivered again after a crash; set its \
+                 `offset.metadata.max.bytes` to {MAX_LENGTH}"
+            );
+        }
     }
 
     /// Forgets the clients of groups.

@@ -103,7 +103,8 @@ struct KafkaSettler {
 /// The event is somebody else's by now.
 fn lost(subscription: &Subscription) -> BrokerError {
     BrokerError::new(format!(
-        "Kafka has given the partition of the event to another process of the group `{}`: it is delivered again there",
+        "the partition of the event is no longer what this process has of the group `{}`: it is delivered again, here or in \
+         another process",
         subscription.group
     ))
 }
@@ -160,9 +161,10 @@ impl Settler for KafkaSettler {
             match subscription.noted(token, note).await {
                 Noted::Yes | Noted::Gone => Ok(()),
                 Noted::TooLong => Err(BrokerError::new(format!(
-                    "more retries and gaps of the group `{}` are open in this partition than fit into the 4,096 bytes that \
+                    "more retries and gaps of the group `{}` are open in this partition than fit into the {} bytes that \
                      Kafka keeps with an offset",
-                    subscription.group
+                    subscription.group,
+                    subscription.link.longest_text()
                 ))),
             }
         })

@@ -1,13 +1,14 @@
 //! What is asked of the server for a subscription: committing, and what was committed. A thread of its own waits for the
 //! answers, since the client waits for a server as long as that is away, while the thread that reads has to go on.
 
-use crate::commit::{commit, elements};
+use crate::commit::{Standing, commit, elements};
 use crate::connection::{explain, tell};
 use crate::held::Partition;
 use crate::rebalance::SessionContext;
 use crate::subscribe::is_of_others;
+use eventbus_core::foreign;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use std::collections::HashSet;
 use std::sync::mpsc;
@@ -20,37 +21,58 @@ const SAVED: Duration = Duration::from_secs(2);
 pub(crate) enum Errand {
     /// To commit these lists.
     Commit(Vec<TopicPartitionList>),
-    /// To commit what says nothing: the server refuses that of a process that it has given up.
-    Mark(u64, TopicPartitionList),
+    /// To commit what says nothing: the server refuses that of a process that it has given up. With the number of the doubt
+    /// that it is asked for, where there is one.
+    Mark(Option<u64>, TopicPartitionList),
     /// What was committed of partitions.
     Saved(u64, TopicPartitionList),
 }
 
 /// What the server has said.
 pub(crate) enum Answer {
-    /// The partitions of a commit that were not taken.
-    Commit(HashSet<Partition>),
-    Mark(u64, bool),
+    Commit(Committed),
+    /// Whether a mark was taken, and how the process stands.
+    Mark(Option<u64>, bool, Standing),
     Saved(u64, KafkaResult<TopicPartitionList>),
+    /// Nothing: the client has panicked.
+    Panicked(String),
+}
+
+/// What has become of a commit.
+pub(crate) struct Committed {
+    /// The partitions that were not taken.
+    pub(crate) refused: HashSet<Partition>,
+    /// The length of a text that the server finds too long.
+    pub(crate) too_long: Option<usize>,
+    pub(crate) standing: Standing,
 }
 
 /// Runs errands until there are none any more.
 pub(crate) fn run(consumer: &BaseConsumer<SessionContext>, errands: &mpsc::Receiver<Errand>) {
     while let Ok(errand) = errands.recv() {
-        let answer = match errand {
-            Errand::Commit(lists) => Answer::Commit(commit_all(consumer, &lists)),
-            Errand::Mark(number, list) => Answer::Mark(number, commit(consumer, &list).is_ok()),
-            Errand::Saved(number, list) => Answer::Saved(number, consumer.committed_offsets(list, SAVED)),
-        };
+        let answer = foreign::call("the Kafka client", || answer(consumer, errand));
+        let answer = answer.unwrap_or_else(|panicked| Answer::Panicked(panicked.to_string()));
         let context = consumer.context();
         context.events.lock().answers.push_back(answer);
         context.subscription.bell.ring();
     }
 }
 
-/// Commits lists one after the other. The partitions that were not taken.
-fn commit_all(consumer: &BaseConsumer<SessionContext>, lists: &[TopicPartitionList]) -> HashSet<Partition> {
-    let mut refused = HashSet::new();
+fn answer(consumer: &BaseConsumer<SessionContext>, errand: Errand) -> Answer {
+    match errand {
+        Errand::Commit(lists) => Answer::Commit(commit_all(consumer, &lists)),
+        Errand::Mark(number, list) => {
+            let answer = commit(consumer, &list);
+            let standing = answer.as_ref().err().map_or(Standing::Member, Standing::of);
+            Answer::Mark(number, answer.is_ok(), standing)
+        }
+        Errand::Saved(number, list) => Answer::Saved(number, consumer.committed_offsets(list, SAVED)),
+    }
+}
+
+/// Commits lists one after the other.
+fn commit_all(consumer: &BaseConsumer<SessionContext>, lists: &[TopicPartitionList]) -> Committed {
+    let (mut refused, mut too_long, mut standing) = (HashSet::new(), None, Standing::Member);
     let mut known = true;
     for list in lists {
         // Each refusal makes the client join the group anew; one is enough.
@@ -61,8 +83,14 @@ fn commit_all(consumer: &BaseConsumer<SessionContext>, lists: &[TopicPartitionLi
         if let Err(error) = commit(consumer, list) {
             tell("COMMIT", &explain(&error));
             known = !is_of_others(&error);
+            standing = Standing::of(&error);
+            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) {
+                let texts = list.elements();
+                let longest = texts.iter().map(|element| element.metadata().len()).max();
+                too_long = longest.into_iter().chain(too_long).min();
+            }
             refused.extend(elements(list));
         }
     }
-    refused
+    Committed { refused, too_long, standing }
 }

@@ -1,7 +1,7 @@
 //! What a subscription has of its partitions: how far each has come, what is at hand, what was handed out, and what is to be
 //! committed. A plain value without a lock, a clock or a task.
 
-use crate::committed::{self, MAX_LENGTH, Note};
+use crate::committed::{self, Note};
 use crate::place::Origin;
 use eventbus_core::Envelope;
 use eventbus_core::broker::{Offset, Parked, Progress, Save, Saved};
@@ -102,6 +102,13 @@ fn place(at: u64) -> Offset {
 
 fn number(at: Offset) -> u64 {
     u64::try_from(at.get()).unwrap_or(u64::MAX)
+}
+
+impl Commit {
+    /// Whether anything of these partitions is in it.
+    pub(crate) fn has_some_of(&self, partitions: &[Partition]) -> bool {
+        self.parts.iter().any(|part| partitions.contains(&part.partition))
+    }
 }
 
 impl Held {
@@ -331,6 +338,19 @@ impl Held {
         dropped
     }
 
+    /// Topics are not there any more.
+    pub(crate) fn remove_topics(&mut self, topics: &[&str]) -> Vec<Waiting> {
+        let partitions = self.parts.keys().filter(|(topic, _)| topics.contains(&&**topic));
+        let partitions: Vec<_> = partitions.cloned().collect();
+        self.remove(&partitions)
+    }
+
+    /// All partitions are somebody else's from now on.
+    pub(crate) fn remove_all(&mut self) -> Vec<Waiting> {
+        let partitions: Vec<_> = self.parts.keys().cloned().collect();
+        self.remove(&partitions)
+    }
+
     fn forget(&mut self, tokens: &[Token]) {
         for token in tokens {
             self.entries.remove(token);
@@ -346,14 +366,14 @@ impl Held {
 
     /// What is to be committed; none, where nothing has changed. It goes back to [`end_commit`](Self::end_commit), before
     /// the next one begins.
-    pub(crate) fn begin_commit(&mut self) -> Option<Commit> {
+    pub(crate) fn begin_commit(&mut self, longest_text: usize) -> Option<Commit> {
         let mut parts = Vec::new();
         for (partition, part) in &mut self.parts {
             let Some(save) = part.progress.begin_save(&[]) else { continue };
             let (cursor, reached) = (save.cursor(), save.reached());
             let open = part.open.keys().map(|at| place(*at)).filter(|at| *at < reached);
             let notes = open.filter_map(|at| Some((at, *part.progress.get(at)?))).collect();
-            let written = committed::write(&Saved { cursor, reached, notes }, MAX_LENGTH);
+            let written = committed::write(&Saved { cursor, reached, notes }, longest_text);
             parts.push(CommitPart {
                 partition: partition.clone(),
                 cursor: number(cursor),
@@ -399,7 +419,7 @@ impl Held {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Noted {
     Yes,
-    /// More is open than fits into 4,096 bytes.
+    /// More is open than fits beside an offset.
     TooLong,
     /// The delivery is settled, or somebody else's.
     Gone,
@@ -408,6 +428,7 @@ pub(crate) enum Noted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::committed::MAX_LENGTH;
     use eventbus_core::Topic;
 
     fn partition() -> Partition {
@@ -434,11 +455,11 @@ mod tests {
             held.assign(partition(), committed::read(place(0), ""));
             (0..former).for_each(|at| arrive(&mut held, at));
             assert_eq!(settle_all(&mut held), former as usize);
-            let commit = held.begin_commit().expect("something was settled");
+            let commit = held.begin_commit(MAX_LENGTH).expect("something was settled");
             held.end_commit(commit, |_| true);
             (0..3).for_each(|at| arrive(&mut held, at));
             assert_eq!(settle_all(&mut held), 3, "after {former}");
-            let commit = held.begin_commit().expect("something was settled");
+            let commit = held.begin_commit(MAX_LENGTH).expect("something was settled");
             assert_eq!(commit.parts[0].cursor, 3);
         }
     }

@@ -39,12 +39,15 @@
 //! - **What is committed** is the first offset that is not settled, and beside it, in at most 4,096 bytes, what is settled
 //!   beyond it and which retries wait. So a restart repeats only what was settled in its last tenth of a second. Where more
 //!   is open than fits, the end of it is left out: that is delivered again after a crash, and a retry that does not fit is
-//!   an error line.
+//!   an error line. A server with a smaller `offset.metadata.max.bytes` gets shorter texts, and a warning says so.
 //! - **A retry waits in the process** that has the partition; others of the partition go on, as far as the subscription may
 //!   hold them. A full process pauses its partitions.
 //! - **When a partition goes to another process** nothing of it is begun any more, its handlers are waited for (up to the
 //!   attempt's timeout, two minutes at most), and what they did is committed before it goes. The other partitions go on.
-//!   After that, acks are errors: it is delivered again there.
+//!   After that, acks are errors: it is delivered again there. So it is with everything that a process has which its group
+//!   has gone on without: it notices that within seconds also while partitions go from one process to another.
+//! - **A client that has failed for good**, or has panicked, is replaced; that is an error line, and what it has not committed
+//!   is delivered again.
 //! - **A process that does not answer** loses its partitions after
 //!   [`session_timeout`](KafkaBrokerBuilder::session_timeout). One that stood still begins nothing before the server has
 //!   said that it still has them.
@@ -53,9 +56,9 @@
 //!   topics with times of producers (`CreateTime`) a place finds in other partitions about what was stored then. Topics that
 //!   are made here have the time of their storing, which replays and `groups seek` go by. Replays and the audit log read
 //!   partitions beside each other, by time.
-//! - **A topic that is deleted and made anew** is read from its beginning, and so is one whose end servers have lost. Offsets
-//!   alone tell that: leave ten seconds in between, since a group goes on in the middle of one that soon has more than the
-//!   group had read of the former one.
+//! - **A topic that is deleted and made anew** is read from its beginning, whatever handlers still do with events of the
+//!   former one, and so is one whose end servers have lost. Offsets alone tell that: leave ten seconds in between, since a
+//!   group goes on in the middle of one that soon has more than the group had read of the former one.
 //! - **Handling and publishing are no transaction together**: what a handler returns is stored before its event is settled, and
 //!   after a crash in between the event is handled, and its answer published, again.
 //! - Offsets of a group that nobody has are kept for a week (`offsets.retention.minutes` of the server); after that it is a
@@ -67,7 +70,7 @@
 //! |---|---|---|
 //! | topic | `order.placed` (option `prefix` before it) | events; names that begin with `__` are not for events |
 //! | group | `<group>@<pattern>` | one for each group and pattern |
-//! | topic | `__groups` | empty: each group has committed that it is there |
+//! | topic | `__groups` | empty: each group commits that it is there, and reads it as long as its pattern covers no topic |
 //! | topic | `__dead-letters.<group>` | compacted: each event as it was, and headers `eventbus-dead-letter-…`; a tombstone removes one |
 //! | topic | `__again.<group>` | dead letters that are published again, for this group alone; kept, since replays take mended payloads from there |
 //!
@@ -83,7 +86,7 @@
 //!
 //! Events are CloudEvents after the binding for Kafka: attributes are headers `ce_…`, the payload is the value as it is.
 //! The structured mode is read too, and written with `?content_mode=structured`. A record of any other program is an event as
-//! well, with its record's key.
+//! well, with its record's key; a header whose name is no UTF-8 text is left out, since the client cannot read it.
 //!
 //! # Options of an address
 //!
@@ -95,6 +98,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arrivals;
 mod audit;
 mod broker;
 mod commit;
@@ -107,6 +111,7 @@ mod doubt;
 mod errands;
 mod groups;
 mod held;
+mod keeper;
 mod partition;
 mod place;
 mod publish;

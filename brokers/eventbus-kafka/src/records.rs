@@ -4,9 +4,10 @@ use crate::connection::Link;
 use crate::place::Origin;
 use crate::wire::{self, Record};
 use bytes::Bytes;
-use eventbus_core::Envelope;
+use eventbus_core::printable::printable;
+use eventbus_core::{Envelope, foreign, log};
 use jiff::Timestamp;
-use rdkafka::message::{Headers, Message};
+use rdkafka::message::{Header, Headers, Message};
 
 /// The event in a record of a topic; none, where the topic is no bus's.
 pub(crate) fn read_event<M: Message>(link: &Link, message: &M) -> Option<(Envelope, Origin)> {
@@ -24,12 +25,30 @@ pub(crate) fn read_event<M: Message>(link: &Link, message: &M) -> Option<(Envelo
 }
 
 /// A message of the client, as it is read here.
+///
+/// A header whose name is no UTF-8 text is left out: the client panics where it is to give one, and gives none of its bytes.
 pub(crate) fn record<M: Message>(message: &M) -> Record<'_> {
     let headers = message.headers();
-    let headers = headers.into_iter().flat_map(|headers| headers.iter());
+    let read = |headers, number| {
+        let header = foreign::call("the Kafka client", || M::Headers::try_get(headers, number));
+        header.unwrap_or_else(|_| {
+            log::warn!(
+                target: "eventbus", topic = %printable(message.topic()), partition = message.partition(),
+                offset = message.offset(),
+                "a header whose name is no UTF-8 text is left out; have its producer take another name"
+            );
+            None
+        })
+    };
+    let headers = headers.into_iter().flat_map(|headers| {
+        (0..headers.count()).filter_map(move |number| {
+            let Header { key, value } = read(headers, number)?;
+            Some((key, value))
+        })
+    });
     Record {
         key: message.key(),
-        headers: headers.map(|header| (header.key, header.value)).collect(),
+        headers: headers.collect(),
         payload: message.payload().map(Bytes::copy_from_slice).unwrap_or_default(),
     }
 }

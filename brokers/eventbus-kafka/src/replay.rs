@@ -3,7 +3,7 @@
 use crate::connection::{Link, blocking, cannot};
 use crate::place::Place;
 use crate::records::{read_event, record, time_of};
-use crate::scan::{Range, Scan, place_of};
+use crate::scan::{Range, Scan, Tails, place_of};
 use crate::subscribe::partitions_of;
 use crate::topology::Topics;
 use crate::wire;
@@ -32,6 +32,7 @@ const LOOK: Duration = Duration::from_millis(250);
 pub(crate) struct KafkaReplays {
     pub(crate) link: Arc<Link>,
     pub(crate) topics: Arc<Topics>,
+    pub(crate) tails: Arc<Tails>,
 }
 
 /// The payloads that were mended for a group, by where their events are.
@@ -39,11 +40,12 @@ type Mended = HashMap<(Arc<str>, i32, u64), Bytes>;
 
 impl Replayable for KafkaReplays {
     fn replay(&self, request: ReplayRequest) -> BrokerFuture<Result<Replay, BrokerError>> {
-        let (link, topics) = (Arc::clone(&self.link), Arc::clone(&self.topics));
+        let (link, topics, tails) =
+            (Arc::clone(&self.link), Arc::clone(&self.topics), Arc::clone(&self.tails));
         BrokerFuture::new(async move {
             let look = link.look_for_topics(&topics).await;
             look.map_err(|error| cannot("look which topics there are", &error))?;
-            blocking(move || open(&link, &topics, &request)).await
+            blocking(move || open(&link, &topics, &tails, &request)).await
         })
     }
 }
@@ -78,13 +80,19 @@ fn ranges(link: &Link, all: Vec<Range>, request: &ReplayRequest) -> Result<Vec<R
     Ok(asked)
 }
 
-fn open(link: &Arc<Link>, topics: &Arc<Topics>, request: &ReplayRequest) -> Result<Replay, BrokerError> {
+fn open(
+    link: &Arc<Link>,
+    topics: &Arc<Topics>,
+    tails: &Tails,
+    request: &ReplayRequest,
+) -> Result<Replay, BrokerError> {
     let mended = mended(link, topics, &request.group)?;
     let covered = link.covered(topics, &request.pattern);
     let all = link.everything(&partitions_of(&covered))?;
     let latest = latest(link, topics)?;
     let asked = ranges(link, all, request)?;
-    let events = asked.iter().map(|range| u64::try_from(range.to - range.from).unwrap_or_default()).sum();
+    let full = link.without_empty(tails, asked.clone())?;
+    let events = full.iter().map(|range| u64::try_from(range.to - range.from).unwrap_or_default()).sum();
     let (sender, receiver) = mpsc::channel(AHEAD);
     let shared = Arc::new(Shared { returned: Lock::new(Rank::BROKER_INNER, Returned::default()) });
     let live = request.until == ReplayUntil::Live;
@@ -100,7 +108,16 @@ fn open(link: &Arc<Link>, topics: &Arc<Topics>, request: &ReplayRequest) -> Resu
     let scan = if live { Scan::live(link, &asked)? } else { Scan::open(link, &asked)? };
     let thread = std::thread::Builder::new().name("eventbus-kafka-replay".to_owned());
     let known = asked.into_iter().map(|range| range.partition).collect();
-    thread.spawn(move || reader.run(scan, known, live)).map_err(|error| {
+    let telling = reader.sender.clone();
+    let run = move || {
+        // Without a word from here, whoever waits would take it for complete.
+        if let Err(panicked) = foreign::call("the Kafka client", || reader.run(scan, known, live)) {
+            let said =
+                format!("the replay ends before its end, since the Kafka client {panicked}; begin it again");
+            drop(telling.blocking_send(Err(BrokerError::new(said))));
+        }
+    };
+    thread.spawn(run).map_err(|error| {
         BrokerError::new("cannot begin a thread that reads the history").with_cause(error)
     })?;
     let deliveries = Box::new(ReplayDeliveries { receiver, shared });

@@ -14,9 +14,12 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Message, OwnedMessage};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// How many bytes of a partition a glance fetches at once.
+const GLANCE: &str = "65536";
 
 /// A part of a partition: from an offset to before another one.
 #[derive(Clone, Debug)]
@@ -77,6 +80,13 @@ impl Scan {
         Self::with(link, &config, ranges, false)
     }
 
+    /// Begins to look whether there is anything at all.
+    fn glance(link: &Link, ranges: &[Range]) -> Result<Self, BrokerError> {
+        let mut config = link.settings.reader();
+        config.set("fetch.message.max.bytes", GLANCE);
+        Self::with(link, &config, ranges, false)
+    }
+
     fn with(link: &Link, config: &ClientConfig, ranges: &[Range], live: bool) -> Result<Self, BrokerError> {
         let explain = |error: KafkaError| cannot("read what is stored", &error);
         let consumer: BaseConsumer<Context> = client(config, Context::new(&link.state))?;
@@ -116,6 +126,16 @@ impl Scan {
 
     /// Looks at the next record of each partition.
     fn fill(&mut self) -> Result<(), BrokerError> {
+        if self.is_filled()? {
+            return Ok(());
+        }
+        Err(BrokerError::new(format!(
+            "cannot read what is stored: the servers have not answered within {CALL:?}"
+        )))
+    }
+
+    /// Looks at the next record of each partition. No, where something of that is not known in time.
+    fn is_filled(&mut self) -> Result<bool, BrokerError> {
         let mut until = Instant::now() + CALL;
         loop {
             let mut waits = false;
@@ -131,13 +151,8 @@ impl Scan {
                 waits |= !part.done && part.head.is_none();
             }
             drain(&self.consumer);
-            if !waits {
-                return Ok(());
-            }
-            if Instant::now() >= until {
-                return Err(BrokerError::new(format!(
-                    "cannot read what is stored: the servers have not answered within {CALL:?}"
-                )));
+            if !waits || Instant::now() >= until {
+                return Ok(!waits);
             }
             self.bell.wait(Duration::from_millis(50));
         }
@@ -189,8 +204,16 @@ impl Part {
     }
 }
 
-/// Ends of partitions in which there are only marks of transactions, which no consumer sees.
-pub(crate) struct Tails(Lock<HashMap<Partition, (i64, i64)>>);
+/// What is known of parts of partitions: offsets may be those of marks and of aborted transactions, which no consumer sees.
+pub(crate) struct Tails(Lock<HashMap<Partition, Looked>>);
+
+/// A part that was looked at.
+struct Looked {
+    from: i64,
+    to: i64,
+    /// Where its first record is.
+    first: Option<i64>,
+}
 
 impl Default for Tails {
     fn default() -> Self {
@@ -198,34 +221,47 @@ impl Default for Tails {
     }
 }
 
-/// So long an end may be that is looked at.
-const TAIL: i64 = 64;
+impl Looked {
+    /// Whether there is a record in a range, where that is known.
+    fn has_some(&self, range: &Range) -> Option<bool> {
+        match self.first {
+            Some(first) => {
+                (self.from <= range.from && range.from <= first && first < range.to).then_some(true)
+            }
+            None => (self.from <= range.from && range.to <= self.to).then_some(false),
+        }
+    }
+}
 
 impl Link {
     /// Takes those of the ranges away in which nothing is, though their offsets differ.
     pub(crate) fn without_empty(&self, tails: &Tails, ranges: Vec<Range>) -> Result<Vec<Range>, BrokerError> {
         let mut left: Vec<_> = ranges.into_iter().filter(|range| !range.is_empty()).collect();
+        let mut unknown = Vec::new();
         {
             let known = tails.0.lock();
             left.retain(|range| {
-                let known = known.get(&range.partition);
-                known.is_none_or(|(from, to)| *from > range.from || *to < range.to)
+                let has_some = known.get(&range.partition).and_then(|looked| looked.has_some(range));
+                if has_some.is_none() {
+                    unknown.push(range.clone());
+                }
+                has_some != Some(false)
             });
         }
-        let short: Vec<_> = left.iter().filter(|range| range.to - range.from <= TAIL).cloned().collect();
-        if short.is_empty() {
+        if unknown.is_empty() {
             return Ok(left);
         }
-        let mut scan = Scan::open(self, &short)?;
-        let mut full = HashSet::new();
-        while let Some(message) = scan.next()? {
-            full.insert((Arc::<str>::from(message.topic()), message.partition()));
-        }
+        let mut scan = Scan::glance(self, &unknown)?;
+        // A part of which that is not known in time counts as it did.
+        scan.is_filled()?;
         let mut known = tails.0.lock();
-        for Range { partition, from, to } in short {
-            if !full.contains(&partition) {
+        for (part, Range { partition, from, to }) in scan.parts.iter().zip(unknown) {
+            let first = part.head.as_ref().filter(|_| !part.done).map(OwnedMessage::offset);
+            if part.done {
                 left.retain(|range| range.partition != partition);
-                known.insert(partition, (from, to));
+            }
+            if part.done || first.is_some() {
+                known.insert(partition, Looked { from, to, first });
             }
         }
         Ok(left)

@@ -1,23 +1,20 @@
-//! The thread of a subscription: it joins the group, reads for it, answers when partitions come and go, and says what is to
-//! be committed.
+//! A session of a subscription in its group: it joins the group, reads for it, answers when partitions come and go, and says
+//! what is to be committed.
 
-use crate::commit::{add, all_known, elements};
+use crate::arrivals::arrive;
+use crate::commit::{Standing, add, all_known, elements};
 use crate::committed;
 use crate::connection::{cannot, client, explain, is_passing, next, tell};
-use crate::errands::{self, Answer, Errand};
-use crate::held::{Arrival, Commit, Partition};
+use crate::errands::{self, Answer, Committed, Errand};
+use crate::held::{Commit, Partition};
+use crate::keeper::{Broken, End};
 use crate::rebalance::{Rebalance, SessionContext, answer_given, answer_taken};
-use crate::records::{read_event, record, time_of};
 use crate::subscribe::AHEAD;
 use crate::subscription::Subscription;
-use crate::wire;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::Offset as Place;
-use eventbus_core::log;
-use eventbus_core::printable::printable;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::{Arc, mpsc};
@@ -29,12 +26,19 @@ const COMMIT: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long the end of a subscription waits for its last commit.
 const LAST_COMMIT: Duration = Duration::from_secs(3);
+/// How long it is waited for that a group is left, while something is asked of the server.
+const LEAVE: Duration = Duration::from_secs(1);
 /// How often a thread looks around by itself.
 const LOOK: Duration = Duration::from_millis(250);
 /// How long a partition that is given away waits for its handlers at most.
 const DRAIN: Duration = Duration::from_secs(120);
+/// How often the server is asked whether it still knows a process that is giving partitions away: meanwhile the client does
+/// not tell.
+const KNOWN: Duration = Duration::from_secs(1);
+/// How often the mark of a group is committed, which the server forgets some time after that.
+const RENEW: Duration = Duration::from_secs(600);
 
-/// A subscription's thread.
+/// A client in the group.
 pub(crate) struct Session {
     subscription: Arc<Subscription>,
     consumer: Arc<BaseConsumer<SessionContext>>,
@@ -62,6 +66,12 @@ pub(crate) struct Session {
     marking: bool,
     /// Before then it is not asked again.
     mark_at: Instant,
+    /// When the mark of the group is to be committed again.
+    renew_at: Instant,
+    /// Since when the server has refused commits, as those of one that a rebalance has left behind.
+    behind_since: Option<Instant>,
+    /// Why it is of no use any more.
+    broken: Option<Broken>,
 }
 
 /// Partitions that were given.
@@ -115,14 +125,25 @@ impl Session {
             asks: 0,
             marking: false,
             mark_at: now,
+            renew_at: now,
+            behind_since: None,
+            broken: None,
         })
     }
 
-    pub(crate) fn run(mut self) {
+    /// Reads until nobody wants it any more, or it is of no use.
+    pub(crate) fn run(&mut self) -> End {
         loop {
             self.is_alive();
             self.poll();
-            self.rebalance();
+            if self.broken.is_none() {
+                self.rebalance();
+            }
+            if let Some(broken) = self.broken.take() {
+                // An answer may have been heard before it.
+                let fatal = self.consumer.client().fatal_error();
+                return End::Broken(fatal.map_or(broken, |(_, said)| Broken::Fatal(said)));
+            }
             self.commit();
             let (closed, ends, idle) = {
                 let state = self.subscription.state.lock();
@@ -136,14 +157,13 @@ impl Session {
                 let last = *self.ends_at.get_or_insert(Instant::now() + LAST_COMMIT);
                 let is_late = Instant::now() >= last;
                 if (idle && (saved || is_late)) || (ends && is_late) {
-                    break;
+                    return End::Over;
                 }
             } else {
                 self.ask_for_topics();
             }
             self.subscription.bell.wait(self.pause(closed));
         }
-        self.end();
     }
 
     /// How long to sleep, unless the bell rings.
@@ -167,7 +187,10 @@ impl Session {
             (state.doubt.run(Instant::now(), silence), state.held.has_some())
         };
         // Whoever is no member of the group is not asked about: it has nothing, and a commit would make it join anew.
-        let Some(doubt) = doubt.filter(|_| has_some && !self.consumer.assignment_lost()) else { return };
+        let asks = doubt.is_some() || self.leaving.is_some() || Instant::now() >= self.renew_at;
+        if !asks || !has_some || self.consumer.assignment_lost() {
+            return;
+        }
         if self.marking || Instant::now() < self.mark_at {
             return;
         }
@@ -191,18 +214,27 @@ impl Session {
         let Subscription { link, topics, group, pattern, .. } = &*self.subscription;
         let mut wanted: BTreeSet<_> =
             link.covered(topics, pattern).into_iter().map(|(topic, _)| topic).collect();
-        // So that it has joined the group before there is a topic, and its offsets are kept as long as it is there.
-        wanted.insert(link.groups_topic().into());
         let again = link.again_topic(group);
         if topics.partitions(&again).is_some() {
             wanted.insert(again.into());
+        }
+        if wanted.is_empty() {
+            // So that it has joined the group before there is a topic. Later it would count as a partition that somebody has.
+            wanted.insert(link.groups_topic().into());
         }
         if wanted == self.asked {
             return;
         }
         let names: Vec<&str> = wanted.iter().map(|topic| &**topic).collect();
         match self.consumer.subscribe(&names) {
-            Ok(()) => self.asked = wanted,
+            Ok(()) => {
+                // What is held of a topic that is not there is of no offset of one that is made anew under its name.
+                let gone: Vec<_> = self.asked.difference(&wanted).map(|topic| &**topic).collect();
+                let dropped = self.subscription.state.lock().held.remove_topics(&gone);
+                drop(dropped);
+                self.subscription.changed.tell();
+                self.asked = wanted;
+            }
             Err(error) => {
                 self.quiet_until = Instant::now() + Duration::from_secs(1);
                 self.subscription.fail(format!("cannot join the group `{group}`: {}", explain(&error)));
@@ -252,14 +284,27 @@ impl Session {
 
     fn hear(&mut self, answer: Answer) {
         match answer {
-            Answer::Commit(refused) => self.end_commit(&refused),
-            Answer::Mark(number, is_known) => {
-                if is_known {
+            Answer::Commit(Committed { refused, too_long, standing }) => {
+                self.stand(standing);
+                if let Some(length) = too_long {
+                    self.subscription.link.shorten_texts(length);
+                }
+                self.end_commit(&refused);
+            }
+            Answer::Mark(number, is_taken, standing) => {
+                self.stand(standing);
+                if let Some(number) = number
+                    && is_taken
+                {
                     self.subscription.state.lock().doubt.end(number);
                 }
+                if is_taken {
+                    self.renew_at = Instant::now() + RENEW;
+                }
                 self.marking = false;
-                self.mark_at = Instant::now() + LOOK;
+                self.mark_at = Instant::now() + if number.is_some() { LOOK } else { KNOWN };
             }
+            Answer::Panicked(said) => self.broken = Some(Broken::Panicked(said)),
             Answer::Saved(number, answer) => {
                 let arriving = self.arriving.as_mut();
                 let is_asked = |arriving: &&mut Arriving| matches!(arriving.saved, Saved::Asked(asked) if asked == number);
@@ -276,6 +321,24 @@ impl Session {
         }
     }
 
+    /// The server has said how this process stands. During a rebalance the client alone would not notice that the group has
+    /// gone on without it, and what it has would be handled here and there.
+    fn stand(&mut self, standing: Standing) {
+        let since = match standing {
+            Standing::Member => None,
+            // A rebalance may be about to tell it where the group is; that of the others is over by then.
+            Standing::Behind => Some(*self.behind_since.get_or_insert_with(Instant::now)),
+            Standing::Stranger => {
+                self.broken = Some(Broken::Stranger);
+                None
+            }
+        };
+        if since.is_some_and(|since| since.elapsed() > self.subscription.silence()) {
+            self.broken = Some(Broken::Stranger);
+        }
+        self.behind_since = since;
+    }
+
     fn pause_all(&mut self, pauses: bool) {
         let Ok(list) = self.consumer.assignment() else { return };
         let answer = if pauses { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
@@ -287,6 +350,10 @@ impl Session {
 
     fn trouble(&mut self, error: &KafkaError) {
         use RDKafkaErrorCode as Code;
+        if let Some((_, said)) = self.consumer.client().fatal_error() {
+            self.broken = Some(Broken::Fatal(said));
+            return;
+        }
         let Subscription { link, group, .. } = &*self.subscription;
         match error.rdkafka_error_code() {
             Some(Code::AllBrokersDown) => link.state.is_lost(&explain(error)),
@@ -319,9 +386,16 @@ impl Session {
                 };
                 // A server that knows this process no more takes no commit of it.
                 let until = if drained { until.min(Instant::now() + LAST_COMMIT) } else { until };
-                let is_over = lost || (drained && committed) || Instant::now() >= until;
+                let waits = self.committing.as_ref().is_some_and(|commit| commit.has_some_of(&partitions));
+                let is_over = lost || (drained && committed && !waits) || Instant::now() >= until;
                 if !is_over {
                     self.leaving = Some((list, partitions, until));
+                    return;
+                }
+                // The client would send it as that of whatever member it is by then, behind what another process commits.
+                if waits {
+                    self.leaving = Some((list, partitions, until));
+                    self.broken = Some(Broken::Unanswered);
                     return;
                 }
                 let dropped = self.subscription.state.lock().held.remove(&partitions);
@@ -437,7 +511,8 @@ impl Session {
         if urgent && self.committed_at.elapsed() < Duration::from_millis(5) {
             return;
         }
-        let commit = self.subscription.state.lock().held.begin_commit();
+        let longest = self.subscription.link.longest_text();
+        let commit = self.subscription.state.lock().held.begin_commit(longest);
         self.committed_at = Instant::now();
         let Some(commit) = commit else {
             self.subscription.changed.tell();
@@ -446,8 +521,12 @@ impl Session {
         // A text may be refused, and that is told of one partition alone.
         let (plain, noted): (Vec<_>, Vec<_>) = commit.parts.iter().partition(|part| part.text.is_empty());
         let lists = noted.chunks(1).chain(Some(&plain[..]).filter(|plain| !plain.is_empty()));
+        let mark: Partition = (self.subscription.link.groups_topic().into(), 0);
         let lists = lists.map(|parts| {
-            let mut list = TopicPartitionList::with_capacity(parts.len());
+            let mut list = TopicPartitionList::with_capacity(parts.len() + 1);
+            // Where all topics of a commit are gone, the client sends it until one is made anew under the name, and what is
+            // committed of that is an offset of the former one. This one is never gone.
+            add(&mut list, &mark, 0, "");
             for part in parts {
                 add(&mut list, &part.partition, i64::try_from(part.cursor).unwrap_or(i64::MAX), &part.text);
             }
@@ -472,8 +551,7 @@ impl Session {
     }
 
     /// Leaves the group.
-    fn end(mut self) {
-        self.poll();
+    pub(crate) fn end(mut self) {
         let pending: Vec<_> = {
             let mut events = self.consumer.context().events.lock();
             events.ending = true;
@@ -492,50 +570,15 @@ impl Session {
                 Rebalance::Taken(list) => answer_taken(&self.consumer, &list),
             }
         }
-        let Self { subscription, consumer, errands, .. } = self;
-        // Its thread ends with that, unless it waits for a server.
+        let Self { consumer, errands, .. } = self;
+        // Its thread ends with that, unless it waits for a server: then the group is to be left all the same.
         drop(errands);
+        if consumer.close_queue().is_ok() {
+            let until = Instant::now() + LEAVE;
+            while !consumer.closed() && Instant::now() < until {
+                drop(consumer.poll(LOOK / 10));
+            }
+        }
         drop(consumer);
-        subscription.state.lock().ended = true;
-        subscription.changed.tell();
-        log::debug!(target: "eventbus", group = %printable(&subscription.group), "the group's thread has ended");
     }
-}
-
-/// A record came.
-fn arrive(subscription: &Subscription, message: &BorrowedMessage<'_>) {
-    let partition: Partition = (message.topic().into(), message.partition());
-    let Ok(at) = u64::try_from(message.offset()) else { return };
-    let mut state = subscription.state.lock();
-    // Most records are read without the lock.
-    if !state.held.has(&partition) {
-        return;
-    }
-    drop(state);
-    let arrival = read(subscription, message);
-    state = subscription.state.lock();
-    state.held.arrive(&partition, at, |latest| {
-        let mut arrival = arrival?;
-        // The places of one partition rise, whatever clocks say.
-        if arrival.origin.offset == at {
-            arrival.origin.time = arrival.origin.time.max(latest);
-        }
-        Some(arrival)
-    });
-}
-
-fn read(subscription: &Subscription, message: &BorrowedMessage<'_>) -> Option<Arrival> {
-    let Subscription { link, group, pattern, .. } = subscription;
-    let (envelope, origin) = if message.topic() == link.again_topic(group) {
-        let (envelope, origin, _) = wire::read_again(record(message), time_of(message))?;
-        // Another pattern of the group has it.
-        if !pattern.matches(envelope.topic().as_str()) {
-            return None;
-        }
-        (envelope, origin)
-    } else {
-        read_event(link, message)?
-    };
-    let size = message.payload_len() + message.key_len() + 512;
-    Some(Arrival { envelope: Arc::new(envelope), origin, size })
 }

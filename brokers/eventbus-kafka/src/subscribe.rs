@@ -4,6 +4,7 @@ use crate::commit::{add, commit};
 use crate::connection::{CALL, Link, blocking, cannot, is_passing, is_settling};
 use crate::delivery::KafkaDeliveries;
 use crate::held::Partition;
+use crate::keeper::keep;
 use crate::publish::Outlet;
 use crate::session::Session;
 use crate::subscription::Subscription;
@@ -75,7 +76,8 @@ pub(crate) async fn open(
     topics.listen(listener);
     let session = Session::new(&subscription)?;
     let thread = std::thread::Builder::new().name("eventbus-kafka".to_owned());
-    thread.spawn(move || session.run()).map_err(|error| {
+    let kept = Arc::clone(&subscription);
+    thread.spawn(move || keep(&kept, session)).map_err(|error| {
         BrokerError::new("cannot begin a thread that reads for the group").with_cause(error)
     })?;
     // A process that has just died keeps its place for a while. The group misses nothing either way: where it begins is

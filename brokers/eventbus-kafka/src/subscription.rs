@@ -99,6 +99,14 @@ impl Subscription {
         self.bell.ring();
     }
 
+    /// Whatever it has may be another process's by now: nothing of it settles any more.
+    pub(crate) fn lose_all(&self) {
+        let dropped = self.state.lock().held.remove_all();
+        drop(dropped);
+        self.changed.tell();
+        self.wake();
+    }
+
     /// Resolves once a note of a retry is committed, or cannot be.
     pub(crate) async fn noted(&self, token: Token, note: u64) -> Noted {
         let look = || {

@@ -100,12 +100,18 @@ impl Topics {
         }
     }
 
-    /// These are all there are.
+    /// These are all there are, with how many partitions each has; none of one of which that is not known now.
     fn look(&self, found: BTreeMap<Arc<str>, i32>) {
         let changed = {
             let mut known = self.known.lock();
             let mut changed = false;
             for (name, partitions) in &found {
+                if *partitions == 0 {
+                    if let Some((_, missing)) = known.topics.get_mut(name) {
+                        *missing = 0;
+                    }
+                    continue;
+                }
                 let before = known.topics.insert(Arc::clone(name), (*partitions, 0));
                 changed |= before.is_none_or(|(before, _)| before != *partitions);
             }
@@ -193,8 +199,16 @@ impl Link {
         self.heard(&answer);
         let metadata = answer?;
         let found = metadata.topics().iter().filter(|topic| topic.name().starts_with(&self.settings.prefix));
-        let found = found.filter(|topic| topic.error().is_none() && !topic.partitions().is_empty());
-        topics.look(found.map(|topic| (topic.name().into(), count(topic.partitions().len()))).collect());
+        let found = found.filter_map(|topic| {
+            let partitions = match topic.error().map(RDKafkaErrorCode::from) {
+                Some(RDKafkaErrorCode::UnknownTopicOrPartition) => return None,
+                // It is there, and no more is known of it now.
+                Some(_) => 0,
+                None => count(topic.partitions().len()),
+            };
+            Some((topic.name().into(), partitions))
+        });
+        topics.look(found.collect());
         Ok(())
     }
 

@@ -2,7 +2,8 @@
 
 mod support;
 
-use eventbus::broker::{Broker, Received};
+use eventbus::broker::{Broker, Received, ReplayFrom, ReplayRequest, ReplayUntil};
+use eventbus::subscription::Pattern;
 use eventbus_kafka::{GroupProtocol, Isolation, partition_of};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -167,6 +168,40 @@ async fn aborted_transactions_are_not_delivered_and_their_marks_are_no_backlog()
     })
     .await;
     tokio::time::timeout(support::PATIENCE, broker.settled().unwrap()).await.expect("everything is settled");
+    broker.close().await.unwrap();
+    support::remove(&prefix).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_aborted_transaction_of_any_length_is_no_backlog() {
+    const ABORTED: u64 = 500;
+    let prefix = support::prefix();
+    let broker = support::builder(&prefix).partitions(1).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(support::request("mail", "order.placed")).await.unwrap();
+    broker.publish(support::event("order.placed", "door", 1)).await.unwrap();
+    let producer = transactional(&prefix);
+    let topic = format!("{prefix}order.placed");
+    producer.begin_transaction().unwrap();
+    let record = || FutureRecord::<str, str>::to(&topic).key("door").payload("2");
+    let sent = (0..ABORTED).map(|_| producer.send_result(record()).map_err(|(error, _)| error).unwrap());
+    for sent in sent.collect::<Vec<_>>() {
+        sent.await.unwrap().unwrap();
+    }
+    producer.abort_transaction(Duration::from_secs(30)).unwrap();
+    let received = support::receive(&mut deliveries, 1).await;
+    for one in received {
+        support::ack(one).await;
+    }
+    tokio::time::timeout(support::PATIENCE, broker.settled().unwrap()).await.expect("everything is settled");
+    let states = broker.groups().unwrap().list().await.unwrap();
+    assert_eq!(states.iter().map(|state| state.backlog).collect::<Vec<_>>(), [0]);
+    let (group, pattern) = ("mail".to_owned(), Pattern::new("order.placed").unwrap());
+    let mut request = ReplayRequest { group, pattern, from: ReplayFrom::Beginning, until: ReplayUntil::Now };
+    let replays = broker.replayable().unwrap();
+    let replay = replays.replay(request.clone()).await.unwrap();
+    let latest = replay.latest.expect("there is an event");
+    request.from = ReplayFrom::After(latest);
+    assert_eq!(replays.replay(request).await.unwrap().events, 0, "behind the last event");
     broker.close().await.unwrap();
     support::remove(&prefix).await;
 }

@@ -65,6 +65,38 @@ async fn a_topic_that_is_deleted_and_made_anew_is_read_from_its_beginning() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_made_anew_while_an_old_event_is_handled_is_read_from_its_beginning() {
+    let prefix = support::prefix();
+    let admin: Admin = support::client().create().unwrap();
+    let topic = format!("{prefix}order.placed");
+    assert!(made(&admin, &topic).await);
+    let broker = support::builder(&prefix).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(support::request("mail", "order.placed")).await.unwrap();
+    let producer: FutureProducer = support::client().create().unwrap();
+    for number in 0..5 {
+        write(&producer, &topic, 0, number).await;
+    }
+    let mut received = receive(&mut deliveries, 5).await;
+    let last = received.pop().unwrap();
+    for one in received {
+        ack(one).await;
+    }
+    assert!(last.settler.begin(&last.receipt).is_none());
+    admin.delete_topics(&[&topic], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+    until("the group has noticed", async || !last.settler.holds(&last.receipt)).await;
+    until("the topic is made anew", async || made(&admin, &topic).await).await;
+    let producer: FutureProducer = support::client().create().unwrap();
+    for number in 10..20 {
+        write(&producer, &topic, 0, number).await;
+    }
+    // Whatever that says, it is of no offset of the new topic.
+    drop(last.settler.ack(last.receipt).await);
+    assert_eq!(handled(&mut deliveries, 10).await, (10..20).collect::<Vec<_>>());
+    broker.close().await.unwrap();
+    support::remove(&prefix).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_that_a_topic_gets_later_are_read_within_seconds() {
     let prefix = support::prefix();
     let admin: Admin = support::client().create().unwrap();

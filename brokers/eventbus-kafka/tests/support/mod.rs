@@ -4,6 +4,7 @@
 
 #[path = "../../../eventbus-server/tests/support/cpu.rs"]
 pub mod cpu;
+pub mod raw;
 #[path = "../../../eventbus-server/tests/support/servers.rs"]
 pub mod servers;
 
@@ -86,7 +87,7 @@ fn names(prefix: &str) -> (Vec<String>, Vec<String>) {
 }
 
 /// As long as anything that is waited for may take.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 pub fn event(topic: &str, key: &str, number: u64) -> Arc<Envelope> {
     Arc::new(Envelope::from_json(Topic::new(topic).unwrap(), &number).unwrap().with_key(key))
