@@ -108,7 +108,7 @@ impl Shared {
 
     fn subscriptions(&self) -> Vec<Arc<Subscription>> {
         let mut subscriptions = self.subscriptions.lock();
-        subscriptions.retain(|one| !one.state.lock().ended);
+        subscriptions.retain(|one| !one.state.lock().is_finished());
         subscriptions.clone()
     }
 
@@ -138,7 +138,7 @@ impl Shared {
         let flush = async {
             self.outlet.emptied().await;
             for one in &subscriptions {
-                one.ended().await;
+                one.state.finished().await;
             }
         };
         let lost = self.link.state.lost();
@@ -168,7 +168,7 @@ impl Shared {
         let tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.iter().for_each(AbortHandle::abort);
         let subscriptions = std::mem::take(&mut *self.subscriptions.lock());
-        subscriptions.iter().for_each(|one| one.abandon());
+        subscriptions.iter().for_each(|one| one.state.finish());
         self.outlet.abort();
     }
 }
@@ -237,7 +237,7 @@ impl Broker for AwsBroker {
             shared.spawn(task);
             if shared.link.state.is_closed() {
                 // It was opened while the broker ended.
-                subscription.abandon();
+                subscription.state.finish();
             }
             Ok(Box::new(deliveries) as Box<dyn Deliveries>)
         })

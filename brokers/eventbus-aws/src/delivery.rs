@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 /// So long a handler waits until SQS has said that its event is hidden from others for longer.
@@ -46,46 +46,25 @@ impl Deliveries for AwsDeliveries {
         into: &mut Vec<Received>,
         limit: usize,
     ) -> Poll<Result<(), BrokerError>> {
-        let mut waker = None;
-        loop {
-            let mut state = self.subscription.state.lock();
-            if state.held.at_hand() > 0 && !state.closed {
-                into.extend(state.held.take(limit).into_iter().map(|(token, waiting)| Received {
-                    receipt: Receipt {
-                        envelope: waiting.envelope,
-                        offset: Offset::new(waiting.offset),
-                        attempt: waiting.attempt,
-                        token,
-                    },
-                    replayed: false,
-                    parked: None,
-                    alone: false,
-                    settler: Arc::clone(&self.settler),
-                }));
-                let has_room = state.held.ahead() <= self.subscription.ahead / 2;
-                drop(state);
-                if has_room {
-                    self.subscription.bell.notify_one();
-                }
-                return Poll::Ready(Ok(()));
-            }
-            if let Some(failed) = state.failed.take() {
-                return Poll::Ready(Err(BrokerError::new(failed)));
-            }
-            if state.closed {
-                return Poll::Ready(Ok(()));
-            }
-            let Some(waker) = waker.take() else {
-                // To copy a waker is to call code of others.
-                drop(state);
-                waker = Some(context.waker().clone());
-                continue;
-            };
-            let former = state.waker.replace(waker);
-            drop(state);
-            drop(former);
-            return Poll::Pending;
+        let has_room = ready!(self.subscription.state.poll_take(context, |state| {
+            into.extend(state.held.take(limit).into_iter().map(|(token, waiting)| Received {
+                receipt: Receipt {
+                    envelope: waiting.envelope,
+                    offset: Offset::new(waiting.offset),
+                    attempt: waiting.attempt,
+                    token,
+                },
+                replayed: false,
+                parked: None,
+                alone: false,
+                settler: Arc::clone(&self.settler),
+            }));
+            state.held.ahead() <= self.subscription.ahead / 2
+        }))?;
+        if has_room == Some(true) {
+            self.subscription.bell.notify_one();
         }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -51,7 +51,7 @@ impl AwsGroups {
         let is_wanted = |one: &Subscription| {
             wanted.iter().any(|request| request.group == one.group && request.pattern == one.pattern)
         };
-        let open = open.into_iter().filter(|one| is_wanted(one) && !one.state.lock().ended);
+        let open = open.into_iter().filter(|one| is_wanted(one) && !one.state.lock().is_finished());
         each(open.collect(), async move |one: Arc<Subscription>| {
             let mut known = GroupState::new(&one.group, one.pattern.as_str());
             known.active = true;
@@ -72,7 +72,8 @@ impl AwsGroups {
         .await?;
         kept.retain(|kept| group.is_none_or(|group| kept.group == group));
         let open = self.subscriptions.lock().clone();
-        let is_open = |url: &str| open.iter().any(|one| one.queue.url == url && !one.state.lock().ended);
+        let is_open =
+            |url: &str| open.iter().any(|one| one.queue.url == url && !one.state.lock().is_finished());
         kept.iter_mut().for_each(|kept| kept.active = kept.active || is_open(&kept.url));
         Ok(kept)
     }

@@ -136,7 +136,7 @@ impl Task {
         loop {
             let (closed, ends, is_empty) = {
                 let state = subscription.state.lock();
-                (state.closed, state.ends, state.held.is_empty())
+                (state.is_closed(), state.ends(), state.held.is_empty())
             };
             if closed {
                 self.give_back();
@@ -172,8 +172,7 @@ impl Task {
             )
             .await;
         }
-        subscription.state.lock().ended = true;
-        subscription.changed.tell();
+        subscription.state.finish();
     }
 
     /// Asks for messages, where there is room for them.
@@ -289,7 +288,7 @@ impl Task {
             self.calls
                 .spawn(async move { Done::Looked(subscription.link.waiting(&subscription.queue.url).await) });
         }
-        if !self.subscription.state.lock().closed {
+        if !self.subscription.state.lock().is_closed() {
             self.look_at_topics(now);
         }
         if let Some(reader) = self.reader.clone()
@@ -388,7 +387,8 @@ impl Task {
                     } else {
                         ""
                     };
-                    subscription.fail(format!("{}{hint}", eventbus_core::chain(&trouble.explain(what))));
+                    let said = format!("{}{hint}", eventbus_core::chain(&trouble.explain(what)));
+                    subscription.state.fail(BrokerError::new(said));
                 }
                 return;
             }
@@ -413,7 +413,7 @@ impl Task {
             // What SQS was asked for long ago is hidden longer at once.
             state.held.next_extensions(now)
         };
-        subscription.wake();
+        subscription.state.wake();
         self.extend(extend);
     }
 
@@ -483,7 +483,7 @@ impl Task {
         };
         drop(dropped);
         // Some may have waited for this.
-        self.subscription.wake();
+        self.subscription.state.wake();
     }
 }
 

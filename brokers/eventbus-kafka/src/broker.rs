@@ -121,7 +121,7 @@ async fn watch(link: Arc<Link>, topics: Arc<Topics>) {
 impl Shared {
     fn subscriptions(&self) -> Vec<Arc<Subscription>> {
         let mut subscriptions = self.subscriptions.lock();
-        subscriptions.retain(|one| !one.state.lock().ended);
+        subscriptions.retain(|one| !one.state.lock().is_finished());
         subscriptions.clone()
     }
 
@@ -191,7 +191,7 @@ impl Shared {
         let flush = async {
             self.outlet.emptied().await;
             for one in &subscriptions {
-                one.ended().await;
+                one.state.finished().await;
             }
         };
         // Without a connection, what is not confirmed by now will not be.

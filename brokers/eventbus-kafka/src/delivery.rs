@@ -13,7 +13,7 @@ use eventbus_core::broker::{
 };
 use std::fmt;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 /// So long a handler waits until it is known again whose its event is.
@@ -40,47 +40,26 @@ impl Deliveries for KafkaDeliveries {
         into: &mut Vec<Received>,
         limit: usize,
     ) -> Poll<Result<(), BrokerError>> {
-        let mut waker = None;
-        loop {
-            let mut state = self.subscription.state.lock();
+        let was_full = ready!(self.subscription.state.poll_take(context, |state| {
             let (at_hand, bytes) = state.held.at_hand();
-            if at_hand > 0 && !state.closed {
-                into.extend(state.held.take(limit).into_iter().map(|(token, waiting)| Received {
-                    receipt: Receipt {
-                        envelope: waiting.envelope,
-                        offset: waiting.offset,
-                        attempt: waiting.attempt,
-                        token,
-                    },
-                    replayed: false,
-                    parked: waiting.parked,
-                    alone: false,
-                    settler: Arc::clone(&self.settler),
-                }));
-                let was_full = AHEAD.is_reached(at_hand, bytes);
-                drop(state);
-                if was_full {
-                    self.subscription.bell.ring();
-                }
-                return Poll::Ready(Ok(()));
-            }
-            if let Some(failed) = state.failed.take() {
-                return Poll::Ready(Err(BrokerError::new(failed)));
-            }
-            if state.closed {
-                return Poll::Ready(Ok(()));
-            }
-            let Some(waker) = waker.take() else {
-                // To copy a waker is to call code of others.
-                drop(state);
-                waker = Some(context.waker().clone());
-                continue;
-            };
-            let former = state.waker.replace(waker);
-            drop(state);
-            drop(former);
-            return Poll::Pending;
+            into.extend(state.held.take(limit).into_iter().map(|(token, waiting)| Received {
+                receipt: Receipt {
+                    envelope: waiting.envelope,
+                    offset: waiting.offset,
+                    attempt: waiting.attempt,
+                    token,
+                },
+                replayed: false,
+                parked: waiting.parked,
+                alone: false,
+                settler: Arc::clone(&self.settler),
+            }));
+            AHEAD.is_reached(at_hand, bytes)
+        }))?;
+        if was_full == Some(true) {
+            self.subscription.bell.ring();
         }
+        Poll::Ready(Ok(()))
     }
 
     fn warnings(&mut self) -> Vec<String> {
@@ -113,7 +92,7 @@ fn settle(subscription: &Subscription, receipt: &Receipt) -> Result<(), BrokerEr
     let (settled, idle) = {
         let mut state = subscription.state.lock();
         let settled = state.held.settle(receipt.token);
-        (settled, state.closed || state.held.is_idle())
+        (settled, state.is_closed() || state.held.is_idle())
     };
     if !settled {
         return Err(lost(subscription));

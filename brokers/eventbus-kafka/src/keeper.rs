@@ -3,7 +3,7 @@
 use crate::session::Session;
 use crate::subscription::Subscription;
 use eventbus_core::printable::printable;
-use eventbus_core::{foreign, log};
+use eventbus_core::{BrokerError, foreign, log};
 use eventbus_server::connection::pause_before;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,8 +52,7 @@ pub(crate) fn keep(subscription: &Arc<Subscription>, mut session: Session) {
         let Some(another) = another(subscription, &mut failures) else { break };
         session = another;
     }
-    subscription.state.lock().ended = true;
-    subscription.changed.tell();
+    subscription.state.finish();
     log::debug!(target: "eventbus", group = %printable(&subscription.group), "the group's thread has ended");
 }
 
@@ -65,14 +64,14 @@ fn tell(subscription: &Subscription, broken: &Broken) {
         Broken::Unanswered => "Kafka has not answered a commit before its partitions went to another process",
         Broken::Fatal(said) => {
             link.state.is_lost(said);
-            return subscription.fail(format!(
+            return subscription.state.fail(BrokerError::new(format!(
                 "the Kafka client of the group `{group}` has failed for good, and another one takes its place: {said}"
-            ));
+            )));
         }
         Broken::Panicked(said) => {
-            return subscription.fail(format!(
+            return subscription.state.fail(BrokerError::new(format!(
                 "the Kafka client of the group `{group}` has panicked, and another one takes its place: {said}"
-            ));
+            )));
         }
     };
     log::warn!(
@@ -86,14 +85,14 @@ fn another(subscription: &Arc<Subscription>, failures: &mut usize) -> Option<Ses
     loop {
         let until = Instant::now() + pause_before(*failures);
         while Instant::now() < until {
-            if subscription.state.lock().closed {
+            if subscription.state.lock().is_closed() {
                 return None;
             }
             subscription.bell.wait(until.saturating_duration_since(Instant::now()));
         }
         match Session::new(subscription) {
             Ok(session) => return Some(session),
-            Err(error) => subscription.fail(eventbus_core::chain(&error)),
+            Err(error) => subscription.state.fail(error),
         }
         *failures += 1;
     }

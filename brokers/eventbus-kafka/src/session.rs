@@ -147,7 +147,7 @@ impl Session {
             self.commit();
             let (closed, ends, idle) = {
                 let state = self.subscription.state.lock();
-                (state.closed, state.ends, state.held.is_idle())
+                (state.is_closed(), state.ends(), state.held.is_idle())
             };
             if closed {
                 let dropped = self.subscription.state.lock().held.give_back();
@@ -232,12 +232,13 @@ impl Session {
                 let gone: Vec<_> = self.asked.difference(&wanted).map(|topic| &**topic).collect();
                 let dropped = self.subscription.state.lock().held.remove_topics(&gone);
                 drop(dropped);
-                self.subscription.changed.tell();
+                self.subscription.state.tell();
                 self.asked = wanted;
             }
             Err(error) => {
                 self.quiet_until = Instant::now() + Duration::from_secs(1);
-                self.subscription.fail(format!("cannot join the group `{group}`: {}", explain(&error)));
+                let said = format!("cannot join the group `{group}`: {}", explain(&error));
+                self.subscription.state.fail(BrokerError::new(said));
             }
         }
     }
@@ -271,7 +272,7 @@ impl Session {
             }
         }
         if arrived {
-            self.subscription.wake();
+            self.subscription.state.wake();
         }
         let mut events = self.consumer.context().events.lock();
         self.rebalances.append(&mut events.rebalances);
@@ -370,7 +371,7 @@ impl Session {
             _ if is_passing(error) => {}
             _ => {
                 let what = format!("read for the group `{group}`");
-                self.subscription.fail(eventbus_core::chain(&cannot(what, error)));
+                self.subscription.state.fail(cannot(what, error));
             }
         }
     }
@@ -400,7 +401,7 @@ impl Session {
                 }
                 let dropped = self.subscription.state.lock().held.remove(&partitions);
                 drop(dropped);
-                self.subscription.changed.tell();
+                self.subscription.state.tell();
                 answer_taken(&self.consumer, &list);
             }
             if let Some(Arriving { list, saved }) = self.arriving.take() {
@@ -491,14 +492,14 @@ impl Session {
             self.full_since = None;
         }
         self.subscription.state.lock().joined = true;
-        self.subscription.changed.tell();
+        self.subscription.state.tell();
     }
 
     /// Commits what is settled and noted, where something is.
     fn commit(&mut self) {
         let urgent = {
             let state = self.subscription.state.lock();
-            state.closed || state.held.has_notes() || self.leaving.is_some()
+            state.is_closed() || state.held.has_notes() || self.leaving.is_some()
         };
         if self.committing.is_some() || (!urgent && self.committed_at.elapsed() < COMMIT) {
             return;
@@ -515,7 +516,7 @@ impl Session {
         let commit = self.subscription.state.lock().held.begin_commit(longest);
         self.committed_at = Instant::now();
         let Some(commit) = commit else {
-            self.subscription.changed.tell();
+            self.subscription.state.tell();
             return;
         };
         // A text may be refused, and that is told of one partition alone.
@@ -547,7 +548,7 @@ impl Session {
             self.committed_at = Instant::now();
         }
         self.subscription.state.lock().held.end_commit(commit, |partition| !refused.contains(partition));
-        self.subscription.changed.tell();
+        self.subscription.state.tell();
     }
 
     /// Leaves the group.

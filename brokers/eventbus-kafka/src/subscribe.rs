@@ -83,15 +83,11 @@ pub(crate) async fn open(
     // A process that has just died keeps its place for a while. The group misses nothing either way: where it begins is
     // committed.
     let patience = link.settings.session_timeout + CALL;
-    let joined = subscription.changed.until(|| {
-        let mut state = subscription.state.lock();
-        if state.joined || state.ended {
-            return Some(None);
-        }
-        state.failed.take().map(Some)
+    let joined = subscription.state.until(|state| {
+        if state.joined || state.is_finished() { Some(None) } else { state.take_failure().map(Some) }
     });
     match tokio::time::timeout(patience, joined).await {
-        Ok(Some(failed)) => Err(BrokerError::new(failed)),
+        Ok(Some(failed)) => Err(failed),
         _ => Ok((subscription, deliveries)),
     }
 }

@@ -4,11 +4,10 @@ use crate::connection::Link;
 use crate::doubt::Doubt;
 use crate::held::{Held, Noted, Token, Waiting};
 use crate::topology::{Listener, Topics};
+use eventbus_core::Pattern;
 use eventbus_core::lock::{Lock, Rank};
-use eventbus_core::waiters::Waiters;
-use eventbus_core::{Pattern, foreign};
+use eventbus_server::handover::{AtHand, Handover, Shared};
 use std::sync::{Arc, Condvar};
-use std::task::Waker;
 use std::time::{Duration, Instant};
 
 /// A subscription, as long as its thread runs.
@@ -21,28 +20,24 @@ pub(crate) struct Subscription {
     pub(crate) id: String,
     /// How long one attempt may take.
     pub(crate) timeout: Duration,
-    pub(crate) state: Lock<State>,
+    /// Told of when it has joined, when notes are committed, and when it has ended.
+    pub(crate) state: Handover<State>,
     pub(crate) bell: Bell,
-    /// Somebody waits until it has joined, a note is committed, or it has ended.
-    pub(crate) changed: Waiters,
 }
 
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) held: Held,
-    pub(crate) waker: Option<Waker>,
-    /// What the reader is to be told.
-    pub(crate) failed: Option<String>,
     /// It has been given partitions, be it none.
     pub(crate) joined: bool,
     /// Whether another process may have its partitions.
     pub(crate) doubt: Doubt,
-    /// Nobody reads any more.
-    pub(crate) closed: bool,
-    /// The broker is closed: nothing is waited for.
-    pub(crate) ends: bool,
-    /// The thread has ended.
-    pub(crate) ended: bool,
+}
+
+impl AtHand for State {
+    fn has_some(&self) -> bool {
+        self.held.at_hand().0 > 0
+    }
 }
 
 impl Subscription {
@@ -59,61 +54,36 @@ impl Subscription {
             pattern,
             id,
             timeout,
-            state: Lock::new(Rank::BROKER_INNER, State::default()),
+            state: Handover::new(Rank::BROKER_INNER, State::default()),
             bell: Bell::new(),
-            changed: Waiters::new(),
         }
-    }
-
-    /// Wakes the reader where there is something for it.
-    pub(crate) fn wake(&self) {
-        let waker = {
-            let mut state = self.state.lock();
-            let has_some = state.held.at_hand().0 > 0 || state.failed.is_some() || state.closed;
-            if has_some { state.waker.take() } else { None }
-        };
-        if let Some(waker) = waker {
-            foreign::tell("a waker", || waker.wake());
-        }
-    }
-
-    /// The reader is to know that something is wrong.
-    pub(crate) fn fail(&self, said: String) {
-        self.state.lock().failed = Some(said);
-        self.wake();
-        self.changed.tell();
     }
 
     /// Gives a delivery back that was dropped unsettled.
     pub(crate) fn give_back(&self, token: Token, waiting: Waiting) {
-        let dropped = {
-            let mut state = self.state.lock();
+        let dropped = self.state.change(|state| {
             let mut dropped: Vec<_> = state.held.put_back(token, waiting).into_iter().collect();
-            if state.closed {
+            if state.is_closed() {
                 dropped.extend(state.held.give_back());
             }
             dropped
-        };
+        });
         drop(dropped);
-        self.wake();
         self.bell.ring();
     }
 
     /// Whatever it has may be another process's by now: nothing of it settles any more.
     pub(crate) fn lose_all(&self) {
-        let dropped = self.state.lock().held.remove_all();
-        drop(dropped);
-        self.changed.tell();
-        self.wake();
+        drop(self.state.change(|state| state.held.remove_all()));
+        self.state.tell();
     }
 
     /// Resolves once a note of a retry is committed, or cannot be.
     pub(crate) async fn noted(&self, token: Token, note: u64) -> Noted {
-        let look = || {
-            let state = self.state.lock();
-            if state.ended { Some(Noted::Gone) } else { state.held.is_noted(token, note) }
+        let look = |state: &mut Shared<State>| {
+            if state.is_finished() { Some(Noted::Gone) } else { state.held.is_noted(token, note) }
         };
-        self.changed.until(look).await
+        self.state.until(look).await
     }
 
     /// So long its thread may not run: after that the server may give what this process has to another one.
@@ -123,24 +93,14 @@ impl Subscription {
 
     /// Nobody reads any more.
     pub(crate) fn close(&self) {
-        self.state.lock().closed = true;
-        self.wake();
+        self.state.close();
         self.bell.ring();
     }
 
     /// The broker is closed.
     pub(crate) fn end(&self) {
-        {
-            let mut state = self.state.lock();
-            (state.closed, state.ends) = (true, true);
-        }
-        self.wake();
+        self.state.end();
         self.bell.ring();
-    }
-
-    /// Resolves once the thread has ended.
-    pub(crate) async fn ended(&self) {
-        self.changed.until(|| self.state.lock().ended.then_some(())).await;
     }
 }
 

@@ -100,7 +100,7 @@ impl Shared {
 
     pub(crate) fn subscriptions(&self) -> Vec<Arc<Subscription>> {
         let mut subscriptions = self.subscriptions.lock();
-        subscriptions.retain(|one| !one.state.lock().ended);
+        subscriptions.retain(|one| !one.state.lock().is_finished());
         subscriptions.clone()
     }
 
@@ -134,7 +134,7 @@ impl Shared {
         }
         let flush = async {
             for one in &subscriptions {
-                one.ended().await;
+                one.state.finished().await;
             }
             self.outlet.emptied().await;
         };

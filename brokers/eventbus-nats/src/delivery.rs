@@ -11,7 +11,7 @@ use eventbus_core::broker::{
 };
 use std::fmt;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 /// So long a handler waits for the server to say that the group is ours, before it is asked again.
@@ -40,48 +40,26 @@ impl Deliveries for NatsDeliveries {
         into: &mut Vec<Received>,
         limit: usize,
     ) -> Poll<Result<(), BrokerError>> {
-        let mut waker = None;
-        loop {
-            let mut locked = self.subscription.state.lock();
-            let state = &mut *locked;
-            if state.intake.has_some() {
-                let (epoch, suspects) = (state.intake.epoch(), &state.suspects);
-                into.extend(state.intake.take(limit).map(|(envelope, waiting)| Received {
-                    receipt: Receipt {
-                        envelope,
-                        offset: Offset::new(waiting.sequence.into()),
-                        attempt: waiting.attempt.saturating_add(suspects.crashes(waiting.sequence)),
-                        token: epoch,
-                    },
-                    replayed: false,
-                    parked: waiting.parked,
-                    alone: suspects.contains(waiting.sequence),
-                    settler: Arc::clone(&self.settler),
-                }));
-                let has_room = state.intake.at_hand() <= AHEAD / 2;
-                drop(locked);
-                if has_room {
-                    self.subscription.bell.notify_one();
-                }
-                return Poll::Ready(Ok(()));
-            }
-            if let Some(failed) = state.failed.take() {
-                return Poll::Ready(Err(BrokerError::new(failed)));
-            }
-            if state.closed {
-                return Poll::Ready(Ok(()));
-            }
-            let Some(waker) = waker.take() else {
-                // To copy a waker is to call code of others.
-                drop(locked);
-                waker = Some(context.waker().clone());
-                continue;
-            };
-            let former = state.waker.replace(waker);
-            drop(locked);
-            drop(former);
-            return Poll::Pending;
+        let has_room = ready!(self.subscription.state.poll_take(context, |state| {
+            let (epoch, suspects) = (state.intake.epoch(), &state.suspects);
+            into.extend(state.intake.take(limit).map(|(envelope, waiting)| Received {
+                receipt: Receipt {
+                    envelope,
+                    offset: Offset::new(waiting.sequence.into()),
+                    attempt: waiting.attempt.saturating_add(suspects.crashes(waiting.sequence)),
+                    token: epoch,
+                },
+                replayed: false,
+                parked: waiting.parked,
+                alone: suspects.contains(waiting.sequence),
+                settler: Arc::clone(&self.settler),
+            }));
+            state.intake.at_hand() <= AHEAD / 2
+        }))?;
+        if has_room == Some(true) {
+            self.subscription.bell.notify_one();
         }
+        Poll::Ready(Ok(()))
     }
 
     fn warnings(&mut self) -> Vec<String> {

@@ -104,7 +104,7 @@ impl Subscription {
                     "look how often an event of the group `{}` was tried, which waits for that",
                     self.group
                 );
-                self.fail(self.link.explain(what, refusal).to_string());
+                self.state.fail(self.link.explain(what, refusal));
             }
             tokio::time::sleep(PAUSE * tried.min(10)).await;
         }

@@ -238,7 +238,7 @@ impl Task {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let subscription = Arc::clone(&self.subscription);
         let mut messages = Some(messages);
-        while !subscription.state.lock().closed {
+        while !subscription.state.lock().is_closed() {
             self.keep_within();
             self.ask().await;
             let next_look = self.next_look;
@@ -266,13 +266,12 @@ impl Task {
                         let Some(Some(message)) = next(&mut messages).now_or_never() else { break };
                         self.take(message).await;
                     }
-                    subscription.wake();
+                    subscription.state.wake();
                 }
             }
         }
         self.leave(messages, &mut notes, tick).await;
-        subscription.state.lock().ended = true;
-        subscription.changed.tell();
+        subscription.state.finish();
     }
 
     fn lease(&self) -> Duration {

@@ -8,15 +8,14 @@ use async_nats::subject::{Subject, ToSubject};
 use bytes::Bytes;
 use eventbus_core::Pattern;
 use eventbus_core::broker::stance::Stance;
-use eventbus_core::foreign;
-use eventbus_core::lock::{Lock, Rank};
-use eventbus_core::waiters::Waiters;
+use eventbus_core::lock::Rank;
+use eventbus_server::handover::{AtHand, Handover};
 use futures_util::FutureExt;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Poll, Waker};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
@@ -45,7 +44,7 @@ pub(crate) struct Subscription {
     pub(crate) consumer: String,
     /// Several processes handle the group at once.
     pub(crate) competing: bool,
-    pub(crate) state: Lock<State>,
+    pub(crate) state: Handover<State>,
     /// Wakes the task: there is room, an ack that could not be sent, or the end.
     pub(crate) bell: Notify,
     /// What the task removes from the bucket, or takes back there.
@@ -63,8 +62,6 @@ pub(crate) struct Subscription {
     begun: Instant,
     /// Whether another process has the group.
     pub(crate) stance: Stance,
-    /// Somebody waits until nothing is left.
-    pub(crate) changed: Waiters,
 }
 
 /// What is noted of an event and does not hold any more.
@@ -76,21 +73,19 @@ pub(crate) enum Stale {
     Begun(u64, After),
 }
 
+#[derive(Default)]
 pub(crate) struct State {
     pub(crate) intake: Intake,
     /// What was delivered before, to whomever.
     pub(crate) suspects: Suspects,
     /// The bus shuts down.
     pub(crate) drains: bool,
-    pub(crate) waker: Option<Waker>,
-    /// What the reader is to be told.
-    pub(crate) failed: Option<String>,
-    /// Nobody reads any more.
-    pub(crate) closed: bool,
-    /// The broker is closed: nothing is waited for.
-    pub(crate) ends: bool,
-    /// The task has ended.
-    pub(crate) ended: bool,
+}
+
+impl AtHand for State {
+    fn has_some(&self) -> bool {
+        self.intake.has_some()
+    }
 }
 
 impl Subscription {
@@ -103,16 +98,6 @@ impl Subscription {
         competing: bool,
         settled_notes: UnboundedSender<Stale>,
     ) -> Self {
-        let state = State {
-            intake: Intake::default(),
-            suspects: Suspects::default(),
-            drains: false,
-            waker: None,
-            failed: None,
-            closed: false,
-            ends: false,
-            ended: false,
-        };
         link.open.fetch_add(1, Ordering::Relaxed);
         Self {
             number: link.number_of_subscription(),
@@ -123,7 +108,7 @@ impl Subscription {
             pattern,
             consumer,
             competing,
-            state: Lock::new(Rank::BROKER_INNER, state),
+            state: Handover::new(Rank::BROKER_INNER, State::default()),
             bell: Notify::new(),
             settled_notes,
             epoch: AtomicU64::new(0),
@@ -131,7 +116,6 @@ impl Subscription {
             sure_until: AtomicU64::new(0),
             begun: Instant::now(),
             stance: Stance::default(),
-            changed: Waiters::new(),
         }
     }
 
@@ -196,7 +180,6 @@ impl Subscription {
         self.link.turns.lock().forget(self.number);
         // Events are dropped without the lock.
         drop(lost);
-        self.changed.tell();
     }
 
     /// The stream is another one by now.
@@ -209,25 +192,6 @@ impl Subscription {
         self.epoch.store(epoch, Ordering::Release);
         self.link.turns.lock().forget(self.number);
         drop(lost);
-        self.changed.tell();
-    }
-
-    /// Wakes the reader where there is something for it.
-    pub(crate) fn wake(&self) {
-        let waker = {
-            let mut state = self.state.lock();
-            let has_some = state.intake.has_some() || state.failed.is_some() || state.closed;
-            if has_some { state.waker.take() } else { None }
-        };
-        if let Some(waker) = waker {
-            foreign::tell("a waker", || waker.wake());
-        }
-    }
-
-    /// The reader is to know that something is wrong.
-    pub(crate) fn fail(&self, said: String) {
-        self.state.lock().failed = Some(said);
-        self.wake();
     }
 
     /// The server has the stream and the consumer on the connection of this number that it had before.
@@ -272,52 +236,34 @@ impl Subscription {
 
     /// Gives a delivery back that was dropped unsettled.
     pub(crate) fn give_back(&self, epoch: u64, waiting: Waiting) {
-        let mut dropped = None;
-        let released = {
-            let mut state = self.state.lock();
+        let (released, dropped) = self.state.change(|state| {
             if epoch != state.intake.epoch() || !state.intake.holds(waiting.sequence) {
-                dropped = Some(waiting);
-                None
-            } else if state.closed {
-                let sequence = waiting.sequence;
-                dropped = Some(waiting);
-                state.intake.release(sequence)
+                (None, Some(waiting))
+            } else if state.is_closed() {
+                (state.intake.release(waiting.sequence), Some(waiting))
             } else {
                 state.intake.put(waiting);
-                None
+                (None, None)
             }
-        };
+        });
         drop(dropped);
-        match released {
-            Some(reply) => {
-                // Where it is not sent, the server delivers it again a little later.
-                self.tell_now(reply, NAK);
-                self.bell.notify_one();
-            }
-            None => self.wake(),
+        if let Some(reply) = released {
+            // Where it is not sent, the server delivers it again a little later.
+            self.tell_now(reply, NAK);
+            self.bell.notify_one();
         }
     }
 
     /// Nobody reads any more.
     pub(crate) fn close(&self) {
-        self.state.lock().closed = true;
-        self.wake();
+        self.state.close();
         self.bell.notify_one();
     }
 
     /// The broker is closed.
     pub(crate) fn end(&self) {
-        {
-            let mut state = self.state.lock();
-            (state.closed, state.ends) = (true, true);
-        }
-        self.wake();
+        self.state.end();
         self.bell.notify_one();
-    }
-
-    /// Resolves once the task has ended.
-    pub(crate) async fn ended(&self) {
-        self.changed.until(|| self.state.lock().ended.then_some(())).await;
     }
 
     /// Whether nothing is open here.

@@ -112,7 +112,7 @@ impl Shared {
 
     fn subscriptions(&self) -> Vec<Arc<Subscription>> {
         let mut subscriptions = self.subscriptions.lock();
-        subscriptions.retain(|one| !one.state.lock().ended);
+        subscriptions.retain(|one| !one.state.lock().is_finished());
         subscriptions.clone()
     }
 
@@ -156,7 +156,7 @@ impl Shared {
         let out_of_reach = publishing.is_some() || self.publishing.blocked().is_some();
         let acked = async {
             for one in &subscriptions {
-                one.ended().await;
+                one.state.finished().await;
             }
         };
         let _ = tokio::join!(

@@ -37,42 +37,22 @@ impl Deliveries for RabbitMqDeliveries {
         into: &mut Vec<Received>,
         limit: usize,
     ) -> Poll<Result<(), BrokerError>> {
-        let mut waker = None;
-        loop {
-            let mut state = self.subscription.state.lock();
-            if state.held.at_hand() > 0 && !state.closed {
-                into.extend(state.held.take(limit).into_iter().map(|(token, waiting)| Received {
-                    receipt: Receipt {
-                        envelope: waiting.envelope,
-                        // A queue has no places: it is the order in which they came.
-                        offset: Offset::new(token.into()),
-                        attempt: waiting.attempt,
-                        token,
-                    },
-                    replayed: false,
-                    parked: None,
-                    alone: false,
-                    settler: Arc::clone(&self.settler),
-                }));
-                return Poll::Ready(Ok(()));
-            }
-            if let Some(failed) = state.failed.take() {
-                return Poll::Ready(Err(BrokerError::new(failed)));
-            }
-            if state.closed {
-                return Poll::Ready(Ok(()));
-            }
-            let Some(waker) = waker.take() else {
-                // To copy a waker is to call code of others.
-                drop(state);
-                waker = Some(context.waker().clone());
-                continue;
-            };
-            let former = state.waker.replace(waker);
-            drop(state);
-            drop(former);
-            return Poll::Pending;
-        }
+        let taken = self.subscription.state.poll_take(context, |state| {
+            into.extend(state.held.take(limit).into_iter().map(|(token, waiting)| Received {
+                receipt: Receipt {
+                    envelope: waiting.envelope,
+                    // A queue has no places: it is the order in which they came.
+                    offset: Offset::new(token.into()),
+                    attempt: waiting.attempt,
+                    token,
+                },
+                replayed: false,
+                parked: None,
+                alone: false,
+                settler: Arc::clone(&self.settler),
+            }));
+        });
+        taken.map_ok(drop)
     }
 
     fn stands_by_for(&mut self) -> Option<String> {

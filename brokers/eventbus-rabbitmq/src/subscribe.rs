@@ -227,8 +227,7 @@ impl Task {
             }
         }
         subscription.lose();
-        subscription.state.lock().ended = true;
-        subscription.changed.tell();
+        subscription.state.finish();
     }
 
     /// Opens the channel again, with everything that belongs to it. None, once nobody reads any more.
@@ -252,13 +251,13 @@ impl Task {
             if self.way.is_to_part(&subscription, &trouble) {
                 match Way::alone(&subscription).await {
                     Ok(way) => self.way = way,
-                    Err(error) => subscription.fail(eventbus_core::chain(&error)),
+                    Err(error) => subscription.state.fail(error),
                 }
             }
             // With a connection that is lost the reader is not told: it asks again within a second or so.
             if trouble.code.is_some() || trouble.silent {
                 let error = explain_queue(trouble, &subscription.request.group);
-                subscription.fail(eventbus_core::chain(&error));
+                subscription.state.fail(error);
             }
         }
         None
@@ -278,7 +277,7 @@ impl Task {
                 let renewals = state.held.renew(now);
                 let held = &state.held;
                 (
-                    state.closed,
+                    state.is_closed(),
                     held.in_hand(),
                     held.acks_due(),
                     held.renewal_due(),
@@ -370,7 +369,7 @@ impl Task {
                 state.held.arrive(arrival, now);
             }
         }
-        self.subscription.wake();
+        self.subscription.state.wake();
         end
     }
 
@@ -449,7 +448,7 @@ impl Task {
 
 /// Resolves once nobody reads any more.
 async fn closing(subscription: &Subscription) {
-    while !subscription.state.lock().closed {
+    while !subscription.state.lock().is_closed() {
         subscription.bell.notified().await;
     }
 }

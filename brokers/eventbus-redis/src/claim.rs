@@ -11,14 +11,14 @@ use crate::suspects::Spot;
 use eventbus_core::broker::stance::Stance;
 use eventbus_core::broker::suspects::Suspects;
 use eventbus_core::broker::{Deliveries, Offset, Parked, Receipt, Received, Settler, SubscribeRequest};
-use eventbus_core::lock::{Lock, Locked, Rank};
-use eventbus_core::waiters::Waiters;
+use eventbus_core::lock::{Locked, Rank};
 use eventbus_core::{BrokerError, Envelope, Pattern, Topic, foreign};
+use eventbus_server::handover::{AtHand, Handover, Shared};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, ready};
 use tokio::sync::{Notify, oneshot};
 
 /// With more bytes at hand than this, no more are read ahead.
@@ -73,13 +73,12 @@ pub(crate) struct Claim {
     first: AtomicU64,
     /// Whether another process has the group.
     pub(crate) stance: Stance,
-    state: Lock<State>,
+    /// Its task, the keeper, has ended once the group was left.
+    state: Handover<State>,
     /// Rings for the reader: there is room, the claim was lost, or nobody reads any more.
     pub(crate) reader: Notify,
     /// Rings for the keeper: something was settled, or nobody reads any more.
     pub(crate) keeper: Notify,
-    /// Tells when the group was left.
-    left: Waiters,
 }
 
 pub(crate) struct State {
@@ -107,15 +106,14 @@ pub(crate) struct State {
     pub(crate) patience: Patience,
     /// How many are read ahead.
     ahead: usize,
-    waker: Option<Waker>,
-    error: Option<BrokerError>,
-    /// Nobody reads any more.
-    ended: bool,
-    /// The group is to be left, whatever is open.
-    hurried: bool,
     /// The bus is about to end: that the process ends is no event's fault.
     pub(crate) drains: bool,
-    left: bool,
+}
+
+impl AtHand for State {
+    fn has_some(&self) -> bool {
+        self.out < OUT_BYTES && !self.at_hand.is_empty()
+    }
 }
 
 /// A delivery at hand.
@@ -187,7 +185,7 @@ impl Claim {
             until: AtomicU64::new(0),
             first: AtomicU64::new(0),
             stance: Stance::default(),
-            state: Lock::new(
+            state: Handover::new(
                 Rank::BROKER,
                 State {
                     token: String::new(),
@@ -204,21 +202,15 @@ impl Claim {
                     suspects: Suspects::default(),
                     patience,
                     ahead: if competing { AHEAD_OF_OTHERS } else { AHEAD },
-                    waker: None,
-                    error: None,
-                    ended: false,
-                    hurried: false,
                     drains: false,
-                    left: false,
                 },
             ),
             reader: Notify::new(),
             keeper: Notify::new(),
-            left: Waiters::new(),
         })
     }
 
-    pub(crate) fn state(&self) -> Locked<'_, State> {
+    pub(crate) fn state(&self) -> Locked<'_, Shared<State>> {
         self.state.lock()
     }
 
@@ -311,41 +303,32 @@ impl Claim {
     /// Settles what is handed out under this receipt; once more is as well.
     pub(crate) fn settle(&self, receipt: &Receipt) -> Settling {
         let is_ours = self.is_ours();
-        let (ring, waker, asked);
-        {
-            let mut state = self.state();
-            let Some(open) = state.take(receipt.token) else {
-                let counts = is_ours && self.knows(&state, receipt);
-                return if counts { Settling::Done } else { Settling::Lost };
+        let (settling, ring) = self.state.change(|state| {
+            let Some(Open { source, place, noted, .. }) = state.take(receipt.token) else {
+                let counts = is_ours && self.knows(state, receipt);
+                return (if counts { Settling::Done } else { Settling::Lost }, false);
             };
-            let Open { source, place, noted, .. } = open;
             let noted = noted.kept | state.suspects.forget((source, place));
-            let (answer, answered) = if is_ours { (None, None) } else { pair() };
-            asked = answered;
+            let (answer, asked) = if is_ours { (None, None) } else { pair() };
             state.settled.push(Settled { source, place, noted, answer });
-            ring = state.settled.len() == 1 || state.settled.len() == crate::keeper::MANY || state.ended;
-            waker = state.waker_for_room(open);
-        }
-        wake(waker);
+            let count = state.settled.len();
+            let ring = count == 1 || count == crate::keeper::MANY || state.is_closed();
+            (asked.map_or(Settling::Done, Settling::Asked), ring)
+        });
         if ring {
             foreign::tell("a waker", || self.keeper.notify_one());
         }
-        asked.map_or(Settling::Done, Settling::Asked)
+        settling
     }
 
     /// It was settled at the server already.
     pub(crate) fn forget(&self, receipt: &Receipt) {
-        let (ended, waker);
-        {
-            let mut state = self.state();
-            let open = state.take(receipt.token);
-            if let Some(open) = open {
+        let ended = self.state.change(|state| {
+            if let Some(open) = state.take(receipt.token) {
                 state.suspects.forget((open.source, open.place));
             }
-            ended = state.ended;
-            waker = open.and_then(|open| state.waker_for_room(open));
-        }
-        wake(waker);
+            state.is_closed()
+        });
         if ended {
             foreign::tell("a waker", || self.keeper.notify_one());
         }
@@ -362,17 +345,15 @@ impl Claim {
 
     /// Takes back what was handed out, and not settled.
     pub(crate) fn put_back(&self, receipt: Receipt) {
-        let (waker, ended);
-        {
-            let mut state = self.state();
-            let Some(Open { source, place, noted, size }) = state.take(receipt.token) else { return };
-            ended = state.ended;
+        let ended = self.state.change(|state| {
+            let Some(Open { source, place, noted, size }) = state.take(receipt.token) else { return false };
             let Receipt { envelope, offset, attempt, .. } = receipt;
             let noted = Noted { attempt: state.suspects.uncounted((source, place), attempt), ..noted };
-            state.put(Waiting { source, place, offset, envelope, noted, size });
-            waker = state.waker.take();
-        }
-        wake(waker);
+            if !state.is_closed() {
+                state.put(Waiting { source, place, offset, envelope, noted, size });
+            }
+            state.is_closed()
+        });
         if ended {
             foreign::tell("a waker", || self.keeper.notify_one());
         }
@@ -380,24 +361,19 @@ impl Claim {
 
     /// Puts deliveries at hand.
     pub(crate) fn put_at_hand(&self, deliveries: Vec<Waiting>) {
-        let waker = {
-            let mut state = self.state();
+        let dropped = self.state.change(|state| {
+            if state.is_closed() {
+                return deliveries;
+            }
             deliveries.into_iter().for_each(|delivery| state.put(delivery));
-            state.waker.take()
-        };
-        wake(waker);
+            Vec::new()
+        });
+        drop(dropped);
     }
 
     /// Tells whoever reads here that something is wrong.
     pub(crate) fn fail(&self, error: BrokerError) {
-        let (waker, earlier);
-        {
-            let mut state = self.state();
-            earlier = state.error.replace(error);
-            waker = state.waker.take();
-        }
-        drop(earlier);
-        wake(waker);
+        self.state.fail(error);
     }
 
     /// How many bytes more may be read ahead.
@@ -455,15 +431,13 @@ impl Claim {
             return 0;
         }
         let mut count = 0;
-        let (mut dropped, mut waker) = (Vec::new(), None);
-        {
-            let mut state = self.state();
+        let dropped = self.state.change(|state| {
+            let mut dropped = Vec::new();
             for token in lost {
                 if let Some(open) = state.take(*token) {
                     state.lost.insert(*token);
                     state.suspects.forget((open.source, open.place));
                     count += 1;
-                    waker = waker.or(state.waker_for_room(open));
                 }
             }
             while state.lost.len() > TRACES {
@@ -479,9 +453,9 @@ impl Claim {
                     dropped.push(waiting);
                 }
             }
-        }
+            dropped
+        });
         drop(dropped);
-        wake(waker);
         // There is room at hand, and whoever has ended may have nothing handed out any more.
         foreign::tell("a waker", || self.reader.notify_one());
         foreign::tell("a waker", || self.keeper.notify_one());
@@ -512,23 +486,26 @@ impl Claim {
 
     /// Whether nobody reads here any more.
     pub(crate) fn is_ended(&self) -> bool {
-        self.state().ended
+        self.state().is_closed()
     }
 
     /// Whether the group can be left: nobody reads any more, and nothing is handed out.
     pub(crate) fn is_over(&self) -> bool {
         let state = self.state();
-        state.ended && (state.open.is_empty() || state.hurried)
+        state.is_closed() && (state.open.is_empty() || state.ends())
     }
 
     /// Nobody reads here any more. `now`: whatever is handed out.
     pub(crate) fn end(&self, now: bool) {
+        if now {
+            self.state.end();
+        } else {
+            self.state.close();
+        }
         let dropped = {
             let mut state = self.state();
-            state.ended = true;
-            state.hurried |= now;
             state.bytes = 0;
-            (std::mem::take(&mut state.at_hand), state.waker.take())
+            std::mem::take(&mut state.at_hand)
         };
         drop(dropped);
         foreign::tell("a waker", || self.reader.notify_one());
@@ -537,13 +514,12 @@ impl Claim {
 
     /// The group was left.
     pub(crate) fn end_leaving(&self) {
-        self.state().left = true;
-        self.left.tell();
+        self.state.finish();
     }
 
     /// Resolves once the group was left.
     pub(crate) async fn left(&self) {
-        self.left.until(|| self.state().left.then_some(())).await;
+        self.state.finished().await;
     }
 
     /// Whether everything that was put at hand is settled and saved.
@@ -569,16 +545,7 @@ impl State {
         Some(open)
     }
 
-    /// Whom to wake since there is room again for what is handed out.
-    fn waker_for_room(&mut self, taken: Open) -> Option<Waker> {
-        let was_full = self.out + taken.size >= OUT_BYTES;
-        if was_full && self.out < OUT_BYTES { self.waker.take() } else { None }
-    }
-
     fn put(&mut self, waiting: Waiting) {
-        if self.ended {
-            return;
-        }
         let token = self.next;
         self.next += 1;
         self.bytes += waiting.size;
@@ -595,12 +562,6 @@ pub(crate) fn size(envelope: &Envelope) -> usize {
 fn pair() -> (Option<oneshot::Sender<()>>, Option<oneshot::Receiver<()>>) {
     let (answer, answered) = oneshot::channel();
     (Some(answer), Some(answered))
-}
-
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        foreign::tell("a waker", || waker.wake());
-    }
 }
 
 impl fmt::Debug for Claim {
@@ -621,22 +582,16 @@ pub(crate) struct RedisDeliveries {
     pub(crate) owner: Option<String>,
 }
 
-impl RedisDeliveries {
-    fn receive(
-        &self,
+impl Deliveries for RedisDeliveries {
+    fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
         into: &mut Vec<Received>,
         limit: usize,
-        waker: Option<Waker>,
-    ) -> Option<Result<(), BrokerError>> {
+    ) -> Poll<Result<(), BrokerError>> {
         let before = into.len();
-        let (error, earlier, low);
-        {
-            let mut state = self.claim.state();
-            error = state.error.take();
-            while into.len() - before < limit {
-                if state.out >= OUT_BYTES {
-                    break;
-                }
+        let is_low = ready!(self.claim.state.poll_take(context, |state| {
+            while into.len() - before < limit && state.out < OUT_BYTES {
                 let Some(((place, token), waiting)) = state.at_hand.pop_first() else { break };
                 let Waiting { source, offset, envelope, noted, size, .. } = waiting;
                 state.bytes -= size;
@@ -649,34 +604,12 @@ impl RedisDeliveries {
                 let (parked, settler) = (noted.parked, Arc::clone(&self.settler));
                 into.push(Received { receipt, replayed: false, parked, alone, settler });
             }
-            low = state.at_hand.len() < state.ahead / 2 + 1;
-            let wait = into.len() == before && error.is_none();
-            earlier = waker.filter(|_| wait).and_then(|waker| state.waker.replace(waker));
-        }
-        drop(earlier);
-        if low && into.len() > before {
+            state.at_hand.len() < state.ahead / 2 + 1
+        }))?;
+        if is_low == Some(true) {
             foreign::tell("a waker", || self.claim.reader.notify_one());
         }
-        match error {
-            Some(error) => Some(Err(error)),
-            None => (into.len() > before).then_some(Ok(())),
-        }
-    }
-}
-
-impl Deliveries for RedisDeliveries {
-    fn poll_receive(
-        &mut self,
-        context: &mut Context<'_>,
-        into: &mut Vec<Received>,
-        limit: usize,
-    ) -> Poll<Result<(), BrokerError>> {
-        if let Some(received) = self.receive(into, limit, None) {
-            return Poll::Ready(received);
-        }
-        // A waker is code of others, and is not to be cloned under the lock.
-        let waker = context.waker().clone();
-        self.receive(into, limit, Some(waker)).map_or(Poll::Pending, Poll::Ready)
+        Poll::Ready(Ok(()))
     }
 
     fn warnings(&mut self) -> Vec<String> {

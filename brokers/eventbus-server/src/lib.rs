@@ -3,6 +3,7 @@
 //!
 //! - [`cloudevents`]: envelopes as CloudEvents attributes, and as the JSON of the structured mode.
 //! - [`connection`]: whether a connection is there, since when it is not and why, and how it is tried again.
+//! - [`handover`]: what the task of a subscription and its reader share.
 //! - [`publishes`]: confirmations that are awaited apart from sending, and what is sent again.
 //! - [`url`]: addresses with their options, and errors that never show a password.
 
@@ -10,5 +11,6 @@
 
 pub mod cloudevents;
 pub mod connection;
+pub mod handover;
 pub mod publishes;
 pub mod url;

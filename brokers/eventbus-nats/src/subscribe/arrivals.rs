@@ -8,6 +8,7 @@ use crate::wire::Place;
 use crate::{notes, wire};
 use async_nats::{Message, StatusCode};
 use bytes::Bytes;
+use eventbus_core::BrokerError;
 use eventbus_core::broker::BrokerFuture;
 use eventbus_core::log;
 use eventbus_core::printable::printable;
@@ -148,7 +149,7 @@ impl Task {
         if self.lookups.is_empty() {
             self.look_if_waiting();
         }
-        self.subscription.wake();
+        self.subscription.state.wake();
     }
 
     /// The server says something about what it was asked for.
@@ -190,10 +191,10 @@ impl Task {
         self.pulls.forget();
         self.rests = Some(Instant::now() + REST);
         let Subscription { group, consumer, .. } = &*self.subscription;
-        self.subscription.fail(format!(
+        self.subscription.state.fail(BrokerError::new(format!(
             "the server lets nothing be asked for the group `{group}`: {description}; change the limits of the consumer \
              `{consumer}`"
-        ));
+        )));
     }
 
     /// The server has answered what it was asked then. As long as it has not waited for this process in vain, it has kept

@@ -58,14 +58,14 @@ impl Task {
             Some((_, event)) => {
                 let restored = self.subscription.state.lock().intake.restore(epoch, which.sequence, event);
                 drop(restored);
-                self.subscription.wake();
+                self.subscription.state.wake();
             }
             None => {
                 // Somebody has removed it, or it was too old: there is nothing to handle.
                 let gone = self.subscription.state.lock().intake.settle(epoch, which.sequence);
                 drop(gone);
                 self.send_acks().await;
-                self.subscription.wake();
+                self.subscription.state.wake();
             }
         }
     }

@@ -66,7 +66,7 @@ impl Task {
                 return;
             }
             Looked::Made(Ok(found)) => return self.go_on(found),
-            Looked::Made(Err(error)) => return self.subscription.fail(error.to_string()),
+            Looked::Made(Err(error)) => return self.subscription.state.fail(error),
         };
         if info.created != self.made {
             // Somebody has made it again, and the stream perhaps as well.
@@ -116,7 +116,7 @@ impl Task {
         };
         if all {
             self.takeover = None;
-            return self.subscription.wake();
+            return self.subscription.state.wake();
         }
         let pause = Duration::from_millis(10 << takeover.asked.min(5));
         self.next_look = Some(tokio::time::Instant::now() + pause);

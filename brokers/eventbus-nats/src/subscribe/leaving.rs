@@ -48,7 +48,7 @@ impl Task {
         loop {
             let (handed_out, ends) = {
                 let state = subscription.state.lock();
-                (state.intake.handed_out(), state.ends)
+                (state.intake.handed_out(), state.ends())
             };
             if handed_out == 0 || ends {
                 break;
