@@ -14,17 +14,16 @@ use eventbus_core::broker::{
     OpenedBroker, SubscribeRequest,
 };
 use eventbus_core::counted::counted;
-use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::{BrokerError, Envelope, PublishError};
+use eventbus_server::connection::Lost;
+use eventbus_server::subscriptions::Subscriptions;
+use eventbus_server::tasks::Tasks;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::Mutex;
-use tokio::task::AbortHandle;
 
-/// How long the end of a broker waits for what is on its way.
-const FLUSH: Duration = Duration::from_secs(4);
 /// How long nothing may have changed, so that everything counts as settled.
 const SETTLED: Duration = Duration::from_millis(300);
 
@@ -50,8 +49,8 @@ struct Shared {
     topics: Arc<Topics>,
     outlet: Arc<Outlet>,
     dead_letters: Arc<AwsDeadLetters>,
-    subscriptions: Arc<Lock<Vec<Arc<Subscription>>>>,
-    tasks: Lock<Vec<AbortHandle>>,
+    subscriptions: Arc<Subscriptions<Subscription>>,
+    tasks: Tasks,
 }
 
 impl AwsBroker {
@@ -91,33 +90,20 @@ impl AwsBroker {
             }),
             link,
             topics,
-            subscriptions: Arc::new(Lock::new(Rank::BROKER, Vec::new())),
-            tasks: Lock::new(Rank::BROKER, Vec::new()),
+            subscriptions: Arc::new(Subscriptions::new()),
+            tasks: Tasks::new(),
         };
         Ok(Self(Arc::new(Handle(Arc::new(shared)))))
     }
 }
 
 impl Shared {
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let task = tokio::spawn(task).abort_handle();
-        let mut tasks = self.tasks.lock();
-        tasks.retain(|task| !task.is_finished());
-        tasks.push(task);
-    }
-
-    fn subscriptions(&self) -> Vec<Arc<Subscription>> {
-        let mut subscriptions = self.subscriptions.lock();
-        subscriptions.retain(|one| !one.state.lock().is_finished());
-        subscriptions.clone()
-    }
-
     /// Resolves once the queues of this process are empty, and have been so for a moment.
     async fn settled(&self) {
         let mut before = false;
         loop {
             let mut settled = self.outlet.open() == 0;
-            for one in self.subscriptions() {
+            for one in self.subscriptions.all() {
                 settled = settled
                     && one.state.lock().held.is_empty()
                     && self.link.waiting(&one.queue.url).await.is_ok_and(|waiting| waiting == 0);
@@ -131,7 +117,7 @@ impl Shared {
     }
 
     async fn close(&self) -> Result<(), BrokerError> {
-        let subscriptions = self.subscriptions();
+        let subscriptions = self.subscriptions.all();
         for one in &subscriptions {
             one.end();
         }
@@ -142,9 +128,7 @@ impl Shared {
             }
         };
         let lost = self.link.state.lost();
-        // Without a connection, what is not confirmed by now will not be.
-        let patience = if lost.is_some() { Duration::from_millis(100) } else { FLUSH };
-        let _ = tokio::time::timeout(patience, flush).await;
+        let _ = tokio::time::timeout(Lost::flush_time(lost.is_some()), flush).await;
         let unsettled: usize = subscriptions.iter().map(|one| one.state.lock().held.unconfirmed()).sum();
         let unsent = self.outlet.open();
         self.link.state.close();
@@ -158,17 +142,12 @@ impl Shared {
             counted(unsettled, "delivery"),
             counted(unsent, "publish")
         );
-        Err(match lost {
-            Some(lost) => BrokerError::new(error).with_cause(lost.error),
-            None => BrokerError::new(error),
-        })
+        Err(Lost::explain(lost, BrokerError::new(error)))
     }
 
     fn abort(&self) {
-        let tasks = std::mem::take(&mut *self.tasks.lock());
-        tasks.iter().for_each(AbortHandle::abort);
-        let subscriptions = std::mem::take(&mut *self.subscriptions.lock());
-        subscriptions.iter().for_each(|one| one.state.finish());
+        self.tasks.abort();
+        self.subscriptions.all().iter().for_each(|one| one.state.finish());
         self.outlet.abort();
     }
 }
@@ -213,10 +192,9 @@ impl Broker for AwsBroker {
 
     fn connection(&self) -> Connection {
         let link = &self.shared().link;
-        match (link.state.lost(), link.slowed.now()) {
-            (Some(lost), _) => Connection::Lost { since: lost.since, error: lost.error },
-            (None, Some((since, error))) => Connection::Slowed { since, error },
-            (None, None) => Connection::Up,
+        match (link.state.connection(), link.slowed.now()) {
+            (Connection::Up, Some((since, error))) => Connection::Slowed { since, error },
+            (connection, _) => connection,
         }
     }
 
@@ -233,8 +211,8 @@ impl Broker for AwsBroker {
         BrokerFuture::new(async move {
             let (subscription, deliveries, task) =
                 subscribe::open(&shared.link, &shared.topics, request).await?;
-            shared.subscriptions.lock().push(Arc::clone(&subscription));
-            shared.spawn(task);
+            shared.subscriptions.add(Arc::clone(&subscription));
+            shared.tasks.spawn(task);
             if shared.link.state.is_closed() {
                 // It was opened while the broker ended.
                 subscription.state.finish();
@@ -259,9 +237,7 @@ impl Broker for AwsBroker {
     }
 
     fn backlog(&self, request: &SubscribeRequest) -> Option<u64> {
-        let subscriptions = self.shared().subscriptions();
-        let mut same = subscriptions.iter().filter(|one| one.group == request.group);
-        let one = same.find(|one| one.pattern == request.pattern)?;
+        let one = self.shared().subscriptions.find(request)?;
         one.asked.store(true, Ordering::Release);
         one.state.lock().backlog
     }

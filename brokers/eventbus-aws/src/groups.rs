@@ -7,8 +7,8 @@ use crate::subscription::Subscription;
 use crate::together::each;
 use crate::topology::GROUP_TAG;
 use eventbus_core::broker::{BrokerFuture, GroupState, Groups, SubscribeRequest, Topology};
-use eventbus_core::lock::Lock;
 use eventbus_core::{BrokerError, Pattern};
+use eventbus_server::subscriptions::Subscriptions;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub(crate) struct AwsGroups {
     pub(crate) link: Arc<Link>,
     /// What this process has open.
-    pub(crate) subscriptions: Arc<Lock<Vec<Arc<Subscription>>>>,
+    pub(crate) subscriptions: Arc<Subscriptions<Subscription>>,
 }
 
 /// A queue, and what its tags say.
@@ -47,12 +47,12 @@ impl AwsGroups {
 
     /// What the queues have that this process has open: nobody else's are asked for.
     async fn list_of(&self, wanted: Vec<SubscribeRequest>) -> Result<Vec<GroupState>, Trouble> {
-        let open = self.subscriptions.lock().clone();
         let is_wanted = |one: &Subscription| {
             wanted.iter().any(|request| request.group == one.group && request.pattern == one.pattern)
         };
-        let open = open.into_iter().filter(|one| is_wanted(one) && !one.state.lock().is_finished());
-        each(open.collect(), async move |one: Arc<Subscription>| {
+        let mut open = self.subscriptions.all();
+        open.retain(|one| is_wanted(one));
+        each(open, async move |one: Arc<Subscription>| {
             let mut known = GroupState::new(&one.group, one.pattern.as_str());
             known.active = true;
             state(&one.link, &one.queue.url, Some(&one.dead), known).await
@@ -71,9 +71,8 @@ impl AwsGroups {
         })
         .await?;
         kept.retain(|kept| group.is_none_or(|group| kept.group == group));
-        let open = self.subscriptions.lock().clone();
-        let is_open =
-            |url: &str| open.iter().any(|one| one.queue.url == url && !one.state.lock().is_finished());
+        let open = self.subscriptions.all();
+        let is_open = |url: &str| open.iter().any(|one| one.queue.url == url);
         kept.iter_mut().for_each(|kept| kept.active = kept.active || is_open(&kept.url));
         Ok(kept)
     }

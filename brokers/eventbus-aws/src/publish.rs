@@ -7,16 +7,16 @@ use crate::topics::Topics;
 use crate::wire::{self, LARGEST_EVENT, MAX_PAYLOAD, Written};
 use aws_sdk_sns::types::{MessageAttributeValue, PublishBatchRequestEntry};
 use eventbus_core::lock::{Lock, Rank};
-use eventbus_core::waiters::Waiters;
 use eventbus_core::{BoxError, BrokerError, Envelope, PublishError, Topic};
-use eventbus_server::connection::pause_before;
+use eventbus_server::connection::{Lost, pause_before};
+use eventbus_server::tasks::Tasks;
+use eventbus_server::unanswered::{Counted, Unanswered};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::task::AbortHandle;
 
 /// How many batches of one topic are on their way at once. Events of one key go through one of them.
 const LANES: usize = 8;
@@ -29,12 +29,11 @@ pub(crate) struct Outlet {
     topics: Arc<Topics>,
     /// What waits, by topic and lane. A lane that is here has a task that empties it.
     lanes: Lock<HashMap<(String, usize), VecDeque<Pending>>>,
-    tasks: Lock<Vec<AbortHandle>>,
+    tasks: Tasks,
     room: Arc<Semaphore>,
     /// Of events without order, the lane of the next.
     turn: AtomicUsize,
-    open: AtomicUsize,
-    changed: Waiters,
+    open: Unanswered,
 }
 
 /// An event that waits to be stored.
@@ -51,6 +50,7 @@ struct Pending {
     deadline: Instant,
     answer: oneshot::Sender<Result<(), PublishError>>,
     _room: OwnedSemaphorePermit,
+    _counted: Counted,
 }
 
 impl Pending {
@@ -78,11 +78,10 @@ impl Outlet {
             link,
             topics,
             lanes: Lock::new(Rank::BROKER, HashMap::new()),
-            tasks: Lock::new(Rank::BROKER_LAST, Vec::new()),
+            tasks: Tasks::new(),
             room: Arc::new(Semaphore::new(OPEN)),
             turn: AtomicUsize::new(0),
-            open: AtomicUsize::new(0),
-            changed: Waiters::new(),
+            open: Unanswered::new(),
         }
     }
 
@@ -138,13 +137,13 @@ impl Outlet {
             deadline,
             answer,
             _room: room,
+            _counted: self.open.one(),
         };
         self.put((topic.to_string(), lane % LANES), pending);
         Ok(receiver)
     }
 
     fn put(self: &Arc<Self>, lane: (String, usize), pending: Pending) {
-        self.open.fetch_add(1, Ordering::AcqRel);
         let mut lanes = self.lanes.lock();
         match lanes.entry(lane.clone()) {
             Entry::Occupied(mut there) => there.get_mut().push_back(pending),
@@ -152,10 +151,7 @@ impl Outlet {
                 none.insert(VecDeque::from([pending]));
                 drop(lanes);
                 let outlet = Arc::clone(self);
-                let task = tokio::spawn(async move { outlet.empty(lane).await }).abort_handle();
-                let mut tasks = self.tasks.lock();
-                tasks.retain(|task| !task.is_finished());
-                tasks.push(task);
+                self.tasks.spawn(async move { outlet.empty(lane).await });
             }
         }
     }
@@ -173,10 +169,7 @@ impl Outlet {
                 }
                 waiting.drain(..count).collect()
             };
-            let count = batch.len();
             self.send(batch).await;
-            self.open.fetch_sub(count, Ordering::AcqRel);
-            self.changed.tell();
         }
     }
 
@@ -213,10 +206,7 @@ impl Outlet {
         let within = self.link.settings.publish_timeout;
         let error =
             BrokerError::new(format!("Amazon has not confirmed it within {within:?} (`publish_timeout`)"));
-        match self.link.state.lost() {
-            Some(lost) => error.with_cause(lost.error),
-            None => error,
-        }
+        Lost::explain(self.link.state.lost(), error)
     }
 
     /// Sends a batch once; what is to be sent again.
@@ -285,19 +275,18 @@ impl Outlet {
 
     /// How many publishes are not answered.
     pub(crate) fn open(&self) -> usize {
-        self.open.load(Ordering::Acquire)
+        self.open.count()
     }
 
     /// Resolves once all publishes are answered.
     pub(crate) async fn emptied(&self) {
-        self.changed.until(|| (self.open() == 0).then_some(())).await;
+        self.open.none().await;
     }
 
     /// Nothing is sent any more.
     pub(crate) fn abort(&self) {
         self.room.close();
-        let tasks = std::mem::take(&mut *self.tasks.lock());
-        tasks.iter().for_each(AbortHandle::abort);
+        self.tasks.abort();
         let lanes = std::mem::take(&mut *self.lanes.lock());
         // Whoever waits learns it from the end of its channel.
         drop(lanes);
@@ -405,6 +394,7 @@ mod tests {
                 deadline: Instant::now() + Duration::from_secs(1),
                 answer,
                 _room: Arc::clone(&room).try_acquire_owned().unwrap(),
+                _counted: Unanswered::new().one(),
             };
             (pending, receiver)
         });

@@ -7,6 +7,7 @@ use eventbus_core::Pattern;
 use eventbus_core::broker::SubscribeRequest;
 use eventbus_core::lock::Rank;
 use eventbus_server::handover::{AtHand, Handover, Shared};
+use eventbus_server::subscriptions::Subscribed;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tokio::sync::Notify;
@@ -89,5 +90,15 @@ impl Subscription {
     pub(crate) fn end(&self) {
         self.state.end();
         self.bell.notify_one();
+    }
+}
+
+impl Subscribed for Subscription {
+    fn group_on(&self) -> (&str, &Pattern) {
+        (&self.group, &self.pattern)
+    }
+
+    fn is_finished(&self) -> bool {
+        self.state.lock().is_finished()
     }
 }

@@ -17,20 +17,18 @@ use eventbus_core::broker::{
     OpenedBroker, Replayable, SubscribeRequest,
 };
 use eventbus_core::counted::counted;
-use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::{BrokerError, Envelope, PublishError, foreign};
-use eventbus_server::connection::pause_before;
+use eventbus_server::connection::{Lost, pause_before};
+use eventbus_server::subscriptions::Subscriptions;
+use eventbus_server::tasks::Tasks;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::AbortHandle;
 
 /// How often it is looked for new topics, and whether somebody answers.
 const LOOK: Duration = Duration::from_secs(2);
-/// How long the end of a broker waits for what is on its way.
-const FLUSH: Duration = Duration::from_secs(4);
 
 /// A broker on Apache Kafka.
 ///
@@ -55,8 +53,8 @@ struct Shared {
     outlet: Arc<Outlet>,
     dead_letters: KafkaDeadLetters,
     tails: Arc<Tails>,
-    subscriptions: Lock<Vec<Arc<Subscription>>>,
-    watch: Lock<Option<AbortHandle>>,
+    subscriptions: Subscriptions<Subscription>,
+    tasks: Tasks,
 }
 
 impl KafkaBroker {
@@ -91,12 +89,10 @@ impl KafkaBroker {
             outlet,
             dead_letters,
             tails: Arc::default(),
-            subscriptions: Lock::new(Rank::BROKER, Vec::new()),
-            watch: Lock::new(Rank::BROKER, None),
+            subscriptions: Subscriptions::new(),
+            tasks: Tasks::new(),
         });
-        let (link, topics) = (Arc::clone(&shared.link), Arc::clone(&shared.topics));
-        let watch = tokio::spawn(watch(link, topics)).abort_handle();
-        *shared.watch.lock() = Some(watch);
+        shared.tasks.spawn(watch(Arc::clone(&shared.link), Arc::clone(&shared.topics)));
         Ok(Self(Arc::new(Handle(shared))))
     }
 }
@@ -119,17 +115,11 @@ async fn watch(link: Arc<Link>, topics: Arc<Topics>) {
 }
 
 impl Shared {
-    fn subscriptions(&self) -> Vec<Arc<Subscription>> {
-        let mut subscriptions = self.subscriptions.lock();
-        subscriptions.retain(|one| !one.state.lock().is_finished());
-        subscriptions.clone()
-    }
-
     /// Resolves once everything that was stored is settled by the groups of this process.
     async fn settled(self: &Arc<Self>) {
         loop {
             let mut settled = self.outlet.open() == 0;
-            let subscriptions = self.subscriptions();
+            let subscriptions = self.subscriptions.all();
             settled = settled && subscriptions.iter().all(|one| one.state.lock().held.is_empty());
             if settled {
                 let this = Arc::clone(self);
@@ -183,7 +173,7 @@ impl Shared {
     }
 
     async fn close(&self) -> Result<(), BrokerError> {
-        let subscriptions = self.subscriptions();
+        let subscriptions = self.subscriptions.all();
         for one in &subscriptions {
             one.end();
         }
@@ -194,9 +184,7 @@ impl Shared {
                 one.state.finished().await;
             }
         };
-        // Without a connection, what is not confirmed by now will not be.
-        let patience = if lost.is_some() { Duration::from_millis(100) } else { FLUSH };
-        let flushed = tokio::time::timeout(patience, flush).await.is_ok();
+        let flushed = tokio::time::timeout(Lost::flush_time(lost.is_some()), flush).await.is_ok();
         let unsaved: usize = subscriptions.iter().map(|one| one.state.lock().held.uncommitted()).sum();
         let unsent = self.outlet.open();
         self.end();
@@ -214,25 +202,19 @@ impl Shared {
             counted(unsaved, "delivery"),
             counted(unsent, "publish")
         );
-        Err(match lost {
-            Some(lost) => BrokerError::new(error).with_cause(lost.error),
-            None => BrokerError::new(error),
-        })
+        Err(Lost::explain(lost, BrokerError::new(error)))
     }
 
     fn end(&self) {
         self.link.state.close();
-        let watch = self.watch.lock().take();
-        if let Some(watch) = watch {
-            watch.abort();
-        }
+        self.tasks.abort();
         self.outlet.close();
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        for one in self.0.subscriptions() {
+        for one in self.0.subscriptions.all() {
             one.end();
         }
         self.0.end();
@@ -275,10 +257,7 @@ impl Broker for KafkaBroker {
     }
 
     fn connection(&self) -> Connection {
-        match self.shared().link.state.lost() {
-            Some(lost) => Connection::Lost { since: lost.since, error: lost.error },
-            None => Connection::Up,
-        }
+        self.shared().link.state.connection()
     }
 
     fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
@@ -294,7 +273,7 @@ impl Broker for KafkaBroker {
         BrokerFuture::new(async move {
             let (subscription, deliveries) =
                 subscribe::open(&shared.link, &shared.topics, &shared.outlet, request).await?;
-            shared.subscriptions.lock().push(subscription);
+            shared.subscriptions.add(subscription);
             Ok(Box::new(deliveries) as Box<dyn Deliveries>)
         })
     }

@@ -4,14 +4,15 @@ use crate::connection::{Context, Link, client, explain};
 use crate::topology::Topics;
 use crate::wire::{self, Written};
 use eventbus_core::lock::{Lock, Rank};
-use eventbus_core::waiters::Waiters;
 use eventbus_core::{BoxError, BrokerError, Envelope, PublishError};
+use eventbus_server::connection::Lost;
+use eventbus_server::unanswered::Unanswered;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::future_producer::Delivery;
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer, PurgeConfig};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How long to wait where the producer's queue is full.
@@ -24,9 +25,8 @@ pub(crate) struct Outlet {
     link: Arc<Link>,
     topics: Arc<Topics>,
     producer: Lock<Arc<Sender>>,
-    open: AtomicUsize,
+    open: Unanswered,
     closed: AtomicBool,
-    changed: Waiters,
     /// Keeps what several publish at once in one order each.
     turn: tokio::sync::Mutex<()>,
 }
@@ -37,16 +37,6 @@ pub(crate) struct Sent {
     producer: Arc<Sender>,
 }
 
-/// Counts a publish as long as it is not answered.
-struct Open<'a>(&'a Outlet);
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::AcqRel);
-        self.0.changed.tell();
-    }
-}
-
 impl Outlet {
     pub(crate) fn new(link: Arc<Link>, topics: Arc<Topics>) -> Result<Self, BrokerError> {
         let producer = Arc::new(client(&link.settings.producer(), Context::new(&link.state))?);
@@ -54,15 +44,14 @@ impl Outlet {
             link,
             topics,
             producer: Lock::new(Rank::BROKER, producer),
-            open: AtomicUsize::new(0),
+            open: Unanswered::new(),
             closed: AtomicBool::new(false),
-            changed: Waiters::new(),
             turn: tokio::sync::Mutex::new(()),
         })
     }
 
     pub(crate) async fn publish(self: Arc<Self>, envelope: Arc<Envelope>) -> Result<(), PublishError> {
-        let open = self.count();
+        let open = self.open.one();
         let sent = self.enqueue(&envelope).await;
         let answer = self.answered(&envelope, sent).await;
         drop(open);
@@ -73,7 +62,7 @@ impl Outlet {
         self: Arc<Self>,
         envelopes: Vec<Arc<Envelope>>,
     ) -> Vec<Result<(), PublishError>> {
-        let open: Vec<_> = envelopes.iter().map(|_| self.count()).collect();
+        let open: Vec<_> = envelopes.iter().map(|_| self.open.one()).collect();
         let mut sent = Vec::with_capacity(envelopes.len());
         for envelope in &envelopes {
             sent.push(self.enqueue(envelope).await);
@@ -84,11 +73,6 @@ impl Outlet {
         }
         drop(open);
         answers
-    }
-
-    fn count(&self) -> Open<'_> {
-        self.open.fetch_add(1, Ordering::AcqRel);
-        Open(self)
     }
 
     async fn enqueue(&self, envelope: &Envelope) -> Result<Sent, PublishError> {
@@ -231,22 +215,19 @@ impl Outlet {
                 "Kafka has not confirmed it within {within:?} (`publish_timeout`): {}",
                 explain(&error)
             ));
-            match self.link.state.lost() {
-                Some(lost) => cause.with_cause(lost.error),
-                None => cause,
-            }
+            Lost::explain(self.link.state.lost(), cause)
         };
         Err(PublishError::Unconfirmed { topic, cause: cause.into() })
     }
 
     /// How many publishes are not answered.
     pub(crate) fn open(&self) -> usize {
-        self.open.load(Ordering::Acquire)
+        self.open.count()
     }
 
     /// Resolves once all publishes are answered.
     pub(crate) async fn emptied(&self) {
-        self.changed.until(|| (self.open() == 0).then_some(())).await;
+        self.open.none().await;
     }
 
     /// Nothing is sent any more; who waits is told.

@@ -7,6 +7,7 @@ use crate::topology::{Listener, Topics};
 use eventbus_core::Pattern;
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_server::handover::{AtHand, Handover, Shared};
+use eventbus_server::subscriptions::Subscribed;
 use std::sync::{Arc, Condvar};
 use std::time::{Duration, Instant};
 
@@ -101,6 +102,16 @@ impl Subscription {
     pub(crate) fn end(&self) {
         self.state.end();
         self.bell.ring();
+    }
+}
+
+impl Subscribed for Subscription {
+    fn group_on(&self) -> (&str, &Pattern) {
+        (&self.group, &self.pattern)
+    }
+
+    fn is_finished(&self) -> bool {
+        self.state.lock().is_finished()
     }
 }
 

@@ -15,15 +15,13 @@ use eventbus_core::broker::{
     OpenedBroker, Replayable, Standing, SubscribeRequest,
 };
 use eventbus_core::counted::counted;
-use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::{BrokerError, Envelope, PublishError};
+use eventbus_server::connection::Lost;
+use eventbus_server::subscriptions::Subscriptions;
+use eventbus_server::tasks::Tasks;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::AbortHandle;
-
-/// How long the end of a broker waits for what is on its way.
-const FLUSH: Duration = Duration::from_secs(4);
 
 /// A broker on NATS JetStream.
 ///
@@ -45,8 +43,8 @@ struct Handle(Arc<Shared>);
 pub(crate) struct Shared {
     pub(crate) link: Arc<Link>,
     pub(crate) outlet: Arc<Outlet>,
-    subscriptions: Lock<Vec<Arc<Subscription>>>,
-    tasks: Lock<Vec<AbortHandle>>,
+    pub(crate) subscriptions: Subscriptions<Subscription>,
+    pub(crate) tasks: Tasks,
 }
 
 impl NatsBroker {
@@ -77,39 +75,21 @@ impl NatsBroker {
         let link = Arc::new(link);
         link.ensure_streams().await?;
         let (outlet, confirmations) = Outlet::open(Arc::clone(&link)).await?;
-        let shared = Shared {
-            link,
-            outlet,
-            subscriptions: Lock::new(Rank::BROKER, Vec::new()),
-            tasks: Lock::new(Rank::BROKER, Vec::new()),
-        };
+        let shared = Shared { link, outlet, subscriptions: Subscriptions::new(), tasks: Tasks::new() };
         let broker = Self(Arc::new(Handle(Arc::new(shared))));
-        broker.shared().spawn(Arc::clone(&broker.shared().link).keep(ended));
-        broker.shared().spawn(confirmations);
+        broker.shared().tasks.spawn(Arc::clone(&broker.shared().link).keep(ended));
+        broker.shared().tasks.spawn(confirmations);
         Ok(broker)
     }
 }
 
 impl Shared {
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let task = tokio::spawn(task).abort_handle();
-        let mut tasks = self.tasks.lock();
-        tasks.retain(|task| !task.is_finished());
-        tasks.push(task);
-    }
-
-    pub(crate) fn subscriptions(&self) -> Vec<Arc<Subscription>> {
-        let mut subscriptions = self.subscriptions.lock();
-        subscriptions.retain(|one| !one.state.lock().is_finished());
-        subscriptions.clone()
-    }
-
     /// Resolves once the server has nothing for the subscriptions of this process, and they have nothing of it.
     pub(crate) async fn settled(&self) {
         let mut before = None;
         loop {
             let mut delivered = Vec::new();
-            for one in self.subscriptions() {
+            for one in self.subscriptions.all() {
                 let info = self.link.consumer_info(&one.consumer).await.ok();
                 let info =
                     info.filter(|info| info.num_pending == 0 && info.num_ack_pending == 0 && one.is_idle());
@@ -128,7 +108,7 @@ impl Shared {
     }
 
     async fn close(&self) -> Result<(), BrokerError> {
-        let subscriptions = self.subscriptions();
+        let subscriptions = self.subscriptions.all();
         for one in &subscriptions {
             one.end();
         }
@@ -139,14 +119,12 @@ impl Shared {
             self.outlet.emptied().await;
         };
         let lost = self.link.state.lost();
-        // Without a connection, what is not confirmed by now will not be.
-        let patience = if lost.is_some() { Duration::from_millis(100) } else { FLUSH };
-        let _ = tokio::time::timeout(patience, flush).await;
+        let _ = tokio::time::timeout(Lost::flush_time(lost.is_some()), flush).await;
         let unsettled: usize = subscriptions.iter().map(|one| one.state.lock().intake.unconfirmed()).sum();
         let unsent = self.outlet.open_publishes();
         self.link.state.close();
         let _ = self.link.client().client.drain().await;
-        self.abort();
+        self.tasks.abort();
         if unsettled == 0 && unsent == 0 {
             return Ok(());
         }
@@ -156,24 +134,14 @@ impl Shared {
             counted(unsettled, "delivery"),
             counted(unsent, "publish")
         );
-        Err(match lost {
-            Some(lost) => BrokerError::new(error).with_cause(lost.error),
-            None => BrokerError::new(error),
-        })
-    }
-
-    fn abort(&self) {
-        let tasks = std::mem::take(&mut *self.tasks.lock());
-        for task in tasks {
-            task.abort();
-        }
+        Err(Lost::explain(lost, BrokerError::new(error)))
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
         self.0.link.state.close();
-        self.0.abort();
+        self.0.tasks.abort();
     }
 }
 
@@ -207,17 +175,12 @@ impl Broker for NatsBroker {
     }
 
     fn connection(&self) -> Connection {
-        match self.shared().link.state.lost() {
-            Some(lost) => Connection::Lost { since: lost.since, error: lost.error },
-            None => Connection::Up,
-        }
+        self.shared().link.state.connection()
     }
 
     fn standing(&self, request: &SubscribeRequest) -> Standing {
-        let subscriptions = self.shared().subscriptions();
-        let mut same =
-            subscriptions.iter().filter(|one| one.group == request.group && one.pattern == request.pattern);
-        if same.any(|one| one.stance.standing() == Standing::StandingBy) {
+        let same = self.shared().subscriptions.of(&request.group, &request.pattern);
+        if same.iter().any(|one| one.stance.standing() == Standing::StandingBy) {
             Standing::StandingBy
         } else {
             Standing::Active
@@ -238,8 +201,8 @@ impl Broker for NatsBroker {
             let shared = broker.shared();
             let (subscription, deliveries, task) =
                 subscribe::open(&shared.link, &shared.outlet, request).await?;
-            shared.subscriptions.lock().push(subscription);
-            shared.spawn(task);
+            shared.subscriptions.add(subscription);
+            shared.tasks.spawn(task);
             Ok(Box::new(deliveries) as Box<dyn Deliveries>)
         })
     }
@@ -266,11 +229,8 @@ impl Broker for NatsBroker {
     }
 
     fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
-        let open = self.shared().subscriptions();
-        let is_of = |one: &Subscription| {
-            subscriptions.iter().any(|other| other.group == one.group && other.pattern == one.pattern)
-        };
-        let open: Vec<_> = open.into_iter().filter(|one| is_of(one)).collect();
+        let open = subscriptions.iter().map(|one| self.shared().subscriptions.of(&one.group, &one.pattern));
+        let open: Vec<_> = open.flatten().collect();
         BrokerFuture::new(async move {
             for one in open {
                 one.drain().await;

@@ -357,7 +357,7 @@ async fn nothing_is_settled_until_it_is_known_which_stream_there_is() {
     let one = former.remove(0);
     one.settler.release(one.receipt);
     first.client().flush().await.unwrap();
-    let consumer = second.shared().subscriptions().remove(0).consumer.clone();
+    let consumer = second.shared().subscriptions.all().remove(0).consumer.clone();
     let open = async || second.shared().link.consumer_info(&consumer).await.unwrap().num_ack_pending;
     assert_eq!(open().await, 3);
     faults.end();
@@ -430,7 +430,7 @@ async fn what_a_takeover_finds_open_is_not_here_all_at_once() {
     // The group is given away with a delivery.
     let last = Envelope::from_json(Topic::from_static("a.b"), &COUNT).unwrap();
     broker.publish(Arc::new(last)).await.unwrap();
-    let subscription = broker.shared().subscriptions().remove(0);
+    let subscription = broker.shared().subscriptions.all().remove(0);
     let most = BYTES + 2 * broker.shared().link.client().client.max_payload() + (2 << 20);
     for number in 0..COUNT {
         let one = receive(&mut deliveries, 1).await.remove(0);

@@ -64,7 +64,7 @@ impl Shared {
         let (sender, receiver) = mpsc::channel(AHEAD);
         let left = if request.until == ReplayUntil::Live { u64::MAX } else { scan.count };
         let reading = Reading { shared: Arc::clone(&self), mended, request, left };
-        self.spawn(reading.run(scan, sender));
+        self.tasks.spawn(reading.run(scan, sender));
         let returned = Arc::new(Returned(Lock::new(Rank::BROKER_LAST, Back::default())));
         let deliveries = Box::new(ReplayDeliveries { receiver, returned });
         Ok(Replay { deliveries, events, latest: latest.map(|latest| Offset::new(latest.into())) })

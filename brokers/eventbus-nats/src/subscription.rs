@@ -10,6 +10,7 @@ use eventbus_core::Pattern;
 use eventbus_core::broker::stance::Stance;
 use eventbus_core::lock::Rank;
 use eventbus_server::handover::{AtHand, Handover};
+use eventbus_server::subscriptions::Subscribed;
 use futures_util::FutureExt;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -270,6 +271,16 @@ impl Subscription {
     pub(crate) fn is_idle(&self) -> bool {
         let state = self.state.lock();
         state.intake.held() == 0 && state.intake.unconfirmed() == 0
+    }
+}
+
+impl Subscribed for Subscription {
+    fn group_on(&self) -> (&str, &Pattern) {
+        (&self.group, &self.pattern)
+    }
+
+    fn is_finished(&self) -> bool {
+        self.state.lock().is_finished()
     }
 }
 

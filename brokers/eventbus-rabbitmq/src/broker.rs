@@ -13,17 +13,15 @@ use eventbus_core::broker::{
     OpenedBroker, Standing, SubscribeRequest,
 };
 use eventbus_core::counted::counted;
-use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::{BrokerError, Envelope, PublishError};
 use eventbus_server::connection::Lost;
+use eventbus_server::subscriptions::Subscriptions;
+use eventbus_server::tasks::Tasks;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::task::AbortHandle;
 
-/// How long the end of a broker waits for what is on its way.
-const FLUSH: Duration = Duration::from_secs(4);
 /// How long nothing may have changed, so that everything counts as settled.
 const SETTLED: Duration = Duration::from_millis(300);
 
@@ -50,8 +48,8 @@ struct Shared {
     outlet: Arc<Outlet>,
     directory: Arc<Directory>,
     dead_letters: RabbitMqDeadLetters,
-    subscriptions: Arc<Lock<Vec<Arc<Subscription>>>>,
-    tasks: Lock<Vec<AbortHandle>>,
+    subscriptions: Arc<Subscriptions<Subscription>>,
+    tasks: Tasks,
 }
 
 impl RabbitMqBroker {
@@ -92,43 +90,23 @@ impl RabbitMqBroker {
             outlet,
             directory,
             dead_letters,
-            subscriptions: Arc::new(Lock::new(Rank::BROKER, Vec::new())),
-            tasks: Lock::new(Rank::BROKER, Vec::new()),
+            subscriptions: Arc::new(Subscriptions::new()),
+            tasks: Tasks::new(),
         });
-        shared.spawn(keeps_consuming);
-        shared.spawn(keeps_publishing);
-        shared.spawn(Arc::clone(&shared.outlet).run());
+        shared.tasks.spawn(keeps_consuming);
+        shared.tasks.spawn(keeps_publishing);
+        shared.tasks.spawn(Arc::clone(&shared.outlet).run());
         Ok(Self(Arc::new(Handle(shared))))
     }
 }
 
 impl Shared {
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let task = tokio::spawn(task).abort_handle();
-        let mut tasks = self.tasks.lock();
-        tasks.retain(|task| !task.is_finished());
-        tasks.push(task);
-    }
-
-    fn subscriptions(&self) -> Vec<Arc<Subscription>> {
-        let mut subscriptions = self.subscriptions.lock();
-        subscriptions.retain(|one| !one.state.lock().is_finished());
-        subscriptions.clone()
-    }
-
-    fn subscription(&self, request: &SubscribeRequest) -> Option<Arc<Subscription>> {
-        let is_it = |one: &Arc<Subscription>| {
-            one.request.group == request.group && one.request.pattern == request.pattern
-        };
-        self.subscriptions().into_iter().find(is_it)
-    }
-
     /// Resolves once the queues of this process are empty, and have been so for a moment.
     async fn settled(&self) {
         let mut before = false;
         loop {
             let mut settled = self.outlet.open() == 0;
-            for one in self.subscriptions() {
+            for one in self.subscriptions.all() {
                 let is_done = || {
                     let state = one.state.lock();
                     state.held.open() == 0 && state.held.is_acked()
@@ -147,7 +125,7 @@ impl Shared {
     }
 
     async fn close(&self) -> Result<(), BrokerError> {
-        let subscriptions = self.subscriptions();
+        let subscriptions = self.subscriptions.all();
         for one in &subscriptions {
             one.close();
         }
@@ -160,14 +138,14 @@ impl Shared {
             }
         };
         let _ = tokio::join!(
-            tokio::time::timeout(patience(out_of_reach), self.outlet.emptied()),
-            tokio::time::timeout(patience(consuming.is_some()), acked),
+            tokio::time::timeout(Lost::flush_time(out_of_reach), self.outlet.emptied()),
+            tokio::time::timeout(Lost::flush_time(consuming.is_some()), acked),
         );
         let lost = consuming.or(publishing).or_else(|| self.publishing.blocked());
         let unsettled: usize = subscriptions.iter().map(|one| one.state.lock().held.unconfirmed()).sum();
         let unsent = self.outlet.open();
         tokio::join!(self.consuming.close(), self.publishing.close());
-        self.abort();
+        self.tasks.abort();
         if unsettled == 0 && unsent == 0 {
             return Ok(());
         }
@@ -177,28 +155,15 @@ impl Shared {
             counted(unsettled, "delivery"),
             counted(unsent, "publish")
         );
-        Err(match lost {
-            Some(lost) => BrokerError::new(error).with_cause(lost.error),
-            None => BrokerError::new(error),
-        })
+        Err(Lost::explain(lost, BrokerError::new(error)))
     }
-
-    fn abort(&self) {
-        let tasks = std::mem::take(&mut *self.tasks.lock());
-        tasks.iter().for_each(AbortHandle::abort);
-    }
-}
-
-/// Without a connection, what is not confirmed by now will not be.
-fn patience(out_of_reach: bool) -> Duration {
-    if out_of_reach { Duration::from_millis(100) } else { FLUSH }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
         self.0.consuming.abandon();
         self.0.publishing.abandon();
-        self.0.abort();
+        self.0.tasks.abort();
     }
 }
 
@@ -248,7 +213,7 @@ impl Broker for RabbitMqBroker {
 
     fn standing(&self, request: &SubscribeRequest) -> Standing {
         let active = |one: Arc<Subscription>| one.state.lock().active;
-        match self.shared().subscription(request).is_none_or(active) {
+        match self.shared().subscriptions.find(request).is_none_or(active) {
             true => Standing::Active,
             false => Standing::StandingBy,
         }
@@ -267,8 +232,8 @@ impl Broker for RabbitMqBroker {
         BrokerFuture::new(async move {
             let (subscription, deliveries, task) =
                 subscribe::open(&shared.consuming, &shared.outlet, &shared.directory, request).await?;
-            shared.subscriptions.lock().push(subscription);
-            shared.spawn(task);
+            shared.subscriptions.add(subscription);
+            shared.tasks.spawn(task);
             Ok(Box::new(deliveries) as Box<dyn Deliveries>)
         })
     }
@@ -294,7 +259,7 @@ impl Broker for RabbitMqBroker {
     }
 
     fn backlog(&self, request: &SubscribeRequest) -> Option<u64> {
-        let one = self.shared().subscription(request)?;
+        let one = self.shared().subscriptions.find(request)?;
         one.asked.store(true, Ordering::Release);
         one.bell.notify_one();
         let state = one.state.lock();

@@ -5,8 +5,8 @@ use crate::dead_letters::RabbitMqDeadLetters;
 use crate::directory::Directory;
 use crate::subscription::Subscription;
 use eventbus_core::broker::{BrokerFuture, GroupState, Groups};
-use eventbus_core::lock::Lock;
 use eventbus_core::{BrokerError, Pattern};
+use eventbus_server::subscriptions::Subscriptions;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ pub(crate) struct Known {
     pub(crate) directory: Arc<Directory>,
     pub(crate) dead_letters: RabbitMqDeadLetters,
     /// Those of this process, which has deliveries in its hands that the server does not count.
-    pub(crate) subscriptions: Arc<Lock<Vec<Arc<Subscription>>>>,
+    pub(crate) subscriptions: Arc<Subscriptions<Subscription>>,
 }
 
 impl Known {
@@ -45,10 +45,8 @@ impl Known {
     }
 
     fn held(&self, group: &str, pattern: &Pattern) -> u64 {
-        let subscriptions = self.subscriptions.lock().clone();
-        let of_group =
-            subscriptions.iter().filter(|one| one.request.group == group && one.request.pattern == *pattern);
-        of_group.map(|one| one.state.lock().held.open() as u64).sum()
+        let open = self.subscriptions.of(group, pattern);
+        open.iter().map(|one| one.state.lock().held.open() as u64).sum()
     }
 
     /// Removes the queues of a group, on one of its patterns or all. What is handled stays.

@@ -6,9 +6,9 @@ use crate::wire::{self, Written};
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
-use eventbus_core::waiters::Waiters;
 use eventbus_core::{BoxError, BrokerError, Envelope, PublishError};
-use eventbus_server::connection::pause_before;
+use eventbus_server::connection::{Lost, pause_before};
+use eventbus_server::unanswered::{Counted, Unanswered};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -47,35 +47,11 @@ pub(crate) struct Outlet {
     link: Arc<Link>,
     sender: mpsc::UnboundedSender<Pending>,
     room: Arc<Semaphore>,
-    open: Arc<Unanswered>,
+    open: Unanswered,
     /// The largest payload, as far as it is known.
     max_payload: AtomicUsize,
     /// What the task that sends takes from.
     receiver: Lock<Option<mpsc::UnboundedReceiver<Pending>>>,
-}
-
-/// How many publishes are not answered.
-struct Unanswered {
-    count: AtomicUsize,
-    changed: Waiters,
-}
-
-/// One of them, until this is dropped.
-struct Counted(Arc<Unanswered>);
-
-impl Counted {
-    fn new(all: &Arc<Unanswered>) -> Self {
-        all.count.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(all))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.changed.tell();
-        }
-    }
 }
 
 /// A message that is not answered.
@@ -133,7 +109,7 @@ impl Outlet {
             link,
             sender,
             room: Arc::new(Semaphore::new(OPEN)),
-            open: Arc::new(Unanswered { count: AtomicUsize::new(0), changed: Waiters::new() }),
+            open: Unanswered::new(),
             receiver: Lock::new(Rank::BROKER, Some(receiver)),
         }
     }
@@ -189,7 +165,7 @@ impl Outlet {
         };
         let Ok(room) = room else { return Err(PublishError::Closed { topic }) };
         let (answer, receiver) = oneshot::channel();
-        let _counted = Counted::new(&self.open);
+        let _counted = self.open.one();
         let pending = Pending {
             to,
             topic,
@@ -212,20 +188,17 @@ impl Outlet {
         let within = self.link.settings.publish_timeout;
         let what = if sent { "has not confirmed it" } else { "could not be sent it" };
         let error = BrokerError::new(format!("RabbitMQ {what} within {within:?} (`publish_timeout`)"));
-        match self.link.state.lost().or_else(|| self.link.blocked()) {
-            Some(lost) => error.with_cause(lost.error),
-            None => error,
-        }
+        Lost::explain(self.link.state.lost().or_else(|| self.link.blocked()), error)
     }
 
     /// How many publishes are not answered.
     pub(crate) fn open(&self) -> usize {
-        self.open.count.load(Ordering::Acquire)
+        self.open.count()
     }
 
     /// Resolves once all publishes are answered.
     pub(crate) async fn emptied(&self) {
-        self.open.changed.until(|| (self.open() == 0).then_some(())).await;
+        self.open.none().await;
     }
 
     /// Nothing is taken any more.

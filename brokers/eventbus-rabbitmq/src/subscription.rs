@@ -3,9 +3,11 @@
 use crate::connection::Link;
 use crate::held::{Held, Lease, Token, Waiting};
 use crate::publish::Outlet;
+use eventbus_core::Pattern;
 use eventbus_core::broker::SubscribeRequest;
 use eventbus_core::lock::Rank;
 use eventbus_server::handover::{AtHand, Handover};
+use eventbus_server::subscriptions::Subscribed;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -82,6 +84,16 @@ impl Subscription {
     pub(crate) fn close(&self) {
         self.state.close();
         self.bell.notify_one();
+    }
+}
+
+impl Subscribed for Subscription {
+    fn group_on(&self) -> (&str, &Pattern) {
+        (&self.request.group, &self.request.pattern)
+    }
+
+    fn is_finished(&self) -> bool {
+        self.state.lock().is_finished()
     }
 }
 

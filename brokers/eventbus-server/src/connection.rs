@@ -1,6 +1,7 @@
 //! The connection to a server: whether it is there, since when it is not and why, and how it is tried again.
 
 use eventbus_core::BrokerError;
+use eventbus_core::broker::Connection;
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
@@ -8,6 +9,9 @@ use eventbus_core::waiters::Waiters;
 use jiff::Timestamp;
 use std::fmt;
 use std::time::{Duration, Instant};
+
+/// How long the end of a broker waits for what is on its way.
+const FLUSH: Duration = Duration::from_secs(4);
 
 /// What is known of a connection. It writes a line of the log whenever it is lost, and whenever it is there again.
 pub struct ConnectionState {
@@ -34,6 +38,35 @@ pub struct Lost {
     pub at: Instant,
     /// Why, as far as it is known.
     pub error: String,
+}
+
+impl Lost {
+    /// An error that comes of a lost connection, where it is lost: with the reason for that.
+    ///
+    /// ```
+    /// use eventbus_core::BrokerError;
+    /// use eventbus_server::connection::{ConnectionState, Lost};
+    ///
+    /// let state = ConnectionState::up("nats://a");
+    /// let late = || BrokerError::new("it is not confirmed");
+    /// assert_eq!(Lost::explain(state.lost(), late()).to_string(), "it is not confirmed");
+    /// state.is_lost("connection refused");
+    /// assert_eq!(Lost::explain(state.lost(), late()).to_string(), "it is not confirmed: connection refused");
+    /// ```
+    #[must_use]
+    pub fn explain(lost: Option<Self>, error: BrokerError) -> BrokerError {
+        match lost {
+            Some(lost) => error.with_cause(lost.error),
+            None => error,
+        }
+    }
+
+    /// How long the end of a broker waits for what is on its way: without a connection, what is not confirmed by then
+    /// will not be.
+    #[must_use]
+    pub const fn flush_time(is_lost: bool) -> Duration {
+        if is_lost { Duration::from_millis(100) } else { FLUSH }
+    }
 }
 
 impl ConnectionState {
@@ -108,6 +141,15 @@ impl ConnectionState {
     #[must_use]
     pub fn lost(&self) -> Option<Lost> {
         self.state.lock().lost.clone()
+    }
+
+    /// The same, as a bus asks for it.
+    #[must_use]
+    pub fn connection(&self) -> Connection {
+        match self.lost() {
+            Some(Lost { since, error, .. }) => Connection::Lost { since, error },
+            None => Connection::Up,
+        }
     }
 
     /// How often there was a connection: another number means another connection.
@@ -241,13 +283,17 @@ mod tests {
         let since = state.lost().unwrap().since;
         state.is_lost("refused");
         assert_eq!(state.lost().map(|lost| (lost.since, lost.error)), Some((since, "refused".to_owned())));
-        assert!(!state.is(1));
+        assert!(
+            !state.is(1)
+                && matches!(state.connection(), Connection::Lost { error, .. } if error == "refused")
+        );
         assert!(
             gone.as_mut().poll(&mut context).is_ready() && another.as_mut().poll(&mut context).is_pending()
         );
         state.is_up();
         assert!(state.lost().is_none() && another.as_mut().poll(&mut context).is_ready());
         assert!(state.is(2) && !state.is(1), "it is another one");
+        assert!(matches!(state.connection(), Connection::Up));
         state.is_up();
         assert_eq!(state.times(), 2, "it was there already");
     }

@@ -5,6 +5,9 @@
 //! - [`connection`]: whether a connection is there, since when it is not and why, and how it is tried again.
 //! - [`handover`]: what the task of a subscription and its reader share.
 //! - [`publishes`]: confirmations that are awaited apart from sending, and what is sent again.
+//! - [`subscriptions`]: those that a broker has open.
+//! - [`tasks`]: those of a broker, which end with it.
+//! - [`unanswered`]: how many publishes are not answered.
 //! - [`url`]: addresses with their options, and errors that never show a password.
 
 #![forbid(unsafe_code)]
@@ -13,4 +16,7 @@ pub mod cloudevents;
 pub mod connection;
 pub mod handover;
 pub mod publishes;
+pub mod subscriptions;
+pub mod tasks;
+pub mod unanswered;
 pub mod url;

@@ -1,0 +1,80 @@
+//! The subscriptions that a broker has open.
+
+use eventbus_core::Pattern;
+use eventbus_core::broker::SubscribeRequest;
+use eventbus_core::lock::{Lock, Rank};
+use std::sync::Arc;
+
+/// One open subscription, as its broker keeps it.
+pub trait Subscribed {
+    /// Its group, and the pattern that it listens on.
+    fn group_on(&self) -> (&str, &Pattern);
+
+    /// Whether its task has ended.
+    fn is_finished(&self) -> bool;
+}
+
+/// All subscriptions of a broker whose tasks have not ended.
+///
+/// ```
+/// use eventbus_core::Pattern;
+/// use eventbus_server::subscriptions::{Subscribed, Subscriptions};
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicBool, Ordering};
+///
+/// struct Subscription(Pattern, AtomicBool);
+///
+/// impl Subscribed for Subscription {
+///     fn group_on(&self) -> (&str, &Pattern) {
+///         ("mail", &self.0)
+///     }
+///
+///     fn is_finished(&self) -> bool {
+///         self.1.load(Ordering::Relaxed)
+///     }
+/// }
+///
+/// let pattern = Pattern::from_static("order.>");
+/// let one = Arc::new(Subscription(pattern.clone(), AtomicBool::new(false)));
+/// let subscriptions = Subscriptions::new();
+/// subscriptions.add(Arc::clone(&one));
+/// assert_eq!((subscriptions.all().len(), subscriptions.of("mail", &pattern).len()), (1, 1));
+/// assert!(subscriptions.of("stock", &pattern).is_empty());
+///
+/// one.1.store(true, Ordering::Relaxed);
+/// assert!(subscriptions.all().is_empty());
+/// ```
+pub struct Subscriptions<T>(Lock<Vec<Arc<T>>>);
+
+impl<T: Subscribed> Subscriptions<T> {
+    /// There are none yet. The lock has the rank [`Rank::BROKER`], so those of the subscriptions have higher ones.
+    #[must_use]
+    #[allow(clippy::new_without_default, reason = "whoever keeps it makes it")]
+    pub fn new() -> Self {
+        Self(Lock::new(Rank::BROKER, Vec::new()))
+    }
+
+    /// Another one is open.
+    pub fn add(&self, subscription: Arc<T>) {
+        self.0.lock().push(subscription);
+    }
+
+    /// Those whose tasks have not ended, in the order in which they were opened.
+    pub fn all(&self) -> Vec<Arc<T>> {
+        let mut subscriptions = self.0.lock();
+        subscriptions.retain(|one| !one.is_finished());
+        subscriptions.clone()
+    }
+
+    /// Those of a group on a pattern.
+    pub fn of(&self, group: &str, pattern: &Pattern) -> Vec<Arc<T>> {
+        let mut subscriptions = self.all();
+        subscriptions.retain(|one| one.group_on() == (group, pattern));
+        subscriptions
+    }
+
+    /// One that was opened by such a request.
+    pub fn find(&self, request: &SubscribeRequest) -> Option<Arc<T>> {
+        self.of(&request.group, &request.pattern).into_iter().next()
+    }
+}
