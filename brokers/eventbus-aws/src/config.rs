@@ -5,7 +5,7 @@ use crate::names::Names;
 use crate::wire::ContentMode;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::Topology;
-use eventbus_server::url::{Address, Secret};
+use eventbus_server::url::{Address, Secret, Setting};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +13,28 @@ use std::time::Duration;
 const DEFAULT: &str = "default";
 /// How long SQS may hide a message at most.
 pub(crate) const LONGEST_HIDDEN: Duration = Duration::from_secs(12 * 3_600);
+
+/// What an address may set, in the order in which a mistake lists it.
+const OPTIONS: &[Setting<Settings>] = &[
+    ("account", |to, option| option.set(&mut to.account)),
+    ("endpoint", |to, option| option.set(&mut to.endpoint)),
+    ("ca", |to, option| option.set(&mut to.ca)),
+    ("profile", |to, option| option.set(&mut to.profile)),
+    ("fifo", |to, option| option.set(&mut to.names.fifo)),
+    ("prefix", |to, option| option.set(&mut to.names.prefix)),
+    ("topology", |to, option| option.set(&mut to.topology)),
+    ("retention_age", |to, option| option.set(&mut to.retention_age)),
+    ("visibility_timeout", |to, option| option.set(&mut to.visibility_timeout)),
+    ("wait_time", |to, option| option.set(&mut to.wait_time)),
+    ("connect_timeout", |to, option| option.set(&mut to.connect_timeout)),
+    ("publish_timeout", |to, option| option.set(&mut to.publish_timeout)),
+    ("content_mode", |to, option| {
+        option.choose(
+            &mut to.content_mode,
+            &[("binary", ContentMode::Binary), ("structured", ContentMode::Structured)],
+        )
+    }),
+];
 
 /// What a connection, and the topics and queues behind it, are made of.
 #[derive(Clone, Debug)]
@@ -98,52 +120,9 @@ impl AwsBrokerBuilder {
             publish_timeout: Duration::from_secs(30),
             content_mode: ContentMode::default(),
         });
-        builder.read_options(&address)?;
+        address.set_options(&mut builder.0, OPTIONS)?;
         builder.0.check().map_err(|problem| address.mistake(&problem))?;
         Ok(builder)
-    }
-
-    fn read_options(&mut self, address: &Address) -> Result<(), BrokerError> {
-        const KNOWN: &[&str] = &[
-            "account",
-            "endpoint",
-            "ca",
-            "profile",
-            "fifo",
-            "prefix",
-            "topology",
-            "retention_age",
-            "visibility_timeout",
-            "wait_time",
-            "connect_timeout",
-            "publish_timeout",
-            "content_mode",
-        ];
-        let Self(settings) = self;
-        address.each_option(KNOWN, |option| {
-            match option.name() {
-                "account" => settings.account = Some(option.text()?),
-                "endpoint" => settings.endpoint = Some(option.text()?),
-                "ca" => settings.ca = Some(option.text()?.into()),
-                "profile" => settings.profile = Some(option.text()?),
-                "fifo" => settings.names.fifo = option.flag()?,
-                "prefix" => settings.names.prefix = option.text()?,
-                "topology" => settings.topology = option.topology()?,
-                "retention_age" => settings.retention_age = Some(option.duration()?),
-                "visibility_timeout" => settings.visibility_timeout = option.duration()?,
-                "wait_time" => settings.wait_time = option.duration()?,
-                "connect_timeout" => settings.connect_timeout = option.duration()?,
-                "publish_timeout" => settings.publish_timeout = option.duration()?,
-                "content_mode" => {
-                    settings.content_mode = option.one_of(&[
-                        ("binary", ContentMode::Binary),
-                        ("structured", ContentMode::Structured),
-                    ])?;
-                }
-                other => return Err(format!("the option `{other}` is not read")),
-            }
-            Ok(())
-        })
     }
 
     /// Topics and queues are FIFO: events of one key stay in order, over all processes of a group, and an event that is

@@ -4,7 +4,7 @@ use crate::broker::KafkaBroker;
 use crate::wire::ContentMode;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::Topology;
-use eventbus_server::url::{Address, OptionValue, Secret};
+use eventbus_server::url::{Address, OptionValue, Secret, Setting};
 use rdkafka::ClientConfig;
 use std::fmt;
 use std::path::PathBuf;
@@ -24,23 +24,48 @@ pub(crate) const OWN: &str = "__";
 /// How much larger than an event the record may be that has its dead letter.
 const BESIDE: usize = 1 << 20;
 
-const OPTIONS: &[&str] = &[
-    "prefix",
-    "partitions",
-    "replication",
-    "sasl",
-    "ca",
-    "certificate",
-    "key",
-    "group_protocol",
-    "isolation",
-    "linger",
-    "publish_timeout",
-    "connect_timeout",
-    "session_timeout",
-    "max_payload",
-    "content_mode",
-    "topology",
+/// What an address may set, in the order in which a mistake lists it.
+const OPTIONS: &[Setting<Settings>] = &[
+    ("prefix", |to, option| option.set(&mut to.prefix)),
+    ("partitions", |to, option| above_zero(option).map(|count| to.partitions = Some(count))),
+    ("replication", |to, option| above_zero(option).map(|count| to.replication = Some(count))),
+    ("sasl", |to, option| {
+        option.choose(
+            &mut to.sasl,
+            &[
+                ("plain", Sasl::Plain),
+                ("scram-sha-256", Sasl::ScramSha256),
+                ("scram-sha-512", Sasl::ScramSha512),
+            ],
+        )
+    }),
+    ("ca", |to, option| option.set(&mut to.ca)),
+    ("certificate", |to, option| option.set(&mut to.certificate)),
+    ("key", |to, option| option.set(&mut to.key)),
+    ("group_protocol", |to, option| {
+        option.choose(
+            &mut to.group_protocol,
+            &[("classic", GroupProtocol::Classic), ("consumer", GroupProtocol::Consumer)],
+        )
+    }),
+    ("isolation", |to, option| {
+        option.choose(
+            &mut to.isolation,
+            &[("read_committed", Isolation::ReadCommitted), ("read_uncommitted", Isolation::ReadUncommitted)],
+        )
+    }),
+    ("linger", |to, option| option.duration().map(|time| to.linger = time.min(FOREVER))),
+    ("publish_timeout", |to, option| option.duration().map(|time| to.publish_timeout = time.min(FOREVER))),
+    ("connect_timeout", |to, option| option.duration().map(|time| to.connect_timeout = time.min(FOREVER))),
+    ("session_timeout", |to, option| option.duration().map(|time| to.session_timeout = time.min(FOREVER))),
+    ("max_payload", |to, option| option.set(&mut to.max_payload)),
+    ("content_mode", |to, option| {
+        option.choose(
+            &mut to.content_mode,
+            &[("binary", ContentMode::Binary), ("structured", ContentMode::Structured)],
+        )
+    }),
+    ("topology", |to, option| option.set(&mut to.topology)),
 ];
 
 /// How a user and password are proven to the server.
@@ -137,7 +162,7 @@ impl KafkaBrokerBuilder {
 
     /// Shows the server this certificate, whose private key is in the second file, both PEM. Default: none.
     pub fn certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
-        self.0.certificate = Some((certificate.into(), key.into()));
+        (self.0.certificate, self.0.key) = (Some(certificate.into()), Some(key.into()));
         self
     }
 
@@ -222,7 +247,8 @@ pub(crate) struct Settings {
     pub(crate) password: Option<Secret>,
     pub(crate) sasl: Sasl,
     pub(crate) ca: Option<PathBuf>,
-    pub(crate) certificate: Option<(PathBuf, PathBuf)>,
+    pub(crate) certificate: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
     /// What the names of all Kafka topics begin with.
     pub(crate) prefix: String,
     /// How many partitions a topic has that is made; as many as the server makes by default, where it is none.
@@ -252,6 +278,7 @@ impl Settings {
             sasl: Sasl::default(),
             ca: None,
             certificate: None,
+            key: None,
             prefix: String::new(),
             partitions: None,
             replication: None,
@@ -266,59 +293,9 @@ impl Settings {
             topology: Topology::default(),
             address,
         };
-        let (mut certificate, mut key) = (None, None);
-        let address = settings.address.clone();
-        address.each_option(OPTIONS, |option| match option.name() {
-            "certificate" => option.text().map(|path| certificate = Some(PathBuf::from(path))),
-            "key" => option.text().map(|path| key = Some(PathBuf::from(path))),
-            _ => settings.set(option),
-        })?;
-        settings.certificate = match (certificate, key) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            _ => return Err(address.mistake("`certificate` and `key` belong together; give both")),
-        };
+        settings.address.clone().set_options(&mut settings, OPTIONS)?;
         settings.check()?;
         Ok(settings)
-    }
-
-    fn set(&mut self, option: OptionValue<'_>) -> Result<(), String> {
-        let duration = || option.duration().map(|time| time.min(FOREVER));
-        match option.name() {
-            "prefix" => self.prefix = option.text()?,
-            "partitions" => self.partitions = Some(above_zero(option)?),
-            "replication" => self.replication = Some(above_zero(option)?),
-            "sasl" => {
-                self.sasl = option.one_of(&[
-                    ("plain", Sasl::Plain),
-                    ("scram-sha-256", Sasl::ScramSha256),
-                    ("scram-sha-512", Sasl::ScramSha512),
-                ])?;
-            }
-            "ca" => self.ca = Some(option.text()?.into()),
-            "group_protocol" => {
-                self.group_protocol = option
-                    .one_of(&[("classic", GroupProtocol::Classic), ("consumer", GroupProtocol::Consumer)])?;
-            }
-            "isolation" => {
-                self.isolation = option.one_of(&[
-                    ("read_committed", Isolation::ReadCommitted),
-                    ("read_uncommitted", Isolation::ReadUncommitted),
-                ])?;
-            }
-            "linger" => self.linger = duration()?,
-            "publish_timeout" => self.publish_timeout = duration()?,
-            "connect_timeout" => self.connect_timeout = duration()?,
-            "session_timeout" => self.session_timeout = duration()?,
-            "max_payload" => self.max_payload = option.number()?,
-            "content_mode" => {
-                self.content_mode = option
-                    .one_of(&[("binary", ContentMode::Binary), ("structured", ContentMode::Structured)])?;
-            }
-            "topology" => self.topology = option.topology()?,
-            other => unreachable!("`{other}` is read elsewhere"),
-        }
-        Ok(())
     }
 
     /// What does not fit together.
@@ -326,6 +303,9 @@ impl Settings {
         let mistake = |problem: &str| Err(self.address.mistake(problem));
         if !self.address.path().is_empty() {
             return mistake("nothing follows the servers; topics that belong together have a `prefix`");
+        }
+        if self.certificate.is_some() != self.key.is_some() {
+            return mistake("`certificate` and `key` belong together; give both");
         }
         let is_legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if self.prefix.len() >= MAX_TOPIC || !self.prefix.chars().all(is_legal) {
@@ -368,9 +348,8 @@ impl Settings {
         let mut options = Vec::new();
         options.extend(Some(&self.prefix).filter(|prefix| !prefix.is_empty()).map(|p| format!("prefix={p}")));
         options.extend(self.ca.as_ref().map(|ca| format!("ca={}", ca.display())));
-        options.extend(self.certificate.as_ref().map(|(certificate, key)| {
-            format!("certificate={}&key={}", certificate.display(), key.display())
-        }));
+        options.extend(self.certificate.as_ref().map(|path| format!("certificate={}", path.display())));
+        options.extend(self.key.as_ref().map(|path| format!("key={}", path.display())));
         let question = if options.is_empty() { "" } else { "?" };
         Some(format!("{}{question}{}", self.shown(), options.join("&")))
     }
@@ -418,7 +397,7 @@ impl Settings {
         if let Some(ca) = &self.ca {
             config.set("ssl.ca.location", ca.to_string_lossy());
         }
-        if let Some((certificate, key)) = &self.certificate {
+        if let (Some(certificate), Some(key)) = (&self.certificate, &self.key) {
             config.set("ssl.certificate.location", certificate.to_string_lossy());
             config.set("ssl.key.location", key.to_string_lossy());
         }
@@ -553,7 +532,7 @@ mod tests {
             (one.max_payload, one.content_mode, one.topology),
             (10, ContentMode::Structured, Topology::Check)
         );
-        assert_eq!((one.ca.unwrap(), one.certificate.unwrap().1), ("/ca.pem".into(), "k.pem".into()));
+        assert_eq!((one.ca.unwrap(), one.key.unwrap()), ("/ca.pem".into(), "k.pem".into()));
     }
 
     #[test]

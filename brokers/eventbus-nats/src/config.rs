@@ -4,7 +4,7 @@ use crate::NatsBroker;
 use crate::wire::ContentMode;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::Topology;
-use eventbus_server::url::{Address, Secret};
+use eventbus_server::url::{Address, Secret, Setting};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -36,6 +36,39 @@ pub(crate) enum Login {
     Credentials(PathBuf),
 }
 
+/// What an address may set, in the order in which a mistake lists it.
+const OPTIONS: &[Setting<Settings>] = &[
+    ("stream", |to, option| option.set(&mut to.stream)),
+    ("prefix", |to, option| option.set(&mut to.prefix)),
+    ("topology", |to, option| option.set(&mut to.topology)),
+    ("storage", |to, option| {
+        option
+            .one_of(&[("file", Storage::File), ("memory", Storage::Memory)])
+            .map(|kind| to.storage = Some(kind))
+    }),
+    ("replicas", |to, option| option.set(&mut to.replicas)),
+    ("retention_age", |to, option| option.set(&mut to.retention_age)),
+    ("retention_size", |to, option| option.set(&mut to.retention_size)),
+    ("duplicate_window", |to, option| option.set(&mut to.duplicate_window)),
+    ("connect_timeout", |to, option| option.set(&mut to.connect_timeout)),
+    ("publish_timeout", |to, option| option.set(&mut to.publish_timeout)),
+    ("ack_wait", |to, option| option.set(&mut to.ack_wait)),
+    ("content_mode", |to, option| {
+        option.choose(
+            &mut to.content_mode,
+            &[("binary", ContentMode::Binary), ("structured", ContentMode::Structured)],
+        )
+    }),
+    ("ca", |to, option| option.set(&mut to.ca)),
+    ("certificate", |to, option| option.set(&mut to.certificate)),
+    ("key", |to, option| option.set(&mut to.key)),
+    ("tls_first", |to, option| option.set(&mut to.tls_first)),
+    ("token", |to, option| to.log_in(Login::Token(option.secret()?))),
+    ("nkey", |to, option| to.log_in(Login::NKey(option.secret()?))),
+    ("credentials", |to, option| to.log_in(Login::Credentials(option.text()?.into()))),
+    ("domain", |to, option| option.set(&mut to.domain)),
+];
+
 /// What a connection and the streams behind it are made of.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -45,7 +78,8 @@ pub(crate) struct Settings {
     pub(crate) tls: bool,
     pub(crate) tls_first: bool,
     pub(crate) ca: Option<PathBuf>,
-    pub(crate) certificate: Option<(PathBuf, PathBuf)>,
+    pub(crate) certificate: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
     pub(crate) domain: Option<String>,
     pub(crate) stream: String,
     pub(crate) prefix: String,
@@ -105,6 +139,7 @@ impl NatsBrokerBuilder {
             tls_first: false,
             ca: None,
             certificate: None,
+            key: None,
             domain: None,
             stream: "EVENTBUS".to_owned(),
             prefix: "eventbus".to_owned(),
@@ -119,87 +154,9 @@ impl NatsBrokerBuilder {
             ack_wait: Duration::from_secs(5),
             content_mode: ContentMode::default(),
         });
-        builder.read_options(&address)?;
+        address.set_options(&mut builder.0, OPTIONS)?;
         builder.0.check().map_err(|problem| address.mistake(&problem))?;
         Ok(builder)
-    }
-
-    fn read_options(&mut self, address: &Address) -> Result<(), BrokerError> {
-        const KNOWN: &[&str] = &[
-            "stream",
-            "prefix",
-            "topology",
-            "storage",
-            "replicas",
-            "retention_age",
-            "retention_size",
-            "duplicate_window",
-            "connect_timeout",
-            "publish_timeout",
-            "ack_wait",
-            "content_mode",
-            "ca",
-            "certificate",
-            "key",
-            "tls_first",
-            "token",
-            "nkey",
-            "credentials",
-            "domain",
-        ];
-        let Self(settings) = self;
-        let (mut certificate, mut key, mut logins) = (None, None, 0);
-        address.each_option(KNOWN, |option| {
-            let mut log_in = |login| {
-                logins += 1;
-                settings.login = login;
-            };
-            match option.name() {
-                "stream" => settings.stream = option.text()?,
-                "prefix" => settings.prefix = option.text()?,
-                "topology" => settings.topology = option.topology()?,
-                "storage" => {
-                    let known = [("file", Storage::File), ("memory", Storage::Memory)];
-                    settings.storage = Some(option.one_of(&known)?);
-                }
-                "replicas" => settings.replicas = Some(option.number()?),
-                "retention_age" => settings.retention_age = Some(option.duration()?),
-                "retention_size" => settings.retention_size = Some(option.number()?),
-                "duplicate_window" => settings.duplicate_window = Some(option.duration()?),
-                "connect_timeout" => settings.connect_timeout = option.duration()?,
-                "publish_timeout" => settings.publish_timeout = option.duration()?,
-                "ack_wait" => settings.ack_wait = option.duration()?,
-                "content_mode" => {
-                    settings.content_mode = option.one_of(&[
-                        ("binary", ContentMode::Binary),
-                        ("structured", ContentMode::Structured),
-                    ])?;
-                }
-                "ca" => settings.ca = Some(option.text()?.into()),
-                "certificate" => certificate = Some(option.text()?.into()),
-                "key" => key = Some(option.text()?.into()),
-                "tls_first" => settings.tls_first = option.flag()?,
-                "token" => log_in(Login::Token(option.secret()?)),
-                "nkey" => log_in(Login::NKey(option.secret()?)),
-                "credentials" => log_in(Login::Credentials(option.text()?.into())),
-                "domain" => settings.domain = Some(option.text()?),
-                other => return Err(format!("the option `{other}` is not read")),
-            }
-            Ok(())
-        })?;
-        if logins + usize::from(address.user().is_some()) > 1 {
-            return Err(address.mistake(
-                "it says in more than one way who connects; give one of user and password, `token`, `nkey` and `credentials`",
-            ));
-        }
-        settings.certificate = match (certificate, key) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            _ => {
-                return Err(address.mistake("`certificate` and `key` belong together; give both, or neither"));
-            }
-        };
-        Ok(())
     }
 
     /// The stream that keeps the events. Default: `EVENTBUS`. Dead letters are in `<stream>-DEAD`, and what is known of
@@ -311,7 +268,7 @@ impl NatsBrokerBuilder {
 
     /// Shows the server this certificate and proves it with this key, both PEM files.
     pub fn certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
-        self.0.certificate = Some((certificate.into(), key.into()));
+        (self.0.certificate, self.0.key) = (Some(certificate.into()), Some(key.into()));
         self
     }
 
@@ -342,8 +299,22 @@ impl NatsBrokerBuilder {
 }
 
 impl Settings {
+    /// An address says who connects.
+    fn log_in(&mut self, login: Login) -> Result<(), String> {
+        if !matches!(self.login, Login::Nobody) {
+            return Err("it says in more than one way who connects; give one of user and password, `token`, `nkey` and \
+                        `credentials`"
+                .to_owned());
+        }
+        self.login = login;
+        Ok(())
+    }
+
     /// Whether the settings fit together.
     fn check(&self) -> Result<(), String> {
+        if self.certificate.is_some() != self.key.is_some() {
+            return Err("`certificate` and `key` belong together; give both, or neither".to_owned());
+        }
         let is_name = |name: &str| {
             !name.is_empty()
                 && name.len() <= 200
@@ -427,7 +398,7 @@ mod tests {
         );
         assert_eq!((read.retention_size, read.ack_wait), (Some(9), Duration::from_secs(2)));
         assert_eq!((read.content_mode, read.ca), (ContentMode::Structured, Some("/ca.pem".into())));
-        assert_eq!(read.certificate, Some(("c".into(), "k".into())));
+        assert_eq!((read.certificate, read.key), (Some("c".into()), Some("k".into())));
         assert!(matches!(NatsBrokerBuilder::parse("nats://t0ken@a").unwrap().0.login, Login::Token(_)));
     }
 

@@ -452,7 +452,7 @@ async fn options(settings: &Settings) -> Result<ConnectOptions, BrokerError> {
         readable("ca", ca)?;
         options = options.add_root_certificates(ca.clone());
     }
-    if let Some((certificate, key)) = &settings.certificate {
+    if let (Some(certificate), Some(key)) = (&settings.certificate, &settings.key) {
         readable("certificate", certificate)?;
         readable("key", key)?;
         options = options.add_client_certificate(certificate.clone(), key.clone());

@@ -4,7 +4,7 @@ use crate::RabbitMqBroker;
 use crate::wire::ContentMode;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::Topology;
-use eventbus_server::url::{Address, Host, Secret};
+use eventbus_server::url::{Address, Host, Secret, Setting};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +18,32 @@ pub enum QueueType {
     /// Kept by one node.
     Classic,
 }
+
+/// What an address may set, in the order in which a mistake lists it.
+const OPTIONS: &[Setting<Settings>] = &[
+    ("ca", |to, option| option.set(&mut to.ca)),
+    ("cert", |to, option| option.set(&mut to.cert)),
+    ("key", |to, option| option.set(&mut to.key)),
+    ("exchange", |to, option| option.set(&mut to.exchange)),
+    ("topology", |to, option| option.set(&mut to.topology)),
+    ("queue_type", |to, option| {
+        option.choose(&mut to.queue_type, &[("quorum", QueueType::Quorum), ("classic", QueueType::Classic)])
+    }),
+    ("mandatory", |to, option| option.set(&mut to.mandatory)),
+    ("prefetch", |to, option| option.set(&mut to.prefetch)),
+    ("consumer_timeout", |to, option| option.set(&mut to.consumer_timeout)),
+    ("delivery_limit", |to, option| option.set(&mut to.delivery_limit)),
+    ("max_payload", |to, option| option.set(&mut to.max_payload)),
+    ("heartbeat", |to, option| option.set(&mut to.heartbeat)),
+    ("connect_timeout", |to, option| option.set(&mut to.connect_timeout)),
+    ("publish_timeout", |to, option| option.set(&mut to.publish_timeout)),
+    ("content_mode", |to, option| {
+        option.choose(
+            &mut to.content_mode,
+            &[("binary", ContentMode::Binary), ("structured", ContentMode::Structured)],
+        )
+    }),
+];
 
 /// What a connection, and the exchange and queues behind it, are made of.
 #[derive(Clone, Debug)]
@@ -101,59 +127,9 @@ impl RabbitMqBrokerBuilder {
             publish_timeout: Duration::from_secs(30),
             content_mode: ContentMode::default(),
         });
-        builder.read_options(&address)?;
+        address.set_options(&mut builder.0, OPTIONS)?;
         builder.0.check().map_err(|problem| address.mistake(&problem))?;
         Ok(builder)
-    }
-
-    fn read_options(&mut self, address: &Address) -> Result<(), BrokerError> {
-        const KNOWN: &[&str] = &[
-            "ca",
-            "cert",
-            "key",
-            "exchange",
-            "topology",
-            "queue_type",
-            "mandatory",
-            "prefetch",
-            "consumer_timeout",
-            "delivery_limit",
-            "max_payload",
-            "heartbeat",
-            "connect_timeout",
-            "publish_timeout",
-            "content_mode",
-        ];
-        let Self(settings) = self;
-        address.each_option(KNOWN, |option| {
-            match option.name() {
-                "ca" => settings.ca = Some(option.text()?.into()),
-                "cert" => settings.cert = Some(option.text()?.into()),
-                "key" => settings.key = Some(option.text()?.into()),
-                "exchange" => settings.exchange = option.text()?,
-                "topology" => settings.topology = option.topology()?,
-                "queue_type" => {
-                    settings.queue_type =
-                        option.one_of(&[("quorum", QueueType::Quorum), ("classic", QueueType::Classic)])?;
-                }
-                "mandatory" => settings.mandatory = option.flag()?,
-                "prefetch" => settings.prefetch = Some(option.number()?),
-                "consumer_timeout" => settings.consumer_timeout = option.duration()?,
-                "delivery_limit" => settings.delivery_limit = Some(option.number()?),
-                "max_payload" => settings.max_payload = option.number()?,
-                "heartbeat" => settings.heartbeat = option.duration()?,
-                "connect_timeout" => settings.connect_timeout = option.duration()?,
-                "publish_timeout" => settings.publish_timeout = option.duration()?,
-                "content_mode" => {
-                    settings.content_mode = option.one_of(&[
-                        ("binary", ContentMode::Binary),
-                        ("structured", ContentMode::Structured),
-                    ])?;
-                }
-                other => return Err(format!("the option `{other}` is not read")),
-            }
-            Ok(())
-        })
     }
 
     /// Trusts the authorities in this PEM file as well as those of the system; with `amqps:`. Default: those of the system.

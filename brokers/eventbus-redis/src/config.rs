@@ -4,7 +4,7 @@ use crate::RedisBroker;
 use crate::wire::ContentMode;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::Topology;
-use eventbus_server::url::{Address, OptionValue, Secret};
+use eventbus_server::url::{Address, Secret, Setting};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,27 +24,35 @@ pub(crate) const SCHEMES: &[&str] = &[
     "rediss+sentinel",
 ];
 
-const OPTIONS: &[&str] = &[
-    "prefix",
-    "db",
-    "duplicate_window",
-    "publish_timeout",
-    "connect_timeout",
-    "response_timeout",
-    "replicas",
-    "lease",
-    "max_payload",
-    "content_mode",
-    "topology",
-    "ca",
-    "certificate",
-    "key",
-    "sentinel_user",
-    "sentinel_password",
-    "retention_age",
-    "retention_count",
-    "retention_unhandled",
-    "retention_interval",
+/// What an address may set, in the order in which a mistake lists it.
+const OPTIONS: &[Setting<RedisBrokerBuilder>] = &[
+    ("prefix", |to, option| option.set(&mut to.prefix)),
+    ("db", |to, option| option.set(&mut to.db)),
+    ("duplicate_window", |to, option| option.set(&mut to.duplicate_window)),
+    ("publish_timeout", |to, option| option.duration().map(|time| to.publish_timeout = time.min(FOREVER))),
+    ("connect_timeout", |to, option| option.duration().map(|time| to.connect_timeout = time.min(FOREVER))),
+    ("response_timeout", |to, option| option.duration().map(|time| *to = to.clone().response_timeout(time))),
+    ("replicas", |to, option| option.set(&mut to.replicas)),
+    ("lease", |to, option| option.duration().map(|time| *to = to.clone().lease(time))),
+    ("max_payload", |to, option| option.set(&mut to.max_payload)),
+    ("content_mode", |to, option| {
+        option.choose(
+            &mut to.content_mode,
+            &[("binary", ContentMode::Binary), ("structured", ContentMode::Structured)],
+        )
+    }),
+    ("topology", |to, option| option.set(&mut to.topology)),
+    ("ca", |to, option| option.set(&mut to.ca)),
+    ("certificate", |to, option| option.set(&mut to.certificate)),
+    ("key", |to, option| option.set(&mut to.key)),
+    ("sentinel_user", |to, option| option.set(&mut to.sentinel_user)),
+    ("sentinel_password", |to, option| option.set(&mut to.sentinel_password)),
+    ("retention_age", |to, option| option.set(&mut to.retention.age)),
+    ("retention_count", |to, option| option.set(&mut to.retention.count)),
+    ("retention_unhandled", |to, option| option.set(&mut to.retention.unhandled)),
+    ("retention_interval", |to, option| {
+        option.duration().map(|time| *to = to.clone().retention_interval(time))
+    }),
 ];
 
 /// How long events are kept. By default: for ever, as far as the server's memory goes.
@@ -103,7 +111,8 @@ pub struct RedisBrokerBuilder {
     pub(crate) sentinel_user: Option<Secret>,
     pub(crate) sentinel_password: Option<Secret>,
     pub(crate) ca: Option<PathBuf>,
-    pub(crate) certificate: Option<(PathBuf, PathBuf)>,
+    pub(crate) certificate: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
     pub(crate) db: i64,
     pub(crate) prefix: String,
     pub(crate) duplicate_window: Duration,
@@ -137,6 +146,7 @@ impl RedisBrokerBuilder {
             sentinel_password: None,
             ca: None,
             certificate: None,
+            key: None,
             db: 0,
             prefix: "eventbus".to_owned(),
             duplicate_window: Duration::from_secs(120),
@@ -153,18 +163,7 @@ impl RedisBrokerBuilder {
             address,
         };
         builder.read_path()?;
-        let (mut certificate, mut key) = (None, None);
-        let address = builder.address.clone();
-        address.each_option(OPTIONS, |option| match option.name() {
-            "certificate" => option.text().map(|path| certificate = Some(PathBuf::from(path))),
-            "key" => option.text().map(|path| key = Some(PathBuf::from(path))),
-            _ => builder.set(option),
-        })?;
-        builder.certificate = match (certificate, key) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            _ => return Err(address.mistake("`certificate` and `key` belong together; give both")),
-        };
+        builder.address.clone().set_options(&mut builder, OPTIONS)?;
         builder.check()?;
         Ok(builder)
     }
@@ -194,36 +193,11 @@ impl RedisBrokerBuilder {
         }
     }
 
-    fn set(&mut self, option: OptionValue<'_>) -> Result<(), String> {
-        match option.name() {
-            "prefix" => self.prefix = option.text()?,
-            "db" => self.db = option.number()?,
-            "duplicate_window" => self.duplicate_window = option.duration()?,
-            "publish_timeout" => self.publish_timeout = option.duration()?.min(FOREVER),
-            "connect_timeout" => self.connect_timeout = option.duration()?.min(FOREVER),
-            "response_timeout" => *self = self.clone().response_timeout(option.duration()?),
-            "replicas" => self.replicas = option.number()?,
-            "lease" => *self = self.clone().lease(option.duration()?),
-            "max_payload" => self.max_payload = option.number()?,
-            "content_mode" => {
-                self.content_mode = option
-                    .one_of(&[("binary", ContentMode::Binary), ("structured", ContentMode::Structured)])?
-            }
-            "topology" => self.topology = option.topology()?,
-            "ca" => self.ca = Some(option.text()?.into()),
-            "sentinel_user" => self.sentinel_user = Some(option.secret()?),
-            "sentinel_password" => self.sentinel_password = Some(option.secret()?),
-            "retention_age" => self.retention.age = Some(option.duration()?),
-            "retention_count" => self.retention.count = Some(option.number()?),
-            "retention_unhandled" => self.retention.unhandled = option.flag()?,
-            "retention_interval" => *self = self.clone().retention_interval(option.duration()?),
-            other => unreachable!("`{other}` is read elsewhere"),
-        }
-        Ok(())
-    }
-
     /// What does not fit together.
     pub(crate) fn check(&self) -> Result<(), BrokerError> {
+        if self.certificate.is_some() != self.key.is_some() {
+            return Err(self.address.mistake("`certificate` and `key` belong together; give both"));
+        }
         if self.prefix.is_empty() || self.prefix.contains(|c: char| c.is_whitespace() || c.is_control()) {
             return Err(self.address.mistake("a `prefix` has characters, and no spaces among them"));
         }
@@ -296,7 +270,7 @@ impl RedisBrokerBuilder {
 
     /// Files with a certificate of this client and its key (PEM), for a server that asks for one.
     pub fn certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
-        self.certificate = Some((certificate.into(), key.into()));
+        (self.certificate, self.key) = (Some(certificate.into()), Some(key.into()));
         self
     }
 

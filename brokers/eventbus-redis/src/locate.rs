@@ -264,12 +264,12 @@ fn certificates(settings: &RedisBrokerBuilder) -> Result<TlsCertificates, Broker
             BrokerError::new(text).with_cause(error)
         })
     };
-    let client_tls = match &settings.certificate {
-        Some((certificate, key)) => Some(ClientTlsConfig {
+    let client_tls = match (&settings.certificate, &settings.key) {
+        (Some(certificate), Some(key)) => Some(ClientTlsConfig {
             client_cert: read("certificate", certificate)?,
             client_key: read("key", key)?,
         }),
-        None => None,
+        _ => None,
     };
     let root_cert = settings.ca.as_deref().map(|path| read("ca", path)).transpose()?;
     if let (Some(pem), Some(path)) = (&root_cert, &settings.ca)

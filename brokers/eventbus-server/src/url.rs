@@ -6,6 +6,7 @@ use crate::cloudevents::percent_bytes;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::Topology;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// An address that was read. It is shown without user, password and options, since any of them may be secret, or be
@@ -166,28 +167,50 @@ impl Address {
         &self.path
     }
 
-    /// Hands each option to `set`, in their order; `known` are the names of all there are.
+    /// Sets what the options say, in their order; `known` are all options there are.
+    ///
+    /// ```
+    /// use eventbus_server::url::{Address, Setting};
+    /// use std::time::Duration;
+    ///
+    /// struct Settings {
+    ///     stream: String,
+    ///     ack_wait: Duration,
+    /// }
+    ///
+    /// const OPTIONS: &[Setting<Settings>] = &[
+    ///     ("stream", |settings, option| option.set(&mut settings.stream)),
+    ///     ("ack_wait", |settings, option| option.set(&mut settings.ack_wait)),
+    /// ];
+    ///
+    /// let mut settings = Settings { stream: "EVENTBUS".to_owned(), ack_wait: Duration::from_secs(5) };
+    /// let address = Address::parse("nats://localhost?ack_wait=2s", &["nats"])?;
+    /// address.set_options(&mut settings, OPTIONS)?;
+    /// assert_eq!((settings.stream.as_str(), settings.ack_wait.as_secs()), ("EVENTBUS", 2));
+    ///
+    /// let mistaken = Address::parse("nats://localhost?steam=SHOP", &["nats"])?;
+    /// let error = mistaken.set_options(&mut settings, OPTIONS).unwrap_err().to_string();
+    /// assert!(error.contains("did you mean `stream`?"));
+    /// # Ok::<(), eventbus_core::BrokerError>(())
+    /// ```
     ///
     /// # Errors
-    /// Where there is no such option, where one is given twice, and what `set` says of a value.
-    pub fn each_option(
-        &self,
-        known: &[&str],
-        mut set: impl FnMut(OptionValue<'_>) -> Result<(), String>,
-    ) -> Result<(), BrokerError> {
+    /// Where there is no such option, where one is given twice, and what is wrong with a value.
+    pub fn set_options<T>(&self, settings: &mut T, known: &[Setting<T>]) -> Result<(), BrokerError> {
         for (at, (name, value)) in self.options.iter().enumerate() {
-            if !known.contains(&name.as_str()) {
+            let Some((_, set)) = known.iter().find(|(known, _)| known == name) else {
+                let known: Vec<_> = known.iter().map(|(known, _)| *known).collect();
                 let near = known.iter().filter(|known| eventbus_grammar::is_near(name, known));
                 let near = near.min_by_key(|known| eventbus_grammar::distance(name, known));
                 let near = near.map_or_else(|| ".".to_owned(), |near| format!("; did you mean `{near}`?"));
                 return Err(
-                    self.mistake(&format!("there is no option `{name}`{near} There are {}", list(known)))
+                    self.mistake(&format!("there is no option `{name}`{near} There are {}", list(&known)))
                 );
-            }
+            };
             if self.options[..at].iter().any(|(other, _)| other == name) {
                 return Err(self.mistake(&format!("the option `{name}` is given twice")));
             }
-            set(OptionValue { name, value }).map_err(|problem| self.mistake(&problem))?;
+            set(settings, OptionValue { name, value }).map_err(|problem| self.mistake(&problem))?;
         }
         Ok(())
     }
@@ -221,6 +244,18 @@ impl fmt::Debug for Address {
     }
 }
 
+/// An option that addresses may have: its name, and what it sets of the settings `T`.
+pub type Setting<T> = (&'static str, fn(&mut T, OptionValue<'_>) -> Result<(), String>);
+
+/// What the value of an option may be.
+pub trait Value: Sized {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// Where it is none; the error names the option.
+    fn read(option: OptionValue<'_>) -> Result<Self, String>;
+}
+
 /// An option of an address: its name, and its value to be read as what it is.
 #[derive(Clone, Copy)]
 pub struct OptionValue<'a> {
@@ -233,6 +268,24 @@ impl<'a> OptionValue<'a> {
     #[must_use]
     pub fn name(&self) -> &'a str {
         self.name
+    }
+
+    /// Sets `place` to its value.
+    ///
+    /// # Errors
+    /// Where it is no such value.
+    pub fn set<V: Value>(self, place: &mut V) -> Result<(), String> {
+        *place = V::read(self)?;
+        Ok(())
+    }
+
+    /// Sets `place` to one of several words.
+    ///
+    /// # Errors
+    /// Where it is none of them.
+    pub fn choose<V: Copy>(self, place: &mut V, words: &[(&str, V)]) -> Result<(), String> {
+        *place = self.one_of(words)?;
+        Ok(())
     }
 
     /// Any text but none.
@@ -294,13 +347,60 @@ impl<'a> OptionValue<'a> {
             format!("`{}` is one of {}, not `{}`", self.name, list(&words), self.value)
         })
     }
+}
 
-    /// Whether what is missing on the server is made: `create` or `check`.
-    ///
-    /// # Errors
-    /// Where it is neither.
-    pub fn topology(&self) -> Result<Topology, String> {
-        self.one_of(&[("create", Topology::Create), ("check", Topology::Check)])
+impl Value for String {
+    fn read(option: OptionValue<'_>) -> Result<Self, String> {
+        option.text()
+    }
+}
+
+impl Value for PathBuf {
+    fn read(option: OptionValue<'_>) -> Result<Self, String> {
+        option.text().map(Self::from)
+    }
+}
+
+impl Value for Secret {
+    fn read(option: OptionValue<'_>) -> Result<Self, String> {
+        option.secret()
+    }
+}
+
+impl Value for bool {
+    fn read(option: OptionValue<'_>) -> Result<Self, String> {
+        option.flag()
+    }
+}
+
+impl Value for Duration {
+    fn read(option: OptionValue<'_>) -> Result<Self, String> {
+        option.duration()
+    }
+}
+
+/// Whether what is missing on the server is made: `create` or `check`.
+impl Value for Topology {
+    fn read(option: OptionValue<'_>) -> Result<Self, String> {
+        option.one_of(&[("create", Self::Create), ("check", Self::Check)])
+    }
+}
+
+macro_rules! numbers {
+    ($($number:ty),*) => {$(
+        impl Value for $number {
+            fn read(option: OptionValue<'_>) -> Result<Self, String> {
+                option.number()
+            }
+        }
+    )*};
+}
+
+numbers!(u16, u32, u64, usize, i64);
+
+impl<V: Value> Value for Option<V> {
+    fn read(option: OptionValue<'_>) -> Result<Self, String> {
+        V::read(option).map(Some)
     }
 }
 
@@ -345,6 +445,25 @@ mod tests {
 
     const SCHEMES: &[&str] = &["nats", "tls"];
 
+    #[derive(Default)]
+    struct Read {
+        stream: String,
+        wait: Duration,
+        on: bool,
+        number: u64,
+        mode: u8,
+        dir: Option<PathBuf>,
+    }
+
+    const OPTIONS: &[Setting<Read>] = &[
+        ("stream", |to, option| option.set(&mut to.stream)),
+        ("wait", |to, option| option.set(&mut to.wait)),
+        ("on", |to, option| option.set(&mut to.on)),
+        ("n", |to, option| option.set(&mut to.number)),
+        ("mode", |to, option| option.choose(&mut to.mode, &[("a", 1), ("b", 2)])),
+        ("dir", |to, option| option.set(&mut to.dir)),
+    ];
+
     fn read(url: &str) -> Address {
         Address::parse(url, SCHEMES).unwrap()
     }
@@ -358,20 +477,10 @@ mod tests {
         assert_eq!(address.password().unwrap().reveal(), "p@ss");
         let hosts: Vec<_> = address.hosts().iter().map(|host| host.with_port(1)).collect();
         assert_eq!(hosts, ["one:4222", "[::1]:4223", "two:1"]);
-        let known = ["stream", "wait", "on", "n", "mode", "dir"];
-        let mut seen = Vec::new();
-        let read = address.each_option(&known, |option| {
-            seen.push(match option.name() {
-                "wait" => format!("{:?}", option.duration()?),
-                "on" => option.flag()?.to_string(),
-                "n" => option.number::<u8>()?.to_string(),
-                "mode" => option.one_of(&[("a", 1), ("b", 2)])?.to_string(),
-                _ => option.text()?,
-            });
-            Ok(())
-        });
-        read.unwrap();
-        assert_eq!(seen, ["S", "5s", "true", "7", "2", "/tmp"]);
+        let mut read = Read::default();
+        address.set_options(&mut read, OPTIONS).unwrap();
+        assert_eq!((read.stream.as_str(), read.wait.as_secs(), read.on), ("S", 5, true));
+        assert_eq!((read.number, read.mode, read.dir), (7, 2, Some("/tmp".into())));
     }
 
     #[test]
@@ -393,18 +502,17 @@ mod tests {
             assert!(error.contains(named), "{error}");
         }
         for (options, named) in [
-            ("steam=x", "there is no option `steam`; did you mean `stream`? There are `stream`, `wait`"),
+            (
+                "steam=x",
+                "there is no option `steam`; did you mean `stream`? There are `stream`, `wait`, `on`",
+            ),
             ("zzz=x", "there is no option `zzz`. There are"),
             ("wait=5", "`wait`: \"5\" is not a duration"),
             ("stream=", "`stream` has no value"),
             ("stream=a&stream=b", "`stream` is given twice"),
         ] {
             let address = read(&format!("nats://a?{options}"));
-            let set = |option: OptionValue<'_>| match option.name() {
-                "wait" => option.duration().map(drop),
-                _ => option.text().map(drop),
-            };
-            let error = address.each_option(&["stream", "wait"], set).unwrap_err().to_string();
+            let error = address.set_options(&mut Read::default(), OPTIONS).unwrap_err().to_string();
             assert!(error.contains(named) && error.starts_with("`nats://a`: "), "{error}");
         }
     }
@@ -427,8 +535,9 @@ mod tests {
         ] {
             let shown = match Address::parse(url, SCHEMES) {
                 Ok(address) => {
-                    let known = ["password", "token"];
-                    let error = address.each_option(&known, |option| option.secret().map(drop));
+                    const SECRET: &[Setting<Option<Secret>>] =
+                        &[("password", |to, option| option.set(to)), ("token", |to, option| option.set(to))];
+                    let error = address.set_options(&mut None, SECRET);
                     format!("{address} {address:?} {:?} {error:?}", address.password())
                 }
                 Err(error) => format!("{error} {error:?}"),
