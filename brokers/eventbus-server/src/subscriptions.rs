@@ -34,7 +34,7 @@ pub trait Subscribed {
 ///     }
 /// }
 ///
-/// let pattern = Pattern::from_static("order.>");
+/// let pattern = Pattern::new("order.>").unwrap();
 /// let one = Arc::new(Subscription(pattern.clone(), AtomicBool::new(false)));
 /// let subscriptions = Subscriptions::new();
 /// subscriptions.add(Arc::clone(&one));
