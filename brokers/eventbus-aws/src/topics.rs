@@ -21,11 +21,19 @@ const AGAIN: usize = 10;
 /// What this process knows of topics and of the queues that listen on them.
 pub(crate) struct Topics {
     /// What Amazon calls the topics that were met, by their names.
-    met: Lock<HashMap<String, Arc<OnceCell<String>>>>,
+    met: Lock<HashMap<String, Arc<Met>>>,
     /// The queues of groups. Whoever asks while they are looked at waits for that.
     queues: Mutex<Queues>,
     /// The queues of which a warning was written.
     told: Lock<HashSet<String>>,
+}
+
+/// A topic that was met.
+#[derive(Default)]
+struct Met {
+    arn: OnceCell<String>,
+    /// Somebody has removed it meanwhile, or it may be new: what SNS lists of it may be of before.
+    doubted: bool,
 }
 
 /// The queues of groups, as they were looked at last.
@@ -33,6 +41,7 @@ pub(crate) struct Topics {
 struct Queues {
     /// Since when that is so.
     since: Option<Instant>,
+    urls: Vec<String>,
     /// What they listen on, by their addresses. It is a part of a queue's name, so it stays so.
     known: HashMap<String, Arc<Listening>>,
     /// Those that cannot be looked at.
@@ -67,13 +76,14 @@ impl Default for Topics {
 }
 
 impl Topics {
-    fn met(&self, name: &str) -> Arc<OnceCell<String>> {
+    fn met(&self, name: &str) -> Arc<Met> {
         Arc::clone(self.met.lock().entry(name.to_owned()).or_default())
     }
 
     /// Somebody has removed the topic.
     pub(crate) fn forget(&self, name: &str) {
-        self.met.lock().remove(name);
+        let doubted = Arc::new(Met { arn: OnceCell::new(), doubted: true });
+        self.met.lock().insert(name.to_owned(), doubted);
     }
 }
 
@@ -97,12 +107,12 @@ impl Link {
     pub(crate) async fn topic(self: &Arc<Self>, topics: &Topics, topic: &Topic) -> Result<String, Trouble> {
         let name = self.topic_name(topic.as_str())?;
         let met = topics.met(&name);
-        let made = met.get_or_try_init(async || {
+        let made = met.arn.get_or_try_init(async || {
             if self.settings.topology == Topology::Check {
                 return self.find_topic(&name).await;
             }
             let arn = self.make_topic(&name).await?;
-            self.join_queues(topics, topic, &arn).await?;
+            self.join_queues(topics, topic, &arn, met.doubted).await?;
             Ok(arn)
         });
         made.await.cloned()
@@ -113,9 +123,20 @@ impl Link {
     ///
     /// Whoever subscribes makes a queue first and looks for topics then; this is the other order. So one of the two finds the
     /// other.
-    async fn join_queues(self: &Arc<Self>, topics: &Topics, topic: &Topic, arn: &str) -> Result<(), Trouble> {
-        let (queues, mut apart) = self.listening(topics).await?;
-        for queue in queues.iter().filter(|queue| queue.pattern.matches(topic.as_str())) {
+    async fn join_queues(
+        self: &Arc<Self>,
+        topics: &Topics,
+        topic: &Topic,
+        arn: &str,
+        doubted: bool,
+    ) -> Result<(), Trouble> {
+        // Most are joined already, and nothing has to be asked of them.
+        let joined = if doubted { HashSet::new() } else { self.endpoints(arn).await? };
+        let (queues, mut apart) = self.listening(topics, &joined).await?;
+        let is_wanted = |queue: &&Arc<Listening>| {
+            queue.pattern.matches(topic.as_str()) && !joined.contains(last_part(&queue.arn))
+        };
+        for queue in queues.iter().filter(is_wanted) {
             match self.join(arn, &queue.arn).await {
                 Ok(_) => {}
                 // Somebody removes the topic just now.
@@ -198,28 +219,50 @@ impl Link {
         }
     }
 
+    /// The names of the queues that are joined to a topic, as SNS lists them. None, where it does not let this program look.
+    async fn endpoints(&self, topic: &str) -> Result<HashSet<String>, Trouble> {
+        let (mut found, mut next) = (HashSet::new(), None);
+        loop {
+            let call = self.sns.list_subscriptions_by_topic().topic_arn(topic).set_next_token(next);
+            let page = match self.steadily(|| call.clone().send()).await {
+                Ok(page) => page,
+                Err(Trouble::Refused { .. }) => return Ok(HashSet::new()),
+                Err(trouble) => return Err(trouble),
+            };
+            let endpoints = page.subscriptions.unwrap_or_default().into_iter().filter_map(|one| one.endpoint);
+            found.extend(endpoints.map(|endpoint| last_part(&endpoint).to_owned()));
+            next = page.next_token.filter(|token| !token.is_empty());
+            if next.is_none() {
+                return Ok(found);
+            }
+        }
+    }
+
     /// The queues of groups, of our kind, with what they listen on, as they are after this was called; and those that cannot
-    /// be looked at. Those who ask at the same time share one look: many topics are met at the start of a program.
+    /// be looked at. Nothing is asked of those that are joined already. Those who ask at the same time share one list: many
+    /// topics are met at the start of a program.
     async fn listening(
         self: &Arc<Self>,
         topics: &Topics,
+        joined: &HashSet<String>,
     ) -> Result<(Vec<Arc<Listening>>, Vec<(String, Trouble)>), Trouble> {
         let asked = Instant::now();
         let mut queues = topics.queues.lock().await;
         if queues.since.is_none_or(|since| since < asked) {
-            self.look_at_queues(&mut queues).await?;
+            let since = Instant::now();
+            let mut urls = self.queues(Role::Any).await?;
+            urls.extend(self.queues(Role::Group).await?);
+            urls.retain(|url| url.ends_with(".fifo") == self.settings.names.fifo);
+            queues.known.retain(|url, _| urls.contains(url));
+            (queues.since, queues.urls) = (Some(since), urls);
+            queues.apart.clear();
         }
-        Ok((queues.known.values().cloned().collect(), queues.apart.clone()))
-    }
-
-    async fn look_at_queues(self: &Arc<Self>, queues: &mut Queues) -> Result<(), Trouble> {
-        let since = Instant::now();
-        let mut urls = self.queues(Role::Any).await?;
-        urls.extend(self.queues(Role::Group).await?);
-        urls.retain(|url| url.ends_with(".fifo") == self.settings.names.fifo);
-        queues.known.retain(|url, _| urls.contains(url));
-        urls.retain(|url| !queues.known.contains_key(url));
-        let looked = each(urls, |url| {
+        let is_unknown = |url: &&String| {
+            let is_apart = queues.apart.iter().any(|(apart, _)| apart == *url);
+            !queues.known.contains_key(*url) && !joined.contains(last_part(url)) && !is_apart
+        };
+        let unknown = queues.urls.iter().filter(is_unknown).cloned().collect();
+        let looked = each(unknown, |url| {
             let link = Arc::clone(self);
             async move {
                 match link.listening_on(&url).await {
@@ -231,15 +274,13 @@ impl Link {
                 }
             }
         });
-        queues.apart.clear();
         for (url, queue) in looked.await? {
             match queue {
                 Ok(queue) => drop(queues.known.insert(url, Arc::new(queue))),
                 Err(trouble) => queues.apart.push((url, trouble)),
             }
         }
-        queues.since = Some(since);
-        Ok(())
+        Ok((queues.known.values().cloned().collect(), queues.apart.clone()))
     }
 
     /// What a queue listens on; none, where it is none of ours.

@@ -72,7 +72,7 @@ async fn a_reader_finds_out_that_its_topic_was_made_anew_and_joins_all_queues_ag
 }
 
 #[tokio::test]
-async fn a_program_that_meets_many_topics_at_once_asks_for_the_queues_once() {
+async fn a_program_that_meets_many_topics_asks_each_queue_once_and_those_that_are_joined_nothing() {
     const GROUPS: u64 = 6;
     let (gateway, prefix) = (Gateway::to(&server()).await, prefix());
     let reading = connect(&url(&prefix, false)).await;
@@ -86,8 +86,13 @@ async fn a_program_that_meets_many_topics_at_once_asks_for_the_queues_once() {
     assert_eq!(gateway.count("ListQueueTags"), GROUPS, "each is looked at once");
     // One list has two kinds of queues; that of the connection is another one.
     assert!(gateway.count("ListQueues") <= 1 + 3 * 2, "{}", gateway.count("ListQueues"));
-    assert_eq!(waiting(&reading, &format!("{prefix}-any-group-0-")).await, 20);
-    assert_eq!(waiting(&reading, &format!("{prefix}-group-group-1-")).await, 1);
+    // Another program finds all of them joined.
+    let gateway = Gateway::to(&server()).await;
+    let publishing = connect(&url_at(&gateway.url(), &prefix, false)).await;
+    publishing.publish(event("a.t1", "k", 1)).await.unwrap();
+    assert_eq!((gateway.count("ListQueueTags"), gateway.count("Subscribe")), (0, 0));
+    assert_eq!(waiting(&reading, &format!("{prefix}-any-group-0-")).await, 21);
+    assert_eq!(waiting(&reading, &format!("{prefix}-group-group-1-")).await, 2);
 }
 
 #[tokio::test]
