@@ -29,13 +29,14 @@ const OPTIONS: &[Setting<Settings>] = &[
     ("prefix", |to, option| option.set(&mut to.prefix)),
     ("partitions", |to, option| above_zero(option).map(|count| to.partitions = Some(count))),
     ("replication", |to, option| above_zero(option).map(|count| to.replication = Some(count))),
+    ("retention_age", |to, option| option.set(&mut to.retention_age)),
     ("sasl", |to, option| {
         option.choose(
             &mut to.sasl,
             &[
-                ("plain", Sasl::Plain),
-                ("scram-sha-256", Sasl::ScramSha256),
-                ("scram-sha-512", Sasl::ScramSha512),
+                ("plain", Some(Sasl::Plain)),
+                ("scram-sha-256", Some(Sasl::ScramSha256)),
+                ("scram-sha-512", Some(Sasl::ScramSha512)),
             ],
         )
     }),
@@ -147,9 +148,16 @@ impl KafkaBrokerBuilder {
         self
     }
 
+    /// How long Kafka keeps events, handled or not, in topics that are made; one that is there stays as it is. What a group
+    /// has not handled by then is lost to it. Default: for ever (`retention.ms=-1`), whatever the server does by default.
+    pub fn retention_age(mut self, age: Duration) -> Self {
+        self.0.retention_age = Some(age);
+        self
+    }
+
     /// The user and password, and how they are proven. Default: those of the address, by [`Sasl::ScramSha512`].
     pub fn sasl(mut self, sasl: Sasl, user: impl Into<String>, password: impl Into<String>) -> Self {
-        self.0.sasl = sasl;
+        self.0.sasl = Some(sasl);
         (self.0.user, self.0.password) = (Some(Secret::new(user)), Some(Secret::new(password)));
         self
     }
@@ -245,7 +253,8 @@ pub(crate) struct Settings {
     pub(crate) tls: bool,
     pub(crate) user: Option<Secret>,
     pub(crate) password: Option<Secret>,
-    pub(crate) sasl: Sasl,
+    /// By [`Sasl::default`], where it is none.
+    pub(crate) sasl: Option<Sasl>,
     pub(crate) ca: Option<PathBuf>,
     pub(crate) certificate: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
@@ -254,6 +263,8 @@ pub(crate) struct Settings {
     /// How many partitions a topic has that is made; as many as the server makes by default, where it is none.
     pub(crate) partitions: Option<u16>,
     pub(crate) replication: Option<u16>,
+    /// How long a topic that is made keeps its events; for ever, where it is none.
+    pub(crate) retention_age: Option<Duration>,
     pub(crate) group_protocol: GroupProtocol,
     pub(crate) isolation: Isolation,
     /// How long an event may wait for others that are sent with it.
@@ -275,13 +286,14 @@ impl Settings {
             tls: address.scheme() == "kafkas",
             user: address.user().cloned(),
             password: address.password().cloned(),
-            sasl: Sasl::default(),
+            sasl: None,
             ca: None,
             certificate: None,
             key: None,
             prefix: String::new(),
             partitions: None,
             replication: None,
+            retention_age: None,
             group_protocol: GroupProtocol::default(),
             isolation: Isolation::default(),
             linger: Duration::ZERO,
@@ -316,6 +328,14 @@ impl Settings {
         }
         if self.user.is_some() != self.password.is_some() {
             return mistake("a user and a password belong together; write `kafkas://user:password@host`");
+        }
+        if self.sasl.is_some() && self.user.is_none() {
+            return mistake("`sasl` says how a user is proven, and there is none; write `user:password@`");
+        }
+        if self.retention_age.is_some_and(|age| age.as_millis() == 0) {
+            return mistake(
+                "`retention_age` is 0, so that nothing would be kept; leave it out to keep everything",
+            );
         }
         if !self.tls && (self.ca.is_some() || self.certificate.is_some()) {
             return mistake(
@@ -386,7 +406,7 @@ impl Settings {
         if let (Some(user), Some(password)) = (&self.user, &self.password) {
             config.set(
                 "sasl.mechanism",
-                match self.sasl {
+                match self.sasl.unwrap_or_default() {
                     Sasl::Plain => "PLAIN",
                     Sasl::ScramSha256 => "SCRAM-SHA-256",
                     Sasl::ScramSha512 => "SCRAM-SHA-512",
@@ -518,7 +538,7 @@ mod tests {
              &session_timeout=45s&max_payload=10&content_mode=structured&topology=check",
         );
         assert_eq!((one.prefix.as_str(), one.partitions, one.replication), ("shop.", Some(12), Some(3)));
-        assert_eq!((one.tls, one.sasl, one.password.unwrap().reveal()), (true, Sasl::Plain, "p@ss"));
+        assert_eq!((one.tls, one.sasl, one.password.unwrap().reveal()), (true, Some(Sasl::Plain), "p@ss"));
         assert_eq!(
             (one.group_protocol, one.isolation),
             (GroupProtocol::Consumer, Isolation::ReadUncommitted)
@@ -548,6 +568,8 @@ mod tests {
             ("kafka://a?ca=x", "write `kafkas://…`"),
             ("kafkas://a?key=x", "`certificate` and `key` belong together"),
             ("kafka://a?sasl=scram", "`scram-sha-512`"),
+            ("kafka://a?sasl=plain", "write `user:password@`"),
+            ("kafka://a?retention_age=0s", "nothing would be kept"),
             ("kafka://a?linger=30s", "no publish would be confirmed"),
             ("kafka://a?session_timeout=1ms", "shorter than a second"),
             ("kafka:a", "write `kafka://localhost`"),

@@ -181,7 +181,10 @@ impl Link {
         }
         let other =
             if self.settings.tls { "it speaks no TLS (`kafka://`)" } else { "it may want TLS (`kafkas://`)" };
-        Err(Failure::Passing(format!("{}: nobody listens there, or {other}", explain(&error))))
+        Err(Failure::Passing(format!(
+            "{}: nobody listens there, or something other than Kafka, or {other}",
+            explain(&error)
+        )))
     }
 
     /// A client that may ask for what a group has committed, and commit for it while nobody has it.

@@ -75,7 +75,9 @@
 //! | topic | `__again.<group>` | dead letters that are published again, for this group alone; kept, since replays take mended payloads from there |
 //!
 //! They are made where they are missing, with [`partitions`](KafkaBrokerBuilder::partitions) and
-//! [`replication`](KafkaBrokerBuilder::replication) (topics of our own have one partition), or with `?topology=check` have to
+//! [`replication`](KafkaBrokerBuilder::replication) (topics of our own have one partition), and keep their events for ever
+//! unless [`retention_age`](KafkaBrokerBuilder::retention_age) says otherwise: by default a server removes after a week also
+//! what a group has not handled, and a topic that others made does so. Or, with `?topology=check`, they have to
 //! be there; a difference is an error with both values. Kafka takes no two names that differ in `.` and `_` only. More
 //! partitions, made later, are read within seconds, and move keys to other partitions: order by key does not hold across that.
 //!
@@ -90,8 +92,8 @@
 //!
 //! # Options of an address
 //!
-//! `prefix`, `partitions`, `replication`, `topology` (`create`, `check`), `group_protocol` (`classic`, `consumer`),
-//! `isolation` (`read_committed`, `read_uncommitted`), `session_timeout`, `linger`, `publish_timeout`, `connect_timeout`,
+//! `prefix`, `partitions`, `replication`, `retention_age`, `topology` (`create`, `check`), `group_protocol` (`classic`,
+//! `consumer`), `isolation` (`read_committed`, `read_uncommitted`), `session_timeout`, `linger`, `publish_timeout`, `connect_timeout`,
 //! `max_payload`, `content_mode` (`binary`, `structured`), `sasl` (`plain`, `scram-sha-256`, `scram-sha-512`), `ca`,
 //! `certificate`, `key`; `user:password@` before the hosts. [`KafkaBrokerBuilder`] has the same with their defaults, and
 //! [`KafkaBroker::client_config`] is what a client of your own begins with.

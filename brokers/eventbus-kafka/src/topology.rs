@@ -306,12 +306,13 @@ impl Link {
         let number = |number: Option<u16>| number.map_or(-1, i32::from);
         let partitions = if purpose == Use::Events { number(settings.partitions) } else { 1 };
         let largest = settings.max_message().to_string();
+        let kept = settings.retention_age.map_or_else(|| "-1".to_owned(), |age| age.as_millis().to_string());
         let mut topic =
             NewTopic::new(name, partitions, TopicReplication::Fixed(number(settings.replication)));
         topic = match purpose {
             // The time of a record is when it was stored: it never goes back in a partition, so that places by time are an
             // order.
-            Use::Events => topic.set("message.timestamp.type", "LogAppendTime"),
+            Use::Events => topic.set("message.timestamp.type", "LogAppendTime").set("retention.ms", &kept),
             Use::Groups => topic,
             Use::DeadLetters => topic.set("cleanup.policy", "compact").set("max.message.bytes", &largest),
             // What was mended is part of the history.

@@ -6,7 +6,9 @@ use eventbus::broker::Broker;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use support::PATIENCE;
-use support::rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use support::rdkafka::admin::{
+    AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use support::rdkafka::client::DefaultClientContext;
 use support::rdkafka::consumer::{BaseConsumer, Consumer};
 use support::rdkafka::producer::{FutureProducer, FutureRecord};
@@ -193,4 +195,23 @@ async fn every_event_that_is_confirmed_on_a_new_topic_is_stored() {
     }
     broker.close().await.unwrap();
     support::remove(&prefix).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_made_keeps_its_events_for_ever_or_as_long_as_the_address_says() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let admin: Admin = support::client().create().unwrap();
+    for (age, kept) in [(None, "-1"), (Some(DAY), "86400000")] {
+        let prefix = support::prefix();
+        let builder = support::builder(&prefix);
+        let builder = age.map_or(builder.clone(), |age| builder.retention_age(age));
+        let broker = builder.connect().await.unwrap();
+        broker.publish(support::event("order.placed", "k", 1)).await.unwrap();
+        let name = format!("{prefix}order.placed");
+        let asked = [ResourceSpecifier::Topic(&name)];
+        let told = admin.describe_configs(&asked, &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+        assert_eq!(told.get("retention.ms").unwrap().value.as_deref(), Some(kept));
+        broker.close().await.unwrap();
+        support::remove(&prefix).await;
+    }
 }
