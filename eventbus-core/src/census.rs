@@ -126,7 +126,7 @@ pub(crate) fn check_fit(
         if !policy.competing && !features.key_order {
             mistakes.push(format!(
                 "{who} needs events of one key in their order, and the {name} broker keeps none; set `competing` where \
-                 their order means nothing, or use a broker that keeps it"
+                 their order means nothing, or use a broker that keeps it (SNS and SQS do with `?fifo=true`)"
             ));
         }
         if policy.dead_letter && !keeps_dead_letters {

@@ -80,7 +80,7 @@ pub struct AwsBrokerBuilder(pub(crate) Settings);
 impl AwsBrokerBuilder {
     /// Reads an address such as `sns://eu-central-1?fifo=true&prefix=shop`.
     pub(crate) fn parse(url: &str) -> Result<Self, BrokerError> {
-        let address = Address::parse(url, &["sns"])?;
+        let address = Address::parse_as(url, &["sns"], "sns://eu-central-1")?;
         let [host] = address.hosts() else {
             return Err(address.mistake("it names one region, or `default`; write `sns://eu-central-1`"));
         };

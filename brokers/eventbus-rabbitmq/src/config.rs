@@ -309,7 +309,8 @@ impl Settings {
         let default = if self.tls { TLS } else { PLAIN };
         let hosts: Vec<_> = self.hosts.iter().map(|host| host.with_port(default)).collect();
         let scheme = if self.tls { "amqps" } else { "amqp" };
-        let vhost = if self.vhost == "/" { String::new() } else { format!("/{}", self.vhost) };
+        let vhost =
+            if self.vhost == "/" { String::new() } else { format!("/{}", self.vhost.replace('/', "%2F")) };
         format!("{scheme}://{}{vhost}", hosts.join(","))
     }
 }

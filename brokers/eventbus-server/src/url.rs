@@ -78,19 +78,28 @@ impl Address {
     /// # Errors
     /// Where something is missing or is not what its place is for; the error says what would be right.
     pub fn parse(url: &str, schemes: &[&str]) -> Result<Self, BrokerError> {
-        let expected = || format!("{}://localhost", schemes[0]);
+        Self::parse_as(url, schemes, &format!("{}://localhost", schemes[0]))
+    }
+
+    /// As [`parse`](Self::parse), with an address that an error gives as an example: for what is no server by its name.
+    ///
+    /// ```
+    /// use eventbus_server::url::Address;
+    /// let error = Address::parse_as("sns://", &["sns"], "sns://eu-central-1").unwrap_err().to_string();
+    /// assert!(error.ends_with("write `sns://eu-central-1`"));
+    /// ```
+    ///
+    /// # Errors
+    /// As those of `parse`.
+    pub fn parse_as(url: &str, schemes: &[&str], expected: &str) -> Result<Self, BrokerError> {
         let Some((scheme, rest)) = url.split_once(':').filter(|(scheme, _)| schemes.contains(scheme)) else {
             return Err(BrokerError::new(format!(
-                "the address has none of the schemes {}; write `{}`",
-                list(schemes),
-                expected()
+                "the address has none of the schemes {}; write `{expected}`",
+                list(schemes)
             )));
         };
         let Some(rest) = rest.strip_prefix("//") else {
-            return Err(BrokerError::new(format!(
-                "an address of `{scheme}:` names a server; write `{}`",
-                expected()
-            )));
+            return Err(BrokerError::new(format!("an address of `{scheme}:` has `//`; write `{expected}`")));
         };
         // A password may hold what else ends the part that it stands in, so the last `@` before the options counts.
         let (before, options) = rest.split_once('?').unwrap_or((rest, ""));
@@ -109,8 +118,7 @@ impl Address {
         for host in hosts.split(',') {
             address.hosts.push(read_host(host).map_err(|problem| {
                 BrokerError::new(format!(
-                    "the address of `{scheme}:` names no server: {problem}; write `{}`",
-                    expected()
+                    "the address of `{scheme}:` names no server: {problem}; write `{expected}`"
                 ))
             })?);
         }
@@ -234,7 +242,8 @@ impl fmt::Display for Address {
                 write!(f, ":{port}")?;
             }
         }
-        if self.path.is_empty() { Ok(()) } else { write!(f, "/{}", self.path) }
+        // A slash in it was encoded, and begins no further part.
+        if self.path.is_empty() { Ok(()) } else { write!(f, "/{}", self.path.replace('/', "%2F")) }
     }
 }
 
@@ -488,7 +497,7 @@ mod tests {
         for (url, named) in [
             ("localhost:4222", "none of the schemes `nats`, `tls`; write `nats://localhost`"),
             ("http://x", "none of the schemes"),
-            ("nats:localhost", "names a server; write `nats://localhost`"),
+            ("nats:localhost", "has `//`; write `nats://localhost`"),
             ("nats://", "there is no host"),
             ("nats://:4222", "there is no host"),
             ("nats://a,", "there is no host"),

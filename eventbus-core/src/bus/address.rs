@@ -37,6 +37,10 @@ const OUR_SCHEMES: &[(&str, &str)] = &[
     ("valkeys", "redis"),
 ];
 
+/// What others call what has another scheme here.
+const OTHER_SCHEMES: &[(&str, &str)] =
+    &[("aws", "sns"), ("rabbitmq", "amqp"), ("rabbitmqs", "amqps"), ("sqs", "sns")];
+
 /// The address that the environment names.
 pub(super) fn from_env() -> Result<String> {
     named(env::var(VARIABLE))
@@ -106,6 +110,7 @@ fn meant(url: &str) -> String {
         // What may be secret, or an option, is not repeated.
         _ if bare.contains(['@', '?', '#']) || bare.chars().any(char::is_control) => None,
         _ if OUR_SCHEMES.iter().any(|(ours, _)| *ours == bare) => Some(format!("{bare}://localhost")),
+        _ if let Some((ours, rest)) = by_other_scheme(bare) => Some(format!("{ours}:{rest}")),
         _ if scheme(bare).is_some() => by_port(bare).or_else(|| (bare != url).then(|| bare.to_owned())),
         _ if let Some((ours, rest)) = without_colon(bare) => Some(format!("{ours}://{rest}")),
         _ => by_port(bare).or_else(|| is_file(bare).then(|| format!("sqlite:{bare}"))),
@@ -117,6 +122,13 @@ fn meant(url: &str) -> String {
 fn without_colon(address: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = address.split_once("//")?;
     OUR_SCHEMES.iter().any(|(ours, _)| *ours == scheme).then_some((scheme, rest))
+}
+
+/// The scheme of ours that is meant by one of others, and what stands behind it.
+fn by_other_scheme(address: &str) -> Option<(&'static str, &str)> {
+    let (theirs, rest) = address.split_once(':')?;
+    let (_, ours) = OTHER_SCHEMES.iter().find(|(other, _)| *other == theirs)?;
+    Some((ours, rest))
 }
 
 /// The address of a server that is given as its host and a port that everybody knows.
@@ -222,6 +234,8 @@ mod tests {
             ("localhost:4222", "nats://localhost:4222"),
             ("127.0.0.1:6379", "redis://127.0.0.1:6379"),
             ("kafka-1:9092", "kafka://kafka-1:9092"),
+            ("rabbitmq://localhost", "amqp://localhost"),
+            ("aws://eu-central-1", "sns://eu-central-1"),
         ] {
             let Err(error) = open(url).await else { panic!("{url:?} is open") };
             assert!(error.to_string().ends_with(&format!("; did you mean `{address}`?")), "{url:?}: {error}");
