@@ -300,8 +300,8 @@ pub enum PublishError {
     },
     /// The broker did not confirm: the event may have been stored, and may not.
     #[error(
-        "the event for \"{topic}\" may have been stored, or not: {}; publish it again with the same id (`.id(…)`), which a \
-         broker that tells duplicates apart stores once",
+        "the event for \"{topic}\" may have been stored, or not: {}; publish it again with the same id (`.id(…)`): a broker \
+         that tells duplicates apart stores it once, and another one may store it twice",
         chain(&**cause)
     )]
     Unconfirmed {

@@ -117,7 +117,8 @@ impl ConnectionState {
             lost
         };
         if let Some(lost) = lost {
-            log::info!(
+            // As loud as the loss, so that whoever heard of that hears of its end.
+            log::warn!(
                 target: "eventbus", server = %printable(&self.server), after = ?lost.at.elapsed(),
                 "the connection to the broker is back"
             );
