@@ -62,8 +62,12 @@ impl<T: Subscribed> Subscriptions<T> {
     /// Those whose tasks have not ended, in the order in which they were opened.
     pub fn all(&self) -> Vec<Arc<T>> {
         let mut subscriptions = self.0.lock();
-        subscriptions.retain(|one| !one.is_finished());
-        subscriptions.clone()
+        let finished: Vec<_> = subscriptions.extract_if(.., |one| one.is_finished()).collect();
+        let open = subscriptions.clone();
+        drop(subscriptions);
+        // What they hold is somebody else's, wakers and deliveries, and its destructors run without the lock.
+        drop(finished);
+        open
     }
 
     /// Those of a group on a pattern.
@@ -76,5 +80,47 @@ impl<T: Subscribed> Subscriptions<T> {
     /// One that was opened by such a request.
     pub fn find(&self, request: &SubscribeRequest) -> Option<Arc<T>> {
         self.of(&request.group, &request.pattern).into_iter().next()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// It has ended, and asks the broker for the others as it is dropped.
+    struct Ended(Pattern, &'static Place);
+
+    #[derive(Default)]
+    struct Place {
+        subscriptions: OnceLock<Subscriptions<Ended>>,
+        dropped: AtomicUsize,
+    }
+
+    impl Subscribed for Ended {
+        fn group_on(&self) -> (&str, &Pattern) {
+            ("mail", &self.0)
+        }
+
+        fn is_finished(&self) -> bool {
+            true
+        }
+    }
+
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            assert!(self.1.subscriptions.get().unwrap().all().is_empty());
+            self.1.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn what_has_ended_is_dropped_without_the_lock() {
+        let place: &Place = Box::leak(Box::default());
+        let subscriptions = place.subscriptions.get_or_init(Subscriptions::new);
+        subscriptions.add(Arc::new(Ended(Pattern::new("order.>").unwrap(), place)));
+        assert!(subscriptions.all().is_empty());
+        assert_eq!(place.dropped.load(Ordering::Relaxed), 1);
     }
 }
