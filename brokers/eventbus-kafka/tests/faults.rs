@@ -1,39 +1,75 @@
-//! Faults under load: what becomes of events when the server or a process fails.
+//! Faults under load: what becomes of events when the server, the connection or a process fails.
 
 mod support;
 
 use eventbus::PublishError;
-use eventbus::broker::{Broker, Connection};
+use eventbus::broker::{AuditQuery, Broker, Connection};
 use eventbus_kafka::KafkaBroker;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use support::cpu::cpu_time;
+use support::proxy::Proxy;
 use support::servers::Server;
-use support::{event, number, receive, request, until};
+use support::{PATIENCE, event, number, receive, request, until};
+
+/// CPU time is that of the process, so one test at a time measures it, and loads the machine.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 const KEYS: u64 = 16;
+/// In how much time after a connection can be had again events have to be handled.
+const RECOVERY: Duration = Duration::from_secs(10);
 
-async fn connect(server: &Server) -> KafkaBroker {
-    let builder = KafkaBroker::builder(&server.url()).expect("an address");
-    let builder =
-        builder.partitions(4).session_timeout(support::SESSION).publish_timeout(support::PATIENCE * 3);
+async fn connect(url: &str) -> KafkaBroker {
+    let builder = KafkaBroker::builder(url).expect("an address");
+    let builder = builder.partitions(4).session_timeout(support::SESSION).publish_timeout(PATIENCE * 3);
     builder.connect().await.expect("the server answers")
+}
+
+/// A server, and what stands between it and clients: they are sent on to wherever the server says that it is, and that is
+/// the proxy.
+async fn behind_proxy(instance: &'static str) -> (Server, Proxy) {
+    let server = Server::up("kafka", instance);
+    let at = server.setting("EVENTBUS_TEST_KAFKA_PROXY");
+    let proxy = Proxy::at(&at, &server.setting("EVENTBUS_TEST_KAFKA_PROXIED_URL")).await;
+    (server, proxy)
+}
+
+async fn until_lost(broker: &KafkaBroker) {
+    until("the loss is noticed", async || matches!(broker.connection(), Connection::Lost { .. })).await;
+}
+
+/// What is stored, in its order.
+async fn stored(broker: &KafkaBroker) -> Vec<u64> {
+    let mut query = AuditQuery::default();
+    query.limit = 100_000;
+    let recorded = broker.audit_log().expect("it has one").query(query).await.unwrap();
+    recorded.iter().map(|one| serde_json::from_slice(one.envelope.payload().unwrap()).unwrap()).collect()
+}
+
+/// Whoever waits for a server does not compute.
+async fn idles(time: Duration) {
+    let before = cpu_time();
+    tokio::time::sleep(time).await;
+    let spent = cpu_time() - before;
+    assert!(spent < time / 5, "{spent:?} of the processor in {time:?}");
 }
 
 /// Publishers and one group that handles what they publish, while something fails.
 struct Load {
     broker: KafkaBroker,
     confirmed: Arc<AtomicU64>,
+    handled: Arc<AtomicU64>,
     publishing: Vec<tokio::task::JoinHandle<()>>,
     handling: tokio::task::JoinHandle<Vec<(u64, u64)>>,
 }
 
 impl Load {
     async fn begin(broker: KafkaBroker, events: u64) -> Self {
-        let confirmed = Arc::new(AtomicU64::new(0));
+        let (confirmed, handled) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let mut deliveries = broker.subscribe(request("group", "load.*")).await.unwrap();
+        let count = Arc::clone(&handled);
         let handling = tokio::spawn(async move {
             let (mut seen, mut all) = (Vec::new(), BTreeSet::new());
             while (all.len() as u64) < events {
@@ -43,6 +79,7 @@ impl Load {
                     }
                     seen.push((number(&received) % KEYS, number(&received)));
                     all.insert(number(&received));
+                    count.store(all.len() as u64, Ordering::SeqCst);
                     // What is not committed comes again.
                     let _ = received.settler.ack(received.receipt).await;
                 }
@@ -63,11 +100,21 @@ impl Load {
             })
         });
         let publishing = publishers.collect();
-        Self { broker, confirmed, publishing, handling }
+        Self { broker, confirmed, handled, publishing, handling }
     }
 
     async fn confirmed(&self, events: u64) {
         until("events are confirmed", async || self.confirmed.load(Ordering::SeqCst) >= events).await;
+    }
+
+    /// Something that was not handled before is, soon.
+    async fn recovers(&self) {
+        let (begun, before) = (Instant::now(), self.handled.load(Ordering::SeqCst));
+        until("events are handled again", async || self.handled.load(Ordering::SeqCst) > before).await;
+        assert!(begun.elapsed() < RECOVERY, "{:?}", begun.elapsed());
+        until("the connection is known to be back", async || self.broker.connection() == Connection::Up)
+            .await;
+        assert!(begun.elapsed() < RECOVERY, "{:?}", begun.elapsed());
     }
 
     /// Everything that was confirmed is handled, in order by key.
@@ -91,15 +138,13 @@ impl Load {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_or_paused_and_goes_on_loses_nothing_that_was_confirmed() {
+    let _alone = ALONE.lock().await;
     let server = Server::up("kafka", "eventbus-kafka-killed");
-    let load = Load::begin(connect(&server).await, 3_000).await;
+    let load = Load::begin(connect(&server.url()).await, 3_000).await;
     load.confirmed(1_000).await;
     server.order("kill");
-    until("the loss is noticed", async || matches!(load.broker.connection(), Connection::Lost { .. })).await;
-    let (before, outage) = (cpu_time(), Duration::from_secs(2));
-    tokio::time::sleep(outage).await;
-    let spent = cpu_time() - before;
-    assert!(spent < outage / 2, "{spent:?} of the processor in {outage:?}");
+    until_lost(&load.broker).await;
+    idles(Duration::from_secs(2)).await;
     server.order("restart");
     load.confirmed(2_000).await;
     server.order("pause");
@@ -111,8 +156,9 @@ async fn a_server_that_is_killed_or_paused_and_goes_on_loses_nothing_that_was_co
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shutdown_during_an_outage_ends_in_time_and_says_what_is_not_known() {
+    let _alone = ALONE.lock().await;
     let server = Server::up("kafka", "eventbus-kafka-ended");
-    let broker = connect(&server).await;
+    let broker = connect(&server.url()).await;
     let mut deliveries = broker.subscribe(request("group", "load.a")).await.unwrap();
     broker.publish(event("load.a", "k", 1)).await.unwrap();
     let received = receive(&mut deliveries, 1).await.remove(0);
@@ -122,11 +168,80 @@ async fn a_shutdown_during_an_outage_ends_in_time_and_says_what_is_not_known() {
         let broker = broker.clone();
         async move { broker.publish(event("load.a", "k", 2)).await }
     });
-    until("the loss is noticed", async || matches!(broker.connection(), Connection::Lost { .. })).await;
+    until_lost(&broker).await;
     let begun = Instant::now();
     let error = broker.close().await.unwrap_err().to_string();
     assert!(error.contains("may be delivered again"), "{error}");
     let answer = publishing.await.unwrap();
     assert!(matches!(answer, Err(PublishError::Unconfirmed { .. })), "{answer:?}");
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_cut_again_and_again_loses_nothing_and_stores_nothing_twice() {
+    let _alone = ALONE.lock().await;
+    let (server, proxy) = behind_proxy("eventbus-kafka-cut").await;
+    let load = Load::begin(connect(&proxy.url()).await, 4_000).await;
+    for part in 1..6 {
+        load.confirmed(part * 500).await;
+        // Every other time with answers lost, so that it is not known what was stored and what was committed.
+        proxy.mute(part % 2 == 0);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        proxy.cut();
+        proxy.mute(false);
+        load.recovers().await;
+    }
+    proxy.refuse(true);
+    proxy.cut();
+    until_lost(&load.broker).await;
+    idles(Duration::from_secs(3)).await;
+    proxy.refuse(false);
+    load.recovers().await;
+    load.end().await;
+    assert_eq!(stored(&connect(&server.url()).await).await.len(), 4_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_swallows_everything_is_found_out_and_loses_nothing() {
+    let _alone = ALONE.lock().await;
+    let (_server, proxy) = behind_proxy("eventbus-kafka-swallowed").await;
+    let load = Load::begin(connect(&proxy.url()).await, 4_000).await;
+    for is_cut in [false, true] {
+        load.confirmed(if is_cut { 2_000 } else { 1_000 }).await;
+        let begun = Instant::now();
+        proxy.swallow(true);
+        until_lost(&load.broker).await;
+        assert!(begun.elapsed() < RECOVERY, "{:?}", begun.elapsed());
+        // Until its session is over as well.
+        idles(support::SESSION).await;
+        if is_cut {
+            proxy.cut();
+        }
+        proxy.swallow(false);
+        load.recovers().await;
+    }
+    load.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_whose_confirmation_is_lost_is_stored_once() {
+    let _alone = ALONE.lock().await;
+    let (server, proxy) = behind_proxy("eventbus-kafka-unconfirmed").await;
+    let (broker, direct) = (connect(&proxy.url()).await, connect(&server.url()).await);
+    broker.publish(event("load.a", "k", 0)).await.unwrap();
+    proxy.mute(true);
+    let publishing = tokio::spawn({
+        let broker = broker.clone();
+        async move { broker.publish_all((1..=100).map(|number| event("load.a", "k", number)).collect()).await }
+    });
+    until("they are stored", async || stored(&direct).await.len() == 101).await;
+    assert!(!publishing.is_finished(), "and nobody has heard of it");
+    let cut = Instant::now();
+    proxy.cut();
+    proxy.mute(false);
+    let answers = tokio::time::timeout(PATIENCE, publishing).await.expect("it ends").unwrap();
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    assert!(cut.elapsed() < RECOVERY, "{:?}", cut.elapsed());
+    let stored = stored(&direct).await;
+    assert!(stored.iter().copied().eq(0..=100), "each once, in order: {stored:?}");
 }

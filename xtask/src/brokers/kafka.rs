@@ -26,7 +26,8 @@ impl Kind for Kafka {
     }
 
     fn ports(&self) -> &'static [&'static str] {
-        &["plain", "controller", "tls", "sasl"]
+        // At `proxy` nobody listens: it is kept for a proxy of a test.
+        &["plain", "controller", "tls", "sasl", "proxied", "proxy"]
     }
 
     /// The folder with its jars: a Kafka of the machine has scripts, and settings that are not ours.
@@ -65,6 +66,9 @@ impl Kind for Kafka {
             Address::tls(format!("kafkas://{USER}:{PASSWORD}@localhost:{}", port("tls"))),
             // User and password without TLS.
             Address { ending: "SASL_URL", value: sasl },
+            // A client goes on to where the server says that it is. Here it says the port that is kept for a proxy.
+            Address { ending: "PROXIED_URL", value: format!("kafka://127.0.0.1:{}", port("proxied")) },
+            Address { ending: "PROXY", value: format!("127.0.0.1:{}", port("proxy")) },
         ]
     }
 
@@ -80,15 +84,16 @@ impl Kind for Kafka {
 fn properties(server: &Server, key: &Path, authority: &Path) -> String {
     let port = |name: &str| server.ports().of(name);
     let (plain, controller, tls, sasl) = (port("plain"), port("controller"), port("tls"), port("sasl"));
+    let (proxied, proxy) = (port("proxied"), port("proxy"));
     let mut text = format!(
         "process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{controller},SASL_SSL://127.0.0.1:{tls},SASL_PLAINTEXT://127.0.0.1:{sasl}
-advertised.listeners=PLAINTEXT://127.0.0.1:{plain},SASL_SSL://localhost:{tls},SASL_PLAINTEXT://127.0.0.1:{sasl}
+listeners=PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{controller},SASL_SSL://127.0.0.1:{tls},SASL_PLAINTEXT://127.0.0.1:{sasl},PROXIED://127.0.0.1:{proxied}
+advertised.listeners=PLAINTEXT://127.0.0.1:{plain},SASL_SSL://localhost:{tls},SASL_PLAINTEXT://127.0.0.1:{sasl},PROXIED://127.0.0.1:{proxy}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,SASL_PLAINTEXT:SASL_PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,SASL_PLAINTEXT:SASL_PLAINTEXT,PROXIED:PLAINTEXT
 sasl.enabled.mechanisms=SCRAM-SHA-256,SCRAM-SHA-512,PLAIN
 ssl.keystore.type=PEM
 ssl.keystore.location={}

@@ -36,9 +36,14 @@ struct Shared {
 impl Proxy {
     /// Between clients and the server of this address, of whatever scheme, without TLS.
     pub async fn to(url: &str) -> Self {
+        Self::at("127.0.0.1:0", url).await
+    }
+
+    /// The same at an address of its own, for a server that sends its clients there.
+    pub async fn at(address: &str, url: &str) -> Self {
         let (scheme, server) = url.split_once("://").expect("an address with a scheme");
         let (scheme, server) = (scheme.to_owned(), server.trim_end_matches('/').to_owned());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             server,

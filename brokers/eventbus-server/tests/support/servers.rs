@@ -56,10 +56,15 @@ impl Server {
     }
 
     pub fn url(&self) -> String {
+        self.setting(&variable(self.kind))
+    }
+
+    /// What a variable would have, were this the server that all tests have.
+    pub fn setting(&self, name: &str) -> String {
         let exports = self.order("env");
-        let export = format!("export {}='", variable(self.kind));
-        let url = exports.lines().find_map(|line| line.strip_prefix(&export));
-        url.expect("it has an address").trim_end_matches('\'').to_owned()
+        let export = format!("export {name}='");
+        let value = exports.lines().find_map(|line| line.strip_prefix(&export));
+        value.expect("the server has that variable").trim_end_matches('\'').to_owned()
     }
 }
 
