@@ -2,8 +2,9 @@
 
 mod support;
 
-use eventbus::PublishError;
 use eventbus::broker::{AuditQuery, Broker, Connection};
+use eventbus::subscription::Pattern;
+use eventbus::{Envelope, PublishError, Topic};
 use eventbus_kafka::KafkaBroker;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -152,6 +153,48 @@ async fn a_server_that_is_killed_or_paused_and_goes_on_loses_nothing_that_was_co
     server.order("continue");
     until("the connection is back", async || load.broker.connection() == Connection::Up).await;
     load.end().await;
+}
+
+/// A server of Kafka that cannot write its log ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_ends_since_its_disk_is_full_loses_nothing_and_goes_on_once_there_is_room() {
+    let _alone = ALONE.lock().await;
+    let server = Server::up("kafka", "eventbus-kafka-full");
+    let load = Load::begin(connect(&server.url()).await, 3_000).await;
+    load.confirmed(1_000).await;
+    let timeout = Duration::from_secs(3);
+    let builder = KafkaBroker::builder(&server.url()).expect("an address").publish_timeout(timeout);
+    let filling = builder.connect().await.expect("the server answers");
+    let large = || {
+        let topic = Topic::new("filling").unwrap();
+        Arc::new(
+            Envelope::from_bytes(topic, "application/octet-stream", vec![7; 900_000].into()).with_key("k"),
+        )
+    };
+    server.order("starve");
+    let mut confirmed = 0;
+    let error = loop {
+        let begun = Instant::now();
+        let answer = filling.publish(large()).await;
+        assert!(begun.elapsed() < timeout + Duration::from_secs(1), "{:?}", begun.elapsed());
+        match answer {
+            Ok(()) => confirmed += 1,
+            Err(error) => break error,
+        }
+        assert!(confirmed < 64, "the disk has more room than it may");
+    };
+    assert!(confirmed > 0, "there was some room: {error}");
+    assert!(matches!(error, PublishError::Unconfirmed { .. }), "{error}");
+    until_lost(&load.broker).await;
+    idles(Duration::from_secs(2)).await;
+    server.order("restart");
+    load.recovers().await;
+    until("what had no room is taken", async || filling.publish(large()).await.is_ok()).await;
+    load.end().await;
+    let mut query = AuditQuery::default();
+    query.pattern = Some(Pattern::new("filling").unwrap());
+    let kept = filling.audit_log().expect("it has one").query(query).await.unwrap().len();
+    assert!(kept > confirmed, "{confirmed} were confirmed, and one more now, and {kept} are kept");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

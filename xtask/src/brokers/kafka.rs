@@ -13,6 +13,8 @@ use std::time::Duration;
 pub(super) struct Kafka;
 
 pub(super) const VERSION: &str = "4.4.0";
+/// How long files may be where the disk is to be full: those of an index are begun with 10 MB.
+const FULL: u64 = 12 << 20;
 /// As good as any: clusters never meet.
 const CLUSTER: &str = "MkU3OEVBNTcwNTJENDM2Qg";
 
@@ -70,6 +72,11 @@ impl Kind for Kafka {
             Address { ending: "PROXIED_URL", value: format!("kafka://127.0.0.1:{}", port("proxied")) },
             Address { ending: "PROXY", value: format!("127.0.0.1:{}", port("proxy")) },
         ]
+    }
+
+    /// Short of disk: no file may be longer than that. It can be told at once, and needs no rights.
+    fn starve(&self, server: &Server, short: bool) -> io::Result<()> {
+        server.processes()?.iter().try_for_each(|process| process.limit_files(short.then_some(FULL)))
     }
 
     fn start_limit(&self) -> Duration {

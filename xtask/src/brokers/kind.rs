@@ -41,9 +41,9 @@ pub(super) trait Kind: Sync {
     /// Where clients reach it.
     fn addresses(&self, server: &Server) -> Vec<Address>;
 
-    /// Makes it short of memory, so that it takes nothing new, or lets it be as before.
+    /// Makes it short of memory or of disk, so that it takes nothing new, or lets it be as before.
     fn starve(&self, _server: &Server, _short: bool) -> io::Result<()> {
-        Err(io::Error::other(format!("nobody knows how to make {} short of memory", self.name())))
+        Err(io::Error::other(format!("nobody knows how to make {} short of memory or of disk", self.name())))
     }
 
     /// How long it may take to start.

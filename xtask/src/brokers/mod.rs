@@ -39,7 +39,7 @@ cargo xtask brokers up|down|env|kill|pause|continue|starve|feed|restart|status [
   env               print what tests read, as `export NAME=value`
   kill              kill -9; `restart` begins them again, with their data and on their ports
   pause, continue   stop them where they are, and let them go on
-  starve, feed      make a server short of memory, and let it be as before (only rabbitmq)
+  starve, feed      make a server short of memory (rabbitmq) or of disk (kafka), and let it be as before
   status            tell how they are, and where
   NAME              nats, redis, valkey, rabbitmq, kafka, aws, and for `up` and `env` also python: their clients
                     (default: all)
@@ -332,8 +332,8 @@ fn change(server: &mut Server, order: &Order) -> bool {
         Verb::Kill => server.kill().map(|()| "killed".to_owned()),
         Verb::Pause => server.pause().map(|()| "paused".to_owned()),
         Verb::Continue => server.resume().map(|()| "goes on".to_owned()),
-        Verb::Starve => server.starve(true).map(|()| "is short of memory".to_owned()),
-        Verb::Feed => server.starve(false).map(|()| "has memory again".to_owned()),
+        Verb::Starve => server.starve(true).map(|()| "is short of memory or of disk".to_owned()),
+        Verb::Feed => server.starve(false).map(|()| "has enough again".to_owned()),
         Verb::Env | Verb::Status | Verb::Guard => unreachable!("they change nothing"),
     };
     let name = match server.instance() {

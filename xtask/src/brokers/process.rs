@@ -1,7 +1,7 @@
 //! A process group that outlives the command that began it, and is known again later.
 
 use super::place::wait_until;
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, kill_process_group, prlimit};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -76,6 +76,16 @@ impl Process {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Lets it write no file beyond so many bytes, as if the disk were full there, or any as long as it likes.
+    pub(super) fn limit_files(&self, bytes: Option<u64>) -> io::Result<()> {
+        if self.state() == State::Ended {
+            return Err(io::Error::other("it has ended"));
+        }
+        let limit = Rlimit { current: bytes, maximum: None };
+        prlimit(Some(self.pid()?), Resource::Fsize, limit)?;
+        Ok(())
     }
 
     /// Kills the group, and waits until it is gone: its ports and its files are free then.

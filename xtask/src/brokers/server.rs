@@ -166,7 +166,7 @@ impl Server {
         self.awaited(Condition::Up)
     }
 
-    /// Makes the server short of memory, or lets it be as before.
+    /// Makes the server short of memory or of disk, or lets it be as before.
     pub(super) fn starve(&self, short: bool) -> io::Result<()> {
         let _lock = self.lock()?;
         self.must_be_up()?;
@@ -236,7 +236,7 @@ impl Server {
         Err(io::Error::other(format!("it should be {condition:?} by now, and is {is:?}")))
     }
 
-    fn processes(&self) -> io::Result<Vec<Process>> {
+    pub(super) fn processes(&self) -> io::Result<Vec<Process>> {
         let read = self.process_files()?.into_iter().map(|file| Process::read(&file));
         Ok(read.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
