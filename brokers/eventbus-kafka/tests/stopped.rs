@@ -28,7 +28,7 @@ struct Handled {
 
 /// Handles what its group has, and tells of it; started by the test below.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a process of its own"]
+#[ignore = "the other test starts it as a process of its own"]
 async fn a_process_of_its_own() {
     let Ok(prefix) = std::env::var("EVENTBUS_KAFKA_STOPPED") else { return };
     let broker = support::builder(&prefix).partitions(4).connect().await.unwrap();
