@@ -287,6 +287,29 @@ mod tests {
         }
     }
 
+    /// Due times are those of the clock of whoever noted them, and whoever reads them has another one.
+    #[test]
+    fn a_retry_waits_no_longer_than_was_meant_whatever_the_clocks_say() {
+        let (hour, real) = (3_600_000, 1_700_000_000_000);
+        for (noting, reading) in [(hour, 0), (-hour, 0), (0, hour), (0, -hour), (hour, -hour), (-hour, hour)]
+        {
+            // The clock stepped between the first failure and the last one.
+            for first in [real, real + noting] {
+                for meant in [0, 1, 900, 60_000] {
+                    let noted = waits(3, first, real + noting, real + noting + meant);
+                    let saved = Saved { cursor: at(7), reached: at(8), notes: [(at(7), noted)].into() };
+                    let read = read(at(7), &write(&saved, MAX_LENGTH).text).notes[&at(7)];
+                    assert_eq!(read, noted, "and the attempt counts on");
+                    let wait = read.parked.unwrap().delay(millisecond(real + reading)).as_millis();
+                    // Where the reader's clock is behind, all of it; where it is ahead, nothing: then the next attempt is
+                    // made at once, and counted.
+                    let expected = if reading <= noting { meant } else { 0 };
+                    assert_eq!(wait, u128::try_from(expected).unwrap(), "{noting}, {reading}, {meant}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_text_of_another_program_says_nothing() {
         for other in [
