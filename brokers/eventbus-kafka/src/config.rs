@@ -193,8 +193,8 @@ impl KafkaBrokerBuilder {
         self
     }
 
-    /// For how long a publish is tried, before it is [`Unconfirmed`](eventbus_core::PublishError::Unconfirmed). Default:
-    /// 30 s.
+    /// For how long a publish is tried, before it is [`Unconfirmed`](eventbus_core::PublishError::Unconfirmed), or refused
+    /// where it could not even be sent. Default: 30 s.
     pub fn publish_timeout(mut self, timeout: Duration) -> Self {
         self.0.publish_timeout = timeout;
         self

@@ -33,7 +33,7 @@
 //! | `audit_log` | yes | the topics themselves, as far back as they are kept |
 //!
 //! - **A publish is tried again** by the client, in its order, for [`publish_timeout`](KafkaBrokerBuilder::publish_timeout).
-//!   Then it is [`Unconfirmed`](eventbus_core::PublishError::Unconfirmed).
+//!   Then it is [`Unconfirmed`](eventbus_core::PublishError::Unconfirmed), or refused where it could not even be sent.
 //!   One request is on its way to each server at a time, with what several publish at once: with more, the client has
 //!   confirmed events that a new partition had refused.
 //! - **What is committed** is the first offset that is not settled, and beside it, in at most 4,096 bytes, what is settled

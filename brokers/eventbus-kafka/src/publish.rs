@@ -14,6 +14,7 @@ use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer, 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// How long to wait where the producer's queue is full.
 const FULL: Duration = Duration::from_millis(5);
@@ -51,9 +52,9 @@ impl Outlet {
     }
 
     pub(crate) async fn publish(self: Arc<Self>, envelope: Arc<Envelope>) -> Result<(), PublishError> {
-        let open = self.open.one();
-        let sent = self.enqueue(&envelope).await;
-        let answer = self.answered(&envelope, sent).await;
+        let (open, until) = (self.open.one(), self.until());
+        let sent = self.enqueue(&envelope, until).await;
+        let answer = self.answered(&envelope, sent, until).await;
         drop(open);
         answer
     }
@@ -62,20 +63,37 @@ impl Outlet {
         self: Arc<Self>,
         envelopes: Vec<Arc<Envelope>>,
     ) -> Vec<Result<(), PublishError>> {
-        let open: Vec<_> = envelopes.iter().map(|_| self.open.one()).collect();
+        let (open, until): (Vec<_>, _) = (envelopes.iter().map(|_| self.open.one()).collect(), self.until());
         let mut sent = Vec::with_capacity(envelopes.len());
         for envelope in &envelopes {
-            sent.push(self.enqueue(envelope).await);
+            sent.push(self.enqueue(envelope, until).await);
         }
         let mut answers = Vec::with_capacity(envelopes.len());
         for (envelope, sent) in envelopes.iter().zip(sent) {
-            answers.push(self.answered(envelope, sent).await);
+            answers.push(self.answered(envelope, sent, until).await);
         }
         drop(open);
         answers
     }
 
-    async fn enqueue(&self, envelope: &Envelope) -> Result<Sent, PublishError> {
+    /// When a publish that begins ends at the latest. The client looks for what is too late once a second.
+    fn until(&self) -> Instant {
+        Instant::now() + self.link.settings.publish_timeout
+    }
+
+    /// Sends an event. One that cannot be sent in time is not stored.
+    async fn enqueue(&self, envelope: &Envelope, until: Instant) -> Result<Sent, PublishError> {
+        let sent = timeout_at(until, self.enqueued(envelope)).await;
+        sent.unwrap_or_else(|_| {
+            let within = self.link.settings.publish_timeout;
+            let cause =
+                BrokerError::new(format!("it could not be sent within {within:?} (`publish_timeout`)"));
+            let cause = Lost::explain(self.link.state.lost(), cause).into();
+            Err(PublishError::Broker { topic: envelope.topic().to_string(), cause })
+        })
+    }
+
+    async fn enqueued(&self, envelope: &Envelope) -> Result<Sent, PublishError> {
         let topic = envelope.topic().as_str();
         let encode = |cause: BoxError| PublishError::Encode { topic: topic.to_owned(), cause };
         let payload = envelope.payload().map_err(|error| encode(error.into()))?.len();
@@ -180,15 +198,20 @@ impl Outlet {
         &self,
         envelope: &Envelope,
         sent: Result<Sent, PublishError>,
+        until: Instant,
     ) -> Result<(), PublishError> {
-        let Err(mut error) = self.stored(sent?).await else { return Ok(()) };
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
-            match self.retried(envelope).await {
-                Ok(()) => return Ok(()),
-                Err(again) => error = again,
+        let sent = sent?;
+        let stored = async {
+            let Err(error) = self.stored(sent).await else { return Ok(()) };
+            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+                return self.retried(envelope).await;
             }
-        }
+            Err(error)
+        };
         let topic = envelope.topic().to_string();
+        // It stays with the client a moment longer, and may be stored.
+        let Ok(stored) = timeout_at(until, stored).await else { return Err(self.unconfirmed(topic, None)) };
+        let Err(error) = stored else { return Ok(()) };
         let code = error.rdkafka_error_code();
         if code == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
             return Err(PublishError::Broker {
@@ -207,17 +230,21 @@ impl Outlet {
         if !may_be_stored(&error) {
             return Err(PublishError::Broker { topic, cause: BrokerError::new(explain(&error)).into() });
         }
-        let cause = if self.closed.load(Ordering::Acquire) {
-            BrokerError::new("the broker was closed before Kafka has confirmed it")
-        } else {
-            let within = self.link.settings.publish_timeout;
-            let cause = BrokerError::new(format!(
-                "Kafka has not confirmed it within {within:?} (`publish_timeout`): {}",
-                explain(&error)
-            ));
-            Lost::explain(self.link.state.lost(), cause)
-        };
-        Err(PublishError::Unconfirmed { topic, cause: cause.into() })
+        Err(self.unconfirmed(topic, Some(&error)))
+    }
+
+    /// What is said of a record that was sent, and of which it is not known whether it is stored.
+    fn unconfirmed(&self, topic: String, error: Option<&KafkaError>) -> PublishError {
+        if self.closed.load(Ordering::Acquire) {
+            let cause = BrokerError::new("the broker was closed before Kafka has confirmed it").into();
+            return PublishError::Unconfirmed { topic, cause };
+        }
+        let within = self.link.settings.publish_timeout;
+        let said = error.map(|error| format!(": {}", explain(error))).unwrap_or_default();
+        let cause = BrokerError::new(format!(
+            "Kafka has not confirmed it within {within:?} (`publish_timeout`){said}"
+        ));
+        PublishError::Unconfirmed { topic, cause: Lost::explain(self.link.state.lost(), cause).into() }
     }
 
     /// How many publishes are not answered.

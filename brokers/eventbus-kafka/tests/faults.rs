@@ -288,3 +288,37 @@ async fn an_event_whose_confirmation_is_lost_is_stored_once() {
     let stored = stored(&direct).await;
     assert!(stored.iter().copied().eq(0..=100), "each once, in order: {stored:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_of_many_publishes_ends_in_time_on_a_connection_that_is_mute() {
+    let _alone = ALONE.lock().await;
+    let (_server, proxy) = behind_proxy("eventbus-kafka-mute").await;
+    let timeout = Duration::from_secs(1);
+    let builder = KafkaBroker::builder(&proxy.url()).expect("an address").publish_timeout(timeout);
+    let broker = builder.connect().await.unwrap();
+    broker.publish(event("load.a", "k", 0)).await.unwrap();
+    proxy.mute(true);
+    let mut publishing = Vec::new();
+    // The client looks for what is too late once a second, so it would find one of them too late.
+    for number in 1..=8 {
+        let broker = broker.clone();
+        publishing.push(tokio::spawn(async move {
+            let begun = Instant::now();
+            // Of a topic that is not known it is not even known where to send it.
+            let topic = if number % 4 == 0 { "load.unknown" } else { "load.a" };
+            let error = broker.publish(event(topic, "k", number)).await.unwrap_err();
+            (topic, error, begun.elapsed())
+        }));
+        tokio::time::sleep(timeout / 8).await;
+    }
+    for one in publishing {
+        let (topic, error, took) = one.await.unwrap();
+        let (is_late, said) = (took > timeout + Duration::from_millis(300), error.to_string());
+        assert!(took >= timeout && !is_late, "{took:?}: {said}");
+        assert!(said.contains("within 1s (`publish_timeout`)"), "{said}");
+        let is_unconfirmed = matches!(error, PublishError::Unconfirmed { .. });
+        assert_eq!(is_unconfirmed, topic == "load.a", "what was not sent is not stored: {said}");
+    }
+    proxy.mute(false);
+    until("it goes on", async || broker.publish(event("load.a", "k", 9)).await.is_ok()).await;
+}
