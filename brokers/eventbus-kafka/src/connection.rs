@@ -15,23 +15,62 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use std::collections::HashMap;
 use std::panic::resume_unwind;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a call waits for its answer.
 pub(crate) const CALL: Duration = Duration::from_secs(10);
+/// How long a server may take to answer the first question, before it is asked anew.
+const GREETING: Duration = Duration::from_millis(1_500);
+/// So much of the patience is kept to say why nobody has answered.
+const SAYING: Duration = Duration::from_millis(10);
 
 /// What the clients of a broker tell it.
 #[derive(Clone)]
 pub(crate) struct Context {
     state: Arc<ConnectionState>,
     told: Arc<AtomicU64>,
+    cause: Arc<Cause>,
 }
 
 impl Context {
     pub(crate) fn new(state: &Arc<ConnectionState>) -> Self {
-        Self { state: Arc::clone(state), told: Arc::default() }
+        Self { state: Arc::clone(state), told: Arc::default(), cause: Arc::default() }
+    }
+}
+
+/// Why a client has no connection, in its words.
+pub(crate) struct Cause(Lock<Option<String>>);
+
+impl Default for Cause {
+    fn default() -> Self {
+        Self(Lock::new(Rank::LEAF, None))
+    }
+}
+
+impl Cause {
+    /// The client tells of an error. That no server is left says nothing of why: what it told of each of them does.
+    pub(crate) fn hear(&self, state: &ConnectionState, error: &KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            state.is_lost(self.get().as_deref().unwrap_or(reason));
+            return;
+        }
+        tell("ERROR", reason);
+        // How long it took, and how often, is nobody's cause.
+        let reason = reason.split_once(" (after ").map_or(reason, |(reason, _)| reason);
+        *self.0.lock() = Some(reason.to_owned());
+    }
+
+    pub(crate) fn get(&self) -> Option<String> {
+        self.0.lock().clone()
+    }
+
+    /// A server has answered.
+    fn forget(&self) {
+        let forgotten = self.0.lock().take();
+        drop(forgotten);
     }
 }
 
@@ -72,11 +111,7 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.told.fetch_add(1, Ordering::Relaxed);
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
-            self.state.is_lost(reason);
-        } else {
-            tell("ERROR", reason);
-        }
+        self.cause.hear(&self.state, &error, reason);
     }
 }
 
@@ -141,26 +176,34 @@ impl Link {
             state,
             settings,
         };
-        let shown = link.settings.shown();
-        patiently(&shown, link.settings.connect_timeout, || link.greet()).await?;
+        let (shown, patience) = (link.settings.shown(), link.settings.connect_timeout);
+        // A try ends before the patience does, to say why.
+        let until = Instant::now() + patience.saturating_sub(SAYING);
+        patiently(&shown, patience, || link.greet(until)).await?;
         link.state.is_up();
         Ok(link)
     }
 
-    async fn greet(&self) -> Result<(), Failure> {
+    /// Asks whether a server answers, until then at most. Why none does comes with events, whenever they come; the question
+    /// alone is answered by a timeout.
+    async fn greet(&self, until: Instant) -> Result<(), Failure> {
         let client = Arc::clone(&self.client);
-        // Why comes with an event, and the question alone is answered by a timeout.
-        let answer = blocking(move || {
-            let answer = client.fetch_metadata(None, Duration::from_millis(1_500)).map(drop);
-            let mut codes = Vec::new();
-            // None may be an event that says nothing.
-            for _ in 0..if answer.is_ok() { 0 } else { 16 } {
-                let event = client.poll(Duration::from_millis(5));
-                codes.extend(event.and_then(Result::err).and_then(|error| error.rdkafka_error_code()));
+        let mut asking = pin!(blocking(move || client.fetch_metadata(None, GREETING).map(drop)));
+        let mut codes = Vec::new();
+        let error = loop {
+            let look = until.min(Instant::now() + Duration::from_millis(20));
+            let answer = tokio::time::timeout_at(look.into(), &mut asking).await;
+            while let Some(event) = next(&self.client) {
+                codes.extend(event.err().and_then(|error| error.rdkafka_error_code()));
             }
-            answer.map_err(|error| (error, codes))
-        });
-        let Err((error, codes)) = answer.await else { return Ok(()) };
+            match answer {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => break error,
+                Err(_) if Instant::now() < until => {}
+                Err(_) => break KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut),
+            }
+        };
+        let cause = self.cause(&error);
         let shown = self.settings.shown();
         let lasting = |said: String| Err(Failure::Lasting(BrokerError::new(said)));
         let mechanism =
@@ -175,16 +218,20 @@ impl Link {
         }
         if codes.contains(&RDKafkaErrorCode::SSL) {
             return lasting(format!(
-                "`{shown}` cannot be trusted, or speaks no TLS; name its authority (`?ca=…`), or write `kafka://` for a \
-                 server without TLS"
+                "`{shown}` cannot be trusted, or speaks no TLS ({cause}); name its authority (`?ca=…`), or write `kafka://` \
+                 for a server without TLS"
             ));
         }
         let other =
             if self.settings.tls { "it speaks no TLS (`kafka://`)" } else { "it may want TLS (`kafkas://`)" };
         Err(Failure::Passing(format!(
-            "{}: nobody listens there, or something other than Kafka, or {other}",
-            explain(&error)
+            "{cause}: nobody listens there, or something other than Kafka, or {other}"
         )))
+    }
+
+    /// Why there was no answer, as well as it is known.
+    fn cause(&self, error: &KafkaError) -> String {
+        self.client.context().cause.get().unwrap_or_else(|| explain(error))
     }
 
     /// A client that may ask for what a group has committed, and commit for it while nobody has it.
@@ -241,8 +288,11 @@ impl Link {
     /// Notes what an answer says of the connection.
     pub(crate) fn heard<T>(&self, answer: &Result<T, KafkaError>) {
         match answer {
-            Ok(_) => self.state.is_up(),
-            Err(error) if is_passing(error) => self.state.is_lost(&explain(error)),
+            Ok(_) => {
+                self.client.context().cause.forget();
+                self.state.is_up();
+            }
+            Err(error) if is_passing(error) => self.state.is_lost(&self.cause(error)),
             Err(_) => self.state.is_up(),
         }
     }

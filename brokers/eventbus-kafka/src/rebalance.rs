@@ -1,14 +1,14 @@
 //! Partitions that a subscription is given, and that are taken from it: they come as events of the client, and its thread
 //! answers each in its time.
 
-use crate::connection::{Tells, tell};
+use crate::connection::{Cause, Tells, tell};
 use crate::errands::Answer;
 use crate::subscription::Subscription;
 use eventbus_core::lock::{Lock, Rank};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
 use std::collections::VecDeque;
@@ -20,12 +20,13 @@ pub(crate) struct SessionContext {
     pub(crate) subscription: Arc<Subscription>,
     pub(crate) events: Lock<Events>,
     told: AtomicU64,
+    cause: Cause,
 }
 
 impl SessionContext {
     pub(crate) fn new(subscription: Arc<Subscription>) -> Self {
         let events = Lock::new(Rank::BROKER, Events::default());
-        Self { subscription, events, told: AtomicU64::new(0) }
+        Self { subscription, events, told: AtomicU64::new(0), cause: Cause::default() }
     }
 
     fn note(&self) {
@@ -61,9 +62,7 @@ impl ClientContext for SessionContext {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.note();
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
-            self.subscription.link.state.is_lost(reason);
-        }
+        self.cause.hear(&self.subscription.link.state, &error, reason);
     }
 }
 

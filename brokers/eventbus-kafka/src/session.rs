@@ -355,9 +355,10 @@ impl Session {
             self.broken = Some(Broken::Fatal(said));
             return;
         }
-        let Subscription { link, group, .. } = &*self.subscription;
+        let group = &self.subscription.group;
         match error.rdkafka_error_code() {
-            Some(Code::AllBrokersDown) => link.state.is_lost(&explain(error)),
+            // It was told of with its cause.
+            Some(Code::AllBrokersDown) => {}
             // The list of topics is behind.
             Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {}
             Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => tell("OFFSET", &error.to_string()),

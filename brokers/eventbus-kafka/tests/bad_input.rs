@@ -14,7 +14,7 @@ use support::rdkafka::producer::{FutureProducer, FutureRecord};
 
 async fn refused(url: &str) -> String {
     let connected =
-        KafkaBroker::builder(url).unwrap().connect_timeout(Duration::from_secs(3)).connect().await;
+        KafkaBroker::builder(url).unwrap().connect_timeout(Duration::from_secs(1)).connect().await;
     let error = connected.expect_err("it cannot connect").to_string();
     assert!(!error.contains("wrong-secret"), "{error}");
     error
@@ -34,8 +34,9 @@ async fn make(name: &str, partitions: i32, config: &[(&str, &str)]) {
 async fn a_server_that_does_not_answer_is_waited_for_and_named() {
     let begun = Instant::now();
     let error = refused("kafka://127.0.0.1:1").await;
-    assert!(error.contains("`kafka://127.0.0.1:1` did not answer within 3s (`connect_timeout`)"), "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(error.contains("`kafka://127.0.0.1:1` did not answer within 1s (`connect_timeout`)"), "{error}");
+    assert!(error.contains("Connection refused"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
@@ -48,6 +49,7 @@ async fn a_wrong_password_and_an_untrusted_server_are_told_apart_from_one_that_i
     let tls = support::setting("EVENTBUS_TEST_KAFKA_TLS_URL").unwrap();
     let error = refused(&tls).await;
     assert!(error.contains("cannot be trusted") && error.contains("`?ca=…`"), "{error}");
+    assert!(error.contains("certificate verify failed"), "{error}");
     let plain = support::server().replace("kafka://", "kafkas://");
     let error = refused(&plain).await;
     assert!(error.contains("SSL") || error.contains("TLS"), "{error}");
