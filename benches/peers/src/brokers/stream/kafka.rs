@@ -1,9 +1,8 @@
 //! `ruststream-rdkafka`: an idempotent producer, and a group that commits what is settled.
 
-use super::{Adapter, Shared};
+use super::{Adapter, Shared, new_id};
 use crate::kafka::Place;
 use crate::work::{Handler, SOURCE, Stored, TOPIC};
-use eventbus::EventId;
 use eventbus::jiff::Timestamp;
 use ruststream::codec::JsonCodec;
 use ruststream::runtime::RunningApp;
@@ -65,7 +64,7 @@ impl Adapter for StreamKafka {
     async fn publish(&self, event: Stored) {
         let attributes = Attributes {
             ce_specversion: "1.0",
-            ce_id: EventId::from_u128(fastrand::u128(..)).to_string(),
+            ce_id: new_id(),
             ce_source: SOURCE,
             ce_type: TOPIC,
             ce_time: Timestamp::now().to_string(),

@@ -1,11 +1,9 @@
 //! `ruststream-nats`: a durable pull consumer of JetStream.
 
-use super::{Adapter, Shared};
+use super::{Adapter, Attributes, Sent, Shared, new_id};
 use crate::nats::{stream_named, unacked};
 use crate::ours::GROUP;
 use crate::work::{Handler, SOURCE, Stored, TOPIC};
-use eventbus::EventId;
-use eventbus::jiff::Timestamp;
 use eventbus::nats::async_nats;
 use eventbus::nats::async_nats::jetstream::{self, Context};
 use ruststream::codec::JsonCodec;
@@ -13,7 +11,6 @@ use ruststream::runtime::RunningApp;
 use ruststream::{Broker, ConnectedBroker};
 use ruststream_nats::prelude::*;
 use ruststream_nats::{ConnectedNatsBroker, JetStreamPublisher};
-use serde::Serialize;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -26,31 +23,6 @@ pub(crate) struct StreamNats {
     connected: Arc<ConnectedNatsBroker>,
     publisher: JetStreamPublisher,
 }
-
-/// The headers of the CloudEvents binding, as ours writes them.
-#[derive(Serialize)]
-struct Attributes {
-    #[serde(rename = "ce-specversion")]
-    specversion: &'static str,
-    #[serde(rename = "ce-id")]
-    id: String,
-    #[serde(rename = "ce-source")]
-    source: &'static str,
-    #[serde(rename = "ce-type")]
-    event_type: &'static str,
-    #[serde(rename = "ce-time")]
-    time: String,
-    #[serde(rename = "ce-datacontenttype")]
-    datacontenttype: &'static str,
-    #[serde(rename = "ce-eventversion")]
-    eventversion: &'static str,
-}
-
-/// The event, as what is published has to be declared.
-#[derive(Serialize, Outgoing)]
-#[outgoing(headers = Attributes)]
-#[serde(transparent)]
-struct Sent(Stored);
 
 #[subscriber(JetStreamSubject::new("bench", "bench"))]
 async fn handle(event: &Stored, State(handler): State<Arc<Handler>>) -> HandlerOutcome {
@@ -69,17 +41,9 @@ impl Adapter for StreamNats {
     }
 
     async fn publish(&self, event: Stored) {
-        let id = EventId::from_u128(fastrand::u128(..)).to_string();
+        let id = new_id();
         let message_id = format!("{SOURCE}#{id}");
-        let attributes = Attributes {
-            specversion: "1.0",
-            id,
-            source: SOURCE,
-            event_type: TOPIC,
-            time: Timestamp::now().to_string(),
-            datacontenttype: "application/json",
-            eventversion: "1",
-        };
+        let attributes = Attributes::of(id);
         let event = Sent(event);
         let message = self.publisher.message(&event).with_codec(JsonCodec).with_headers(&attributes);
         message.to(&self.subject).message_id(message_id).publish().await.unwrap();

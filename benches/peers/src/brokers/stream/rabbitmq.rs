@@ -1,16 +1,13 @@
 //! `ruststream-lapin`: persistent messages with confirms, in a quorum queue.
 
-use super::{Adapter, Shared};
+use super::{Adapter, Attributes, Sent, Shared, new_id};
 use crate::rabbitmq::{AHEAD, Place};
-use crate::work::{Handler, SOURCE, Stored, TOPIC};
-use eventbus::EventId;
-use eventbus::jiff::Timestamp;
+use crate::work::{Handler, Stored, TOPIC};
 use ruststream::codec::JsonCodec;
 use ruststream::runtime::RunningApp;
 use ruststream::{Broker, ConnectedBroker};
 use ruststream_lapin::prelude::*;
 use ruststream_lapin::{ConfirmsPublisher, ConnectedLapinBroker};
-use serde::Serialize;
 use std::convert::Infallible;
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -22,31 +19,6 @@ pub(crate) struct StreamRabbitMq {
     connected: Arc<ConnectedLapinBroker>,
     publisher: ConfirmsPublisher,
 }
-
-/// The headers of an event, as ours writes them.
-#[derive(Serialize)]
-struct Attributes {
-    #[serde(rename = "ce-specversion")]
-    specversion: &'static str,
-    #[serde(rename = "ce-id")]
-    id: String,
-    #[serde(rename = "ce-source")]
-    source: &'static str,
-    #[serde(rename = "ce-type")]
-    event_type: &'static str,
-    #[serde(rename = "ce-time")]
-    time: String,
-    #[serde(rename = "ce-datacontenttype")]
-    datacontenttype: &'static str,
-    #[serde(rename = "ce-eventversion")]
-    eventversion: &'static str,
-}
-
-/// The event, as what is published has to be declared.
-#[derive(Serialize, Outgoing)]
-#[outgoing(headers = Attributes)]
-#[serde(transparent)]
-struct Sent(Stored);
 
 #[subscriber(RabbitQuorumQueue::new("bench"))]
 async fn handle(event: &Stored, State(handler): State<Arc<Handler>>) -> HandlerOutcome {
@@ -64,15 +36,7 @@ impl Adapter for StreamRabbitMq {
     }
 
     async fn publish(&self, event: Stored) {
-        let attributes = Attributes {
-            specversion: "1.0",
-            id: EventId::from_u128(fastrand::u128(..)).to_string(),
-            source: SOURCE,
-            event_type: TOPIC,
-            time: Timestamp::now().to_string(),
-            datacontenttype: "application/json",
-            eventversion: "1",
-        };
+        let attributes = Attributes::of(new_id());
         let event = Sent(event);
         let message = self.publisher.message(&event).with_codec(JsonCodec).with_headers(&attributes);
         message.to(TOPIC).publish().await.unwrap();
