@@ -12,7 +12,11 @@ use ruststream::Outgoing;
 use ruststream::runtime::RunningApp;
 use serde::Serialize;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Mutex;
+
+/// How long the last acks may be on their way.
+const ACKED: Duration = Duration::from_millis(500);
 
 /// Which server, and what is to be known of its adapter.
 pub(crate) trait Adapter: Clone + Send + Sync + 'static {
@@ -68,6 +72,8 @@ impl<A: Adapter> Contestant for Stream<A> {
     async fn leave(&self) {
         let running = self.running.lock().await.take();
         if let Some(running) = running {
+            // Its end does not wait for acks that are on their way, and nothing tells how many are.
+            tokio::time::sleep(ACKED).await;
             running.shutdown().await.unwrap();
         }
     }
