@@ -5,7 +5,7 @@ use crate::committed::{self, Note};
 use crate::place::Origin;
 use eventbus_core::Envelope;
 use eventbus_core::broker::{Offset, Parked, Progress, Save, Saved};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// The number of a receipt here. An event that is handed out again after its partition was lost has another one.
@@ -53,6 +53,8 @@ struct Part {
     next: u64,
     /// What is open; without a token, as long as it was not read again.
     open: BTreeMap<u64, Option<Token>>,
+    /// Where that is.
+    unread: BTreeSet<u64>,
     /// The latest time of its records.
     time: u64,
     /// It is being given away: nothing of it is begun any more.
@@ -116,9 +118,10 @@ impl Held {
     pub(crate) fn assign(&mut self, partition: Partition, saved: Saved<Note>) {
         self.times += 1;
         let next = number(saved.cursor);
-        let open = saved.notes.keys().map(|at| (number(*at), None)).collect();
+        let unread: BTreeSet<_> = saved.notes.keys().map(|at| number(*at)).collect();
+        let open = unread.iter().map(|at| (*at, None)).collect();
         let progress = Progress::resume(saved);
-        let part = Part { times: self.times, progress, next, open, time: 0, leaving: false };
+        let part = Part { times: self.times, progress, next, open, unread, time: 0, leaving: false };
         self.parts.insert(partition, part);
     }
 
@@ -154,12 +157,12 @@ impl Held {
         let Some(part) = self.parts.get_mut(partition) else { return };
         part.next = at + 1;
         // What was open before it and did not come is not there any more.
-        let gone: Vec<_> =
-            part.open.range(..at).filter(|(_, token)| token.is_none()).map(|(at, _)| *at).collect();
-        for gone in gone {
+        while let Some(gone) = part.unread.first().copied().filter(|gone| *gone < at) {
+            part.unread.remove(&gone);
             part.open.remove(&gone);
             part.progress.settle(place(gone));
         }
+        part.unread.remove(&at);
         let note = part.open.get(&at).and_then(|_| part.progress.get(place(at)).copied());
         let note = note.unwrap_or(Note::FIRST);
         if !part.open.contains_key(&at) && !part.progress.open(place(at), note) {

@@ -1,7 +1,7 @@
 //! A session of a subscription in its group: it joins the group, reads for it, answers when partitions come and go, and says
 //! what is to be committed.
 
-use crate::arrivals::arrive;
+use crate::arrivals::Arrivals;
 use crate::commit::{Standing, add, all_known, elements};
 use crate::committed;
 use crate::connection::{cannot, client, explain, is_passing, next, tell};
@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 
 /// How long what is settled waits to be committed.
 const COMMIT: Duration = Duration::from_millis(100);
+/// How many records are handed over together at most.
+const TOGETHER: usize = 64;
 /// A reader that takes nothing for so long makes the partitions pause: until then what was fetched is kept.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long the end of a subscription waits for its last commit.
@@ -46,6 +48,7 @@ pub(crate) struct Session {
     errands: mpsc::Sender<Errand>,
     /// The topics that it has asked for.
     asked: BTreeSet<Arc<str>>,
+    arrivals: Arrivals,
     rebalances: VecDeque<Rebalance>,
     /// Partitions that are given away, and until when their handlers are waited for.
     leaving: Option<(TopicPartitionList, Vec<Partition>, Instant)>,
@@ -113,6 +116,7 @@ impl Session {
             consumer,
             errands,
             asked: BTreeSet::new(),
+            arrivals: Arrivals::new(subscription),
             rebalances: VecDeque::new(),
             leaving: None,
             arriving: None,
@@ -243,36 +247,29 @@ impl Session {
         }
     }
 
-    /// Takes what the client has, as long as there is room.
+    /// Takes what the client has, as long as there is room, and hands over some of it together.
     fn poll(&mut self) {
-        let mut arrived = false;
-        loop {
+        let mut is_all = false;
+        while !is_all && self.broken.is_none() && self.has_room() {
             let (at_hand, bytes) = self.subscription.state.lock().held.at_hand();
-            if AHEAD.is_reached(at_hand, bytes) {
-                let since = *self.full_since.get_or_insert_with(Instant::now);
-                if !self.paused {
-                    if since.elapsed() < PAUSE {
+            for _ in 0..TOGETHER {
+                let (read, size) = self.arrivals.len();
+                // One that is paused gives no records, but tells what else there is.
+                if !self.paused && AHEAD.is_reached(at_hand + read, bytes + size) {
+                    break;
+                }
+                match next(&self.consumer) {
+                    Some(Ok(message)) => self.arrivals.read(&self.subscription, &message),
+                    Some(Err(error)) => self.trouble(&error),
+                    None => {
+                        is_all = true;
                         break;
                     }
-                    self.pause_all(true);
-                }
-            } else {
-                self.full_since = None;
-                if self.paused {
-                    self.pause_all(false);
                 }
             }
-            match next(&self.consumer) {
-                Some(Ok(message)) => {
-                    arrived = true;
-                    arrive(&self.subscription, &message);
-                }
-                Some(Err(error)) => self.trouble(&error),
-                None => break,
+            if self.arrivals.hand_over(&self.subscription) {
+                self.subscription.state.wake();
             }
-        }
-        if arrived {
-            self.subscription.state.wake();
         }
         let mut events = self.consumer.context().events.lock();
         self.rebalances.append(&mut events.rebalances);
@@ -281,6 +278,24 @@ impl Session {
         for answer in answers {
             self.hear(answer);
         }
+    }
+
+    /// Whether the client is asked for more: there is room for it, or its partitions are paused, since the reader has taken
+    /// nothing for some time.
+    fn has_room(&mut self) -> bool {
+        let (at_hand, bytes) = self.subscription.state.lock().held.at_hand();
+        if !AHEAD.is_reached(at_hand, bytes) {
+            self.full_since = None;
+            if self.paused {
+                self.pause_all(false);
+            }
+            return true;
+        }
+        let since = *self.full_since.get_or_insert_with(Instant::now);
+        if !self.paused && since.elapsed() >= PAUSE {
+            self.pause_all(true);
+        }
+        self.paused
     }
 
     fn hear(&mut self, answer: Answer) {
