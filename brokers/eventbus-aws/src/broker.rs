@@ -128,7 +128,10 @@ impl Shared {
             }
         };
         let lost = self.link.state.lost();
-        let _ = tokio::time::timeout(Lost::flush_time(lost.is_some()), flush).await;
+        let flush_time = Lost::flush_time(lost.is_some());
+        // What the last call for messages brings is given back.
+        let last_call = if lost.is_some() { Duration::ZERO } else { self.link.settings.wait_time };
+        let _ = tokio::time::timeout(flush_time + last_call, flush).await;
         let unsettled: usize = subscriptions.iter().map(|one| one.state.lock().held.unconfirmed()).sum();
         let unsent = self.outlet.open();
         self.link.state.close();

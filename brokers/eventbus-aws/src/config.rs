@@ -115,7 +115,7 @@ impl AwsBrokerBuilder {
             topology: Topology::default(),
             retention_age: None,
             visibility_timeout: Duration::from_secs(30),
-            wait_time: Duration::from_secs(20),
+            wait_time: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(10),
             publish_timeout: Duration::from_secs(30),
             content_mode: ContentMode::default(),
@@ -191,7 +191,8 @@ impl AwsBrokerBuilder {
     }
 
     /// How long SQS waits for an event before it answers that there is none, in whole seconds from 1 to 20. A longer time is
-    /// fewer calls to pay. Default: 20 s.
+    /// fewer calls to pay, and a longer end: a process waits for the answer to its last call before it ends. So the bus's
+    /// [`drain`](eventbus_core::BusBuilder::drain) is to be longer than this. Default: 5 s.
     pub fn wait_time(mut self, time: Duration) -> Self {
         self.0.wait_time = time;
         self

@@ -56,9 +56,14 @@
 //!   90 s, also where a queue was removed less than a minute ago, which SQS does not make again before that.
 //! - **Acks are deletes**, ten at a time, sent a moment later. A crash repeats those of its last moment. One that is refused,
 //!   as where credentials are over, is sent again, and its event stays hidden meanwhile.
+//! - **A process that ends in order** gives back what no handler has begun with, and others get it at once. SQS answers a call
+//!   for events also where nobody waits for it any more, and hides what it gives to it; so the end waits for the answer to
+//!   the last call, up to [`wait_time`](AwsBrokerBuilder::wait_time), and gives back what it brings. Others get only after
+//!   `visibility_timeout` what a process has that is killed or whose [`drain`](eventbus_core::BusBuilder::drain) is shorter
+//!   than that, and what SQS refuses to take back three times.
 //! - **A call for events whose answer is lost** is made again by its name on FIFO, and SQS answers it as before; so it is at
 //!   the end of a process as well, to give back what it may have been given. Otherwise the message groups of what it had
-//!   given out would be closed until that was hidden for its time.
+//!   given out would be closed until that was hidden for its time. On standard queues it is hidden for its time.
 //! - **There is no history**: replays, the audit log and cursors that can be moved are refused, and a bus says so.
 //! - **Groups are queues**: `eventbus groups list` shows each with `ApproximateNumberOfMessages` and what is hidden (what waits
 //!   for a retry is among that), and `drop` removes the queue, for which SQS wants a minute before it is made again. Whether
@@ -121,8 +126,8 @@
 //! These were counted in front of an emulator (`tests/calls.rs`), which gives ten messages to each call that asks for them. SQS
 //! may give fewer, and a call that waits in vain is one more.
 //! Amazon counts each 64 KiB of a call as one more. An idle subscription makes one call in
-//! [`wait_time`](AwsBrokerBuilder::wait_time), 130,000 in a month, and has one connection open for it; where there is much to
-//! receive, three more that do not wait. Its tag and the look at its topics are two more in two minutes, or up to eleven
+//! [`wait_time`](AwsBrokerBuilder::wait_time), 520,000 in a month (130,000 with `wait_time=20s`, with which a process takes up
+//! to 20 s to end), and has one connection open for it; where there is much to receive, three more that do not wait. Its tag and the look at its topics are two more in two minutes, or up to eleven
 //! where a pattern covers many topics. What is held costs one call for ten events in a third of `visibility_timeout`.
 //!
 //! # Options of an address
@@ -148,6 +153,7 @@ mod names;
 mod policy;
 mod publish;
 mod readers;
+mod returns;
 mod subscribe;
 mod subscription;
 mod together;

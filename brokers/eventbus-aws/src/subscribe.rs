@@ -7,6 +7,7 @@ use crate::connection::{Link, Trouble, slow_down};
 use crate::delivery::AwsDeliveries;
 use crate::held::{Named, Token};
 use crate::readers::{self, Reader};
+use crate::returns::{LAST_CALL, give_back, give_back_unanswered};
 use crate::subscription::Subscription;
 use crate::topics::{Joined, Topics};
 use aws_sdk_sqs::types::Message;
@@ -26,8 +27,6 @@ use tokio::time::MissedTickBehavior;
 const CALLS: usize = 4;
 /// How many calls that delete are under way.
 const DELETES: usize = 4;
-/// So long the end of a broker waits for a call for messages: what it brings is given back, instead of being hidden.
-const LAST_CALL: Duration = Duration::from_secs(2);
 /// For how long SQS knows a call for messages again, which is five minutes at most.
 const ASK_AGAIN: Duration = Duration::from_secs(240);
 /// How long a server is left alone that has no message and answers at once.
@@ -140,7 +139,9 @@ impl Task {
             };
             if closed {
                 self.give_back();
-                let last_call = *ends_at.get_or_insert(Instant::now() + LAST_CALL);
+                // SQS answers a call also where nobody waits for it any more, and hides what it gives to it.
+                let longest = subscription.link.settings.wait_time + LAST_CALL;
+                let last_call = *ends_at.get_or_insert(Instant::now() + longest);
                 let others = self.calls.len() - self.asking.len();
                 let is_over = self.asking.is_empty() || (ends && Instant::now() >= last_call);
                 if is_empty && others == 0 && is_over {
@@ -163,7 +164,9 @@ impl Task {
                 () = sleep_until(wake_at), if wake_at.is_some() => {}
             }
         }
-        self.fetch_unanswered().await;
+        self.calls.abort_all();
+        let unanswered = self.asking.drain(..).chain(self.unanswered.drain(..));
+        give_back_unanswered(&subscription, unanswered).await;
         if let Some(reader) = &self.reader {
             // Where it fails, the tag holds for some minutes more.
             let _ = tokio::time::timeout(
@@ -212,27 +215,6 @@ impl Task {
         }
     }
 
-    /// At the end: what SQS has given out, or gives out just now, and what has not arrived here, goes back to the queue. With
-    /// it its message groups would be closed until it was hidden for its time.
-    async fn fetch_unanswered(&mut self) {
-        self.calls.abort_all();
-        let asks = self.asking.drain(..).chain(self.unanswered.drain(..)).filter(|ask| ask.name.is_some());
-        let asks: Vec<_> = asks.collect();
-        let subscription = &self.subscription;
-        for ask in asks {
-            let fetch = async {
-                let messages = ask_for(subscription, Duration::ZERO, &ask).await.unwrap_or_default();
-                let handles = messages.into_iter().filter_map(|message| message.receipt_handle);
-                let given_back: Vec<_> = handles.map(|handle| (0, Arc::from(handle), 0)).collect();
-                if !given_back.is_empty() {
-                    // Where it fails, the queue gives it out again when it was hidden for its time.
-                    let _ = hide(subscription, &given_back).await;
-                }
-            };
-            let _ = tokio::time::timeout(LAST_CALL, fetch).await;
-        }
-    }
-
     /// Deletes what is settled.
     fn delete(&mut self) {
         if self.deletes_from.is_some_and(|from| Instant::now() < from) {
@@ -261,11 +243,10 @@ impl Task {
 
     fn return_to_queue<'a>(&mut self, batches: impl IntoIterator<Item = &'a [Named]>) {
         for batch in batches {
-            let batch: Vec<_> = batch.iter().map(|(token, handle)| (*token, Arc::clone(handle), 0)).collect();
+            let handles: Vec<_> = batch.iter().map(|(_, handle)| Arc::clone(handle)).collect();
             let subscription = Arc::clone(&self.subscription);
             self.calls.spawn(async move {
-                // Where it fails, the queue gives it out again when it was hidden for its time.
-                let _ = hide(&subscription, &batch).await;
+                give_back(&subscription, handles).await;
                 Done::GivenBack
             });
         }

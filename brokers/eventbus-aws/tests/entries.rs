@@ -260,9 +260,8 @@ async fn a_call_for_messages_whose_answer_is_lost_is_made_again_by_its_name_on_f
 #[tokio::test]
 async fn what_was_given_out_as_a_process_ended_is_given_back_on_fifo() {
     let (gateway, prefix) = (Gateway::to(&server()).await, prefix());
-    let names = names(&gateway, false);
-    let at = url_at(&gateway.url(), &prefix, true).replace("wait_time=1s", "wait_time=20s");
-    let broker = connect(&at).await;
+    let names = names(&gateway, true);
+    let broker = connect(&url_at(&gateway.url(), &prefix, true)).await;
     let deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
     until("it waits for events", async || !names.lock().unwrap().is_empty()).await;
     drop(deliveries);
