@@ -6,7 +6,7 @@
 
 use crate::batches::LARGEST;
 use bytes::Bytes;
-use eventbus_core::broker::{DeadLetter, FailureKind, Offset};
+use eventbus_core::broker::{DeadLetter, FailureKind};
 use eventbus_core::{DecodeError, Envelope, EventId, Headers, Pattern, Topic};
 use eventbus_server::cloudevents::{
     Carried, MEDIA_TYPE, base64_decode, base64_encode, is_structured, percent_decode, percent_encode,
@@ -337,7 +337,7 @@ pub(crate) fn read_dead_letter(message: &Message<'_>) -> Option<(DeadLetter, Str
         attempts: take("attempts")?.parse().ok()?,
         first_failed_at: time("first-failed-at")?,
         last_failed_at: time("last-failed-at")?,
-        offset: Offset::new(take("offset")?.parse().ok()?),
+        offset: take("offset")?.parse().ok()?,
     };
     Some((letter, take(QUEUE)?))
 }
@@ -345,6 +345,7 @@ pub(crate) fn read_dead_letter(message: &Message<'_>) -> Option<(DeadLetter, Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use eventbus_core::broker::Offset;
 
     fn pattern(text: &str) -> Pattern {
         Pattern::new(text).unwrap()

@@ -51,11 +51,12 @@
 //! - **A process that does not answer** loses its partitions after
 //!   [`session_timeout`](KafkaBrokerBuilder::session_timeout). One that stood still begins nothing before the server has
 //!   said that it still has them.
-//! - **Places** ([`Offset`](eventbus_core::broker::Offset)) are of all partitions: time in milliseconds, partition, offset.
-//!   So events of one millisecond in several partitions have an order that need not be that of their publishes, and in
-//!   topics with times of producers (`CreateTime`) a place finds in other partitions about what was stored then. Topics that
-//!   are made here have the time of their storing, which replays and `groups seek` go by. Replays and the audit log read
-//!   partitions beside each other, by time.
+//! - **Places** ([`Offset`](eventbus_core::broker::Offset)) are of all partitions: time in milliseconds, partition, offset, as
+//!   in `1700000000000.42.70`, where the partition is a number made of its topic and its own. So events of one millisecond in
+//!   several partitions have an order that need not be that of their publishes, and in topics with times of producers
+//!   (`CreateTime`) a place finds in other partitions about what was stored then. Topics that are made here have the time of
+//!   their storing, which replays and `groups seek` go by. Replays and the audit log read partitions beside each other, by
+//!   time.
 //! - **A topic that is deleted and made anew** is read from its beginning, whatever handlers still do with events of the
 //!   former one, and so is one whose end servers have lost. Offsets alone tell that: leave ten seconds in between, since a
 //!   group goes on in the middle of one that soon has more than the group had read of the former one.

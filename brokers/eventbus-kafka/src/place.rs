@@ -5,9 +5,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-const OFFSET_BITS: u32 = 60;
-const TAG_BITS: u32 = 24;
-
 /// Where a record stands, for the order of all of them: earlier ones first, and those of one moment by their partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
@@ -20,21 +17,15 @@ pub(crate) struct Place {
 
 impl From<Place> for Offset {
     fn from(place: Place) -> Self {
-        let Place { time, tag, offset } = place;
-        let time = u128::from(time) << (TAG_BITS + OFFSET_BITS);
-        Self::new(time | u128::from(tag) << OFFSET_BITS | u128::from(offset))
+        Self::of_partition(place.time, place.tag, place.offset)
     }
 }
 
 impl From<Offset> for Place {
     fn from(offset: Offset) -> Self {
-        let number = offset.get();
-        let low = |number: u128, bits: u32| number & ((1 << bits) - 1);
-        Self {
-            time: (number >> (TAG_BITS + OFFSET_BITS)) as u64,
-            tag: low(number >> OFFSET_BITS, TAG_BITS) as u32,
-            offset: low(number, OFFSET_BITS) as u64,
-        }
+        // Who writes another number means one before everything that there is.
+        let (time, tag, offset) = offset.in_partition().unwrap_or_default();
+        Self { time, tag, offset }
     }
 }
 
@@ -103,7 +94,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(1);
         let mut places: Vec<_> = (0..500)
             .map(|_| Place {
-                time: random.u64(..1 << 44),
+                time: random.u64(..1 << 43),
                 tag: random.u32(..1 << 24),
                 offset: random.u64(..1 << 60),
             })

@@ -80,7 +80,7 @@ fn read(
     let consumer = headers?.get(CONSUMER)?.as_str().to_owned();
     let (group, handler, reason) = (take("group")?, take("handler")?, take("reason")?);
     let (kind, attempts) = (FailureKind::parse(&take("kind")?)?, take("attempts")?.parse().ok()?);
-    let offset = Offset::new(take("offset")?.parse().ok()?);
+    let offset: Offset = take("offset")?.parse().ok()?;
     let (first_failed_at, last_failed_at) = (time("first-failed-at")?, time("last-failed-at")?);
     let names: Vec<_> = envelope.headers().iter().map(|(name, _)| name.to_owned()).collect();
     for name in names {

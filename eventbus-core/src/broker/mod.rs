@@ -10,6 +10,7 @@ mod dead_letters;
 mod features;
 mod future;
 mod groups;
+mod offset;
 mod progress;
 mod replay;
 mod scheme;
@@ -29,6 +30,7 @@ pub use dead_letters::{DeadLetter, DeadLetterList, DeadLetterQuery, DeadLetters,
 pub use features::{Attempts, Backlog, Features};
 pub use future::BrokerFuture;
 pub use groups::{GroupState, Groups};
+pub use offset::{Offset, ParseOffsetError};
 pub use progress::{Progress, Save, Saved};
 pub use replay::{Replay, ReplayFrom, ReplayRequest, ReplayUntil, Replayable};
 pub use scheme::{OpenedBroker, Scheme};
@@ -41,7 +43,6 @@ pub use subscribe::SubscribeRequest;
 
 use crate::envelope::Envelope;
 use crate::error::{BrokerError, PublishError};
-use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -280,28 +281,4 @@ pub struct Received {
     pub alone: bool,
     /// Who settles it.
     pub settler: Arc<dyn Settler>,
-}
-
-/// A record's place in a broker: opaque, and ordered within one topic (and partition, where there are any).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Offset(u128);
-
-impl Offset {
-    /// A place, in a form that the broker chooses: a sequence number, or two numbers side by side.
-    #[must_use]
-    pub const fn new(place: u128) -> Self {
-        Self(place)
-    }
-
-    /// The form that the broker chose.
-    #[must_use]
-    pub const fn get(self) -> u128 {
-        self.0
-    }
-}
-
-impl fmt::Display for Offset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
 }

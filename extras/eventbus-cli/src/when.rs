@@ -37,9 +37,9 @@ fn wrong(text: &str) -> String {
 
 /// Reads an offset.
 pub(crate) fn offset(text: &str) -> Result<Offset, String> {
-    text.parse()
-        .map(Offset::new)
-        .map_err(|_| format!("`{}` is no offset; write a whole number", text.escape_debug()))
+    text.parse().map_err(|_| {
+        format!("`{}` is no offset; write one as it is shown, such as `70`", text.escape_debug())
+    })
 }
 
 /// Where a group goes on.
@@ -119,6 +119,13 @@ mod tests {
     fn a_replay_begins_and_ends_at_an_offset_a_time_or_a_word() {
         assert_eq!(from("beginning"), Ok(ReplayFrom::Beginning));
         assert_eq!(from("120"), Ok(ReplayFrom::Offset(Offset::new(120))));
+        // As brokers with several numbers show theirs.
+        for place in
+            [Offset::new(1_700_000_000_000 << 64 | 3), Offset::of_partition(1_700_000_000_000, 42, 70)]
+        {
+            assert_eq!(from(&place.to_string()), Ok(ReplayFrom::Offset(place)), "{place}");
+        }
+        assert!(matches!(from("2026-01-31"), Ok(ReplayFrom::Time(_))), "a day is no offset");
         assert!(matches!(from("2h"), Ok(ReplayFrom::Time(_))));
         assert_eq!(until("live"), Ok(ReplayUntil::Live));
         assert!(from("live").is_err() && until("beginning").is_err());

@@ -231,7 +231,7 @@ pub(crate) fn read_dead_letter(message: &Message, group: &str) -> Option<ReadLet
         attempts: said("attempts")?.parse().ok()?,
         first_failed_at: time("first-failed-at")?,
         last_failed_at: time("last-failed-at")?,
-        offset: Offset::new(said("offset")?.parse().ok()?),
+        offset: said("offset")?.parse().ok()?,
     };
     Some(ReadLetter { name: message.text(LETTER), mark: String::new(), queue: message.text(QUEUE)?, letter })
 }
