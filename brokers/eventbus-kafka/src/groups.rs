@@ -14,6 +14,7 @@ use crate::topology::Topics;
 use crate::wire;
 use eventbus_core::broker::{BrokerFuture, GroupState, Groups, Offset as CoreOffset};
 use eventbus_core::{BrokerError, Pattern};
+use jiff::Timestamp;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
@@ -301,25 +302,63 @@ fn states(link: &Link, topics: &Topics, tails: &Tails) -> Result<Vec<GroupState>
     for (part, partitions, committed) in parts {
         let mut state = GroupState::new(&part.group, part.pattern.as_str());
         state.active = is_active(link, topics, &part)?;
-        let mut left = Vec::new();
+        let (mut unread, mut open, mut all) = (Vec::new(), Vec::new(), Vec::new());
         for partition in partitions {
             let Some(range) = ranges.get(&partition) else { continue };
-            let mut range = range.clone();
+            let mut rest = range.clone();
             if let Some((offset, text)) = committed.get(&partition) {
                 let saved = committed::read(CoreOffset::new(u128::from(offset.unsigned_abs())), text);
-                let reached = i64::try_from(saved.reached.get()).unwrap_or(i64::MAX);
+                let at = |offset: CoreOffset| i64::try_from(offset.get()).unwrap_or(i64::MAX);
                 state.backlog += saved.notes.len() as u64;
                 state.parked += saved.notes.values().filter(|note| note.parked.is_some()).count() as u64;
-                range.from = range.from.max(reached);
+                rest.from = rest.from.max(at(saved.reached));
+                if let Some(first) = saved.notes.keys().next() {
+                    let from = range.from.max(at(*first));
+                    open.push(Range { partition, from, to: rest.from });
+                }
             }
-            left.push(range);
+            unread.push(rest);
+            all.push(range.clone());
         }
-        for range in link.without_empty(tails, left)? {
+        let mut left = link.firsts(&tails.unread, unread)?;
+        for (range, _) in &left {
             state.backlog += u64::try_from(range.to - range.from).unwrap_or_default();
         }
+        left.extend(link.firsts(&tails.open, open)?);
+        // Where one is not known, it may be the first of all.
+        let firsts: Option<Vec<_>> = left.iter().map(|(_, first)| *first).collect();
+        let oldest = firsts.and_then(|firsts| firsts.iter().map(|first| first.time).min());
+        state.oldest = oldest.and_then(|time| Timestamp::from_millisecond(i64::try_from(time).ok()?).ok());
+        // What is published again for the group is of no place of its own.
+        let again: Arc<str> = link.again_topic(&part.group).into();
+        left.retain(|(range, _)| range.partition.0 != again);
+        all.retain(|range| range.partition.0 != again);
+        state.cursor = cursor(link, tails, &left, &all)?.map(CoreOffset::from);
         states.push(state);
     }
     Ok(states)
+}
+
+/// Where a group stands among all partitions: everything up to there is settled, and in some of them more. None, where
+/// nothing is, or it is not known.
+fn cursor(
+    link: &Link,
+    tails: &Tails,
+    left: &[(Range, Option<Place>)],
+    all: &[Range],
+) -> Result<Option<Place>, BrokerError> {
+    if left.is_empty() {
+        return link.last(&tails.lasts, all);
+    }
+    let begins = |range: &Range| {
+        let mut of_it = left.iter().filter(|(left, _)| left.partition == range.partition);
+        range.is_empty() || of_it.any(|(left, _)| left.from <= range.from)
+    };
+    if all.iter().all(begins) {
+        return Ok(None);
+    }
+    let firsts: Option<Vec<_>> = left.iter().map(|(_, first)| *first).collect();
+    Ok(firsts.and_then(|firsts| firsts.into_iter().min()).map(Place::before))
 }
 
 /// Moves a group that nobody handles.

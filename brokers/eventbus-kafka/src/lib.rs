@@ -56,7 +56,7 @@
 //!   several partitions have an order that need not be that of their publishes, and in topics with times of producers
 //!   (`CreateTime`) a place finds in other partitions about what was stored then. Topics that are made here have the time of
 //!   their storing, which replays and `groups seek` go by. Replays and the audit log read partitions beside each other, by
-//!   time.
+//!   time. Where a group stands is right before the first event that it has not settled, in whichever partition.
 //! - **A topic that is deleted and made anew** is read from its beginning, whatever handlers still do with events of the
 //!   former one, and so is one whose end servers have lost. Offsets alone tell that: leave ten seconds in between, since a
 //!   group goes on in the middle of one that soon has more than the group had read of the former one.

@@ -15,6 +15,17 @@ pub(crate) struct Place {
     pub(crate) offset: u64,
 }
 
+impl Place {
+    /// A place before this one, from which on nothing is missed that stands here or behind it.
+    pub(crate) fn before(self) -> Self {
+        match self.offset.checked_sub(1) {
+            Some(offset) => Self { offset, ..self },
+            // No place of its partition is before it, so it is one of none.
+            None => Self { time: self.time.saturating_sub(1), tag: 0, offset: 0 },
+        }
+    }
+}
+
 impl From<Place> for Offset {
     fn from(place: Place) -> Self {
         Self::of_partition(place.time, place.tag, place.offset)

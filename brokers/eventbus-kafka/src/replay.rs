@@ -3,7 +3,7 @@
 use crate::connection::{Link, blocking, cannot};
 use crate::place::Place;
 use crate::records::{read_event, record, time_of};
-use crate::scan::{Range, Scan, Tails, place_of};
+use crate::scan::{Lasts, Range, Scan, Tails};
 use crate::subscribe::partitions_of;
 use crate::topology::Topics;
 use crate::wire;
@@ -15,7 +15,7 @@ use eventbus_core::broker::{
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::{BrokerError, foreign};
 use jiff::Timestamp;
-use rdkafka::message::{Message, OwnedMessage};
+use rdkafka::message::OwnedMessage;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
@@ -144,25 +144,7 @@ fn mended(link: &Link, topics: &Topics, group: &str) -> Result<Mended, BrokerErr
 /// The place of the latest event of all topics.
 pub(crate) fn latest(link: &Link, topics: &Topics) -> Result<Option<Place>, BrokerError> {
     let covered = topics.which(|name| link.settings.topic_of(name).is_some());
-    let all = link.everything(&partitions_of(&covered))?;
-    let mut latest = BTreeSet::new();
-    // The last records may be marks of transactions: further back, then.
-    let mut back = 1;
-    let mut open: Vec<_> = all.into_iter().filter(|range| !range.is_empty()).collect();
-    while !open.is_empty() {
-        let last = |range: &Range| Range { from: (range.to - back).max(range.from), ..range.clone() };
-        let lasts: Vec<_> = open.iter().map(last).collect();
-        let mut scan = Scan::open(link, &lasts)?;
-        let mut found = BTreeMap::new();
-        while let Some(message) = scan.next()? {
-            let partition = (Arc::<str>::from(message.topic()), message.partition());
-            found.insert(partition, place_of(&message));
-        }
-        open.retain(|range| !found.contains_key(&range.partition) && range.to - back > range.from);
-        latest.extend(found.into_values());
-        back *= 16;
-    }
-    Ok(latest.pop_last())
+    link.last(&Lasts::default(), &link.everything(&partitions_of(&covered))?)
 }
 
 /// The thread of a replay.

@@ -205,66 +205,135 @@ impl Part {
 }
 
 /// What is known of parts of partitions: offsets may be those of marks and of aborted transactions, which no consumer sees.
-pub(crate) struct Tails(Lock<HashMap<Partition, Looked>>);
+#[derive(Default)]
+pub(crate) struct Tails {
+    /// Of what groups have not read.
+    pub(crate) unread: Looks,
+    /// Of what they have read, and not settled.
+    pub(crate) open: Looks,
+    /// Where the last record of each partition is, that ends there.
+    pub(crate) lasts: Lasts,
+}
+
+/// Where the first records of parts are.
+pub(crate) struct Looks(Lock<HashMap<Partition, Looked>>);
 
 /// A part that was looked at.
 struct Looked {
     from: i64,
     to: i64,
     /// Where its first record is.
-    first: Option<i64>,
+    first: Option<Place>,
 }
 
-impl Default for Tails {
+/// Where the last records of partitions are, by where these end.
+pub(crate) struct Lasts(Lock<HashMap<Partition, (i64, Place)>>);
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self(Lock::new(Rank::BROKER, HashMap::new()))
+    }
+}
+
+impl Default for Lasts {
     fn default() -> Self {
         Self(Lock::new(Rank::BROKER, HashMap::new()))
     }
 }
 
 impl Looked {
-    /// Whether there is a record in a range, where that is known.
-    fn has_some(&self, range: &Range) -> Option<bool> {
-        match self.first {
+    /// The first record in a range, or that there is none, where that is known.
+    fn first_in(&self, range: &Range) -> Option<Option<Place>> {
+        let begins = self.from <= range.from;
+        let is_known = match self.first {
             Some(first) => {
-                (self.from <= range.from && range.from <= first && first < range.to).then_some(true)
+                let first = i64::try_from(first.offset).unwrap_or(i64::MAX);
+                begins && range.from <= first && first < range.to
             }
-            None => (self.from <= range.from && range.to <= self.to).then_some(false),
-        }
+            None => begins && range.to <= self.to,
+        };
+        is_known.then_some(self.first)
     }
 }
 
 impl Link {
     /// Takes those of the ranges away in which nothing is, though their offsets differ.
     pub(crate) fn without_empty(&self, tails: &Tails, ranges: Vec<Range>) -> Result<Vec<Range>, BrokerError> {
-        let mut left: Vec<_> = ranges.into_iter().filter(|range| !range.is_empty()).collect();
-        let mut unknown = Vec::new();
+        Ok(self.firsts(&tails.unread, ranges)?.into_iter().map(|(range, _)| range).collect())
+    }
+
+    /// The same, with where the first record of each is; none, where that is not known in time.
+    pub(crate) fn firsts(
+        &self,
+        looks: &Looks,
+        ranges: Vec<Range>,
+    ) -> Result<Vec<(Range, Option<Place>)>, BrokerError> {
+        let (mut found, mut unknown) = (Vec::new(), Vec::new());
         {
-            let known = tails.0.lock();
-            left.retain(|range| {
-                let has_some = known.get(&range.partition).and_then(|looked| looked.has_some(range));
-                if has_some.is_none() {
-                    unknown.push(range.clone());
+            let known = looks.0.lock();
+            for range in ranges.into_iter().filter(|range| !range.is_empty()) {
+                match known.get(&range.partition).and_then(|looked| looked.first_in(&range)) {
+                    Some(Some(first)) => found.push((range, Some(first))),
+                    Some(None) => {}
+                    None => unknown.push(range),
                 }
-                has_some != Some(false)
-            });
+            }
         }
         if unknown.is_empty() {
-            return Ok(left);
+            return Ok(found);
         }
         let mut scan = Scan::glance(self, &unknown)?;
-        // A part of which that is not known in time counts as it did.
         scan.is_filled()?;
-        let mut known = tails.0.lock();
-        for (part, Range { partition, from, to }) in scan.parts.iter().zip(unknown) {
-            let first = part.head.as_ref().filter(|_| !part.done).map(OwnedMessage::offset);
-            if part.done {
-                left.retain(|range| range.partition != partition);
-            }
+        let mut known = looks.0.lock();
+        for (part, range) in scan.parts.iter().zip(unknown) {
+            let first = part.head.as_ref().filter(|_| !part.done).map(place_of);
             if part.done || first.is_some() {
+                let Range { partition, from, to } = range.clone();
                 known.insert(partition, Looked { from, to, first });
             }
+            if !part.done {
+                found.push((range, first));
+            }
         }
-        Ok(left)
+        Ok(found)
+    }
+
+    /// Where the last record of any of these ranges is, which end where their partitions do.
+    pub(crate) fn last(&self, lasts: &Lasts, ranges: &[Range]) -> Result<Option<Place>, BrokerError> {
+        let (mut latest, mut open) = (None, Vec::new());
+        {
+            let known = lasts.0.lock();
+            for range in ranges.iter().filter(|range| !range.is_empty()) {
+                match known.get(&range.partition) {
+                    Some((to, place)) if *to == range.to => latest = latest.max(Some(*place)),
+                    _ => open.push(range.clone()),
+                }
+            }
+        }
+        // The last records may be marks of transactions: further back, then.
+        let mut back = 1;
+        while !open.is_empty() {
+            let last = |range: &Range| Range { from: (range.to - back).max(range.from), ..range.clone() };
+            let parts: Vec<_> = open.iter().map(last).collect();
+            let mut scan = Scan::open(self, &parts)?;
+            let mut found = HashMap::new();
+            while let Some(message) = scan.next()? {
+                let partition: Partition = (message.topic().into(), message.partition());
+                found.insert(partition, place_of(&message));
+            }
+            let mut known = lasts.0.lock();
+            open.retain(|range| match found.get(&range.partition) {
+                Some(place) => {
+                    known.insert(range.partition.clone(), (range.to, *place));
+                    false
+                }
+                None => range.to - back > range.from,
+            });
+            drop(known);
+            latest = latest.max(found.into_values().max());
+            back *= 16;
+        }
+        Ok(latest)
     }
 
     /// Everything that partitions have now.

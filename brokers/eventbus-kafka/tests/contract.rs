@@ -2,9 +2,9 @@
 
 mod support;
 
-use eventbus::broker::{Broker, Received, ReplayFrom, ReplayRequest, ReplayUntil};
+use eventbus::broker::{Broker, Offset, Received, ReplayFrom, ReplayRequest, ReplayUntil};
 use eventbus::subscription::Pattern;
-use eventbus_kafka::{GroupProtocol, Isolation, partition_of};
+use eventbus_kafka::{GroupProtocol, Isolation, KafkaBroker, partition_of};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -245,4 +245,84 @@ async fn a_retry_that_waits_does_not_stop_the_other_keys_of_its_partition() {
     drop(deliveries);
     broker.close().await.unwrap();
     support::remove(&prefix).await;
+}
+
+/// The place of a group is one over all partitions: of what comes behind it in its order, in whichever of them, some may be
+/// settled, and of what comes before it nothing is not.
+#[tokio::test]
+async fn a_group_says_where_it_stands_over_all_partitions_and_since_when_its_oldest_event_waits() {
+    let prefix = support::prefix();
+    let open = async || support::builder(&prefix).partitions(4).connect().await.unwrap();
+    let (broker, request) = (open().await, || support::request("mail", "order.placed"));
+    let mut deliveries = broker.subscribe(request()).await.unwrap();
+    let groups = broker.groups().unwrap();
+    let state = async || groups.list().await.unwrap().pop().expect("it is listed");
+    assert_eq!((state().await.cursor, state().await.oldest), (None, None), "nothing was ever there");
+    let began = jiff::Timestamp::now().as_second();
+    // In each of the partitions one, and two more.
+    let mut keys = BTreeMap::new();
+    for key in 0..40 {
+        keys.entry(partition_of(key.to_string().as_bytes(), 4)).or_insert(key.to_string());
+    }
+    assert_eq!(keys.len(), 4);
+    let keys: Vec<_> = keys.into_values().chain(["5".to_owned(), "6".to_owned()]).collect();
+    for (number, key) in keys.iter().enumerate() {
+        broker.publish(support::event("order.placed", key, number as u64)).await.unwrap();
+        // So that each has a millisecond of its own.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    support::until("all wait", async || state().await.backlog == 6).await;
+    let waiting = state().await;
+    assert_eq!(waiting.cursor, None, "nothing is settled");
+    let oldest = waiting.oldest.expect("it waits").as_second();
+    assert!((began - 60..=began + 60).contains(&oldest), "{oldest} is not about {began}");
+    let mut received = support::receive(&mut deliveries, 6).await;
+    received.sort_by_key(support::number);
+    let offsets: Vec<_> = received.iter().map(|received| received.receipt.offset).collect();
+    assert!(offsets.is_sorted());
+    // It is the first one of its partition.
+    let left = received.remove(1);
+    for received in received.drain(..3) {
+        support::ack(received).await;
+    }
+    support::until("three are settled", async || state().await.backlog == 3).await;
+    let cursor = state().await.cursor.expect("the first is settled");
+    assert!(offsets[0] <= cursor && cursor < offsets[1], "{cursor} is not right before {}", offsets[1]);
+    assert_eq!(cursor.to_string().parse(), Ok(cursor));
+    let time = cursor.to_string().split_once('.').map(|(time, _)| time.parse::<i64>().unwrap());
+    let ahead = state().await.oldest.expect("some wait").as_millisecond() - time.expect("it has a time");
+    assert!((0..=1).contains(&ahead), "{cursor} is {ahead} ms before what is not settled");
+    drop((deliveries, left, received));
+    broker.close().await.unwrap();
+    // Who goes on there gets all that is behind it: what is not settled is among that.
+    let cursor = goes_on(open().await, cursor, &[1, 2, 3, 4, 5], 3).await;
+    assert!(
+        cursor.is_some_and(|it| offsets[3] <= it && it < offsets[4]),
+        "{cursor:?}: before {}",
+        offsets[4]
+    );
+    let cursor = goes_on(open().await, cursor.unwrap(), &[4, 5], 2).await;
+    assert_eq!(cursor, Some(offsets[5]), "the last one is settled");
+    support::remove(&prefix).await;
+}
+
+/// Lets a group go on at a place, and settles the first ones of what it gets; where it stands then.
+async fn goes_on(broker: KafkaBroker, at: Offset, gets: &[u64], settles: usize) -> Option<Offset> {
+    let groups = broker.groups().unwrap();
+    support::until("the group can be had", async || groups.seek("mail", Some(at)).await.is_ok()).await;
+    let mut deliveries = broker.subscribe(support::request("mail", "order.placed")).await.unwrap();
+    let mut received = support::receive(&mut deliveries, gets.len()).await;
+    received.sort_by_key(support::number);
+    assert_eq!(received.iter().map(support::number).collect::<Vec<_>>(), gets);
+    let left = received.split_off(settles);
+    for received in received {
+        support::ack(received).await;
+    }
+    let state = async || groups.list().await.unwrap().pop().expect("it is listed");
+    support::until("they are settled", async || state().await.backlog == left.len() as u64).await;
+    let state = state().await;
+    assert_eq!(state.oldest.is_some(), !left.is_empty());
+    drop((deliveries, left));
+    broker.close().await.unwrap();
+    state.cursor
 }
