@@ -150,26 +150,9 @@ impl Outlet {
             Entry::Vacant(none) => {
                 none.insert(VecDeque::from([pending]));
                 drop(lanes);
-                let outlet = Arc::clone(self);
-                self.tasks.spawn(async move { outlet.empty(lane).await });
+                let emptied = Emptied { outlet: Arc::clone(self), lane: Some(lane) };
+                self.tasks.spawn(emptied.run());
             }
-        }
-    }
-
-    /// Sends what waits in a lane, a batch after the other, until nothing does.
-    async fn empty(&self, lane: (String, usize)) {
-        loop {
-            let batch: Vec<_> = {
-                let mut lanes = self.lanes.lock();
-                let Some(waiting) = lanes.get_mut(&lane) else { return };
-                let count = first_batch(waiting.iter().map(|pending| pending.size));
-                if count == 0 {
-                    lanes.remove(&lane);
-                    return;
-                }
-                waiting.drain(..count).collect()
-            };
-            self.send(batch).await;
         }
     }
 
@@ -293,9 +276,49 @@ impl Outlet {
     }
 }
 
+/// A lane that is being emptied. Whatever ends that, the lane is not there afterwards, and the next publish begins anew.
+struct Emptied {
+    outlet: Arc<Outlet>,
+    /// None, once nothing waits in it.
+    lane: Option<(String, usize)>,
+}
+
+impl Emptied {
+    /// Sends what waits, a batch after the other, until nothing does.
+    async fn run(mut self) {
+        while let Some(batch) = self.next() {
+            self.outlet.send(batch).await;
+        }
+    }
+
+    fn next(&mut self) -> Option<Vec<Pending>> {
+        let lane = self.lane.as_ref()?;
+        let mut lanes = self.outlet.lanes.lock();
+        let count = lanes.get(lane).map(|waiting| first_batch(waiting.iter().map(|pending| pending.size)));
+        if let Some(count @ 1..) = count {
+            return Some(lanes.get_mut(lane)?.drain(..count).collect());
+        }
+        lanes.remove(lane);
+        // From here on it is that of whoever publishes next.
+        self.lane = None;
+        None
+    }
+}
+
+impl Drop for Emptied {
+    fn drop(&mut self) {
+        let Some(lane) = self.lane.take() else { return };
+        let left = self.outlet.lanes.lock().remove(&lane);
+        // Whoever waits learns it from the end of its channel.
+        drop(left);
+    }
+}
+
 async fn answered(envelope: &Envelope, answer: Answer) -> Result<(), PublishError> {
     answer?.await.unwrap_or_else(|_| {
-        let cause = BrokerError::new("the broker was closed before Amazon has confirmed it");
+        let cause = BrokerError::new(
+            "the broker was closed, or the runtime on which it was connected has ended, before Amazon has confirmed it",
+        );
         Err(PublishError::Unconfirmed { topic: envelope.topic().to_string(), cause: cause.into() })
     })
 }

@@ -1,9 +1,11 @@
 //! The tasks of a broker, which end with it.
 
 use eventbus_core::lock::{Lock, Rank};
+use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
-/// Tasks that are told to end together.
+/// Tasks that are told to end together, all on the runtime on which this was made: whoever begins one may be on another
+/// runtime, which ends before, or on none.
 ///
 /// ```
 /// use eventbus_server::tasks::Tasks;
@@ -23,30 +25,33 @@ use tokio::task::AbortHandle;
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct Tasks(Lock<Vec<AbortHandle>>);
+pub struct Tasks {
+    runtime: Handle,
+    all: Lock<Vec<AbortHandle>>,
+}
 
 impl Tasks {
     /// There are none yet.
-    #[must_use]
-    #[allow(clippy::new_without_default, reason = "whoever keeps it makes it")]
-    pub fn new() -> Self {
-        Self(Lock::new(Rank::LEAF, Vec::new()))
-    }
-
-    /// Begins a task in the background.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
+    #[must_use]
+    #[allow(clippy::new_without_default, reason = "whoever keeps it makes it")]
+    pub fn new() -> Self {
+        Self { runtime: Handle::current(), all: Lock::new(Rank::LEAF, Vec::new()) }
+    }
+
+    /// Begins a task in the background. Where its runtime has ended, the task is dropped.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let task = tokio::spawn(task).abort_handle();
-        let mut tasks = self.0.lock();
+        let task = self.runtime.spawn(task).abort_handle();
+        let mut tasks = self.all.lock();
         tasks.retain(|task| !task.is_finished());
         tasks.push(task);
     }
 
     /// Tells all of them to end, wherever they wait.
     pub fn abort(&self) {
-        let tasks = std::mem::take(&mut *self.0.lock());
+        let tasks = std::mem::take(&mut *self.all.lock());
         tasks.iter().for_each(AbortHandle::abort);
     }
 }
