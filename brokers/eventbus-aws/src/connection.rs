@@ -242,13 +242,20 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 impl Link {
     /// Finds region and credentials, and asks both services for something small.
     pub(crate) async fn open(settings: Settings) -> Result<Self, BrokerError> {
+        let link = Self::new(settings).await?;
+        link.begin(|| link.greet()).await?;
+        Ok(link)
+    }
+
+    /// Finds region and credentials, and asks nothing.
+    pub(crate) async fn new(settings: Settings) -> Result<Self, BrokerError> {
         let config = load(&settings).await?;
         if config.region().is_none() {
             return Err(BrokerError::new(
                 "there is no region; write it into the address (`sns://eu-central-1`), or set AWS_REGION",
             ));
         }
-        let link = Self {
+        Ok(Self {
             sns: aws_sdk_sns::Client::new(&config),
             sqs: aws_sdk_sqs::Client::new(&config),
             config,
@@ -256,9 +263,7 @@ impl Link {
             slowed: Slowed::new(),
             young: Lock::new(Rank::LEAF, HashMap::new()),
             settings,
-        };
-        link.begin(|| link.greet()).await?;
-        Ok(link)
+        })
     }
 
     async fn greet(&self) -> Result<(), Failure> {

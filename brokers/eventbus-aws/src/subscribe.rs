@@ -60,25 +60,7 @@ pub(crate) async fn open(
     let (dead, queue, joined, reader) = link.begin(open).await?;
     let subscription = Arc::new(Subscription::new(Arc::clone(link), request, queue, dead));
     let deliveries = AwsDeliveries::new(Arc::clone(&subscription));
-    let task = Task {
-        subscription: Arc::clone(&subscription),
-        calls: JoinSet::new(),
-        asking: Vec::new(),
-        unanswered: Vec::new(),
-        waits: false,
-        deleting: 0,
-        full: false,
-        failures: 0,
-        quiet_until: None,
-        deletes_from: None,
-        looked: None,
-        arrived: 0,
-        reader,
-        written: Instant::now(),
-        topics: Arc::clone(topics),
-        joined: Some(joined),
-        joined_at: Instant::now(),
-    };
+    let task = Task::new(&subscription, reader, topics, joined);
     Ok((subscription, deliveries, task.run()))
 }
 
@@ -127,6 +109,33 @@ struct Task {
 }
 
 impl Task {
+    fn new(
+        subscription: &Arc<Subscription>,
+        reader: Option<Reader>,
+        topics: &Arc<Topics>,
+        joined: Joined,
+    ) -> Self {
+        Self {
+            subscription: Arc::clone(subscription),
+            calls: JoinSet::new(),
+            asking: Vec::new(),
+            unanswered: Vec::new(),
+            waits: false,
+            deleting: 0,
+            full: false,
+            failures: 0,
+            quiet_until: None,
+            deletes_from: None,
+            looked: None,
+            arrived: 0,
+            reader,
+            written: Instant::now(),
+            topics: Arc::clone(topics),
+            joined: Some(joined),
+            joined_at: Instant::now(),
+        }
+    }
+
     async fn run(mut self) {
         let subscription = Arc::clone(&self.subscription);
         let mut tick = tokio::time::interval(subscription.link.settings.visibility_timeout / 12);
@@ -155,11 +164,19 @@ impl Task {
             let wake_at = wake_at.into_iter().flatten().filter(|at| *at > Instant::now()).min();
             tokio::select! {
                 () = subscription.bell.notified() => {}
-                Some(done) = self.calls.join_next(), if !self.calls.is_empty() => {
-                    if let Ok(done) = done {
-                        self.done(done);
+                Some(done) = self.calls.join_next(), if !self.calls.is_empty() => match done {
+                    Ok(done) => self.done(done),
+                    // What it was to do is not known any more, and would never be done again.
+                    Err(error) => {
+                        let said = format!(
+                            "a call to SQS for the group `{}` has panicked, and its subscription has ended; begin the \
+                             program again, and tell of it",
+                            subscription.group
+                        );
+                        subscription.state.fail(BrokerError::new(said).with_cause(error));
+                        break;
                     }
-                }
+                },
                 _ = tick.tick() => self.tick(),
                 () = sleep_until(wake_at), if wake_at.is_some() => {}
             }
@@ -476,5 +493,33 @@ async fn receive(subscription: Arc<Subscription>, wait: Duration, waited: bool, 
 async fn sleep_until(at: Option<Instant>) {
     if let Some(at) = at {
         tokio::time::sleep_until(at.into()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::AwsBrokerBuilder;
+    use crate::topology::Queue;
+    use eventbus_core::Pattern;
+    use eventbus_core::broker::Deliveries;
+    use std::future::poll_fn;
+
+    #[tokio::test]
+    async fn a_call_that_panics_ends_the_subscription_and_its_reader_hears_of_it() {
+        let nobody = "sns://id:secret@us-east-1?endpoint=http://127.0.0.1:1&topology=check";
+        let link = Arc::new(Link::new(AwsBrokerBuilder::parse(nobody).unwrap().0).await.unwrap());
+        let request = SubscribeRequest::new("mail", Pattern::new("a.b").unwrap());
+        let queue = Queue { url: "http://127.0.0.1:1/mail".to_owned(), arn: String::new(), redrive: None };
+        let subscription = Arc::new(Subscription::new(link, request, queue, String::new()));
+        let mut deliveries = AwsDeliveries::new(Arc::clone(&subscription));
+        let mut task = Task::new(&subscription, None, &Arc::default(), Joined::default());
+        task.calls.spawn(async { panic!("an answer that nobody has thought of") });
+        tokio::time::timeout(Duration::from_secs(10), task.run()).await.expect("it ends");
+        let mut received = Vec::new();
+        let error = poll_fn(|context| deliveries.poll_receive(context, &mut received, 1)).await.unwrap_err();
+        let said = eventbus_core::chain(&error);
+        assert!(said.contains("the group `mail`") && said.contains("nobody has thought of"), "{said}");
+        assert!(subscription.state.lock().is_finished());
     }
 }
