@@ -153,6 +153,7 @@ mod names;
 mod policy;
 mod publish;
 mod readers;
+mod recent;
 mod returns;
 mod subscribe;
 mod subscription;

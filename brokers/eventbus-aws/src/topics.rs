@@ -2,9 +2,11 @@
 
 use crate::connection::{Link, Trouble};
 use crate::names::{Role, last_part};
+use crate::recent::Recent;
 use crate::together::each;
 use crate::topology::{Queue, pattern_in};
 use eventbus_core::broker::Topology;
+use eventbus_core::counted::counted;
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
@@ -18,10 +20,13 @@ use tokio::sync::{Mutex, OnceCell};
 /// How many topics that a queue is joined to are looked at again at once.
 const AGAIN: usize = 10;
 
+/// How many topics are known at once. Whatever was not met for longest is looked for again when it is met.
+const MET: usize = 10_000;
+
 /// What this process knows of topics and of the queues that listen on them.
 pub(crate) struct Topics {
     /// What Amazon calls the topics that were met, by their names.
-    met: Lock<HashMap<String, Arc<Met>>>,
+    met: Lock<Recent<Arc<Met>>>,
     /// The queues of groups. Whoever asks while they are looked at waits for that.
     queues: Mutex<Queues>,
     /// The queues of which a warning was written.
@@ -68,7 +73,7 @@ pub(crate) struct Joined {
 impl Default for Topics {
     fn default() -> Self {
         Self {
-            met: Lock::new(Rank::BROKER_LAST, HashMap::new()),
+            met: Lock::new(Rank::BROKER_LAST, Recent::new(MET)),
             queues: Mutex::default(),
             told: Lock::new(Rank::BROKER_LAST, HashSet::new()),
         }
@@ -77,13 +82,13 @@ impl Default for Topics {
 
 impl Topics {
     fn met(&self, name: &str) -> Arc<Met> {
-        Arc::clone(self.met.lock().entry(name.to_owned()).or_default())
+        Arc::clone(self.met.lock().get_or_default(name))
     }
 
     /// Somebody has removed the topic.
     pub(crate) fn forget(&self, name: &str) {
         let doubted = Arc::new(Met { arn: OnceCell::new(), doubted: true });
-        self.met.lock().insert(name.to_owned(), doubted);
+        self.met.lock().insert(name, doubted);
     }
 }
 
@@ -326,42 +331,69 @@ impl Link {
                 named.collect()
             }
         };
-        for (arn, topic) in joined.next(&all) {
-            let name = self.topic_name(topic.as_str())?;
-            let by = match self.join_or_check(arn, &queue.arn).await {
-                Err(trouble) if trouble.is_gone() && self.settings.topology == Topology::Create => {
-                    // Somebody has removed it. Who makes it again looks for the queues of patterns that cover it.
-                    topics.forget(&name);
-                    joined.by.remove(arn);
-                    if !pattern.is_exact() {
-                        continue;
-                    }
-                    let made = self.topic(topics, topic).await?;
-                    let again = self.join_or_check(&made, &queue.arn).await;
-                    again.map_err(|trouble| match trouble {
-                        // What was made a moment ago is not known everywhere.
-                        trouble if trouble.is_gone() => Trouble::Passing(trouble.to_string()),
-                        trouble => trouble,
-                    })?
+        let (mut refused, mut others) = (None, 0);
+        for one in joined.next(&all) {
+            match self.join_topic(topics, pattern, queue, joined, one).await {
+                // It is no reason for others to go without.
+                Err(Trouble::Refused { code, message }) if refused.is_none() => {
+                    refused = Some((code, format!("{message} (the topic \"{}\")", one.1)));
                 }
-                by => by?,
-            };
-            match joined.by.insert(arn.clone(), by.clone()) {
-                Some(before) if before == by => continue,
-                None if !joined.opened => continue,
-                // Whoever has made it may know nothing of queues, or have been cut before all were joined.
-                None => {}
-                Some(_) => log::warn!(
-                    target: "eventbus", topic = %printable(topic),
-                    "somebody has removed the topic and made it anew, and what was published since then may be stored for \
-                     nobody; its queues are joined to it again"
-                ),
+                Err(Trouble::Refused { .. }) => others += 1,
+                other => other?,
             }
-            topics.forget(&name);
-            self.topic(topics, topic).await?;
         }
         joined.opened = true;
-        Ok(())
+        match refused {
+            None => Ok(()),
+            Some((code, message)) if others == 0 => Err(Trouble::Refused { code, message }),
+            Some((code, message)) => {
+                let others = counted(others, "other topic");
+                Err(Trouble::Refused { code, message: format!("{message}; {others} refused as well") })
+            }
+        }
+    }
+
+    /// Joins a queue to a topic, or again where somebody has made that anew, and with it the others that listen on it.
+    async fn join_topic(
+        self: &Arc<Self>,
+        topics: &Topics,
+        pattern: &Pattern,
+        queue: &Queue,
+        joined: &mut Joined,
+        (arn, topic): &(String, Topic),
+    ) -> Result<(), Trouble> {
+        let name = self.topic_name(topic.as_str())?;
+        let by = match self.join_or_check(arn, &queue.arn).await {
+            Err(trouble) if trouble.is_gone() && self.settings.topology == Topology::Create => {
+                // Somebody has removed it. Who makes it again looks for the queues of patterns that cover it.
+                topics.forget(&name);
+                joined.by.remove(arn);
+                if !pattern.is_exact() {
+                    return Ok(());
+                }
+                let made = self.topic(topics, topic).await?;
+                let again = self.join_or_check(&made, &queue.arn).await;
+                again.map_err(|trouble| match trouble {
+                    // What was made a moment ago is not known everywhere.
+                    trouble if trouble.is_gone() => Trouble::Passing(trouble.to_string()),
+                    trouble => trouble,
+                })?
+            }
+            by => by?,
+        };
+        match joined.by.insert(arn.clone(), by.clone()) {
+            Some(before) if before == by => return Ok(()),
+            None if !joined.opened => return Ok(()),
+            // Whoever has made it may know nothing of queues, or have been cut before all were joined.
+            None => {}
+            Some(_) => log::warn!(
+                target: "eventbus", topic = %printable(topic),
+                "somebody has removed the topic and made it anew, and what was published since then may be stored for \
+                 nobody; its queues are joined to it again"
+            ),
+        }
+        topics.forget(&name);
+        self.topic(topics, topic).await.map(drop)
     }
 
     async fn join_or_check(&self, topic: &str, queue: &str) -> Result<String, Trouble> {

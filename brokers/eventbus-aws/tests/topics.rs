@@ -176,3 +176,33 @@ async fn a_new_queue_lets_its_topics_send_from_its_beginning() {
         assert_eq!(number(&receive(&mut deliveries, 1).await[0]), 1);
     }
 }
+
+#[tokio::test]
+async fn a_topic_that_refuses_keeps_a_reader_from_no_other_topic() {
+    // Whichever is looked at first.
+    for (refused, other) in [("a.b", "a.z"), ("a.z", "a.b")] {
+        let (gateway, prefix) = (Gateway::to(&server()).await, prefix());
+        let named = |topic: &str| format!("{prefix}-{}", topic.replace('.', "-"));
+        let refuses = named(refused);
+        gateway.judge(move |asked| {
+            let refuses = asked.name == "Subscribe" && asked.body.contains(&refuses);
+            if refuses { Verdict::Refuse(403, "AuthorizationError") } else { Verdict::Pass }
+        });
+        let short =
+            url_at(&gateway.url(), &prefix, false).replace("visibility_timeout=10s", "visibility_timeout=2s");
+        let broker = connect(&short).await;
+        let mut deliveries = broker.subscribe(request("mail", "a.>")).await.unwrap();
+        for topic in [refused, other] {
+            broker.sns().create_topic().name(named(topic)).send().await.unwrap();
+        }
+        let found = broker.sns().create_topic().name(named(other)).send().await.unwrap();
+        let found = found.topic_arn.unwrap();
+        until("the other one is joined", async || {
+            let joined = broker.sns().list_subscriptions_by_topic().topic_arn(&found).send().await.unwrap();
+            !joined.subscriptions().is_empty()
+        })
+        .await;
+        broker.publish(event(other, "k", 1)).await.unwrap();
+        assert_eq!(number(&receive(&mut deliveries, 1).await[0]), 1);
+    }
+}
