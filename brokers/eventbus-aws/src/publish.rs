@@ -86,7 +86,7 @@ impl Outlet {
     }
 
     pub(crate) async fn publish(self: Arc<Self>, envelope: Arc<Envelope>) -> Result<(), PublishError> {
-        let answer = self.enqueue(&envelope).await;
+        let answer = self.enqueue(&envelope, self.deadline()).await;
         answered(&envelope, answer).await
     }
 
@@ -95,8 +95,14 @@ impl Outlet {
         envelopes: Vec<Arc<Envelope>>,
     ) -> Vec<Result<(), PublishError>> {
         let mut answers = Vec::with_capacity(envelopes.len());
+        let mut deadline = self.deadline();
         for envelope in &envelopes {
-            answers.push(self.enqueue(envelope).await);
+            let answer = self.enqueue(envelope, deadline).await;
+            // Where one has waited for room in vain, those behind it do not wait as long again.
+            if answer.is_ok() || Instant::now() < deadline {
+                deadline = self.deadline();
+            }
+            answers.push(answer);
         }
         let mut results = Vec::with_capacity(envelopes.len());
         for (envelope, answer) in envelopes.iter().zip(answers) {
@@ -105,7 +111,11 @@ impl Outlet {
         results
     }
 
-    async fn enqueue(self: &Arc<Self>, envelope: &Envelope) -> Answer {
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.link.settings.publish_timeout
+    }
+
+    async fn enqueue(self: &Arc<Self>, envelope: &Envelope, deadline: Instant) -> Answer {
         let topic = envelope.topic().clone();
         let encode = |cause: BoxError| PublishError::Encode { topic: topic.to_string(), cause };
         let payload = envelope.payload().map_err(|error| encode(error.into()))?.len();
@@ -117,8 +127,20 @@ impl Outlet {
             let (topic, part) = (topic.to_string(), "headers and payload, as they are written,");
             return Err(PublishError::TooLarge { topic, part, size, limit: LARGEST_EVENT });
         }
-        let room = Arc::clone(&self.room).acquire_owned().await;
-        let Ok(room) = room else { return Err(PublishError::Closed { topic: topic.to_string() }) };
+        let room = self.tasks.until(deadline, Arc::clone(&self.room).acquire_owned()).await;
+        let room = match room {
+            Ok(Ok(room)) => room,
+            Ok(Err(_)) => return Err(PublishError::Closed { topic: topic.to_string() }),
+            Err(_) => {
+                let within = self.link.settings.publish_timeout;
+                let said = format!(
+                    "it could not be sent within {within:?} (`publish_timeout`), since {OPEN} others wait to be sent"
+                );
+                let cause = Lost::explain(self.link.state.lost(), BrokerError::new(said)).into();
+                return Err(PublishError::Broker { topic: topic.to_string(), cause });
+            }
+        };
+        let deadline = if Instant::now() < deadline { deadline } else { self.deadline() };
         let fifo = self.link.settings.names.fifo;
         let fifo = fifo.then(|| (wire::message_group(envelope), wire::deduplication_id(envelope)));
         let lane = match &fifo {
@@ -126,7 +148,6 @@ impl Outlet {
             None => self.turn.fetch_add(1, Ordering::Relaxed),
         };
         let (answer, receiver) = oneshot::channel();
-        let deadline = Instant::now() + self.link.settings.publish_timeout;
         let pending = Pending {
             written,
             size,
@@ -245,6 +266,11 @@ impl Outlet {
                     // What follows in an order waits for what is before it.
                     if pending.group().is_some_and(|group| behind.contains(group)) {
                         again.push(pending);
+                        continue;
+                    }
+                    // Each call may take its time.
+                    if pending.deadline <= Instant::now() {
+                        pending.refuse(self.unconfirmed());
                         continue;
                     }
                     let left = Box::pin(self.try_once(vec![pending])).await;
@@ -399,6 +425,7 @@ fn entry(number: usize, pending: &Pending) -> PublishBatchRequestEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::AwsBrokerBuilder;
     use std::time::Duration;
 
     type Receivers = Vec<oneshot::Receiver<Result<(), PublishError>>>;
@@ -437,6 +464,23 @@ mod tests {
 
     fn failed(entries: &[(usize, bool)]) -> HashMap<usize, (bool, String)> {
         entries.iter().map(|(number, fault)| (*number, (*fault, "why".to_owned()))).collect()
+    }
+
+    #[tokio::test]
+    async fn publishes_that_find_no_room_end_when_their_time_is_over() {
+        let nobody = "sns://id:secret@us-east-1?endpoint=http://127.0.0.1:1&publish_timeout=1s";
+        let link = Arc::new(Link::new(AwsBrokerBuilder::parse(nobody).unwrap().0).await.unwrap());
+        let outlet = Arc::new(Outlet::new(link, Arc::default()));
+        let _taken = Arc::clone(&outlet.room).try_acquire_many_owned(OPEN as u32).unwrap();
+        let events = (0..5).map(|n| Arc::new(Envelope::from_json(Topic::from_static("a.b"), &n).unwrap()));
+        let answers = Arc::clone(&outlet).publish_all(events.collect());
+        // Each in its turn would take longer.
+        let answers = tokio::time::timeout(Duration::from_secs(4), answers).await.expect("they end");
+        for answer in answers {
+            let error = answer.unwrap_err();
+            assert!(matches!(error, PublishError::Broker { .. }), "{error}");
+            assert!(eventbus_core::chain(&error).contains("2048 others wait"), "{error}");
+        }
     }
 
     #[test]

@@ -313,3 +313,26 @@ async fn an_event_whose_time_runs_out_under_its_handler_goes_to_another_process_
     assert_eq!(*of_slow.lock().unwrap(), [1, 4]);
     slow.shutdown().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_is_taken_apart_ends_when_its_time_is_over() {
+    let (gateway, prefix) = (Gateway::to(&server()).await, prefix());
+    let broker = connect(&format!("{}&publish_timeout=1s", url_at(&gateway.url(), &prefix, true))).await;
+    broker.publish(event("a.b", "k", 0)).await.unwrap();
+    gateway.judge(|asked| {
+        if asked.name != "PublishBatch" {
+            return Verdict::Pass;
+        }
+        if asked.body.contains("member.2.Id") {
+            return Verdict::Refuse(400, "InvalidParameter");
+        }
+        std::thread::sleep(Duration::from_millis(400));
+        Verdict::Pass
+    });
+    let before = gateway.count("PublishBatch");
+    let events = (1..=TEN as u64).map(|number| event("a.b", "k", number)).collect();
+    let answers = broker.publish_all(events).await;
+    assert!(answers[0].is_ok() && answers[TEN - 1].is_err(), "{answers:?}");
+    let calls = gateway.count("PublishBatch") - before;
+    assert!(calls < 7, "{calls} calls of 400 ms each in the second that there was");
+}

@@ -1,8 +1,10 @@
 //! The tasks of a broker, which end with it.
 
 use eventbus_core::lock::{Lock, Rank};
+use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
+use tokio::time::{Timeout, timeout_at};
 
 /// Tasks that are told to end together, all on the runtime on which this was made: whoever begins one may be on another
 /// runtime, which ends before, or on none.
@@ -47,6 +49,15 @@ impl Tasks {
         let mut tasks = self.all.lock();
         tasks.retain(|task| !task.is_finished());
         tasks.push(task);
+    }
+
+    /// Waits for something until a time, by the clock of their runtime: whoever waits may be on none.
+    ///
+    /// # Cancel safety
+    /// As that of what is waited for.
+    pub fn until<F: Future>(&self, deadline: Instant, awaited: F) -> Timeout<F> {
+        let _on_it = self.runtime.enter();
+        timeout_at(deadline.into(), awaited)
     }
 
     /// Tells all of them to end, wherever they wait.
