@@ -1,9 +1,9 @@
 //! Publishing: from an event to a broker's confirmation.
 
-use crate::broker::{Broker, BrokerFuture};
+use crate::broker::{Broker, BrokerFuture, Features};
 use crate::causation;
 use crate::envelope::Envelope;
-use crate::error::{DecodeError, PublishError};
+use crate::error::{BrokerError, DecodeError, PublishError};
 use crate::event::{Attributes, Event, EventMeta, IntoEvent};
 use crate::foreign::{self, Kept, Panicked, Wakers};
 use crate::gate::{Gate, Passage, Refused};
@@ -355,6 +355,8 @@ pub(crate) struct Outlet {
     pub(crate) observers: Vec<Kept<Box<dyn Observer>>>,
     pub(crate) gate: Gate,
     pub(crate) durable: bool,
+    /// What handlers return is published with the settlement of their events.
+    pub(crate) transactions: bool,
     /// The circles that were stopped and told: what was to be published, and what caused it.
     circles: Lock<BTreeSet<(String, String)>>,
     read_bytes: ReadBytes,
@@ -371,7 +373,7 @@ impl Outlet {
         observers: Vec<Kept<Box<dyn Observer>>>,
         read_bytes: ReadBytes,
     ) -> Self {
-        let durable = broker.features().durable;
+        let Features { durable, transactions, .. } = broker.features();
         Self {
             broker,
             source,
@@ -380,6 +382,7 @@ impl Outlet {
             observers,
             gate: Gate::new(),
             durable,
+            transactions,
             circles: Lock::new(Rank::LEAF, BTreeSet::new()),
             read_bytes,
             mistaken: Lock::new(Rank::LEAF, BTreeSet::new()),
@@ -535,16 +538,63 @@ impl Outlet {
         envelopes: Vec<Result<Envelope, PublishError>>,
         cause: Option<&Arc<Envelope>>,
     ) -> Vec<Result<EventId, PublishError>> {
+        let (prepared, passage) = self.prepare_all(envelopes, cause);
+        self.store_all(prepared, passage).await
+    }
+
+    /// Publishes what a handler has returned, in one with the settlement of its event, which `ask` asks the broker for.
+    /// None, where that does not do so for this event: then they are published by themselves.
+    pub(crate) async fn publish_with(
+        &self,
+        events: Vec<Envelope>,
+        cause: &Arc<Envelope>,
+        ask: impl FnOnce(&[Arc<Envelope>]) -> Option<BrokerFuture<Result<Result<(), BrokerError>, PublishError>>>,
+    ) -> Result<Option<Result<(), BrokerError>>, PublishError> {
+        let (prepared, passage) = self.prepare_all(events.into_iter().map(Ok).collect(), Some(cause));
+        // Of what is published together nothing goes alone.
+        let events = prepared.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let Some(first) = events.first() else { return Ok(None) };
+        let answer = match foreign::call("a broker", || ask(&events)) {
+            Ok(Some(answer)) => foreign::run("a broker", || answer).await,
+            Ok(None) => {
+                let stored = self.store_all(events.into_iter().map(Ok).collect(), passage).await;
+                stored.into_iter().try_for_each(|result| result.map(drop))?;
+                return Ok(None);
+            }
+            Err(panicked) => Err(panicked),
+        };
+        let told = answer.unwrap_or_else(|panicked| unconfirmed(first, panicked))?;
+        if told.is_ok() {
+            for event in &events {
+                // It is settled by now, whatever else has ended.
+                let _ = self.confirm(event, Ok(()));
+            }
+        }
+        drop(passage);
+        Ok(Some(told))
+    }
+
+    /// Makes several envelopes ready; the passage is of all of them.
+    fn prepare_all(
+        &self,
+        envelopes: Vec<Result<Envelope, PublishError>>,
+        cause: Option<&Arc<Envelope>>,
+    ) -> (Vec<Result<Arc<Envelope>, PublishError>>, Option<Passage<'_>>) {
         let mut passage = None;
-        let prepared: Vec<Result<_, PublishError>> = envelopes
-            .into_iter()
-            .map(|envelope| {
-                let mut envelope = envelope?;
-                let passed = self.prepare(&mut envelope, cause)?;
-                passage.get_or_insert(passed);
-                Ok(Arc::new(envelope))
-            })
-            .collect();
+        let prepared = envelopes.into_iter().map(|envelope| {
+            let mut envelope = envelope?;
+            let passed = self.prepare(&mut envelope, cause)?;
+            passage.get_or_insert(passed);
+            Ok(Arc::new(envelope))
+        });
+        (prepared.collect(), passage)
+    }
+
+    async fn store_all(
+        &self,
+        prepared: Vec<Result<Arc<Envelope>, PublishError>>,
+        passage: Option<Passage<'_>>,
+    ) -> Vec<Result<EventId, PublishError>> {
         let Some(mut passage) = passage else {
             return prepared
                 .into_iter()

@@ -25,6 +25,7 @@
 //! | `deduplicates` | no | yes | by source and id, for five minutes |
 //! | `seek` | no | no | what is settled is deleted |
 //! | `rename` | no | no | a queue keeps its name, and what comes while its messages are taken to another one would be before them |
+//! | `transactions` | no | no | what a handler returns is published before its event is settled |
 //! | `attempts` | counted | counted | SQS counts how often it has delivered an event (`ApproximateReceiveCount`), whether or not a handler was called |
 //! | `counts_crashes` | no | no | an event whose handler ends the process is delivered again after each start, unless a `maxReceiveCount` of your own limits that |
 //! | `backlog` | nearly | nearly | `ApproximateNumberOfMessages`, which follows within a minute |

@@ -25,6 +25,7 @@
 //! | `deduplicates` | no | the producer stores what it sends again once, but knows no ids of events |
 //! | `seek` | yes | the committed offsets are moved while nobody has the group |
 //! | `rename` | yes | so are they, to the other group |
+//! | `transactions` | no | what a handler returns is published before its event is settled |
 //! | `attempts` | noted | attempt and due time of a retry that waits are committed beside the offset |
 //! | `counts_crashes` | no | an event whose handler ends the process is delivered again after each start |
 //! | `backlog` | nearly | offsets that are not settled: also those of records that compaction has removed |

@@ -25,6 +25,7 @@
 //! | `deduplicates` | yes | by source and id, within the `duplicate_window` of the stream (2 minutes) |
 //! | `seek` | yes | |
 //! | `rename` | yes | |
+//! | `transactions` | no | what a handler returns is published before its event is settled |
 //! | `attempts` | noted | attempt and due time of a retry that waits are in a key-value bucket |
 //! | `counts_crashes` | yes | what is delivered again is noted before its handler is called; what is delivered for the first time is not |
 //! | `backlog` | exactly | what `nats consumer info` shows: unprocessed and outstanding |

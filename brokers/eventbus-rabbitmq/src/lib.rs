@@ -25,6 +25,7 @@
 //! | `deduplicates` | no | no | |
 //! | `seek` | no | no | what is handled is gone |
 //! | `rename` | no | no | a group is its queues |
+//! | `transactions` | no | no | what a handler returns is published before its event is settled |
 //! | `attempts` | counted | lost | a quorum queue counts how often it has delivered an event, whether or not a handler was called |
 //! | `counts_crashes` | no | no | an event whose handler ends the process is delivered again after each start, up to `delivery_limit` |
 //! | `backlog` | nearly | nearly | what is ready, and what this process has in hand; not what others have |

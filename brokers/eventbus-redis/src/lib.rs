@@ -31,6 +31,7 @@
 //! | `deduplicates` | yes | by source and id, for two minutes ([`duplicate_window`](RedisBrokerBuilder::duplicate_window)) |
 //! | `seek` | yes | |
 //! | `rename` | yes | |
+//! | `transactions` | no | what a handler returns is published before its event is settled |
 //! | `attempts` | noted | as they were when a retry was parked |
 //! | `counts_crashes` | yes | once it is known which event it is it is charged with an attempt each time; beyond its retries it is a dead letter |
 //! | `backlog` | exactly | |

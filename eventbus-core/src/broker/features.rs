@@ -26,6 +26,10 @@ pub struct Features {
     pub seek: bool,
     /// What a group has can be given to another one ([`Groups::rename`](super::Groups::rename)).
     pub rename: bool,
+    /// What a handler returns is published together with the settlement of its event, both or neither
+    /// ([`Settler::ack_with`](super::Settler::ack_with)). Otherwise it is published first, and published again where the
+    /// process ends before the event is settled.
+    pub transactions: bool,
     /// What is known of an event's attempts after a crash.
     pub attempts: Attempts,
     /// An event whose handler ends the process, by an abort or because it is killed for its memory, is found out and
@@ -85,6 +89,7 @@ impl Features {
             deduplicates: false,
             seek: false,
             rename: false,
+            transactions: false,
             attempts: Attempts::Lost,
             counts_crashes: false,
             backlog: Backlog::Unknown,

@@ -2,7 +2,7 @@
 
 use super::{BrokerFuture, DeadLetter, FailureKind, Offset, taken};
 use crate::envelope::Envelope;
-use crate::error::BrokerError;
+use crate::error::{BrokerError, PublishError};
 use crate::foreign::{self, Kept};
 use crate::log;
 use crate::printable::printable;
@@ -56,6 +56,26 @@ pub trait Settler: Send + Sync + fmt::Debug + 'static {
     /// Where the broker could not take it, or the delivery is somebody else's by now: it is delivered again. A bus logs
     /// that, and goes on with what is next in the lane.
     fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>>;
+
+    /// The delivery is done once these events are published, which its handler has returned: both or neither. Asked only
+    /// of a broker that declares [`transactions`](super::Features::transactions), and never without an event. `None`, the
+    /// default: not for this delivery, as in a replay; then they are published first, and it is acked.
+    ///
+    /// `Ok` holds what [`ack`](Self::ack) would answer. Where that is an error, nothing was published, as far as this
+    /// process knows: whoever has the delivery publishes them. Whoever waits for the answer holds the delivery, and may
+    /// [release](Self::release) it meanwhile.
+    ///
+    /// # Errors
+    /// An event cannot be published: none of them is, and whoever asked still holds the delivery, as before. It is a failed
+    /// attempt.
+    fn ack_with(
+        &self,
+        receipt: &Receipt,
+        events: &[Arc<Envelope>],
+    ) -> Option<BrokerFuture<Result<Result<(), BrokerError>, PublishError>>> {
+        let _ = (receipt, events);
+        None
+    }
 
     /// The subscription gave the delivery up. `Ok` means that its dead letter is stored, and the delivery done.
     ///
@@ -172,6 +192,14 @@ impl Acker {
     pub(crate) fn ack(&mut self) -> BrokerFuture<Result<(), BrokerError>> {
         let receipt = self.take();
         self.settler.ack(receipt)
+    }
+
+    /// The delivery is done with these events; it is held until that is answered.
+    pub(crate) fn ack_with(
+        &self,
+        events: &[Arc<Envelope>],
+    ) -> Option<BrokerFuture<Result<Result<(), BrokerError>, PublishError>>> {
+        self.settler.ack_with(self.receipt(), events)
     }
 
     /// The delivery is given up; `Ok` means that its dead letter is stored. Where it could not be, the delivery is held

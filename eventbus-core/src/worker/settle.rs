@@ -52,8 +52,9 @@ pub(super) async fn settle(
 ) -> Settled {
     let failure = match result {
         Ok(Outcome::Ack) => return ack(lanes, held, delivery).await,
-        Ok(Outcome::Publish(events)) => match publish(lanes, delivery, events).await {
-            Ok(()) => return ack(lanes, held, delivery).await,
+        Ok(Outcome::Publish(events)) => match publish(lanes, held, delivery, events).await {
+            Ok(None) => return ack(lanes, held, delivery).await,
+            Ok(Some(told)) => return settled_with(lanes, held, delivery, told).await,
             Err(error) => error.into(),
         },
         Ok(Outcome::Retry(reason)) => Failure::new(reason.kind(), reason.into_text(), Again::ByPolicy),
@@ -116,10 +117,34 @@ impl From<PublishError> for Failure {
     }
 }
 
-async fn publish(lanes: &Lanes, delivery: &Delivery, events: Vec<Envelope>) -> Result<(), PublishError> {
-    let events = events.into_iter().map(Ok).collect();
-    let results = lanes.scope.outlet.publish_all(events, Some(delivery.envelope())).await;
-    results.into_iter().try_for_each(|result| result.map(drop))
+/// Publishes what a handler has returned. What the broker says to the settlement of its event, where that is one with it.
+async fn publish(
+    lanes: &Lanes,
+    held: &Option<Open>,
+    delivery: &Delivery,
+    events: Vec<Envelope>,
+) -> Result<Option<Told>, PublishError> {
+    let (outlet, cause) = (&lanes.scope.outlet, delivery.envelope());
+    if outlet.transactions {
+        let ask = |events: &[Arc<Envelope>]| held.as_ref().and_then(|open| open.acker.ack_with(events));
+        return outlet.publish_with(events, cause, ask).await;
+    }
+    let results = outlet.publish_all(events.into_iter().map(Ok).collect(), Some(cause)).await;
+    results.into_iter().try_for_each(|result| result.map(drop))?;
+    Ok(None)
+}
+
+/// The broker has answered for a delivery together with what its handler has returned.
+async fn settled_with(
+    lanes: &Arc<Lanes>,
+    held: &mut Option<Open>,
+    delivery: &Delivery,
+    told: Told,
+) -> Settled {
+    if let Some(open) = held.take() {
+        drop(open.acker.forget());
+    }
+    finish(lanes, held, delivery, Ok(told), Done::Handled, 0).await
 }
 
 /// Settles a delivery whose handler was successful.

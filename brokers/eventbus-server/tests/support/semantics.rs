@@ -65,6 +65,7 @@ fn declared<'a>(broker: &impl Broker, max_payload: &'a str) -> BTreeMap<&'static
         ("deduplicates", word(features.deduplicates)),
         ("seek", word(features.seek)),
         ("rename", word(features.rename)),
+        ("transactions", word(features.transactions)),
         ("attempts", attempts),
         ("counts_crashes", word(features.counts_crashes)),
         ("backlog", backlog),
