@@ -1,5 +1,6 @@
 //! The clients of SNS and SQS, and what becomes of their calls.
 
+use crate::clock;
 use crate::config::Settings;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_sqs::config::Credentials;
@@ -137,6 +138,7 @@ impl Trouble {
 const KEYS: &[&str] = &[
     "InvalidClientTokenId",
     "SignatureDoesNotMatch",
+    "InvalidSignature",
     "UnrecognizedClient",
     "ExpiredToken",
     "MissingAuthenticationToken",
@@ -164,15 +166,7 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Passing(error) | Self::Slow(error) => f.write_str(error),
-            Self::Refused { code, message } => {
-                write!(f, "{code}: {message}")?;
-                if self.is(KEYS) {
-                    f.write_str("; look at the credentials and at the clock of this machine")?;
-                } else if self.is(DENIED) {
-                    f.write_str("; allow it in the policy of the user or role")?;
-                }
-                Ok(())
-            }
+            Self::Refused { code, message } => write!(f, "{code}: {message}"),
         }
     }
 }
@@ -199,7 +193,17 @@ where
             if status >= 500 {
                 return Trouble::Passing(format!("{code} ({status})"));
             }
-            Trouble::Refused { code, message }
+            let date = service.raw().headers().get("date");
+            let advice = if let Some(wrong) = clock::is_wrong(&code, &message, date, Timestamp::now()) {
+                format!("; {wrong}")
+            } else if KEYS.iter().any(|known| code.contains(known)) {
+                "; look at the credentials and at the clock of this machine".to_owned()
+            } else if DENIED.iter().any(|known| code.contains(known)) {
+                "; allow it in the policy of the user or role".to_owned()
+            } else {
+                String::new()
+            };
+            Trouble::Refused { code, message: message + &advice }
         }
         SdkError::ConstructionFailure(_) => {
             Trouble::Refused { code: "the request cannot be made".to_owned(), message: said }

@@ -52,6 +52,7 @@
 //!   as long, so that after a crash the others come first and are handled. Where you have set a redrive policy, an event that
 //!   it would take next is given up with the kind [`Crashed`](eventbus_core::broker::FailureKind::Crashed) before that, but
 //!   not one that is behind another in its message group.
+//! - **A wrong clock** makes signatures that Amazon refuses. The error says so, and by how many minutes it is behind or ahead.
 //! - **A server that wants fewer calls** gets fewer: what waits is tried again after 250 ms, then twice as long up to 16 s.
 //!   `Connection::Slowed` and a line of the log say so; the connection does not count as lost. A start waits for it for up to
 //!   90 s, also where a queue was removed less than a minute ago, which SQS does not make again before that.
@@ -143,6 +144,7 @@
 mod batches;
 mod broker;
 mod calls;
+mod clock;
 mod config;
 mod connection;
 mod dead_letters;

@@ -6,7 +6,7 @@ use eventbus::broker::{Broker, Connection, DeadLetter, DeadLetterQuery, FailureK
 use eventbus_aws::AwsBroker;
 use std::future::{Future, poll_fn};
 use std::time::{Duration, Instant};
-use support::gateway::Gateway;
+use support::gateway::{Gateway, Verdict};
 use support::proxy::Proxy;
 use support::{PATIENCE, ack, connect, event, number, prefix, receive, request, server, until, url, url_at};
 
@@ -248,6 +248,35 @@ async fn who_is_not_let_in_is_told_what_to_look_at() {
     assert!(begun.elapsed() < Duration::from_secs(5), "it is not tried again");
     let error = broker.publish(event("a.b", "k", 1)).await.unwrap_err();
     assert!(chain(&error).contains("allow it in the policy"), "{}", chain(&error));
+}
+
+#[tokio::test]
+async fn a_process_whose_clock_is_wrong_is_told_so() {
+    let (gateway, prefix) = (Gateway::to(&server()).await, prefix());
+    let at = url_at(&gateway.url(), &prefix, true);
+    let chain = |error: &dyn std::error::Error| {
+        format!("{error}: {}", error.source().map(ToString::to_string).unwrap_or_default())
+    };
+    let broker = connect(&at).await;
+    let expired = "Signature expired: 20240101T000000Z is now earlier than 20240101T005500Z";
+    for (code, said, ahead, told) in [
+        ("SignatureDoesNotMatch", expired, 0, "the clock of this machine is wrong; set it"),
+        (
+            "SignatureDoesNotMatch",
+            "so it is",
+            3_630,
+            "the clock of this machine is 60 minutes behind the server's",
+        ),
+        ("InvalidSignatureException", "so it is", -3_570, "the clock of this machine is 59 minutes ahead of"),
+        ("RequestTimeTooSkewed", "so it is", 0, "the clock of this machine is wrong; set it"),
+        ("SignatureDoesNotMatch", "so it is", 0, "look at the credentials"),
+    ] {
+        gateway.judge(move |_| Verdict::Doubt { code, said, ahead });
+        let error = AwsBroker::builder(&at).unwrap().connect().await.unwrap_err();
+        assert!(chain(&error).contains(told), "at the start: {}", chain(&error));
+        let error = broker.publish(event("a.b", "k", 1)).await.unwrap_err();
+        assert!(chain(&error).contains(told), "as it publishes: {}", chain(&error));
+    }
 }
 
 #[tokio::test]

@@ -22,6 +22,8 @@ pub enum Verdict {
     Pass,
     /// It is answered with this status and the name of an error, and is not done.
     Refuse(u16, &'static str),
+    /// It is refused with this reason and these words by a server whose clock is so many seconds ahead.
+    Doubt { code: &'static str, said: &'static str, ahead: i64 },
     /// The connection ends, and it is not done.
     Cut,
     /// The connection ends after it was done.
@@ -98,7 +100,14 @@ async fn pass(mut client: TcpStream, shared: Arc<Shared>) {
             }
         }
         Verdict::Refuse(status, code) => {
-            let _ = client.write_all(answer(status, &call.error(code)).as_bytes()).await;
+            let _ = client.write_all(answer(status, &call.error(code, "so it is")).as_bytes()).await;
+        }
+        Verdict::Doubt { code, said, ahead } => {
+            let date = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(ahead);
+            let date = date.strftime("%a, %d %b %Y %H:%M:%S GMT");
+            let head = format!("\r\ndate: {date}\r\nconnection:");
+            let answer = answer(403, &call.error(code, said)).replacen("\r\nconnection:", &head, 1);
+            let _ = client.write_all(answer.as_bytes()).await;
         }
         Verdict::Cut => {}
         Verdict::Lose => drop(forward(&mut client, &shared.server, &head, &call.body).await),
@@ -154,12 +163,12 @@ impl Call {
         self.body.split('&').filter_map(|pair| pair.split_once('='))
     }
 
-    fn error(&self, code: &str) -> String {
+    fn error(&self, code: &str, said: &str) -> String {
         if self.json {
-            return format!(r#"{{"__type":"com.amazonaws.sqs#{code}","message":"so it is"}}"#);
+            return format!(r#"{{"__type":"com.amazonaws.sqs#{code}","message":"{said}"}}"#);
         }
         format!(
-            "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>so it is</Message></Error>\
+            "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>{said}</Message></Error>\
              <RequestId>1</RequestId></ErrorResponse>"
         )
     }
