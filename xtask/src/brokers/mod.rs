@@ -8,6 +8,7 @@ mod aws;
 mod beside;
 mod certificates;
 mod environment;
+mod fauxqs;
 mod install;
 mod kafka;
 mod kind;
