@@ -1,6 +1,7 @@
 //! Settings, typed or as part of an address, and what they are to the client.
 
 use crate::broker::KafkaBroker;
+use crate::connection::CALL;
 use crate::wire::ContentMode;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::Topology;
@@ -441,6 +442,13 @@ impl Settings {
         config
     }
 
+    /// The same for what is published. One with transactions takes no longer limit than these have.
+    pub(crate) fn publisher(&self) -> ClientConfig {
+        let mut config = self.producer();
+        limit_silence(&mut config);
+        config
+    }
+
     /// The largest record that is sent: attributes, headers and what a dead letter says count as well. An event that is too
     /// large for its topic is refused by the server.
     pub(crate) fn max_message(&self) -> usize {
@@ -490,6 +498,7 @@ impl Settings {
                 Isolation::ReadUncommitted => "read_uncommitted",
             },
         );
+        limit_silence(config);
         config.set("queued.min.messages", "1000").set("queued.max.messages.kbytes", "2048");
         config.set("fetch.max.bytes", (2 << 20).max(self.max_message()).to_string());
         config.set("receive.message.max.bytes", (100_000_000).max(self.max_message() * 2).to_string());
@@ -498,6 +507,12 @@ impl Settings {
         config.set("fetch.queue.backoff.ms", "10");
         config.set("fetch.message.max.bytes", (512 << 10).to_string());
     }
+}
+
+/// So long nothing is answered on a connection before it is made anew; by default a minute, in which nothing is delivered, and
+/// nothing that is published is sent on another one.
+fn limit_silence(config: &mut ClientConfig) {
+    config.set("socket.timeout.ms", CALL.as_millis().to_string());
 }
 
 /// A number of which there is at least one.
@@ -588,7 +603,7 @@ mod tests {
             "kafka://ada:secret@a?publish_timeout=1000h&session_timeout=45s&max_payload=99999999999",
         ] {
             let settings = read(url);
-            for config in [settings.client(), settings.producer(), settings.consumer("billing.charge")] {
+            for config in [settings.client(), settings.publisher(), settings.consumer("billing.charge")] {
                 config.create_native_config().unwrap_or_else(|error| panic!("{url}: {error}"));
             }
         }

@@ -40,7 +40,7 @@ pub(crate) struct Sent {
 
 impl Outlet {
     pub(crate) fn new(link: Arc<Link>, topics: Arc<Topics>) -> Result<Self, BrokerError> {
-        let producer = Arc::new(client(&link.settings.producer(), Context::new(&link.state))?);
+        let producer = Arc::new(client(&link.settings.publisher(), Context::new(&link.state))?);
         Ok(Self {
             link,
             topics,
@@ -147,7 +147,7 @@ impl Outlet {
     /// nothing of it any more.
     fn replace(&self, failed: &Arc<Sender>) {
         // Settings that were good once are good again.
-        let Ok(another) = client(&self.link.settings.producer(), Context::new(&self.link.state)) else {
+        let Ok(another) = client(&self.link.settings.publisher(), Context::new(&self.link.state)) else {
             return;
         };
         let former = {

@@ -19,6 +19,8 @@ struct Shared {
     server: String,
     /// Counts cuts: connections of before are closed.
     cuts: AtomicU64,
+    /// Counts stalls: on connections of before nothing passes any more, and they are not closed.
+    stalls: AtomicU64,
     /// Nothing passes in either direction, and nothing is closed.
     swallows: AtomicBool,
     /// Nothing of the server passes.
@@ -48,6 +50,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             server,
             cuts: AtomicU64::new(0),
+            stalls: AtomicU64::new(0),
             swallows: AtomicBool::new(false),
             mute: AtomicBool::new(false),
             mute_at: Mutex::new(None),
@@ -67,6 +70,11 @@ impl Proxy {
     /// Closes what is connected.
     pub fn cut(&self) {
         self.shared.cuts.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Forgets what is connected, as a firewall does that is begun anew: it hears nothing any more, and is told of nothing.
+    pub fn stall(&self) {
+        self.shared.stalls.fetch_add(1, Ordering::SeqCst);
     }
 
     pub fn swallow(&self, swallows: bool) {
@@ -103,24 +111,25 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             continue;
         }
         let Ok(server) = TcpStream::connect(&shared.server).await else { continue };
-        let cuts = shared.cuts.load(Ordering::SeqCst);
+        let met = (shared.cuts.load(Ordering::SeqCst), shared.stalls.load(Ordering::SeqCst));
         let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-        tokio::spawn(pass(Arc::clone(&shared), cuts, false, from_client, to_server));
-        tokio::spawn(pass(Arc::clone(&shared), cuts, true, from_server, to_client));
+        tokio::spawn(pass(Arc::clone(&shared), met, false, from_client, to_server));
+        tokio::spawn(pass(Arc::clone(&shared), met, true, from_server, to_client));
     }
 }
 
 async fn pass(
     shared: Arc<Shared>,
-    cuts: u64,
+    (cuts, stalls): (u64, u64),
     of_server: bool,
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
 ) {
     let mut buffer = vec![0; 1 << 16];
     loop {
-        let held =
-            || shared.swallows.load(Ordering::SeqCst) || (of_server && shared.mute.load(Ordering::SeqCst));
+        let stalled = || shared.stalls.load(Ordering::SeqCst) != stalls;
+        let mute = || of_server && shared.mute.load(Ordering::SeqCst);
+        let held = || shared.swallows.load(Ordering::SeqCst) || mute() || stalled();
         let is_cut = || shared.cuts.load(Ordering::SeqCst) != cuts;
         let read = tokio::time::timeout(Duration::from_millis(10), from.read(&mut buffer)).await;
         if is_cut() {
