@@ -1,9 +1,10 @@
 //! Committing: what is committed of a partition, and whether it was taken.
 
 use crate::held::Partition;
+use eventbus_core::foreign;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 
 /// Adds what is to be committed of a partition.
 pub(crate) fn add(list: &mut TopicPartitionList, partition: &Partition, offset: i64, text: &str) {
@@ -48,6 +49,12 @@ impl Standing {
 pub(crate) fn all_known(list: TopicPartitionList) -> KafkaResult<TopicPartitionList> {
     list.elements().iter().try_for_each(|element| element.error())?;
     Ok(list)
+}
+
+/// The text that is committed beside an offset. That of another program may be no text at all, at which the client panics: it
+/// says nothing here.
+pub(crate) fn text_of(element: &TopicPartitionListElem<'_>) -> String {
+    foreign::call("the Kafka client", || element.metadata().to_owned()).unwrap_or_default()
 }
 
 /// The partitions of a list.

@@ -1,6 +1,6 @@
 //! Groups, as Kafka knows them: one consumer group for each group and pattern.
 
-use crate::commit::{add, all_known, commit};
+use crate::commit::{add, all_known, commit, text_of};
 use crate::committed;
 use crate::connection::{CALL, Link, Member, blocking, cannot, patience};
 use crate::dead_letters::KafkaDeadLetters;
@@ -258,7 +258,7 @@ fn committed(link: &Link, member: &Member, partitions: &[Partition]) -> Result<C
     let elements = answer.elements();
     let found = elements.iter().filter_map(|element| match element.offset() {
         Offset::Offset(offset) => {
-            Some(((element.topic().into(), element.partition()), (offset, element.metadata().to_owned())))
+            Some(((element.topic().into(), element.partition()), (offset, text_of(element))))
         }
         _ => None,
     });

@@ -2,7 +2,7 @@
 //! what is to be committed.
 
 use crate::arrivals::Arrivals;
-use crate::commit::{Standing, add, all_known, elements};
+use crate::commit::{Standing, add, all_known, elements, text_of};
 use crate::committed;
 use crate::connection::{cannot, client, explain, is_passing, next, tell};
 use crate::errands::{self, Answer, Committed, Errand};
@@ -477,19 +477,23 @@ impl Session {
     /// Begins with partitions where they were left.
     fn begin(&mut self, list: &TopicPartitionList, saved: &TopicPartitionList) {
         let mut begins = TopicPartitionList::new();
-        let mut state = self.subscription.state.lock();
+        let mut parts = Vec::new();
         for element in saved.elements() {
             let partition: Partition = (element.topic().into(), element.partition());
             let (offset, text) = match element.offset() {
-                Offset::Offset(offset) => (offset, element.metadata()),
-                _ => (0, ""),
+                Offset::Offset(offset) => (offset, text_of(&element)),
+                _ => (0, String::new()),
             };
-            let saved = committed::read(Place::new(u128::from(offset.unsigned_abs())), text);
+            let saved = committed::read(Place::new(u128::from(offset.unsigned_abs())), &text);
             // What is kept may begin later.
             let begin = if offset == 0 { Offset::Beginning } else { Offset::Offset(offset) };
             begins
                 .add_partition_offset(&partition.0, partition.1, begin)
                 .expect("an offset is not below zero");
+            parts.push((partition, saved));
+        }
+        let mut state = self.subscription.state.lock();
+        for (partition, saved) in parts {
             state.held.assign(partition, saved);
         }
         drop(state);
