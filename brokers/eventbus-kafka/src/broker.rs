@@ -3,7 +3,7 @@
 use crate::audit::KafkaAuditLog;
 use crate::commit::all_known;
 use crate::config::{KafkaBrokerBuilder, Settings};
-use crate::connection::{CALL, Context, Link, blocking};
+use crate::connection::{CALL, Context, Link, blocking, tell};
 use crate::dead_letters::KafkaDeadLetters;
 use crate::groups::KafkaGroups;
 use crate::publish::Outlet;
@@ -22,6 +22,7 @@ use eventbus_server::connection::{Lost, pause_before};
 use eventbus_server::subscriptions::Subscriptions;
 use eventbus_server::tasks::Tasks;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::fmt;
 use std::sync::Arc;
@@ -104,7 +105,11 @@ async fn watch(link: Arc<Link>, topics: Arc<Topics>) {
         let looking = async {
             let serving = Arc::clone(&link);
             blocking(move || serving.serve_members()).await;
-            link.look_for_topics(&topics).await
+            link.look_for_topics(&topics).await?;
+            if let Err(error) = link.keeps_groups(&topics).await {
+                tell("GROUPS", &error.to_string());
+            }
+            Ok::<_, KafkaError>(())
         };
         match foreign::run("the Kafka client", || looking).await {
             Ok(Ok(())) => failures = 0,

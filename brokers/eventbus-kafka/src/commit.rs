@@ -1,6 +1,8 @@
 //! Committing: what is committed of a partition, and whether it was taken.
 
+use crate::connection::is_passing;
 use crate::held::Partition;
+use crate::subscribe::is_of_others;
 use eventbus_core::foreign;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -42,6 +44,13 @@ impl Standing {
             _ => Self::Member,
         }
     }
+}
+
+/// Whether a refusal is about what is committed or asked, and not about how the process stands in its group or the servers are:
+/// it stays so unless somebody changes something there.
+pub(crate) fn is_lasting(error: &KafkaError) -> bool {
+    let is_shortened = error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge);
+    Standing::of(error) == Standing::Member && !is_of_others(error) && !is_passing(error) && !is_shortened
 }
 
 /// What was committed, where the server has answered for each partition: one of which it says nothing is not one of which

@@ -1,7 +1,7 @@
 //! What is asked of the server for a subscription: committing, and what was committed. A thread of its own waits for the
 //! answers, since the client waits for a server as long as that is away, while the thread that reads has to go on.
 
-use crate::commit::{Standing, commit, elements};
+use crate::commit::{commit, elements};
 use crate::connection::{explain, tell};
 use crate::held::Partition;
 use crate::rebalance::SessionContext;
@@ -31,8 +31,8 @@ pub(crate) enum Errand {
 /// What the server has said.
 pub(crate) enum Answer {
     Commit(Committed),
-    /// Whether a mark was taken, and how the process stands.
-    Mark(Option<u64>, bool, Standing),
+    /// What became of a mark.
+    Mark(Option<u64>, KafkaResult<()>),
     Saved(u64, KafkaResult<TopicPartitionList>),
     /// Nothing: the client has panicked.
     Panicked(String),
@@ -44,7 +44,8 @@ pub(crate) struct Committed {
     pub(crate) refused: HashSet<Partition>,
     /// The length of a text that the server finds too long.
     pub(crate) too_long: Option<usize>,
-    pub(crate) standing: Standing,
+    /// Why, as far as it was said last.
+    pub(crate) result: KafkaResult<()>,
 }
 
 /// Runs errands until there are none any more.
@@ -61,18 +62,14 @@ pub(crate) fn run(consumer: &BaseConsumer<SessionContext>, errands: &mpsc::Recei
 fn answer(consumer: &BaseConsumer<SessionContext>, errand: Errand) -> Answer {
     match errand {
         Errand::Commit(lists) => Answer::Commit(commit_all(consumer, &lists)),
-        Errand::Mark(number, list) => {
-            let answer = commit(consumer, &list);
-            let standing = answer.as_ref().err().map_or(Standing::Member, Standing::of);
-            Answer::Mark(number, answer.is_ok(), standing)
-        }
+        Errand::Mark(number, list) => Answer::Mark(number, commit(consumer, &list)),
         Errand::Saved(number, list) => Answer::Saved(number, consumer.committed_offsets(list, SAVED)),
     }
 }
 
 /// Commits lists one after the other.
 fn commit_all(consumer: &BaseConsumer<SessionContext>, lists: &[TopicPartitionList]) -> Committed {
-    let (mut refused, mut too_long, mut standing) = (HashSet::new(), None, Standing::Member);
+    let (mut refused, mut too_long, mut result) = (HashSet::new(), None, Ok(()));
     let mut known = true;
     for list in lists {
         // Each refusal makes the client join the group anew; one is enough.
@@ -83,14 +80,14 @@ fn commit_all(consumer: &BaseConsumer<SessionContext>, lists: &[TopicPartitionLi
         if let Err(error) = commit(consumer, list) {
             tell("COMMIT", &explain(&error));
             known = !is_of_others(&error);
-            standing = Standing::of(&error);
             if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) {
                 let texts = list.elements();
                 let longest = texts.iter().map(|element| element.metadata().len()).max();
                 too_long = longest.into_iter().chain(too_long).min();
             }
             refused.extend(elements(list));
+            result = Err(error);
         }
     }
-    Committed { refused, too_long, standing }
+    Committed { refused, too_long, result }
 }

@@ -121,6 +121,7 @@ mod place;
 mod publish;
 mod rebalance;
 mod records;
+mod refusals;
 mod replay;
 mod scan;
 mod session;

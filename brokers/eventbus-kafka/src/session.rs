@@ -2,19 +2,20 @@
 //! what is to be committed.
 
 use crate::arrivals::Arrivals;
-use crate::commit::{Standing, add, all_known, elements, text_of};
+use crate::commit::{Standing, add, all_known, elements, is_lasting, text_of};
 use crate::committed;
 use crate::connection::{cannot, client, explain, is_passing, next, tell};
 use crate::errands::{self, Answer, Committed, Errand};
 use crate::held::{Commit, Partition};
 use crate::keeper::{Broken, End};
 use crate::rebalance::{Rebalance, SessionContext, answer_given, answer_taken};
+use crate::refusals::Refusals;
 use crate::subscribe::AHEAD;
 use crate::subscription::Subscription;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::Offset as Place;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::{Arc, mpsc};
@@ -71,6 +72,10 @@ pub(crate) struct Session {
     mark_at: Instant,
     /// When the mark of the group is to be committed again.
     renew_at: Instant,
+    /// Commits that are refused.
+    refusals: Refusals,
+    /// Questions how far the group has come that are refused.
+    unknown: Refusals,
     /// Since when the server has refused commits, as those of one that a rebalance has left behind.
     behind_since: Option<Instant>,
     /// Why it is of no use any more.
@@ -130,6 +135,8 @@ impl Session {
             marking: false,
             mark_at: now,
             renew_at: now,
+            refusals: Refusals::default(),
+            unknown: Refusals::default(),
             behind_since: None,
             broken: None,
         })
@@ -300,21 +307,21 @@ impl Session {
 
     fn hear(&mut self, answer: Answer) {
         match answer {
-            Answer::Commit(Committed { refused, too_long, standing }) => {
-                self.stand(standing);
+            Answer::Commit(Committed { refused, too_long, result }) => {
+                self.hear_of_commit(&result);
                 if let Some(length) = too_long {
                     self.subscription.link.shorten_texts(length);
                 }
                 self.end_commit(&refused);
             }
-            Answer::Mark(number, is_taken, standing) => {
-                self.stand(standing);
+            Answer::Mark(number, result) => {
+                self.hear_of_commit(&result);
                 if let Some(number) = number
-                    && is_taken
+                    && result.is_ok()
                 {
                     self.subscription.state.lock().doubt.end(number);
                 }
-                if is_taken {
+                if result.is_ok() {
                     self.renew_at = Instant::now() + RENEW;
                 }
                 self.marking = false;
@@ -327,13 +334,36 @@ impl Session {
                 // What was given may be lost by now.
                 let Some(arriving) = arriving.filter(is_asked) else { return };
                 arriving.saved = match answer.and_then(all_known) {
-                    Ok(list) => Saved::Known(list),
+                    Ok(list) => {
+                        self.unknown.end();
+                        Saved::Known(list)
+                    }
                     Err(error) => {
                         tell("COMMITTED", &error.to_string());
+                        if is_lasting(&error) && self.unknown.hear(Instant::now()) {
+                            let what =
+                                format!("look how far the group `{}` has come", self.subscription.group);
+                            self.subscription.state.fail(cannot(what, &error));
+                        }
                         Saved::Unknown(Instant::now() + LOOK)
                     }
                 };
             }
+        }
+    }
+
+    /// A commit was answered. Where the server goes on to refuse it, all is delivered again after a restart.
+    fn hear_of_commit(&mut self, result: &KafkaResult<()>) {
+        self.stand(result.as_ref().err().map_or(Standing::Member, Standing::of));
+        match result {
+            Ok(()) => self.refusals.end(),
+            Err(error) if is_lasting(error) && self.refusals.hear(Instant::now()) => {
+                let group = &self.subscription.group;
+                let what =
+                    format!("commit for the group `{group}`, so that all is delivered again after a restart");
+                self.subscription.state.fail(cannot(what, error));
+            }
+            Err(_) => {}
         }
     }
 

@@ -5,6 +5,8 @@ use crate::connection::{CALL, Link, blocking, cannot, drain, explain, patience};
 use crate::place::hash;
 use eventbus_core::broker::Topology;
 use eventbus_core::lock::{Lock, Rank};
+use eventbus_core::log;
+use eventbus_core::printable::printable;
 use eventbus_core::waiters::Waiters;
 use eventbus_core::{BrokerError, Pattern};
 use rdkafka::admin::{NewTopic, TopicReplication};
@@ -12,6 +14,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -32,6 +35,8 @@ pub(crate) trait Listener: Send + Sync {
 pub(crate) struct Topics {
     known: Lock<Known>,
     listeners: Lock<Vec<Weak<dyn Listener>>>,
+    /// Groups leave marks, so their topic is to be there.
+    marks: AtomicBool,
     pub(crate) changed: Waiters,
 }
 
@@ -48,6 +53,7 @@ impl Topics {
         Self {
             known: Lock::new(Rank::BROKER_LAST, Known::default()),
             listeners: Lock::new(Rank::BROKER, Vec::new()),
+            marks: AtomicBool::new(false),
             changed: Waiters::new(),
         }
     }
@@ -236,7 +242,22 @@ impl Link {
 
     /// The topic in which groups leave their marks is there.
     pub(crate) async fn has_groups(&self, topics: &Topics) -> Result<(), BrokerError> {
-        self.has(topics, &self.groups_topic(), Use::Groups).await
+        self.has(topics, &self.groups_topic(), Use::Groups).await?;
+        topics.marks.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes the topic in which groups leave their marks again, where somebody has removed it: with it all commits are refused.
+    pub(crate) async fn keeps_groups(&self, topics: &Topics) -> Result<(), BrokerError> {
+        let is_missing = topics.marks.load(Ordering::Relaxed) && !topics.is_checked(&self.groups_topic());
+        if is_missing && self.settings.topology == Topology::Create {
+            self.has_groups(topics).await?;
+            log::warn!(
+                target: "eventbus", topic = %printable(self.groups_topic()),
+                "somebody has removed the topic without which no group can commit; it is made again"
+            );
+        }
+        Ok(())
     }
 
     /// The topic for dead letters of a group is there.

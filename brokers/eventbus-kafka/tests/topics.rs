@@ -2,8 +2,9 @@
 
 mod support;
 
-use eventbus::broker::Broker;
+use eventbus::broker::{Broker, Topology};
 use std::collections::BTreeSet;
+use std::future::poll_fn;
 use std::time::Duration;
 use support::PATIENCE;
 use support::rdkafka::admin::{
@@ -214,4 +215,66 @@ async fn a_topic_that_is_made_keeps_its_events_for_ever_or_as_long_as_the_addres
         broker.close().await.unwrap();
         support::remove(&prefix).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_topic_without_which_no_group_commits_is_made_again() {
+    let prefix = support::prefix();
+    let admin: Admin = support::client().create().unwrap();
+    let broker = support::builder(&prefix).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(support::request("mail", "order.placed")).await.unwrap();
+    broker.publish(support::event("order.placed", "k", 1)).await.unwrap();
+    assert_eq!(handled(&mut deliveries, 1).await, [1]);
+    let marks = format!("{prefix}__groups");
+    let there = || {
+        let looking: BaseConsumer = support::client().create().unwrap();
+        let all = looking.fetch_metadata(None, Duration::from_secs(10)).unwrap();
+        all.topics().iter().any(|topic| topic.name() == marks)
+    };
+    assert!(there());
+    admin.delete_topics(&[&marks], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+    until("it is gone", async || !there()).await;
+    broker.publish(support::event("order.placed", "k", 2)).await.unwrap();
+    assert_eq!(handled(&mut deliveries, 1).await, [2]);
+    until("it is made again", async || there()).await;
+    drop(deliveries);
+    broker.close().await.unwrap();
+    let broker = support::builder(&prefix).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(support::request("mail", "order.placed")).await.unwrap();
+    broker.publish(support::event("order.placed", "k", 3)).await.unwrap();
+    assert_eq!(handled(&mut deliveries, 1).await, [3], "all before it is committed");
+    broker.close().await.unwrap();
+    support::remove(&prefix).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_the_server_goes_on_to_refuse_is_told() {
+    let prefix = support::prefix();
+    let admin: Admin = support::client().create().unwrap();
+    // It makes the topics, and the other one makes none.
+    drop(
+        support::builder(&prefix)
+            .connect()
+            .await
+            .unwrap()
+            .subscribe(support::request("mail", "order.placed"))
+            .await,
+    );
+    let broker = support::builder(&prefix).topology(Topology::Check).connect().await.unwrap();
+    let mut deliveries = broker.subscribe(support::request("mail", "order.placed")).await.unwrap();
+    let marks = format!("{prefix}__groups");
+    admin.delete_topics(&[&marks], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+    let mut number = 0;
+    let mut received = Vec::new();
+    let told = loop {
+        broker.publish(support::event("order.placed", "k", number)).await.unwrap();
+        number += 1;
+        let receiving = poll_fn(|context| deliveries.poll_receive(context, &mut received, 1));
+        match tokio::time::timeout(PATIENCE, receiving).await.expect("something comes") {
+            Ok(()) => ack(received.remove(0)).await,
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(told.contains("cannot commit for the group `mail`"), "{told}");
+    support::remove(&prefix).await;
 }
