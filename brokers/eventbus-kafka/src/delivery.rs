@@ -158,8 +158,11 @@ impl Settler for KafkaSettler {
         if state.doubt.is_open(Instant::now(), self.subscription.silence()) {
             return Some(BrokerFuture::ready(Begin::Later(UNSURE)));
         }
-        state.held.begin(receipt.token);
-        None
+        if state.held.begin(receipt.token) {
+            return None;
+        }
+        // Its partition has gone since it was asked whether it is held. It is asked again later, and then dropped.
+        Some(BrokerFuture::ready(Begin::Later(UNSURE)))
     }
 
     fn release(&self, receipt: Receipt) {

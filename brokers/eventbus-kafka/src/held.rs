@@ -243,11 +243,13 @@ impl Held {
         self.entries.get(&token).is_some_and(|entry| self.has(&entry.partition))
     }
 
-    /// A handler gets it.
-    pub(crate) fn begin(&mut self, token: Token) {
-        if let Some(entry) = self.entries.get_mut(&token) {
+    /// A handler gets it. No, where it may not be handled here any more.
+    pub(crate) fn begin(&mut self, token: Token) -> bool {
+        let holds = self.holds(token);
+        if let Some(entry) = self.entries.get_mut(&token).filter(|_| holds) {
             entry.begun = true;
         }
+        holds
     }
 
     /// Where an event was published.
@@ -476,5 +478,20 @@ mod tests {
         (0..3).for_each(|at| arrive(&mut held, at));
         assert!(former.iter().all(|(token, _)| !held.settle(*token)));
         assert_eq!(settle_all(&mut held), 3);
+    }
+
+    #[test]
+    fn nothing_of_a_partition_that_is_given_away_is_begun() {
+        let mut held = Held::default();
+        held.assign(partition(), committed::read(place(0), ""));
+        (0..3).for_each(|at| arrive(&mut held, at));
+        let tokens: Vec<_> = held.take(usize::MAX).into_iter().map(|(token, _)| token).collect();
+        assert!(held.begin(tokens[0]));
+        held.leave(&[partition()]);
+        assert!(!held.begin(tokens[1]) && !held.is_drained(&[partition()]), "the first one is waited for");
+        assert!(held.settle(tokens[0]));
+        assert!(held.is_drained(&[partition()]), "and no other");
+        held.remove(&[partition()]);
+        assert!(!held.begin(tokens[2]));
     }
 }
