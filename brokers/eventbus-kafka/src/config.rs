@@ -190,27 +190,27 @@ impl KafkaBrokerBuilder {
     /// How long an event waits for others that are sent with it. Default: 0; what is published while a request is on its
     /// way goes together with the next one anyway.
     pub fn linger(mut self, linger: Duration) -> Self {
-        self.0.linger = linger;
+        self.0.linger = linger.min(FOREVER);
         self
     }
 
     /// For how long a publish is tried, before it is [`Unconfirmed`](eventbus_core::PublishError::Unconfirmed), or refused
     /// where it could not even be sent. Default: 30 s.
     pub fn publish_timeout(mut self, timeout: Duration) -> Self {
-        self.0.publish_timeout = timeout;
+        self.0.publish_timeout = timeout.min(FOREVER);
         self
     }
 
     /// How long to wait at the start for a server that does not answer. Default: 10 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.0.connect_timeout = timeout;
+        self.0.connect_timeout = timeout.min(FOREVER);
         self
     }
 
     /// How long a process that does not answer keeps its partitions. With [`GroupProtocol::Consumer`] the server says so
     /// (`group.consumer.session.timeout.ms`). Default: 10 s; servers take from 6 s on (`group.min.session.timeout.ms`).
     pub fn session_timeout(mut self, timeout: Duration) -> Self {
-        self.0.session_timeout = timeout;
+        self.0.session_timeout = timeout.min(FOREVER);
         self
     }
 
@@ -591,6 +591,17 @@ mod tests {
         ] {
             let error = Settings::parse(url).unwrap_err().to_string();
             assert!(error.contains(named), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn no_time_of_a_builder_is_too_long_for_a_clock() {
+        let long = Duration::MAX;
+        let builder = KafkaBrokerBuilder::parse("kafka://a").unwrap();
+        let builder = builder.linger(long).publish_timeout(long).connect_timeout(long).session_timeout(long);
+        let Settings { linger, publish_timeout, connect_timeout, session_timeout, .. } = builder.0;
+        for time in [linger, publish_timeout, connect_timeout, session_timeout] {
+            assert!(std::time::Instant::now().checked_add(time).is_some(), "{time:?}");
         }
     }
 
