@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 
 /// How long what is settled waits to be committed.
 const COMMIT: Duration = Duration::from_millis(100);
+/// The same where somebody waits for it: a retry, or whoever has the partition next.
+const AWAITED: Duration = Duration::from_millis(5);
 /// How many records are handed over together at most.
 const TOGETHER: usize = 64;
 /// A reader that takes nothing for so long makes the partitions pause: until then what was fetched is kept.
@@ -58,6 +60,8 @@ pub(crate) struct Session {
     committing: Option<Commit>,
     /// When the last commit began.
     committed_at: Instant,
+    /// It was refused, or could not be made.
+    refused: bool,
     /// Since when the reader has taken nothing.
     full_since: Option<Instant>,
     paused: bool,
@@ -127,6 +131,7 @@ impl Session {
             arriving: None,
             committing: None,
             committed_at: now,
+            refused: false,
             full_since: None,
             paused: false,
             quiet_until: now,
@@ -181,7 +186,7 @@ impl Session {
     fn pause(&self, closed: bool) -> Duration {
         let has_unsaved = self.subscription.state.lock().held.uncommitted() > 0;
         if self.committing.is_none() && has_unsaved {
-            COMMIT.saturating_sub(self.committed_at.elapsed()).max(Duration::from_millis(1))
+            self.until_commit().max(Duration::from_millis(1))
         } else if closed || self.leaving.is_some() || self.arriving.is_some() {
             Duration::from_millis(20)
         } else {
@@ -545,21 +550,24 @@ impl Session {
         self.subscription.state.tell();
     }
 
-    /// Commits what is settled and noted, where something is.
-    fn commit(&mut self) {
-        let urgent = {
+    /// How long what is settled and noted waits to be committed.
+    fn until_commit(&self) -> Duration {
+        let is_awaited = {
             let state = self.subscription.state.lock();
             state.is_closed() || state.held.has_notes() || self.leaving.is_some()
         };
-        if self.committing.is_some() || (!urgent && self.committed_at.elapsed() < COMMIT) {
+        let waits = if is_awaited && !self.refused { AWAITED } else { COMMIT };
+        waits.saturating_sub(self.committed_at.elapsed())
+    }
+
+    /// Commits what is settled and noted, where something is.
+    fn commit(&mut self) {
+        if self.committing.is_some() || !self.until_commit().is_zero() {
             return;
         }
         // Whoever is no member of the group any more may commit nothing, and would be refused for that.
         if self.consumer.assignment_lost() {
-            self.committed_at = Instant::now();
-            return;
-        }
-        if urgent && self.committed_at.elapsed() < Duration::from_millis(5) {
+            (self.committed_at, self.refused) = (Instant::now(), true);
             return;
         }
         let longest = self.subscription.link.longest_text();
@@ -593,7 +601,8 @@ impl Session {
 
     fn end_commit(&mut self, refused: &HashSet<Partition>) {
         let Some(commit) = self.committing.take() else { return };
-        if !refused.is_empty() {
+        self.refused = !refused.is_empty();
+        if self.refused {
             // Again a moment later.
             self.committed_at = Instant::now();
         }
