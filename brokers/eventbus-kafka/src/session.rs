@@ -51,6 +51,8 @@ pub(crate) struct Session {
     errands: mpsc::Sender<Errand>,
     /// The topics that it has asked for.
     asked: BTreeSet<Arc<str>>,
+    /// How often the topics had changed when they were looked at for that.
+    looked: Option<u64>,
     arrivals: Arrivals,
     rebalances: VecDeque<Rebalance>,
     /// Partitions that are given away, and until when their handlers are waited for.
@@ -125,6 +127,7 @@ impl Session {
             consumer,
             errands,
             asked: BTreeSet::new(),
+            looked: None,
             arrivals: Arrivals::new(subscription),
             rebalances: VecDeque::new(),
             leaving: None,
@@ -224,7 +227,8 @@ impl Session {
 
     /// Asks for the topics that there are now.
     fn ask_for_topics(&mut self) {
-        if Instant::now() < self.quiet_until {
+        let changes = self.subscription.topics.changes();
+        if self.looked == Some(changes) || Instant::now() < self.quiet_until {
             return;
         }
         let Subscription { link, topics, group, pattern, .. } = &*self.subscription;
@@ -239,6 +243,7 @@ impl Session {
             wanted.insert(link.groups_topic().into());
         }
         if wanted == self.asked {
+            self.looked = Some(changes);
             return;
         }
         let names: Vec<&str> = wanted.iter().map(|topic| &**topic).collect();
@@ -249,7 +254,7 @@ impl Session {
                 let dropped = self.subscription.state.lock().held.remove_topics(&gone);
                 drop(dropped);
                 self.subscription.state.tell();
-                self.asked = wanted;
+                (self.asked, self.looked) = (wanted, Some(changes));
             }
             Err(error) => {
                 self.quiet_until = Instant::now() + Duration::from_secs(1);

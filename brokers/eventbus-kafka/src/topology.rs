@@ -14,7 +14,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -37,6 +37,7 @@ pub(crate) struct Topics {
     listeners: Lock<Vec<Weak<dyn Listener>>>,
     /// Groups leave marks, so their topic is to be there.
     marks: AtomicBool,
+    changes: AtomicU64,
     pub(crate) changed: Waiters,
 }
 
@@ -54,6 +55,7 @@ impl Topics {
             known: Lock::new(Rank::BROKER_LAST, Known::default()),
             listeners: Lock::new(Rank::BROKER, Vec::new()),
             marks: AtomicBool::new(false),
+            changes: AtomicU64::new(0),
             changed: Waiters::new(),
         }
     }
@@ -65,7 +67,13 @@ impl Topics {
         listeners.push(listener);
     }
 
+    /// How often they have changed: whoever has looked at them need not look again before that is another number.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
     fn tell(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
         let listeners: Vec<_> = self.listeners.lock().iter().filter_map(Weak::upgrade).collect();
         listeners.iter().for_each(|listener| listener.topics_changed());
         self.changed.tell();
