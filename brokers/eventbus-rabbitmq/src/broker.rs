@@ -1,16 +1,19 @@
 //! The broker: what its publishers and subscriptions share, and the contract that it keeps.
 
+use crate::audit::RabbitMqAuditLog;
 use crate::config::{QueueType, RabbitMqBrokerBuilder, Settings};
 use crate::connection::Link;
 use crate::dead_letters::RabbitMqDeadLetters;
 use crate::directory::Directory;
 use crate::groups::{Known, RabbitMqGroups};
 use crate::publish::Outlet;
+use crate::replay::RabbitMqHistory;
+use crate::stream::Events;
 use crate::subscribe;
 use crate::subscription::Subscription;
 use eventbus_core::broker::{
-    Attempts, Backlog, Broker, BrokerFuture, Connection, DeadLetters, Deliveries, Features, Groups,
-    OpenedBroker, Standing, SubscribeRequest,
+    Attempts, AuditLog, Backlog, Broker, BrokerFuture, Connection, DeadLetters, Deliveries, Features, Groups,
+    OpenedBroker, Replayable, Standing, SubscribeRequest,
 };
 use eventbus_core::counted::counted;
 use eventbus_core::{BrokerError, Envelope, PublishError};
@@ -69,6 +72,13 @@ impl RabbitMqBroker {
     pub async fn channel(&self) -> Result<lapin::Channel, BrokerError> {
         let opened = self.shared().consuming.channel().await;
         opened.map_err(|trouble| trouble.explain("open a channel"))
+    }
+
+    /// The stream of all events, where it is kept.
+    fn events(&self) -> Option<Arc<Events>> {
+        let shared = self.shared();
+        let events = Events::new(Arc::clone(&shared.consuming), Arc::clone(&shared.outlet));
+        shared.consuming.settings.streams.then(|| Arc::new(events))
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -240,6 +250,14 @@ impl Broker for RabbitMqBroker {
 
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
         Some(Arc::new(self.shared().dead_letters.clone()))
+    }
+
+    fn replayable(&self) -> Option<Arc<dyn Replayable>> {
+        Some(Arc::new(RabbitMqHistory(self.events()?)))
+    }
+
+    fn audit_log(&self) -> Option<Arc<dyn AuditLog>> {
+        Some(Arc::new(RabbitMqAuditLog(self.events()?)))
     }
 
     fn groups(&self) -> Option<Arc<dyn Groups>> {

@@ -30,6 +30,8 @@ const OPTIONS: &[Setting<Settings>] = &[
         option.choose(&mut to.queue_type, &[("quorum", QueueType::Quorum), ("classic", QueueType::Classic)])
     }),
     ("mandatory", |to, option| option.set(&mut to.mandatory)),
+    ("streams", |to, option| option.set(&mut to.streams)),
+    ("retention_age", |to, option| option.set(&mut to.retention_age)),
     ("prefetch", |to, option| option.set(&mut to.prefetch)),
     ("consumer_timeout", |to, option| option.set(&mut to.consumer_timeout)),
     ("delivery_limit", |to, option| option.set(&mut to.delivery_limit)),
@@ -62,6 +64,10 @@ pub(crate) struct Settings {
     pub(crate) topology: Topology,
     pub(crate) queue_type: QueueType,
     pub(crate) mandatory: bool,
+    /// Every event is kept in a stream as well.
+    pub(crate) streams: bool,
+    /// None: for ever.
+    pub(crate) retention_age: Option<Duration>,
     /// None: as much as the subscription may hold.
     pub(crate) prefetch: Option<u16>,
     pub(crate) consumer_timeout: Duration,
@@ -118,6 +124,8 @@ impl RabbitMqBrokerBuilder {
             topology: Topology::default(),
             queue_type: QueueType::default(),
             mandatory: false,
+            streams: false,
+            retention_age: None,
             prefetch: None,
             consumer_timeout: Duration::from_secs(30 * 60),
             delivery_limit: None,
@@ -166,6 +174,21 @@ impl RabbitMqBrokerBuilder {
     /// none.
     pub fn mandatory(mut self, mandatory: bool) -> Self {
         self.0.mandatory = mandatory;
+        self
+    }
+
+    /// Whether every event is kept in a stream as well, also once it is handled: then it can be replayed, and the audit log
+    /// asked. Groups stay queues. One process of a bus that says so is enough, and every publish is confirmed by the stream
+    /// too from then on. It does not go together with `mandatory`. Default: no.
+    pub fn streams(mut self, streams: bool) -> Self {
+        self.0.streams = streams;
+        self
+    }
+
+    /// How long the stream of all events keeps one, in whole seconds; RabbitMQ removes whole segments of it, of 500 MB by
+    /// default, so an event stays for longer. Default: for ever.
+    pub fn retention_age(mut self, age: Duration) -> Self {
+        self.0.retention_age = Some(age);
         self
     }
 
@@ -267,6 +290,26 @@ impl Settings {
                 self.heartbeat
             ));
         }
+        if self.mandatory && self.streams {
+            return Err("`mandatory` refuses nothing with `streams`, since the stream takes every event; leave one of them \
+                        out"
+                .to_owned());
+        }
+        if let Some(age) = self.retention_age {
+            if !self.streams {
+                return Err(
+                    "`retention_age` is about the stream of all events, which `streams=true` makes; without it RabbitMQ \
+                     keeps what is not handled yet"
+                        .to_owned(),
+                );
+            }
+            within("retention_age", age, 1, 100 * 365 * 86_400, "1s to 100 years")?;
+            if age.subsec_nanos() != 0 {
+                return Err(format!(
+                    "`retention_age` ({age:?}) is no whole number of seconds, which RabbitMQ counts in"
+                ));
+            }
+        }
         for (name, number) in [
             ("prefetch", usize::from(self.prefetch.unwrap_or(1))),
             ("delivery_limit", self.delivery_limit.unwrap_or(1) as usize),
@@ -300,6 +343,8 @@ impl Settings {
         }
         let mut options = vec![format!("exchange={}", self.exchange)];
         options.extend((self.queue_type == QueueType::Classic).then(|| "queue_type=classic".to_owned()));
+        options.extend(self.streams.then(|| "streams=true".to_owned()));
+        options.extend(self.retention_age.map(|age| format!("retention_age={}s", age.as_secs())));
         options.extend(self.ca.as_ref().map(|ca| format!("ca={}", ca.display())));
         Some(format!("{}?{}", self.shown(), options.join("&")))
     }
@@ -343,6 +388,10 @@ mod tests {
         let read = RabbitMqBrokerBuilder::parse("amqps://localhost/%2f").unwrap().0;
         assert_eq!((read.vhost.as_str(), read.host(0)), ("/", ("localhost", 5_671)));
         assert_eq!(read.pasted().as_deref(), Some("amqps://localhost:5671?exchange=eventbus"));
+        let read = RabbitMqBrokerBuilder::parse("amqp://localhost?streams&retention_age=2h").unwrap().0;
+        assert_eq!((read.streams, read.retention_age), (true, Some(Duration::from_secs(7_200))));
+        let pasted = "amqp://localhost:5672?exchange=eventbus&streams=true&retention_age=7200s";
+        assert_eq!(read.pasted().as_deref(), Some(pasted));
     }
 
     #[test]
@@ -354,6 +403,13 @@ mod tests {
             ("amqp://localhost?exchange=a:b", "letters, digits"),
             ("amqp://localhost?exchange=amq.topic", "the server's"),
             ("amqp://localhost?queue_type=stream", "is one of `quorum`, `classic`"),
+            ("amqp://localhost?streams=perhaps", "true or false"),
+            ("amqp://localhost?stream=true", "did you mean `streams`?"),
+            ("amqp://localhost?streams=true&mandatory=true", "leave one of them out"),
+            ("amqp://localhost?retention_age=1h", "`streams=true`"),
+            ("amqp://localhost?streams&retention_age=0s", "1s to 100 years"),
+            ("amqp://localhost?streams&retention_age=1500ms", "whole number of seconds"),
+            ("amqp://localhost?streams&retention_age=7D", "retention_age"),
             ("amqp://localhost?prefetch=0", "nothing is delivered"),
             ("amqp://localhost?prefetch=70000", "is a whole number"),
             ("amqp://localhost?consumer_timeout=1s", "1m to 30 days"),

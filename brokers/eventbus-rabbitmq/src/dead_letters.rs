@@ -282,8 +282,8 @@ impl Store {
         let letter = look.all.iter().find(|taken| taken.id == *id).and_then(|taken| taken.letter.as_ref());
         let Some((letter, queue)) = letter else { return Ok(false) };
         let mut envelope = (*letter.envelope).clone();
-        if let Some(payload) = payload {
-            envelope = envelope.with_payload(payload);
+        if let Some(payload) = &payload {
+            envelope = envelope.with_payload(payload.clone());
         }
         let cannot = |error| {
             let group = &letter.group;
@@ -296,6 +296,12 @@ impl Store {
         let size = envelope.payload().map_or(0, Bytes::len);
         envelope.check_size(size, self.outlet.max_payload()).map_err(cannot)?;
         let written = wire::write_again(&envelope, id.as_str(), 1).map_err(cannot)?;
+        if let Some(payload) = payload.filter(|_| self.link.settings.streams) {
+            // Replays to the group have it from then on.
+            let note = wire::write_note(Some((&envelope, &letter.group, payload)));
+            let sent = self.outlet.send(&self.link.names().events(), envelope.topic().as_str(), note).await;
+            sent.map_err(cannot)?;
+        }
         self.outlet.send(queue, envelope.topic().as_str(), written).await.map_err(cannot)?;
         let removed = look.remove(id).await;
         removed.map_err(|trouble| trouble.explain("remove the dead letter, which was published again"))

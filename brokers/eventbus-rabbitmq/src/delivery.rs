@@ -41,8 +41,7 @@ impl Deliveries for RabbitMqDeliveries {
             into.extend(state.held.take(limit).into_iter().map(|(token, waiting)| Received {
                 receipt: Receipt {
                     envelope: waiting.envelope,
-                    // A queue has no places: it is the order in which they came.
-                    offset: Offset::new(token.into()),
+                    offset: number(token),
                     attempt: waiting.attempt,
                     token,
                 },
@@ -205,6 +204,12 @@ impl Settler for RabbitMqSettler {
         let waiting = Waiting { envelope: receipt.envelope, attempt: receipt.attempt };
         self.0.give_back(receipt.token, waiting);
     }
+}
+
+/// A queue has no places: it is the order in which they came. Each number is beyond any place of the stream of all events, so
+/// that none is taken for one.
+fn number(token: u64) -> Offset {
+    Offset::new((1 << 64) + u128::from(token))
 }
 
 /// The name of a dead letter: the time, so that names sort, the queue and something that no other has.

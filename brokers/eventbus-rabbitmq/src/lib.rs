@@ -13,25 +13,25 @@
 //!
 //! # What it promises
 //!
-//! | | quorum | classic | how |
-//! |---|---|---|---|
-//! | `durable` | yes | yes | `Ok` of a publish means that each queue of a group has it: a quorum queue on a majority of its nodes, a classic one on the disk of its node |
-//! | `key_order` | yes | yes | a queue has an order, and one process at a time reads it |
-//! | `patterns` | yes | yes | bindings of the topic exchange: `>` is `*.#` there, since `#` alone stands for nothing too |
-//! | `start_earliest` | no | no | a queue begins empty |
-//! | `multi_process` | yes | yes | single active consumer: the others stand by |
-//! | `competing` | yes | yes | all processes read |
-//! | `shared_by_key` | no | no | |
-//! | `deduplicates` | no | no | |
-//! | `seek` | no | no | what is handled is gone |
-//! | `rename` | no | no | a group is its queues |
-//! | `transactions` | no | no | what a handler returns is published before its event is settled |
-//! | `attempts` | counted | lost | a quorum queue counts how often it has delivered an event, whether or not a handler was called |
-//! | `counts_crashes` | no | no | an event whose handler ends the process is delivered again after each start, up to `delivery_limit` |
-//! | `backlog` | nearly | nearly | what is ready, and what this process has in hand; not what others have |
-//! | `max_payload` | 16 MiB | 16 MiB | `max_payload`, and `max_message_size` of the server |
-//! | `replayable` | no | no | |
-//! | `audit_log` | no | no | |
+//! | | quorum | classic | quorum, `streams=true` | how |
+//! |---|---|---|---|---|
+//! | `durable` | yes | yes | yes | `Ok` of a publish means that each queue of a group has it: a quorum queue on a majority of its nodes, a classic one on the disk of its node; with `streams`, that the stream has it too |
+//! | `key_order` | yes | yes | yes | a queue has an order, and one process at a time reads it |
+//! | `patterns` | yes | yes | yes | bindings of the topic exchange: `>` is `*.#` there, since `#` alone stands for nothing too |
+//! | `start_earliest` | no | no | no | a queue begins empty |
+//! | `multi_process` | yes | yes | yes | single active consumer: the others stand by |
+//! | `competing` | yes | yes | yes | all processes read |
+//! | `shared_by_key` | no | no | no | |
+//! | `deduplicates` | no | no | no | |
+//! | `seek` | no | no | no | what is handled is gone |
+//! | `rename` | no | no | no | a group is its queues |
+//! | `transactions` | no | no | no | what a handler returns is published before its event is settled |
+//! | `attempts` | counted | lost | counted | a quorum queue counts how often it has delivered an event, whether or not a handler was called |
+//! | `counts_crashes` | no | no | no | an event whose handler ends the process is delivered again after each start, up to `delivery_limit` |
+//! | `backlog` | nearly | nearly | nearly | what is ready, and what this process has in hand; not what others have |
+//! | `max_payload` | 16 MiB | 16 MiB | 16 MiB | `max_payload`, and `max_message_size` of the server |
+//! | `replayable` | no | no | yes | the stream keeps every event; with `retention_age` for so long |
+//! | `audit_log` | no | no | yes | the stream is read, by place and time |
 //!
 //! - **A publish is sent once.** It waits for a connection until `publish_timeout`, and is refused then: nothing was stored.
 //!   What was sent, and is not confirmed until then or until the connection is lost, is
@@ -66,7 +66,18 @@
 //! - **Each subscription has a channel.** A connection has 2,047 of them, or `channel_max` of the server; a subscription beyond
 //!   them is refused.
 //! - **What a queue cannot do** (replays, the audit log, groups that begin at the earliest event or are moved) is refused, and
-//!   a bus says so. Streams of RabbitMQ are not used for events.
+//!   a bus says so. With `?streams=true` a stream beside the queues keeps every event, from its making on, for replays and the
+//!   audit log; groups stay what they are, so a rebuild, which moves one at its end, is refused still.
+//! - **A replay** reads the stream on a channel of its own, up to the event that was the last one as it began. It reads twice:
+//!   first to count, to find what is asked for by its time, and for payloads that were mended. It goes on behind its last event
+//!   after a connection was lost. Of an event that was published with another time than that of its storage it finds by
+//!   time what was stored at most five minutes before. Places are the offsets of the stream; a live delivery has none, only a
+//!   number beyond any place, which a replay refuses.
+//! - **A mended payload** of a dead letter that is published again is noted in the stream, by the source and the id of its event,
+//!   and replays to that group have it. So it is lost to an event without an id, and where this process has no `streams=true`.
+//! - **The stream** is one for all topics; every publish waits for it too, and `mandatory`, which it would make meaningless in
+//!   every process of the bus, is refused beside it. Where somebody removes it while a program runs, what is published is kept
+//!   again once a program with `streams=true` connects; until then a replay and the audit log say that it is missing.
 //! - **Who stands by** says so until something comes: RabbitMQ does not tell a consumer that it is its turn.
 //!
 //! # What is there
@@ -78,6 +89,7 @@
 //! | queue | `eventbus:dead-letters:<group>` | its dead letters: each event as it was, and why it failed in headers `eventbus-dead-letter-…` |
 //! | queue | `eventbus:delay:<seconds>s:<queue>` | what waits for a late attempt, by TTL and dead-letter exchange; a classic one goes away where it is unused |
 //! | stream | `eventbus:groups` | which groups there are, since AMQP lists no queues |
+//! | stream | `eventbus:events` | with `streams=true`, every event, bound with `#`; and notes, by a header `eventbus-note`, of payloads that were mended |
 //!
 //! Names that would be longer than 255 bytes end in a hash. Queues are durable and have `x-single-active-consumer` (unless the
 //! group competes), `x-consumer-timeout`, and a dead-letter exchange with the queue of dead letters; those of type quorum
@@ -98,13 +110,14 @@
 //! # Options of an address
 //!
 //! `ca`, `cert` and `key` (PEM files, with `amqps:`), `exchange`, `topology` (`create`, `check`), `queue_type` (`quorum`,
-//! `classic`), `mandatory`, `prefetch`, `consumer_timeout`, `delivery_limit`, `max_payload`, `heartbeat`, `connect_timeout`,
+//! `classic`), `mandatory`, `streams`, `retention_age`, `prefetch`, `consumer_timeout`, `delivery_limit`, `max_payload`, `heartbeat`, `connect_timeout`,
 //! `publish_timeout`, `content_mode` (`binary`, `structured`). [`RabbitMqBrokerBuilder`] has the same with their defaults, and
 //! [`RabbitMqBroker::channel`] is the way to everything else.
 
 #![forbid(unsafe_code)]
 
 mod acks;
+mod audit;
 mod broker;
 mod config;
 mod connection;
@@ -115,6 +128,8 @@ mod groups;
 mod held;
 mod names;
 mod publish;
+mod replay;
+mod stream;
 mod subscribe;
 mod subscription;
 mod topology;

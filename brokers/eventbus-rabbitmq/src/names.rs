@@ -26,6 +26,11 @@ impl Names {
         bounded(format!("{}:delay:{seconds}s:{}", self.0, word(queue)), &[queue, &seconds.to_string()])
     }
 
+    /// The stream that keeps every event.
+    pub(crate) fn events(&self) -> String {
+        format!("{}:events", self.0)
+    }
+
     /// The stream that says which groups there are.
     pub(crate) fn groups(&self) -> String {
         format!("{}:groups", self.0)

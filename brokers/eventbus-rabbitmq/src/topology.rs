@@ -43,14 +43,17 @@ impl Link {
         self.settings.topology == Topology::Create
     }
 
-    /// Makes the exchange, or looks for it.
+    /// Makes the exchange and the stream of all events, or looks for them.
     pub(crate) async fn exchange(&self) -> Result<(), BrokerError> {
-        if self.make_exchange().await? { Ok(()) } else { self.bind_groups().await }
+        let was_there = self.make_exchange().await?;
+        self.events().await?;
+        if was_there { Ok(()) } else { self.bind_groups().await }
     }
 
     /// The same, after it was found missing: whoever has made it meanwhile may not have bound anything yet.
     pub(crate) async fn exchange_anew(&self) -> Result<(), BrokerError> {
         self.make_exchange().await?;
+        self.events().await?;
         self.bind_groups().await
     }
 
@@ -93,7 +96,7 @@ impl Link {
     async fn bind_all(&self) -> Result<(), Trouble> {
         for (group, patterns) in directory::noted(self).await? {
             for pattern in patterns.iter().filter_map(|pattern| Pattern::new(pattern).ok()) {
-                match self.bind(&self.names().group(&group, &pattern), &pattern).await {
+                match self.bind(&self.names().group(&group, &pattern), &binding(&pattern)).await {
                     Err(trouble) if trouble.is(NOT_FOUND) => {}
                     bound => bound?,
                 }
@@ -103,12 +106,10 @@ impl Link {
     }
 
     /// Binds a queue. AMQP has no question about bindings; to bind once more changes nothing.
-    async fn bind(&self, queue: &str, pattern: &Pattern) -> Result<(), Trouble> {
-        let channel = self.channel().await?;
-        let (exchange, key) = (self.settings.exchange.as_str(), binding(pattern));
+    pub(crate) async fn bind(&self, queue: &str, key: &str) -> Result<(), Trouble> {
+        let (channel, exchange) = (self.channel().await?, self.settings.exchange.as_str());
         let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
-        call(channel.queue_bind(queue.into(), exchange.into(), key.as_str().into(), options, arguments))
-            .await?;
+        call(channel.queue_bind(queue.into(), exchange.into(), key.into(), options, arguments)).await?;
         close(&channel).await;
         Ok(())
     }
@@ -129,7 +130,7 @@ impl Link {
             (self.names().group(&request.group, &request.pattern), self.names().dead(&request.group));
         self.queue(&dead, self.dead_arguments()).await?;
         self.queue(&queue, self.group_arguments(request, &dead)).await?;
-        self.bind(&queue, &request.pattern).await?;
+        self.bind(&queue, &binding(&request.pattern)).await?;
         Ok([queue, dead])
     }
 
@@ -230,7 +231,7 @@ impl Link {
     }
 }
 
-fn text(text: &str) -> AMQPValue {
+pub(crate) fn text(text: &str) -> AMQPValue {
     AMQPValue::LongString(text.into())
 }
 

@@ -29,6 +29,30 @@ mod quorum {
     eventbus_testing::conformance!(Quorum);
 }
 
+mod streams {
+    use super::*;
+
+    struct Streams;
+
+    impl Fixture for Streams {
+        type Broker = RabbitMqBroker;
+
+        async fn place() -> String {
+            support::exchange()
+        }
+
+        async fn open(place: &str) -> RabbitMqBroker {
+            support::builder(place).streams(true).connect().await.expect("the broker connects")
+        }
+
+        async fn clean_up(place: &str) {
+            support::remove(place).await;
+        }
+    }
+
+    eventbus_testing::conformance!(Streams);
+}
+
 mod classic {
     use super::*;
 

@@ -10,14 +10,17 @@ use eventbus_rabbitmq::QueueType;
 #[tokio::test]
 async fn the_tables_of_semantics_say_what_the_broker_declares() {
     let exchange = support::exchange();
-    for (column, queue_type) in [(0, QueueType::Quorum), (1, QueueType::Classic)] {
-        let broker = support::builder(&exchange).queue_type(queue_type).connect().await.unwrap();
+    for (column, queue_type, streams) in
+        [(0, QueueType::Quorum, false), (1, QueueType::Classic, false), (2, QueueType::Quorum, true)]
+    {
+        let builder = support::builder(&exchange).queue_type(queue_type).streams(streams);
+        let broker = builder.connect().await.unwrap();
         let max_payload = match broker.features().max_payload {
             Some(16_777_216) => "16 MiB",
             _ => "another limit",
         };
         semantics::page_tells(include_str!("../src/lib.rs"), column, &broker, max_payload);
-        if queue_type == QueueType::Quorum {
+        if column == 0 {
             semantics::readme_tells("`amqp:`", &broker, max_payload);
         }
     }

@@ -266,8 +266,8 @@ impl Bus {
     pub fn audit_log(&self) -> Result<Arc<dyn AuditLog>> {
         self.shared.broker.audit_log().ok_or_else(|| {
             self.lacks(
-                "keeps no log that can be asked (the in-process broker does with \
-                 `MemoryBroker::builder().history(events)`)",
+                "keeps no log that can be asked (RabbitMQ does with `?streams=true` in its address, the in-process broker \
+                 with `MemoryBroker::builder().history(events)`)",
             )
         })
     }

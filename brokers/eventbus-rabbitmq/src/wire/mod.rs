@@ -6,8 +6,8 @@
 mod reading;
 mod writing;
 
-pub(crate) use reading::{Message, ReadLetter, read, read_dead_letter};
-pub(crate) use writing::{write, write_again, write_dead_letter};
+pub(crate) use reading::{Message, Note, ReadLetter, read, read_dead_letter, read_kept, read_note};
+pub(crate) use writing::{write, write_again, write_dead_letter, write_note};
 
 use bytes::Bytes;
 use lapin::BasicProperties;
@@ -26,7 +26,7 @@ pub enum ContentMode {
 /// How the names of headers begin that are attributes of CloudEvents. The first is written.
 const ATTRIBUTES: [&str; 3] = ["ce-", "cloudEvents:", "cloudEvents_"];
 /// What RabbitMQ adds, or acts upon.
-const SERVERS: [&str; 14] = [
+const SERVERS: [&str; 15] = [
     "CC",
     "BCC",
     "x-death",
@@ -41,16 +41,36 @@ const SERVERS: [&str; 14] = [
     "x-stream-offset",
     "x-stream-filter-value",
     "x-delay",
+    "timestamp_in_ms",
 ];
+/// How the names of headers begin that a stream takes for something else, or does not give back.
+const STREAMS: [&str; 8] = [
+    "x-amqp-",
+    "x-basic-",
+    "x-cc",
+    "x-correlation-id",
+    "x-exchange",
+    "x-message-id",
+    "x-opt-",
+    "x-routing-key",
+];
+/// A stream takes the body of a message of this type apart.
+const AMQP_1_0: &str = "amqp-1.0";
 /// How often a message was delivered before: up to RabbitMQ 4.2, and since.
 const DELIVERIES: &str = "x-delivery-count";
 const ACQUIRED: &str = "x-acquired-count";
+
+/// A message in the stream of all events that is no event, and what it says: nothing, or the group for which an event, by its
+/// source and its id, has another payload since its dead letter was published again.
+const NOTE: &str = "eventbus-note";
+const NOTED_SOURCE: &str = "eventbus-note-source";
+const NOTED_ID: &str = "eventbus-note-id";
 
 /// How the names of our own headers begin.
 const OURS: &str = "eventbus-";
 /// The topic of a message that does not come by way of the exchange.
 const TOPIC: &str = "eventbus-topic";
-/// Headers whose names others would take for something else: names and values in turn.
+/// Headers whose names others would take for something else: names and values in turn, as text, since a stream drops lists.
 const HEADERS: &str = "eventbus-headers";
 /// The name of a message that was sent to its group once more.
 const AGAIN: &str = "eventbus-again";

@@ -1,8 +1,8 @@
 //! Messages that came, as envelopes and dead letters.
 
 use super::{
-    ACQUIRED, AGAIN, ATTEMPT, ATTRIBUTES, DELIVERIES, FAILURE, HEADERS, LETTER, OURS, QUEUE, SERVERS, TOPIC,
-    attribute,
+    ACQUIRED, AGAIN, ATTEMPT, ATTRIBUTES, DELIVERIES, FAILURE, HEADERS, LETTER, NOTE, NOTED_ID, NOTED_SOURCE,
+    OURS, QUEUE, SERVERS, TOPIC, attribute,
 };
 use bytes::Bytes;
 use eventbus_core::broker::{DeadLetter, FailureKind, Offset};
@@ -116,6 +116,35 @@ fn json(value: &AMQPValue) -> serde_json::Value {
 
 /// Reads an event that came to a queue of a pattern. Any message is one: what it does not say is filled from where it stands.
 pub(crate) fn read(message: &Message, pattern: &Pattern) -> Envelope {
+    read_as(message, pattern, any_id(), Timestamp::now())
+}
+
+/// Reads an event from the stream of all events. One that does not say what it is called, or when it happened, is called
+/// and timed so.
+pub(crate) fn read_kept(message: &Message, id: EventId, time: Timestamp) -> Envelope {
+    const ALL: &str = ">";
+    let pattern = Pattern::new(ALL).expect("it is a pattern");
+    read_as(message, &pattern, id, time)
+}
+
+/// What stands in the stream of all events beside them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Note {
+    /// Empty, where it says nothing.
+    pub(crate) group: String,
+    pub(crate) source: String,
+    pub(crate) id: String,
+    pub(crate) payload: Bytes,
+}
+
+/// Reads a note. None, where it is an event. What came by an exchange is one.
+pub(crate) fn read_note(message: &Message) -> Option<Note> {
+    let group = message.text(NOTE).filter(|_| message.exchange.is_empty())?;
+    let said = |name| message.text(name).unwrap_or_default();
+    Some(Note { group, source: said(NOTED_SOURCE), id: said(NOTED_ID), payload: message.body.clone() })
+}
+
+fn read_as(message: &Message, pattern: &Pattern, id: EventId, fallback: Timestamp) -> Envelope {
     let mut attributes: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::with_capacity(12);
     let mut headers = Headers::new();
     for (name, value) in message.properties.headers().iter().flat_map(|headers| headers.inner()) {
@@ -130,13 +159,10 @@ pub(crate) fn read(message: &Message, pattern: &Pattern) -> Envelope {
                 }
             }
             (HEADERS, _) => {
-                if let AMQPValue::FieldArray(pairs) = value {
-                    for pair in pairs.as_slice().chunks(2) {
-                        let mut pair = pair.iter().filter_map(text);
-                        if let (Some(name), Some(value)) = (pair.next(), pair.next()) {
-                            headers.append(name, value);
-                        }
-                    }
+                let pairs =
+                    text(value).and_then(|text| serde_json::from_str::<Vec<(String, String)>>(&text).ok());
+                for (name, value) in pairs.into_iter().flatten() {
+                    headers.append(name, value);
                 }
             }
             (ours, _) if ours.starts_with(OURS) => {}
@@ -166,7 +192,7 @@ pub(crate) fn read(message: &Message, pattern: &Pattern) -> Envelope {
     let topic = topic(message, &attributes, pattern);
     let seconds = properties.timestamp().and_then(|seconds| i64::try_from(seconds).ok());
     let time = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
-    let carried = Carried { topic, id: any_id(), time: time.unwrap_or_else(Timestamp::now) };
+    let carried = Carried { topic, id, time: time.unwrap_or(fallback) };
     if structured {
         return read_structured(carried, headers, message.body.clone());
     }

@@ -1,14 +1,15 @@
 //! Envelopes and dead letters as messages that are sent.
 
 use super::{
-    AGAIN, ATTEMPT, ATTRIBUTES, ContentMode, HEADERS, LETTER, LONGEST, MAX_HEADERS, MAX_REASON, OURS, QUEUE,
-    SERVERS, TOPIC, Written, attribute,
+    AGAIN, AMQP_1_0, ATTEMPT, ATTRIBUTES, ContentMode, HEADERS, LETTER, LONGEST, MAX_HEADERS, MAX_REASON,
+    NOTE, NOTED_ID, NOTED_SOURCE, OURS, QUEUE, SERVERS, STREAMS, TOPIC, Written, attribute,
 };
+use bytes::Bytes;
 use eventbus_core::broker::DeadLetter;
 use eventbus_core::{BoxError, Envelope, Headers, PublishError};
 use eventbus_server::cloudevents::{MEDIA_TYPE, write_structured};
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 /// Writes an event.
 pub(crate) fn write(envelope: &Envelope, mode: ContentMode) -> Result<Written, PublishError> {
@@ -43,30 +44,32 @@ pub(crate) fn write(envelope: &Envelope, mode: ContentMode) -> Result<Written, P
     if let Ok(id) = ShortString::try_new(envelope.id().to_string()) {
         properties = properties.with_message_id(id);
     }
-    if let Ok(event_type) = ShortString::try_new(envelope.event_type()) {
+    if let Ok(event_type) = ShortString::try_new(envelope.event_type())
+        && event_type.as_str() != AMQP_1_0
+    {
         properties = properties.with_type(event_type);
     }
     Ok(Written { properties, body })
 }
 
 fn write_headers(into: &mut FieldTable, headers: &Headers) {
-    let mut others = FieldArray::default();
+    let mut others = Vec::new();
     for (name, value) in headers.iter() {
         let is_plain = !name.is_empty()
             && name.len() <= LONGEST
             && attribute(name).is_none()
             && !name.starts_with(OURS)
             && !SERVERS.contains(&name)
+            && !STREAMS.iter().any(|begin| name.starts_with(begin))
             && headers.get_all(name).count() == 1;
         if is_plain {
             put(into, name, value);
         } else {
-            others.push(AMQPValue::LongString(name.into()));
-            others.push(AMQPValue::LongString(value.into()));
+            others.push((name, value));
         }
     }
-    if !others.as_slice().is_empty() {
-        into.insert(HEADERS.into(), AMQPValue::FieldArray(others));
+    if !others.is_empty() {
+        put(into, HEADERS, &serde_json::to_string(&others).expect("texts have a form in JSON"));
     }
 }
 
@@ -96,6 +99,18 @@ pub(crate) fn write_again(envelope: &Envelope, name: &str, attempt: u32) -> Resu
     let said = [(TOPIC, envelope.topic().as_str()), (AGAIN, name), (ATTEMPT, &attempt)];
     written.properties = with(written.properties, said);
     Ok(written)
+}
+
+/// Writes a note for the stream of all events: nothing, or which payload an event has for a group by now.
+pub(crate) fn write_note(mended: Option<(&Envelope, &str, Bytes)>) -> Written {
+    let mut headers = FieldTable::default();
+    put(&mut headers, NOTE, mended.as_ref().map_or("", |(_, group, _)| group));
+    if let Some((event, _, _)) = &mended {
+        put(&mut headers, NOTED_SOURCE, event.source());
+        put(&mut headers, NOTED_ID, &event.id().to_string());
+    }
+    let properties = BasicProperties::default().with_headers(headers).with_delivery_mode(2);
+    Written { properties, body: mended.map(|(_, _, payload)| payload).unwrap_or_default() }
 }
 
 fn with<'a>(

@@ -82,7 +82,7 @@ pub async fn remove(exchange: &str) {
         let group = format!("{exchange}:group:{}:{}", state.group, state.pattern);
         [group, format!("{exchange}:dead-letters:{}", state.group)]
     });
-    for queue in queues.chain([format!("{exchange}:groups")]) {
+    for queue in queues.chain([format!("{exchange}:groups"), format!("{exchange}:events")]) {
         let options = QueueDeleteOptions::default();
         channel.queue_delete(queue.as_str().into(), options).await.unwrap();
     }
