@@ -255,6 +255,7 @@ impl Broker for KafkaBroker {
         features.shared_by_key = true;
         features.seek = true;
         features.rename = true;
+        features.transactions = self.shared().link.settings.transactions;
         features.attempts = Attempts::Noted;
         features.backlog = Backlog::Nearly;
         features.max_payload = Some(self.shared().link.settings.max_payload);

@@ -56,6 +56,7 @@ const OPTIONS: &[Setting<Settings>] = &[
             &[("read_committed", Isolation::ReadCommitted), ("read_uncommitted", Isolation::ReadUncommitted)],
         )
     }),
+    ("transactions", |to, option| option.set(&mut to.transactions)),
     ("linger", |to, option| option.duration().map(|time| to.linger = time.min(FOREVER))),
     ("publish_timeout", |to, option| option.duration().map(|time| to.publish_timeout = time.min(FOREVER))),
     ("connect_timeout", |to, option| option.duration().map(|time| to.connect_timeout = time.min(FOREVER))),
@@ -187,6 +188,22 @@ impl KafkaBrokerBuilder {
         self
     }
 
+    /// Whether what a handler returns is stored in one transaction with the settlement of its event, so that who reads
+    /// with [`Isolation::ReadCommitted`] has it exactly once, however often a process ends in between. It costs a few round
+    /// trips to the servers for each such event, which those that are handled at once share. [What is inside, and what is
+    /// not](crate#what-is-in-a-transaction). Default: no, it is stored before its event is settled.
+    ///
+    /// ```no_run
+    /// # async fn open() -> Result<(), eventbus_core::BrokerError> {
+    /// let broker = eventbus_kafka::KafkaBroker::builder("kafka://kafka-1.internal")?.transactions(true).connect().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn transactions(mut self, transactions: bool) -> Self {
+        self.0.transactions = transactions;
+        self
+    }
+
     /// How long an event waits for others that are sent with it. Default: 0; what is published while a request is on its
     /// way goes together with the next one anyway.
     pub fn linger(mut self, linger: Duration) -> Self {
@@ -268,6 +285,8 @@ pub(crate) struct Settings {
     pub(crate) retention_age: Option<Duration>,
     pub(crate) group_protocol: GroupProtocol,
     pub(crate) isolation: Isolation,
+    /// What handlers return goes in one transaction with the settlement of their events.
+    pub(crate) transactions: bool,
     /// How long an event may wait for others that are sent with it.
     pub(crate) linger: Duration,
     pub(crate) publish_timeout: Duration,
@@ -297,6 +316,7 @@ impl Settings {
             retention_age: None,
             group_protocol: GroupProtocol::default(),
             isolation: Isolation::default(),
+            transactions: false,
             linger: Duration::ZERO,
             publish_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
@@ -341,6 +361,11 @@ impl Settings {
         if !self.tls && (self.ca.is_some() || self.certificate.is_some()) {
             return mistake(
                 "`ca`, `certificate` and `key` are for TLS, and this scheme has none; write `kafkas://…`",
+            );
+        }
+        if self.transactions && self.isolation == Isolation::ReadUncommitted {
+            return mistake(
+                "`transactions` are of no use to who reads what is not committed; leave out `isolation=read_uncommitted`",
             );
         }
         if self.linger >= self.publish_timeout {
@@ -550,8 +575,9 @@ mod tests {
         let one = read(
             "kafkas://app:p%40ss@a,b:9093?prefix=shop.&partitions=12&replication=3&sasl=plain&ca=%2Fca.pem&certificate=c.pem\
              &key=k.pem&group_protocol=consumer&isolation=read_uncommitted&linger=5ms&publish_timeout=20s&connect_timeout=3s\
-             &session_timeout=45s&max_payload=10&content_mode=structured&topology=check",
+             &session_timeout=45s&max_payload=10&content_mode=structured&topology=check&transactions=false",
         );
+        assert!(!one.transactions && read("kafka://a?transactions").transactions);
         assert_eq!((one.prefix.as_str(), one.partitions, one.replication), ("shop.", Some(12), Some(3)));
         assert_eq!((one.tls, one.sasl, one.password.unwrap().reveal()), (true, Some(Sasl::Plain), "p@ss"));
         assert_eq!(
@@ -585,6 +611,8 @@ mod tests {
             ("kafka://a?sasl=scram", "`scram-sha-512`"),
             ("kafka://a?sasl=plain", "write `user:password@`"),
             ("kafka://a?retention_age=0s", "nothing would be kept"),
+            ("kafka://a?transactions=on", "`transactions` is true or false, not `on`"),
+            ("kafka://a?transactions&isolation=read_uncommitted", "leave out `isolation=read_uncommitted`"),
             ("kafka://a?linger=30s", "no publish would be confirmed"),
             ("kafka://a?session_timeout=1ms", "shorter than a second"),
             ("kafka:a", "write `kafka://localhost`"),

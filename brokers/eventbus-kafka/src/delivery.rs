@@ -6,11 +6,13 @@ use crate::place::{Origin, hash};
 use crate::publish::Outlet;
 use crate::subscribe::AHEAD;
 use crate::subscription::Subscription;
+use crate::transaction::{Answering, Told};
 use crate::wire;
-use eventbus_core::BrokerError;
 use eventbus_core::broker::{
     Begin, BrokerFuture, DeadLetter, Deliveries, Parked, Receipt, Received, Settler,
 };
+use eventbus_core::{BrokerError, Envelope, PublishError};
+use eventbus_server::connection::Lost;
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -88,6 +90,17 @@ fn lost(subscription: &Subscription) -> BrokerError {
     ))
 }
 
+/// No transaction was committed in time.
+fn late(subscription: &Subscription, event: &Envelope) -> PublishError {
+    let link = &subscription.link;
+    let within = link.settings.publish_timeout;
+    let cause = BrokerError::new(format!(
+        "Kafka has committed no transaction within {within:?} (`publish_timeout`), and nothing of it is stored"
+    ));
+    let cause = Lost::explain(link.state.lost(), cause);
+    PublishError::Broker { topic: event.topic().to_string(), cause: cause.into() }
+}
+
 fn settle(subscription: &Subscription, receipt: &Receipt) -> Result<(), BrokerError> {
     let (settled, idle) = {
         let mut state = subscription.state.lock();
@@ -107,6 +120,42 @@ fn settle(subscription: &Subscription, receipt: &Receipt) -> Result<(), BrokerEr
 impl Settler for KafkaSettler {
     fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
         BrokerFuture::ready(settle(&self.subscription, &receipt))
+    }
+
+    fn ack_with(
+        &self,
+        receipt: &Receipt,
+        events: &[Arc<Envelope>],
+    ) -> Option<BrokerFuture<Result<Result<(), BrokerError>, PublishError>>> {
+        if !self.subscription.link.settings.transactions {
+            return None;
+        }
+        let (subscription, outlet) = (Arc::clone(&self.subscription), Arc::clone(&self.outlet));
+        let (token, events) = (receipt.token, events.to_vec());
+        Some(BrokerFuture::new(async move {
+            let mut records = Vec::with_capacity(events.len());
+            for event in &events {
+                records.push(outlet.written(event).await?);
+            }
+            let (answering, hears) = Answering::new(token, records.into());
+            let too_late = {
+                let mut state = subscription.state.lock();
+                if state.is_finished() {
+                    Some(answering)
+                } else {
+                    state.answers.push_back(answering);
+                    None
+                }
+            };
+            drop(too_late);
+            subscription.bell.ring();
+            match hears.await {
+                Ok(Told::Done) => Ok(Ok(())),
+                Ok(Told::Refused(place, error)) => Err(outlet.not_taken(&events[place], &error)),
+                Ok(Told::Late) => Err(late(&subscription, &events[0])),
+                Ok(Told::Lost) | Err(_) => Ok(Err(lost(&subscription))),
+            }
+        }))
     }
 
     fn reject(&self, receipt: Receipt, letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {

@@ -6,6 +6,7 @@ use crate::connection::{explain, tell};
 use crate::held::Partition;
 use crate::rebalance::SessionContext;
 use crate::subscribe::is_of_others;
+use crate::transaction::{Transacted, Transaction, Transactor};
 use eventbus_core::foreign;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
@@ -26,6 +27,8 @@ pub(crate) enum Errand {
     Mark(Option<u64>, TopicPartitionList),
     /// What was committed of partitions.
     Saved(u64, TopicPartitionList),
+    /// To commit what handlers have returned together with what that settles.
+    Transact(Box<Transaction>),
 }
 
 /// What the server has said.
@@ -34,6 +37,7 @@ pub(crate) enum Answer {
     /// What became of a mark.
     Mark(Option<u64>, KafkaResult<()>),
     Saved(u64, KafkaResult<TopicPartitionList>),
+    Transacted(Transacted),
     /// Nothing: the client has panicked.
     Panicked(String),
 }
@@ -50,8 +54,10 @@ pub(crate) struct Committed {
 
 /// Runs errands until there are none any more.
 pub(crate) fn run(consumer: &BaseConsumer<SessionContext>, errands: &mpsc::Receiver<Errand>) {
+    let subscription = &consumer.context().subscription;
+    let mut transactor = Transactor::new(&subscription.link, &subscription.id);
     while let Ok(errand) = errands.recv() {
-        let answer = foreign::call("the Kafka client", || answer(consumer, errand));
+        let answer = foreign::call("the Kafka client", || answer(consumer, &mut transactor, errand));
         let answer = answer.unwrap_or_else(|panicked| Answer::Panicked(panicked.to_string()));
         let context = consumer.context();
         context.events.lock().answers.push_back(answer);
@@ -59,10 +65,11 @@ pub(crate) fn run(consumer: &BaseConsumer<SessionContext>, errands: &mpsc::Recei
     }
 }
 
-fn answer(consumer: &BaseConsumer<SessionContext>, errand: Errand) -> Answer {
+fn answer(consumer: &BaseConsumer<SessionContext>, transactor: &mut Transactor, errand: Errand) -> Answer {
     match errand {
         Errand::Commit(lists) => Answer::Commit(commit_all(consumer, &lists)),
         Errand::Mark(number, list) => Answer::Mark(number, commit(consumer, &list)),
+        Errand::Transact(transaction) => Answer::Transacted(transactor.run(&transaction)),
         Errand::Saved(number, list) => Answer::Saved(number, consumer.committed_offsets(list, SAVED)),
     }
 }

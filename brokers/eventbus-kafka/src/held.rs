@@ -42,6 +42,10 @@ struct Entry {
     begun: bool,
     /// Its note was too long to be committed.
     unnoted: bool,
+    /// It is settled with the commit that is on its way.
+    answered: bool,
+    /// It was given back meanwhile.
+    given_back: Option<Waiting>,
 }
 
 #[derive(Debug)]
@@ -83,6 +87,8 @@ pub(crate) struct Held {
 #[derive(Debug)]
 pub(crate) struct Commit {
     pub(crate) parts: Vec<CommitPart>,
+    /// What is settled with it.
+    answered: Vec<Token>,
     /// How many notes it has.
     noted: u64,
 }
@@ -107,6 +113,11 @@ fn number(at: Offset) -> u64 {
 }
 
 impl Commit {
+    /// The partitions that something is committed of.
+    pub(crate) fn partitions(&self) -> impl Iterator<Item = Partition> {
+        self.parts.iter().map(|part| part.partition.clone())
+    }
+
     /// Whether anything of these partitions is in it.
     pub(crate) fn has_some_of(&self, partitions: &[Partition]) -> bool {
         self.parts.iter().any(|part| partitions.contains(&part.partition))
@@ -180,7 +191,19 @@ impl Held {
         let Arrival { envelope, origin, size } = arrival;
         let offset = Offset::from(origin.place());
         let partition = partition.clone();
-        self.entries.insert(self.next, Entry { partition, at, origin, size, begun: false, unnoted: false });
+        self.entries.insert(
+            self.next,
+            Entry {
+                partition,
+                at,
+                origin,
+                size,
+                begun: false,
+                unnoted: false,
+                answered: false,
+                given_back: None,
+            },
+        );
         self.bytes += size;
         let waiting = Waiting { envelope, offset, attempt: note.attempt, parked: note.parked };
         self.at_hand.insert((true, self.next.into(), self.next), waiting);
@@ -218,6 +241,10 @@ impl Held {
         let Some(entry) = self.entries.get_mut(&token) else { return Some(waiting) };
         let Some(part) = self.parts.get_mut(&entry.partition) else { return Some(waiting) };
         entry.begun = false;
+        if entry.answered {
+            // Nobody gets it before it is known whether it is settled.
+            return entry.given_back.replace(waiting);
+        }
         let at = place(entry.at);
         // An attempt that was made counts, wherever the next one is.
         if part.progress.get(at).is_some_and(|note| note.attempt != waiting.attempt) {
@@ -241,6 +268,11 @@ impl Held {
     /// Whether a delivery may still be handled here.
     pub(crate) fn holds(&self, token: Token) -> bool {
         self.entries.get(&token).is_some_and(|entry| self.has(&entry.partition))
+    }
+
+    /// Whether it is open here, be it in a partition that is given away.
+    pub(crate) fn is_open(&self, token: Token) -> bool {
+        self.entries.contains_key(&token)
     }
 
     /// A handler gets it. No, where it may not be handled here any more.
@@ -371,12 +403,24 @@ impl Held {
 
     /// What is to be committed; none, where nothing has changed. It goes back to [`end_commit`](Self::end_commit), before
     /// the next one begins.
-    pub(crate) fn begin_commit(&mut self, longest_text: usize) -> Option<Commit> {
+    ///
+    /// What is `answered` is settled with it, once it is taken.
+    pub(crate) fn begin_commit(&mut self, longest_text: usize, answered: Vec<Token>) -> Option<Commit> {
+        let mut settled: HashMap<Partition, BTreeSet<Offset>> = HashMap::new();
+        for token in &answered {
+            if let Some(entry) = self.entries.get_mut(token) {
+                entry.answered = true;
+                settled.entry(entry.partition.clone()).or_default().insert(place(entry.at));
+            }
+        }
         let mut parts = Vec::new();
         for (partition, part) in &mut self.parts {
-            let Some(save) = part.progress.begin_save(&[]) else { continue };
+            let by_it = settled.remove(partition).unwrap_or_default();
+            let places: Vec<_> = by_it.iter().copied().collect();
+            let Some(save) = part.progress.begin_save(&places) else { continue };
             let (cursor, reached) = (save.cursor(), save.reached());
-            let open = part.open.keys().map(|at| place(*at)).filter(|at| *at < reached);
+            let open = part.open.keys().map(|at| place(*at));
+            let open = open.filter(|at| *at < reached && !by_it.contains(at));
             let notes = open.filter_map(|at| Some((at, *part.progress.get(at)?))).collect();
             let written = committed::write(&Saved { cursor, reached, notes }, longest_text);
             parts.push(CommitPart {
@@ -392,7 +436,7 @@ impl Held {
             self.committed = self.noted;
             return None;
         }
-        Some(Commit { parts, noted: self.noted })
+        Some(Commit { parts, answered, noted: self.noted })
     }
 
     /// Ends a commit, of which the server has taken what `is_taken` says.
@@ -412,6 +456,20 @@ impl Held {
                         entry.unnoted = *at >= cut_at;
                     }
                 }
+            }
+        }
+        for token in commit.answered {
+            // It may be lost by now.
+            let Some(entry) = self.entries.get_mut(&token) else { continue };
+            entry.answered = false;
+            if is_taken(&entry.partition) {
+                if let Some(part) = self.parts.get_mut(&entry.partition) {
+                    part.open.remove(&entry.at);
+                }
+                self.entries.remove(&token);
+            } else if let Some(waiting) = entry.given_back.take() {
+                // It is at hand, since it is no longer answered.
+                drop(self.put_back(token, waiting));
             }
         }
         if all {
@@ -460,11 +518,11 @@ mod tests {
             held.assign(partition(), committed::read(place(0), ""));
             (0..former).for_each(|at| arrive(&mut held, at));
             assert_eq!(settle_all(&mut held), former as usize);
-            let commit = held.begin_commit(MAX_LENGTH).expect("something was settled");
+            let commit = held.begin_commit(MAX_LENGTH, Vec::new()).expect("something was settled");
             held.end_commit(commit, |_| true);
             (0..3).for_each(|at| arrive(&mut held, at));
             assert_eq!(settle_all(&mut held), 3, "after {former}");
-            let commit = held.begin_commit(MAX_LENGTH).expect("something was settled");
+            let commit = held.begin_commit(MAX_LENGTH, Vec::new()).expect("something was settled");
             assert_eq!(commit.parts[0].cursor, 3);
         }
     }
@@ -493,5 +551,30 @@ mod tests {
         assert!(held.is_drained(&[partition()]), "and no other");
         held.remove(&[partition()]);
         assert!(!held.begin(tokens[2]));
+    }
+
+    #[test]
+    fn what_is_answered_is_settled_with_its_commit_and_nobody_gets_it_before() {
+        let mut held = Held::default();
+        held.assign(partition(), committed::read(place(0), ""));
+        (0..4).for_each(|at| arrive(&mut held, at));
+        let mut taken = held.take(usize::MAX);
+        assert!(taken.iter().all(|(token, _)| held.begin(*token)));
+        let (answered, waiting) = taken.remove(1);
+        assert!(held.settle(taken[0].0));
+        let commit = held.begin_commit(MAX_LENGTH, vec![answered]).expect("something is settled");
+        assert_eq!(commit.parts[0].cursor, 2);
+        assert!(held.put_back(answered, waiting).is_none());
+        assert!(held.take(usize::MAX).is_empty() && !held.is_idle(), "it may be settled by now");
+        held.end_commit(commit, |_| false);
+        let commit = held.begin_commit(MAX_LENGTH, Vec::new()).expect("one is settled");
+        assert_eq!(commit.parts[0].cursor, 1, "it was not settled");
+        held.end_commit(commit, |_| true);
+        let again = held.take(usize::MAX);
+        assert_eq!(again.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [answered]);
+        let commit = held.begin_commit(MAX_LENGTH, vec![answered]).expect("something is settled");
+        held.end_commit(commit, |_| true);
+        assert!(!held.is_open(answered) && held.uncommitted() == 0);
+        assert!(held.begin_commit(MAX_LENGTH, Vec::new()).is_none());
     }
 }

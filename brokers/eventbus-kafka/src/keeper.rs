@@ -52,6 +52,8 @@ pub(crate) fn keep(subscription: &Arc<Subscription>, mut session: Session) {
         let Some(another) = another(subscription, &mut failures) else { break };
         session = another;
     }
+    // Nobody takes what waits for a transaction.
+    drop(std::mem::take(&mut subscription.state.lock().answers));
     subscription.state.finish();
     log::debug!(target: "eventbus", group = %printable(&subscription.group), "the group's thread has ended");
 }

@@ -25,7 +25,7 @@
 //! | `deduplicates` | no | the producer stores what it sends again once, but knows no ids of events |
 //! | `seek` | yes | the committed offsets are moved while nobody has the group |
 //! | `rename` | yes | so are they, to the other group |
-//! | `transactions` | no | what a handler returns is published before its event is settled |
+//! | `transactions` | no | yes with [`transactions`](KafkaBrokerBuilder::transactions): [what is inside](#what-is-in-a-transaction) |
 //! | `attempts` | noted | attempt and due time of a retry that waits are committed beside the offset |
 //! | `counts_crashes` | no | an event whose handler ends the process is delivered again after each start |
 //! | `backlog` | nearly | offsets that are not settled: also those of records that compaction has removed |
@@ -61,10 +61,38 @@
 //! - **A topic that is deleted and made anew** is read from its beginning, whatever handlers still do with events of the
 //!   former one, and so is one whose end servers have lost. Offsets alone tell that: leave ten seconds in between, since a
 //!   group goes on in the middle of one that soon has more than the group had read of the former one.
-//! - **Handling and publishing are no transaction together**: what a handler returns is stored before its event is settled, and
-//!   after a crash in between the event is handled, and its answer published, again.
+//! - **Handling and publishing are no transaction together**, unless the address says so (`?transactions=true`): what a handler
+//!   returns is stored before its event is settled, and after a crash in between the event is handled, and its answer
+//!   published, again.
 //! - Offsets of a group that nobody has are kept for a week (`offsets.retention.minutes` of the server); after that it is a
 //!   new group.
+//!
+//! # What is in a transaction
+//!
+//! With `?transactions=true` ([`KafkaBrokerBuilder::transactions`]) what a handler returns is stored in one transaction with the
+//! settlement of its event: both or neither. Who reads with `read_committed`, as this broker does and others have to be told,
+//! has the answers of an event exactly once, in order by key, however often processes are killed.
+//!
+//! - **Inside**: the events that a handler returns, one or many, to any topics, and the settlement of its event.
+//! - **Not inside**: what a handler publishes by a [`Publisher`](eventbus_core::Publisher) by itself, whatever it does outside
+//!   Kafka, and dead letters, which are stored before their event is settled, so that a crash in between may store one twice.
+//!   The handler itself runs again after a crash; what it returned before is seen by nobody then.
+//! - **One transaction at a time** for each subscription, with what was returned while the last one was on its way: up to 512
+//!   deliveries or 4 MiB. An event whose handler returns something is settled once it is committed, a few round trips later; raise
+//!   `concurrency` for throughput, and do not look for it in batches, whose members are settled one after the other.
+//! - **An answer that Kafka does not take** (too large for its topic, not allowed) fails its attempt. The transaction is aborted,
+//!   and the others in it go into the next one. Where none is committed within
+//!   [`publish_timeout`](KafkaBrokerBuilder::publish_timeout) the attempts have failed, and nothing of them is stored.
+//! - **Who has lost a partition commits nothing of it**: a transaction names the member of the group that settles, and the server
+//!   refuses one that the group has gone on without. Where it is not known what became of one, the client is replaced and asks
+//!   what was committed.
+//! - **A transaction that a killed process leaves open** is aborted by the server after the
+//!   [`session_timeout`](KafkaBrokerBuilder::session_timeout) (and up to ten seconds more,
+//!   `transaction.abort.timed.out.transaction.cleanup.interval.ms`). Until then its partitions are not read further, and readers
+//!   of the topics that it has written to wait.
+//! - **All processes of a group** have the option, or the answers of those without it may come twice.
+//!   `isolation=read_uncommitted` is refused with it. The user of the program needs the right to write to the transactional ids
+//!   `eventbus-<prefix><group>@…`.
 //!
 //! # What is on the server
 //!
@@ -95,7 +123,7 @@
 //! # Options of an address
 //!
 //! `prefix`, `partitions`, `replication`, `retention_age`, `topology` (`create`, `check`), `group_protocol` (`classic`,
-//! `consumer`), `isolation` (`read_committed`, `read_uncommitted`), `session_timeout`, `linger`, `publish_timeout`, `connect_timeout`,
+//! `consumer`), `isolation` (`read_committed`, `read_uncommitted`), `transactions`, `session_timeout`, `linger`, `publish_timeout`, `connect_timeout`,
 //! `max_payload`, `content_mode` (`binary`, `structured`), `sasl` (`plain`, `scram-sha-256`, `scram-sha-512`), `ca`,
 //! `certificate`, `key`; `user:password@` before the hosts. [`KafkaBrokerBuilder`] has the same with their defaults, and
 //! [`KafkaBroker::client_config`] is what a client of your own begins with.
@@ -128,6 +156,7 @@ mod session;
 mod subscribe;
 mod subscription;
 mod topology;
+mod transaction;
 mod wire;
 
 pub use broker::KafkaBroker;

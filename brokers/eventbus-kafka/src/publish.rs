@@ -83,8 +83,21 @@ impl Outlet {
 
     /// Sends an event. One that cannot be sent in time is not stored.
     async fn enqueue(&self, envelope: &Envelope, until: Instant) -> Result<Sent, PublishError> {
-        let sent = timeout_at(until, self.enqueued(envelope)).await;
-        sent.unwrap_or_else(|_| {
+        self.in_time(envelope, until, self.enqueued(envelope)).await
+    }
+
+    /// The record of an event, and its Kafka topic, which is there.
+    pub(crate) async fn written(&self, envelope: &Envelope) -> Result<(String, Written), PublishError> {
+        self.in_time(envelope, self.until(), self.write(envelope)).await
+    }
+
+    async fn in_time<T>(
+        &self,
+        envelope: &Envelope,
+        until: Instant,
+        sending: impl Future<Output = Result<T, PublishError>>,
+    ) -> Result<T, PublishError> {
+        timeout_at(until, sending).await.unwrap_or_else(|_| {
             let within = self.link.settings.publish_timeout;
             let cause =
                 BrokerError::new(format!("it could not be sent within {within:?} (`publish_timeout`)"));
@@ -94,6 +107,12 @@ impl Outlet {
     }
 
     async fn enqueued(&self, envelope: &Envelope) -> Result<Sent, PublishError> {
+        let (topic, written) = self.write(envelope).await?;
+        let sent = self.send(&topic, &written).await;
+        sent.map_err(|error| refused(envelope, BrokerError::new(explain(&error))))
+    }
+
+    async fn write(&self, envelope: &Envelope) -> Result<(String, Written), PublishError> {
         let topic = envelope.topic().as_str();
         let encode = |cause: BoxError| PublishError::Encode { topic: topic.to_owned(), cause };
         let payload = envelope.payload().map_err(|error| encode(error.into()))?.len();
@@ -109,11 +128,9 @@ impl Outlet {
         if self.closed.load(Ordering::Acquire) {
             return Err(PublishError::Closed { topic: topic.to_owned() });
         }
-        let refuse =
-            |error: BrokerError| PublishError::Broker { topic: topic.to_owned(), cause: error.into() };
-        self.link.topic(&self.topics, topic).await.map_err(refuse)?;
-        let sent = self.send(&settings.kafka_topic(topic), &written).await;
-        sent.map_err(|error| refuse(BrokerError::new(explain(&error))))
+        let there = self.link.topic(&self.topics, topic).await;
+        there.map_err(|error| refused(envelope, error))?;
+        Ok((settings.kafka_topic(topic), written))
     }
 
     /// Gives a record to the producer, once there is room.
@@ -212,25 +229,26 @@ impl Outlet {
         // It stays with the client a moment longer, and may be stored.
         let Ok(stored) = timeout_at(until, stored).await else { return Err(self.unconfirmed(topic, None)) };
         let Err(error) = stored else { return Ok(()) };
-        let code = error.rdkafka_error_code();
-        if code == Some(RDKafkaErrorCode::MessageSizeTooLarge) {
-            return Err(PublishError::Broker {
-                cause: BrokerError::new(format!(
-                    "Kafka takes no record of that size on this topic: {} bytes of payload; raise `max.message.bytes` of the \
-                     topic, or send less",
-                    envelope.payload().map(|payload| payload.len()).unwrap_or_default()
-                ))
-                .into(),
-                topic,
-            });
+        if may_be_stored(&error) {
+            return Err(self.unconfirmed(topic, Some(&error)));
         }
-        if code == Some(RDKafkaErrorCode::UnknownTopicOrPartition) {
+        Err(self.not_taken(envelope, &error))
+    }
+
+    /// Kafka does not take an event: why, and what to do.
+    pub(crate) fn not_taken(&self, envelope: &Envelope, error: &KafkaError) -> PublishError {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition) {
             self.topics.forget(&self.link.settings.kafka_topic(envelope.topic().as_str()));
         }
-        if !may_be_stored(&error) {
-            return Err(PublishError::Broker { topic, cause: BrokerError::new(explain(&error)).into() });
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+            return refused(envelope, BrokerError::new(explain(error)));
         }
-        Err(self.unconfirmed(topic, Some(&error)))
+        let size = envelope.payload().map(|payload| payload.len()).unwrap_or_default();
+        let said = format!(
+            "Kafka takes no record of that size on this topic: {size} bytes of payload; raise `max.message.bytes` of the \
+             topic, or send less"
+        );
+        refused(envelope, BrokerError::new(said))
     }
 
     /// What is said of a record that was sent, and of which it is not known whether it is stored.
@@ -262,6 +280,10 @@ impl Outlet {
         self.closed.store(true, Ordering::Release);
         self.usable().purge(PurgeConfig::default().queue().inflight());
     }
+}
+
+fn refused(envelope: &Envelope, error: BrokerError) -> PublishError {
+    PublishError::Broker { topic: envelope.topic().to_string(), cause: error.into() }
 }
 
 /// Whether a record that was not confirmed may be there all the same.

@@ -1,17 +1,20 @@
 //! A session of a subscription in its group: it joins the group, reads for it, answers when partitions come and go, and says
 //! what is to be committed.
 
+mod transact;
+
 use crate::arrivals::Arrivals;
 use crate::commit::{Standing, add, all_known, elements, is_lasting, text_of};
 use crate::committed;
 use crate::connection::{cannot, client, explain, is_passing, next, tell};
 use crate::errands::{self, Answer, Committed, Errand};
-use crate::held::{Commit, Partition};
+use crate::held::{Commit, CommitPart, Partition};
 use crate::keeper::{Broken, End};
 use crate::rebalance::{Rebalance, SessionContext, answer_given, answer_taken};
 use crate::refusals::Refusals;
 use crate::subscribe::AHEAD;
 use crate::subscription::Subscription;
+use crate::transaction::Answering;
 use eventbus_core::BrokerError;
 use eventbus_core::broker::Offset as Place;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -60,6 +63,10 @@ pub(crate) struct Session {
     /// Partitions that were given, of which it is not known yet where they were left.
     arriving: Option<Arriving>,
     committing: Option<Commit>,
+    /// What is settled with that.
+    answering: Vec<Answering>,
+    /// Before then no transaction is begun: the last one was aborted.
+    answer_at: Instant,
     /// When the last commit began.
     committed_at: Instant,
     /// It was refused, or could not be made.
@@ -133,6 +140,8 @@ impl Session {
             leaving: None,
             arriving: None,
             committing: None,
+            answering: Vec::new(),
+            answer_at: now,
             committed_at: now,
             refused: false,
             full_since: None,
@@ -187,8 +196,14 @@ impl Session {
 
     /// How long to sleep, unless the bell rings.
     fn pause(&self, closed: bool) -> Duration {
-        let has_unsaved = self.subscription.state.lock().held.uncommitted() > 0;
-        if self.committing.is_none() && has_unsaved {
+        let (has_unsaved, has_answers) = {
+            let state = self.subscription.state.lock();
+            (state.held.uncommitted() > 0, !state.answers.is_empty())
+        };
+        if self.committing.is_none() && has_answers {
+            let left = self.answer_at.saturating_duration_since(Instant::now());
+            left.max(Duration::from_millis(1))
+        } else if self.committing.is_none() && has_unsaved {
             self.until_commit().max(Duration::from_millis(1))
         } else if closed || self.leaving.is_some() || self.arriving.is_some() {
             Duration::from_millis(20)
@@ -337,6 +352,7 @@ impl Session {
                 self.marking = false;
                 self.mark_at = Instant::now() + if number.is_some() { LOOK } else { KNOWN };
             }
+            Answer::Transacted(transacted) => self.end_transaction(transacted),
             Answer::Panicked(said) => self.broken = Some(Broken::Panicked(said)),
             Answer::Saved(number, answer) => {
                 let arriving = self.arriving.as_mut();
@@ -567,6 +583,9 @@ impl Session {
 
     /// Commits what is settled and noted, where something is.
     fn commit(&mut self) {
+        if self.committing.is_none() && self.transact() {
+            return;
+        }
         if self.committing.is_some() || !self.until_commit().is_zero() {
             return;
         }
@@ -576,7 +595,7 @@ impl Session {
             return;
         }
         let longest = self.subscription.link.longest_text();
-        let commit = self.subscription.state.lock().held.begin_commit(longest);
+        let commit = self.subscription.state.lock().held.begin_commit(longest, Vec::new());
         self.committed_at = Instant::now();
         let Some(commit) = commit else {
             self.subscription.state.tell();
@@ -592,12 +611,12 @@ impl Session {
             // committed of that is an offset of the former one. This one is never gone.
             add(&mut list, &mark, 0, "");
             for part in parts {
-                add(&mut list, &part.partition, i64::try_from(part.cursor).unwrap_or(i64::MAX), &part.text);
+                add_part(&mut list, part);
             }
             list
         });
         let sent = self.ask(Errand::Commit(lists.collect()));
-        let all = commit.parts.iter().map(|part| part.partition.clone()).collect();
+        let all = commit.partitions().collect();
         self.committing = Some(commit);
         if !sent {
             self.end_commit(&all);
@@ -646,4 +665,9 @@ impl Session {
         }
         drop(consumer);
     }
+}
+
+/// Adds what is to be committed of a partition.
+fn add_part(list: &mut TopicPartitionList, part: &CommitPart) {
+    add(list, &part.partition, i64::try_from(part.cursor).unwrap_or(i64::MAX), &part.text);
 }

@@ -24,8 +24,8 @@ const SETTLING: Duration = Duration::from_secs(3);
 
 /// A bound of what is read ahead.
 pub(crate) struct Ahead {
-    count: usize,
-    bytes: usize,
+    pub(crate) count: usize,
+    pub(crate) bytes: usize,
 }
 
 impl Ahead {

@@ -4,10 +4,12 @@ use crate::connection::Link;
 use crate::doubt::Doubt;
 use crate::held::{Held, Noted, Token, Waiting};
 use crate::topology::{Listener, Topics};
+use crate::transaction::Answering;
 use eventbus_core::Pattern;
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_server::handover::{AtHand, Handover, Shared};
 use eventbus_server::subscriptions::Subscribed;
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar};
 use std::time::{Duration, Instant};
 
@@ -33,6 +35,8 @@ pub(crate) struct State {
     pub(crate) joined: bool,
     /// Whether another process may have its partitions.
     pub(crate) doubt: Doubt,
+    /// Deliveries whose handlers have returned events, which wait for a transaction.
+    pub(crate) answers: VecDeque<Answering>,
 }
 
 impl AtHand for State {
@@ -75,7 +79,7 @@ impl Subscription {
 
     /// Whatever it has may be another process's by now: nothing of it settles any more.
     pub(crate) fn lose_all(&self) {
-        drop(self.state.change(|state| state.held.remove_all()));
+        drop(self.state.change(|state| (state.held.remove_all(), std::mem::take(&mut state.answers))));
         self.state.tell();
     }
 
