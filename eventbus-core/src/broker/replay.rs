@@ -13,6 +13,9 @@ pub trait Replayable: Send + Sync + 'static {
     /// Opens deliveries over the history, with a cursor that is thrown away: live groups do not move, and other
     /// groups see nothing. Each delivery says that it is replayed. They come in the order of the log.
     ///
+    /// Where they cannot go on, they give an error, and then their end: with no delivery in between the bus takes that for
+    /// a replay that broke off, and not for a complete one.
+    ///
     /// An event whose dead letter of this group was published again with another payload has that payload. `Ok` means that
     /// everything up to [`Replay::latest`] is in the deliveries, as far as it is asked for and still kept.
     ///

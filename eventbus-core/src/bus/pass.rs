@@ -5,6 +5,7 @@ use super::replay::{ReplayProgress, ReplayReport};
 use super::shutdown::close;
 use super::{Bus, race};
 use crate::broker::{Offset, ReplayFrom, ReplayRequest, ReplayUntil, Replayable};
+use crate::counted::{count, counted};
 use crate::delivery::{Failures, Scope};
 use crate::error::{Error, Result};
 use crate::foreign;
@@ -93,6 +94,9 @@ impl Pass {
     }
 
     /// Resolves once everything was handled, retries included.
+    ///
+    /// # Errors
+    /// The bus was shut down, or the broker could not go on: what was handled is then not all that there is.
     pub(super) async fn end(self, journal: &mut Journal) -> Result<ReplayReport> {
         {
             let mut finished = std::pin::pin!(async {
@@ -118,6 +122,13 @@ impl Pass {
         }
         journal.tell(&self, true);
         let Tally { received, acked, given_up, .. } = self.tally();
+        if let Some(reason) = self.lanes.iter().find_map(|lanes| lanes.broke_off()) {
+            let (events, had) = (counted(self.events.max(received), "event"), count(received));
+            return Err(Error::Replay {
+                group: self.group.clone(),
+                reason: format!("it broke off after {had} of {events}: {reason}; begin it again"),
+            });
+        }
         journal.handled += received;
         journal.failed += given_up;
         journal.events += self.events.max(received);

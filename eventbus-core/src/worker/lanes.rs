@@ -374,6 +374,11 @@ impl Lanes {
         self.state.lock().tally
     }
 
+    /// Why the broker's deliveries ended before their end, where they did.
+    pub(crate) fn broke_off(&self) -> Option<String> {
+        self.state.lock().source.broke_off().map(str::to_owned)
+    }
+
     /// How they are.
     pub(crate) fn life(&self) -> Life {
         let now = Instant::now();

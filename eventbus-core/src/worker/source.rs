@@ -13,6 +13,8 @@ pub(super) struct Source {
     /// Away while somebody asks, and once it is closed.
     reader: Option<Reader>,
     state: State,
+    /// Why it failed, where nothing has come since.
+    failed: Option<String>,
     /// Nobody reads any more.
     closed: bool,
 }
@@ -88,7 +90,7 @@ fn text(error: &BrokerError) -> String {
 impl Source {
     pub(super) fn new(deliveries: Box<dyn Deliveries>) -> Self {
         let reader = Reader { deliveries: Kept::new(deliveries), received: Vec::new() };
-        Self { reader: Some(reader), state: State::Open, closed: false }
+        Self { reader: Some(reader), state: State::Open, failed: None, closed: false }
     }
 
     /// Takes the deliveries out, to ask. None, where that is of no use now.
@@ -105,6 +107,11 @@ impl Source {
     /// the lock is released.
     pub(super) fn put_back(&mut self, reader: Reader, answer: &Answer) -> (Next, Option<Reader>) {
         let rung = self.state == State::AskedAndRung;
+        match answer {
+            Answer::Some => self.failed = None,
+            Answer::Failed(reason) => self.failed = Some(reason.clone()),
+            Answer::NotNow | Answer::Ended => {}
+        }
         self.state = match answer {
             Answer::Some => State::Open,
             Answer::NotNow if rung => State::Open,
@@ -149,6 +156,11 @@ impl Source {
     /// Whether there is no more.
     pub(super) fn is_ended(&self) -> bool {
         self.state == State::Ended
+    }
+
+    /// Why it ended before its end: the last that the broker said before was that it had failed.
+    pub(super) fn broke_off(&self) -> Option<&str> {
+        self.failed.as_deref().filter(|_| self.is_ended())
     }
 }
 
