@@ -101,8 +101,15 @@ impl Address {
         let Some(rest) = rest.strip_prefix("//") else {
             return Err(BrokerError::new(format!("an address of `{scheme}:` has `//`; write `{expected}`")));
         };
-        // A password may hold what else ends the part that it stands in, so the last `@` before the options counts.
         let (before, options) = rest.split_once('?').unwrap_or((rest, ""));
+        // What stands around a `?` of a password looks like a host and an option, and would be shown as such.
+        if options.contains('@') {
+            return Err(BrokerError::new(format!(
+                "the address of `{scheme}:` has an `@` behind its `?`; in a user or password, write `%3F` for `?`, and in \
+                 the value of an option `%40` for `@`"
+            )));
+        }
+        // A password may hold what else ends the part that it stands in, so the last `@` before the options counts.
         let (credentials, place) =
             before.rsplit_once('@').map_or((None, before), |(left, right)| (Some(left), right));
         let (hosts, path) = place.split_once('/').unwrap_or((place, ""));
@@ -505,6 +512,8 @@ mod tests {
             ("nats://a:0", "a port is a number"),
             ("nats://[::1", "a bracket is not closed"),
             ("nats://a b", "a host has no spaces"),
+            ("nats://ada:12?x@a", "in a user or password, write `%3F` for `?`"),
+            ("nats://a?stream=x@y", "in the value of an option `%40` for `@`"),
             ("nats://%ff@a", "`nats://a`: its user or password is no UTF-8 text"),
         ] {
             let error = Address::parse(url, SCHEMES).unwrap_err().to_string();
@@ -538,6 +547,12 @@ mod tests {
             "nats://a?pasword=hunter2",
             "nats://a?token=hunter2&token=hunter2",
             "nats://ada:hunter2?x@a",
+            "nats://hunter2?x@a",
+            "nats://x?hunter2@a",
+            "nats://ada:12?hunter2@a",
+            "nats://ada:12?wait=hunter2@a",
+            "nats://ada:12?on=hunter2@a&n=1",
+            "nats://ada:12?hunter2=x@a",
             "nats://ada:hunter2#x@a:port",
             "nats:ada:hunter2@a",
             "ada:hunter2@a",
@@ -547,7 +562,8 @@ mod tests {
                     const SECRET: &[Setting<Option<Secret>>] =
                         &[("password", |to, option| option.set(to)), ("token", |to, option| option.set(to))];
                     let error = address.set_options(&mut None, SECRET);
-                    format!("{address} {address:?} {:?} {error:?}", address.password())
+                    let other = address.set_options(&mut Read::default(), OPTIONS);
+                    format!("{address} {address:?} {:?} {error:?} {other:?}", address.password())
                 }
                 Err(error) => format!("{error} {error:?}"),
             };
