@@ -78,7 +78,7 @@ pub(crate) async fn open(
 /// Whether the server's limits leave room for what the subscription asks for.
 fn check(settings: &Settings, request: &SubscribeRequest) -> Result<(), BrokerError> {
     let SubscribeRequest { group, timeout, retries, .. } = request;
-    if *timeout + SPARE > settings.consumer_timeout {
+    if timeout.saturating_add(SPARE) > settings.consumer_timeout {
         return Err(BrokerError::new(format!(
             "a handler of the group `{group}` may take {timeout:?} (`timeout`), and RabbitMQ takes an event back that is not \
              acked within {:?} (`consumer_timeout`), of which {SPARE:?} are kept for what comes before and after; lower the \

@@ -56,18 +56,23 @@ impl<T: Subscribed> Subscriptions<T> {
 
     /// Another one is open.
     pub fn add(&self, subscription: Arc<T>) {
-        self.0.lock().push(subscription);
+        self.change(|open| open.push(subscription));
     }
 
     /// Those whose tasks have not ended, in the order in which they were opened.
     pub fn all(&self) -> Vec<Arc<T>> {
+        self.change(|open| open.clone())
+    }
+
+    /// Forgets those that have ended, and does something with the others.
+    fn change<R>(&self, act: impl FnOnce(&mut Vec<Arc<T>>) -> R) -> R {
         let mut subscriptions = self.0.lock();
         let finished: Vec<_> = subscriptions.extract_if(.., |one| one.is_finished()).collect();
-        let open = subscriptions.clone();
+        let done = act(&mut subscriptions);
         drop(subscriptions);
         // What they hold is somebody else's, wakers and deliveries, and its destructors run without the lock.
         drop(finished);
-        open
+        done
     }
 
     /// Those of a group on a pattern.
@@ -119,8 +124,11 @@ mod tests {
     fn what_has_ended_is_dropped_without_the_lock() {
         let place: &Place = Box::leak(Box::default());
         let subscriptions = place.subscriptions.get_or_init(Subscriptions::new);
-        subscriptions.add(Arc::new(Ended(Pattern::new("order.>").unwrap(), place)));
+        let add = || subscriptions.add(Arc::new(Ended(Pattern::new("order.>").unwrap(), place)));
+        add();
         assert!(subscriptions.all().is_empty());
         assert_eq!(place.dropped.load(Ordering::Relaxed), 1);
+        (0..3).for_each(|_| add());
+        assert_eq!(place.dropped.load(Ordering::Relaxed), 3, "nobody has to ask for the others");
     }
 }

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub struct Unanswered(Arc<Count>);
 
 struct Count {
+    /// `SeqCst`, as [`Waiters`] ask for of what they wait on.
     count: AtomicUsize,
     changed: Waiters,
 }
@@ -41,14 +42,14 @@ impl Unanswered {
 
     /// Something more is not answered, until what this returns is dropped.
     pub fn one(&self) -> Counted {
-        self.0.count.fetch_add(1, Ordering::AcqRel);
+        self.0.count.fetch_add(1, Ordering::SeqCst);
         Counted(self.clone())
     }
 
     /// How much is not answered.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.0.count.load(Ordering::Acquire)
+        self.0.count.load(Ordering::SeqCst)
     }
 
     /// Resolves once everything is answered.
@@ -63,7 +64,7 @@ impl Unanswered {
 /// No lock may be held: those who wait are told.
 impl Drop for Counted {
     fn drop(&mut self) {
-        if self.0.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.0.0.count.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.0.0.changed.tell();
         }
     }
