@@ -90,7 +90,7 @@ fn signal(process: u32, signal: &str) {
 
 /// Answers what its group has; started by the tests below.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a process of its own"]
+#[ignore = "the other test starts it as a process of its own"]
 async fn a_process_of_its_own() {
     let Ok(settings) = std::env::var("EVENTBUS_KAFKA_TRANSACTIONS") else { return };
     let [prefix, transactions, signal, times, line] = settings.splitn(5, ' ').collect::<Vec<_>>()[..] else {
