@@ -5,7 +5,7 @@ use async_nats::subject::Subject;
 use eventbus_core::Envelope;
 use eventbus_core::broker::Parked;
 use jiff::Timestamp;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,8 @@ struct Held {
     payload: Weak<Envelope>,
     /// It was left to the server.
     left: bool,
+    /// Its note is looked for.
+    looked_up: bool,
 }
 
 /// What a handler had as everything was lost to another process. Its payload is here as long as the handler has it.
@@ -145,6 +147,7 @@ impl Intake {
 
     fn take_out(&mut self, sequence: u64) -> Option<Held> {
         let held = self.held.remove(&sequence)?;
+        self.looked_up -= usize::from(held.looked_up);
         if held.left {
             self.left -= 1;
         } else {
@@ -201,7 +204,9 @@ impl Intake {
             return Arrival::Settled;
         }
         let reply = reply.clone();
-        let held = Held { reply, stored, beat: now, noted: false, size, payload: Weak::new(), left: false };
+        let payload = Weak::new();
+        let held =
+            Held { reply, stored, beat: now, noted: false, size, payload, left: false, looked_up: again };
         self.held.insert(sequence, held);
         self.bytes += size;
         if again {
@@ -217,9 +222,12 @@ impl Intake {
         if epoch != self.epoch {
             return false;
         }
-        self.looked_up = self.looked_up.saturating_sub(1);
-        let Some(held) = self.held.get_mut(&waiting.sequence) else { return false };
-        held.noted = noted;
+        // A handler that had it before may have settled it meanwhile.
+        let Some(held) = self.held.get_mut(&waiting.sequence).filter(|held| held.looked_up) else {
+            return false;
+        };
+        (held.looked_up, held.noted) = (false, noted);
+        self.looked_up -= 1;
         self.put(waiting);
         true
     }
@@ -444,11 +452,16 @@ impl Intake {
         .collect()
     }
 
-    /// Lets go of what the reader does not have, in order, to be delivered elsewhere.
-    pub(crate) fn let_go(&mut self) -> Vec<(Subject, Waiting)> {
-        let waiting = std::mem::take(&mut self.at_hand);
-        let gone = waiting.into_iter().filter_map(|one| Some((self.take_out(one.sequence)?.reply, one)));
-        gone.collect()
+    /// Lets go of what the reader does not have, in order, to be delivered elsewhere; without an event, where its note is
+    /// looked for.
+    pub(crate) fn let_go(&mut self) -> Vec<(Subject, Option<Waiting>)> {
+        let looked_up = self.held.iter().filter(|(_, held)| held.looked_up);
+        let looked_up = looked_up.map(|(sequence, _)| (*sequence, None));
+        let mut waiting: BTreeMap<_, _> = looked_up.collect();
+        let at_hand = std::mem::take(&mut self.at_hand);
+        waiting.extend(at_hand.into_iter().map(|one| (one.sequence, Some(one))));
+        let gone = waiting.into_iter();
+        gone.filter_map(|(sequence, one)| Some((self.take_out(sequence)?.reply, one))).collect()
     }
 
     /// The reply subject of one that is not settled: one that the reader does not have, where there is such a one.
@@ -512,6 +525,34 @@ mod tests {
         intake.put(waiting(3));
         assert_eq!(taken(&mut intake, 9), [3, 4, 8]);
         assert_eq!((intake.held(), intake.handed_out()), (4, 4));
+    }
+
+    #[test]
+    fn what_is_settled_while_its_note_is_looked_for_counts_no_more() {
+        let mut intake = Intake::default();
+        arrive(&mut intake, 5, false);
+        let (envelope, _) = intake.take(1).next().unwrap();
+        intake.lose(false);
+        assert_eq!(arrive(&mut intake, 5, true), Arrival::Again);
+        assert_eq!((intake.at_hand(), intake.handed_out()), (1, 0));
+        assert!(intake.settle(0, 5).is_some(), "the handler was called under the former lease");
+        assert_eq!((intake.at_hand(), intake.handed_out(), intake.held()), (0, 0, 0));
+        assert!(!intake.found(1, waiting(5), false));
+        assert_eq!((intake.at_hand(), intake.handed_out()), (0, 0));
+        drop(envelope);
+    }
+
+    #[test]
+    fn at_the_end_what_waits_for_its_note_is_let_go_as_well() {
+        let mut intake = Intake::default();
+        arrive(&mut intake, 1, false);
+        arrive(&mut intake, 3, false);
+        arrive(&mut intake, 2, true);
+        assert_eq!(taken(&mut intake, 1), [1]);
+        let gone: Vec<_> = intake.let_go().into_iter().map(|(reply, one)| (reply, one.is_some())).collect();
+        assert_eq!(gone, [(reply("r2"), false), (reply("r3"), true)]);
+        assert_eq!((intake.at_hand(), intake.handed_out()), (0, 1));
+        assert!(!intake.found(0, waiting(2), false), "it is somebody else's");
     }
 
     #[test]
@@ -736,7 +777,7 @@ mod tests {
         }
         taken(&mut intake, 1);
         assert_eq!(intake.some_reply(), Some(reply("r2")), "the first that no handler has");
-        let gone: Vec<_> = intake.let_go().into_iter().map(|(_, one)| one.sequence).collect();
+        let gone: Vec<_> = intake.let_go().into_iter().filter_map(|(_, one)| Some(one?.sequence)).collect();
         assert_eq!((gone, intake.handed_out(), intake.bytes()), (vec![2, 3], 1, 10));
         assert_eq!(intake.some_reply(), Some(reply("r1")));
         assert!(intake.release(1).is_some() && intake.held() == 0 && intake.bytes() == 0);
