@@ -1,7 +1,8 @@
 //! The health of a bus says whether each subscription gets on.
 
 use eventbus::broker::{
-    Broker, BrokerFuture, Connection, DeadLetters, Deliveries, Features, SubscribeRequest,
+    Backlog, Broker, BrokerFuture, Connection, DeadLetters, Deliveries, Features, GroupState, Groups,
+    SubscribeRequest,
 };
 use eventbus::bus::{Health, SubscriptionState};
 use eventbus::error::BrokerError;
@@ -55,17 +56,17 @@ async fn a_subscription_is_stopped_then_idle_then_progressing_then_idle_again() 
     bus.publish(Ping { number: 1 }).await.unwrap();
     let health = bus.health().await;
     assert_eq!(state(&health), SubscriptionState::Stopped);
-    assert_eq!(health.subscriptions[0].backlog, 1, "it is in the queue of the broker");
+    assert_eq!(health.subscriptions[0].backlog, Some(1), "it is in the queue of the broker");
     assert!(!health.is_healthy(), "nobody handles what is published");
     bus.start().unwrap();
     until(async || state(&bus.health().await) == SubscriptionState::Progressing).await;
     let health = bus.health().await;
     assert!(health.is_healthy());
-    assert_eq!((health.subscriptions[0].backlog, health.subscriptions[0].last_handled), (1, None));
+    assert_eq!((health.subscriptions[0].backlog, health.subscriptions[0].last_handled), (Some(1), None));
     permits.add_permits(1);
     until(async || state(&bus.health().await) == SubscriptionState::Idle).await;
     let health = bus.health().await;
-    assert!(health.subscriptions[0].last_handled.is_some() && health.subscriptions[0].backlog == 0);
+    assert!(health.subscriptions[0].last_handled.is_some() && health.subscriptions[0].backlog == Some(0));
     bus.shutdown().await.unwrap();
     assert!(!bus.health().await.is_healthy());
 }
@@ -78,7 +79,7 @@ async fn a_retry_that_waits_is_parked_and_no_work() {
     tokio::time::sleep(Duration::from_secs(6)).await;
     let health = bus.health().await;
     assert_eq!(state(&health), SubscriptionState::Idle, "its time limit has ended the first attempt");
-    assert_eq!((health.subscriptions[0].backlog, health.subscriptions[0].parked), (1, 1));
+    assert_eq!((health.subscriptions[0].backlog, health.subscriptions[0].parked), (Some(1), 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,8 +111,8 @@ async fn a_handler_that_hangs_beyond_its_limit_is_a_stall() {
     until(async || state(&bus.health().await) == SubscriptionState::Idle).await;
 }
 
-/// A broker whose server is as somebody says.
-struct Far(MemoryBroker, Connection);
+/// A broker whose server is as somebody says, and that knows the groups that it is given.
+struct Far(MemoryBroker, Connection, Option<Arc<dyn Groups>>);
 
 impl Broker for Far {
     fn name(&self) -> &str {
@@ -119,7 +120,9 @@ impl Broker for Far {
     }
 
     fn features(&self) -> Features {
-        self.0.features()
+        let mut features = self.0.features();
+        features.backlog = if self.2.is_some() { Backlog::Exactly } else { Backlog::Unknown };
+        features
     }
 
     fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
@@ -134,13 +137,73 @@ impl Broker for Far {
         self.0.dead_letters()
     }
 
+    fn groups(&self) -> Option<Arc<dyn Groups>> {
+        self.2.clone()
+    }
+
     fn connection(&self) -> Connection {
         self.1.clone()
     }
 }
 
 fn far(connection: Connection) -> Far {
-    Far(MemoryBroker::new(), connection)
+    Far(MemoryBroker::new(), connection, None)
+}
+
+/// What a broker answers that is asked for its groups.
+enum Answer {
+    Nothing,
+    Refusal,
+    Groups(Vec<GroupState>),
+}
+
+impl Groups for Answer {
+    fn list(&self) -> BrokerFuture<Result<Vec<GroupState>, BrokerError>> {
+        match self {
+            Self::Nothing => BrokerFuture::new(std::future::pending()),
+            Self::Refusal => BrokerFuture::ready(Err(BrokerError::new("you may not list queues"))),
+            Self::Groups(groups) => BrokerFuture::ready(Ok(groups.clone())),
+        }
+    }
+
+    fn remove(&self, _: &str) -> BrokerFuture<Result<bool, BrokerError>> {
+        BrokerFuture::ready(Ok(false))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backlog_that_the_broker_does_not_say_is_unknown_and_no_idleness() {
+    for answer in [Answer::Nothing, Answer::Refusal, Answer::Groups(Vec::new())] {
+        let broker = Far(MemoryBroker::new(), Connection::Up, Some(Arc::new(answer)));
+        let (bus, permits) = waiting(broker).await;
+        bus.start().unwrap();
+        let asked = tokio::time::Instant::now();
+        let health = bus.health().await;
+        assert!(asked.elapsed() < Duration::from_secs(3), "a probe does not wait for long");
+        assert_eq!((state(&health), health.subscriptions[0].backlog), (SubscriptionState::Unknown, None));
+        assert!(!health.is_healthy(), "a stall may hide behind it");
+        let json = serde_json::to_value(&health).unwrap();
+        assert_eq!(json["subscriptions"][0]["state"], "unknown");
+        assert_eq!(json["subscriptions"][0]["backlog"], serde_json::Value::Null);
+        permits.add_permits(1);
+        bus.publish(Ping { number: 1 }).await.unwrap();
+        until(async || bus.health().await.subscriptions[0].last_handled.is_some()).await;
+        let health = bus.health().await;
+        assert_eq!((state(&health), health.subscriptions[0].backlog), (SubscriptionState::Progressing, None));
+        assert!(health.is_healthy(), "an attempt has just ended");
+        bus.shutdown().await.unwrap();
+    }
+    let mut told = GroupState::new("pings", "ping.sent");
+    let answer = |told: &GroupState| Some(Arc::new(Answer::Groups(vec![told.clone()])) as Arc<dyn Groups>);
+    let (bus, _permits) = waiting(Far(MemoryBroker::new(), Connection::Up, answer(&told))).await;
+    bus.start().unwrap();
+    let health = bus.health().await;
+    assert_eq!((state(&health), health.subscriptions[0].backlog), (SubscriptionState::Idle, Some(0)));
+    told.backlog = 1;
+    told.oldest = Some("2026-01-01T00:00:00Z".parse().unwrap());
+    let (bus, _permits) = waiting(Far(MemoryBroker::new(), Connection::Up, answer(&told))).await;
+    bus.start().unwrap();
+    assert_eq!(state(&bus.health().await), SubscriptionState::Stalled, "it does not arrive");
 }
 
 #[tokio::test]
@@ -158,7 +221,7 @@ async fn a_lost_connection_is_told_with_its_time_and_its_reason_also_as_json() {
         "connection": { "state": "lost", "since": "2026-01-01T00:00:00Z", "error": "refused" },
         "subscriptions": [{
             "group": "pings", "pattern": "ping.sent", "state": "connecting",
-            "backlog": 0, "parked": 0, "oldest_seconds": null, "last_handled": null,
+            "backlog": null, "parked": 0, "oldest_seconds": null, "last_handled": null,
         }],
     });
     assert_eq!(json, expected);
@@ -173,6 +236,7 @@ async fn a_server_that_takes_less_is_told_of_and_makes_no_process_unhealthy() {
     let health = bus.health().await;
     assert!(health.is_healthy(), "begun again, it would get the same answer");
     assert_eq!(state(&health), SubscriptionState::Idle);
+    assert_eq!(health.subscriptions[0].backlog, None, "this broker keeps no account of it");
     let json = serde_json::to_value(&health).unwrap();
     let expected = serde_json::json!({
         "state": "slowed", "since": "2026-01-01T00:00:00Z", "error": "too many calls",

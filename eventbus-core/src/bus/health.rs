@@ -1,7 +1,7 @@
 //! The health of a bus: whether each subscription gets on, not only whether there is a connection.
 
 use super::Bus;
-use crate::broker::{Connection, GroupState, Standing};
+use crate::broker::{Backlog, Connection, GroupState, Standing};
 use crate::foreign;
 use crate::log;
 use crate::printable::printable;
@@ -47,9 +47,9 @@ pub struct SubscriptionHealth {
     pub pattern: String,
     /// Whether it gets on.
     pub state: SubscriptionState,
-    /// How many events it has yet to settle, where the broker can tell, as all of ours can; of another one, what it has
-    /// handed out.
-    pub backlog: u64,
+    /// How many events it has yet to settle. None where it is not known: the broker cannot be reached, has not said it in
+    /// time, or keeps no account of it, which all of ours do.
+    pub backlog: Option<u64>,
     /// How many of them wait for their next attempt.
     pub parked: u64,
     /// How long ago the oldest of them was stored, where the broker can tell. In JSON in seconds.
@@ -78,6 +78,10 @@ pub enum SubscriptionState {
     /// It has something to do, and does not get on: a handler hangs beyond its time limit, or what is stored does not
     /// arrive.
     Stalled,
+    /// It has nothing at hand, and the broker has not said whether something waits: it may be idle, and it may be stalled.
+    ///
+    /// A subscription whose last attempt ended within ten seconds gets on, and is [`Progressing`](Self::Progressing) then.
+    Unknown,
 }
 
 impl fmt::Display for SubscriptionState {
@@ -89,12 +93,14 @@ impl fmt::Display for SubscriptionState {
             Self::Progressing => "progressing",
             Self::Idle => "idle",
             Self::Stalled => "stalled",
+            Self::Unknown => "unknown",
         })
     }
 }
 
 impl Health {
-    /// Whether the bus was not shut down, its broker can be reached, and every subscription gets on, has nothing to do, or stands by.
+    /// Whether the bus was not shut down, its broker can be reached, and every subscription gets on, has nothing to do, or
+    /// stands by. What is [`Unknown`](SubscriptionState::Unknown) is not known to be well.
     ///
     /// A bus that has no subscriptions, since it only publishes, is healthy while its broker can be reached.
     #[must_use]
@@ -112,8 +118,8 @@ impl Bus {
     /// For the health check of a service. A connection alone says little: a subscription may hang while it stands.
     ///
     /// As a readiness probe it is right as it stands. A liveness probe, whose failure restarts the program, asks for less:
-    /// where the server is away the bus connects again by itself, and a restart brings nothing back. Let that one fail
-    /// where a subscription is [`Stalled`](SubscriptionState::Stalled) while the connection is
+    /// where the server is away or does not answer, the bus goes on by itself once it does, and a restart brings nothing
+    /// back. Let that one fail where a subscription is [`Stalled`](SubscriptionState::Stalled) while the connection is
     /// [`Up`](Connection::Up).
     ///
     /// ```
@@ -126,7 +132,9 @@ impl Bus {
     /// # }
     /// ```
     ///
-    /// It answers within two seconds, also where the broker does not; then what has to be asked of the broker is not in it.
+    /// It answers within two seconds, also where the broker does not. What has to be asked of the broker is unknown then,
+    /// and a warning of the log says why: the backlog is none, and a subscription with nothing at hand is
+    /// [`Unknown`](SubscriptionState::Unknown).
     ///
     /// # Cancel safety
     /// Dropped, nothing has changed.
@@ -138,40 +146,41 @@ impl Bus {
             (stage.lanes.clone(), stage.running, stage.closed)
         };
         let answers = !matches!(connection, Connection::Lost { .. });
-        let groups = if answers { self.known_groups(&lanes).await } else { Vec::new() };
+        let groups = if answers { self.known_groups(&lanes).await } else { None };
         let health = |lanes: &Arc<Lanes>| {
             let subscription = lanes.subscription();
-            let known = known_of(subscription, &groups);
-            let queued = if known.is_none() { self.queued(lanes) } else { 0 };
             let seen = Seen {
-                queued,
+                told: self.told(lanes, groups.as_deref()),
                 running: running && !closed,
-                connected: !matches!(connection, Connection::Lost { .. }),
+                connected: answers,
                 standing: self.standing(lanes),
                 limit: lanes.policy().timeout,
                 life: lanes.life(),
             };
-            seen.health(subscription, known, Timestamp::now())
+            seen.health(subscription, Timestamp::now())
         };
         let subscriptions = lanes.iter().map(health).collect();
         Health { broker: broker.name().to_owned(), connection, closed, subscriptions }
     }
 
-    /// What the broker knows of groups, where it knows any and answers in time.
-    async fn known_groups(&self, lanes: &[Arc<Lanes>]) -> Vec<GroupState> {
+    /// What the broker knows of groups, where it answers in time.
+    async fn known_groups(&self, lanes: &[Arc<Lanes>]) -> Option<Vec<GroupState>> {
         let problem = match self.ask_groups(lanes).await {
-            Ok(known) => return known,
+            Ok(known) => return Some(known),
             Err(problem) => problem,
         };
         log::warn!(
             target: "eventbus", error = %printable(problem),
             "the broker did not say what its groups have yet to settle, so the health of the bus lacks it"
         );
-        Vec::new()
+        None
     }
 
     /// What the broker knows of the groups of these, nothing where it keeps none; or why it does not say.
     pub(super) async fn ask_groups(&self, lanes: &[Arc<Lanes>]) -> Result<Vec<GroupState>, String> {
+        if lanes.is_empty() {
+            return Ok(Vec::new());
+        }
         let Some(groups) = self.shared.broker.groups() else { return Ok(Vec::new()) };
         let requests = lanes.iter().filter_map(|lanes| lanes.subscription().request(lanes.policy()).ok());
         let requests: Vec<_> = requests.collect();
@@ -184,12 +193,21 @@ impl Bus {
         }
     }
 
-    /// What a broker without groups knows to be unsettled.
-    fn queued(&self, lanes: &Lanes) -> u64 {
+    /// What the broker says of the backlog of one subscription; of `groups` it has said something where there are some.
+    fn told<'a>(&self, lanes: &Lanes, groups: Option<&'a [GroupState]>) -> Told<'a> {
+        let broker = &self.shared.broker;
+        if let Some(known) = groups.and_then(|groups| known_of(lanes.subscription(), groups)) {
+            let counts = broker.features().backlog != Backlog::Unknown;
+            return if counts { Told::Group(known) } else { Told::NoAccount };
+        }
         let request = lanes.subscription().request(lanes.policy()).ok();
-        let asked = request
-            .and_then(|request| foreign::call("a broker", || self.shared.broker.backlog(&request)).ok());
-        asked.flatten().unwrap_or_default()
+        let asked =
+            request.and_then(|request| foreign::call("a broker", || broker.backlog(&request)).ok()).flatten();
+        match asked {
+            Some(queued) => Told::Queue(queued),
+            None if broker.groups().is_some() => Told::Nothing,
+            None => Told::NoAccount,
+        }
     }
 
     pub(super) fn standing(&self, lanes: &Lanes) -> Standing {
@@ -206,11 +224,23 @@ pub(super) fn known_of<'a>(subscription: &Subscription, groups: &'a [GroupState]
     groups.iter().find(|one| one.group == subscription.group && one.pattern == subscription.pattern)
 }
 
-/// What is seen of one subscription.
-struct Seen {
+/// What a broker says of the backlog of a subscription.
+#[derive(Clone, Copy)]
+enum Told<'a> {
+    /// What it knows of the group.
+    Group(&'a GroupState),
     /// What is unsettled at a broker without groups. It comes by itself as soon as there is room here, so that it says
     /// nothing of whether the subscription gets on.
-    queued: u64,
+    Queue(u64),
+    /// It keeps no account of what waits.
+    NoAccount,
+    /// It was asked, and has not said.
+    Nothing,
+}
+
+/// What is seen of one subscription.
+struct Seen<'a> {
+    told: Told<'a>,
     running: bool,
     connected: bool,
     standing: Standing,
@@ -219,32 +249,33 @@ struct Seen {
     life: Life,
 }
 
-impl Seen {
-    fn health(
-        &self,
-        subscription: &Subscription,
-        known: Option<&GroupState>,
-        now: Timestamp,
-    ) -> SubscriptionHealth {
+impl Seen<'_> {
+    fn health(&self, subscription: &Subscription, now: Timestamp) -> SubscriptionHealth {
         let life = &self.life;
         let held = (life.at_hand + life.held_back) as u64;
         let age = |at: Timestamp| Duration::try_from(now.duration_since(at)).unwrap_or_default();
-        let backlog = known.map_or(held, |known| known.backlog.max(held));
+        let (known, backlog, work) = match self.told {
+            Told::Group(known) => (Some(known), Some(known.backlog.max(held)), Some(known.backlog.max(held))),
+            Told::Queue(queued) => (None, Some(queued.max(held)), Some(held)),
+            Told::NoAccount => (None, None, Some(held)),
+            Told::Nothing => (None, None, None),
+        };
         let parked = known.map_or(0, |known| known.parked).max(life.parked as u64);
         let oldest = known.and_then(|known| known.oldest).map(age);
         let handled_ago = life.last_ended.and_then(|ago| SignedDuration::try_from(ago).ok());
         SubscriptionHealth {
             group: subscription.group.to_string(),
             pattern: subscription.pattern.to_string(),
-            state: self.state(backlog, parked, oldest),
-            backlog: backlog.max(self.queued),
+            state: self.state(work, parked, oldest),
+            backlog,
             parked,
             oldest,
             last_handled: handled_ago.and_then(|ago| now.checked_sub(ago).ok()),
         }
     }
 
-    fn state(&self, backlog: u64, parked: u64, oldest: Option<Duration>) -> SubscriptionState {
+    /// The state of one that has so much `work` here and at the broker, where that is known.
+    fn state(&self, work: Option<u64>, parked: u64, oldest: Option<Duration>) -> SubscriptionState {
         let Self { life, limit, .. } = self;
         if !self.running {
             return SubscriptionState::Stopped;
@@ -259,7 +290,11 @@ impl Seen {
             let hangs = life.stuck > limit.saturating_add(GRACE);
             return if hangs { SubscriptionState::Stalled } else { SubscriptionState::Progressing };
         }
-        if backlog <= parked {
+        let Some(work) = work else {
+            let gets_on = life.last_ended.is_some_and(|ago| ago <= GRACE);
+            return if gets_on { SubscriptionState::Progressing } else { SubscriptionState::Unknown };
+        };
+        if work <= parked {
             return SubscriptionState::Idle;
         }
         // There is something at the broker, and nothing here.
@@ -298,10 +333,10 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn seen(at_hand: usize, held_back: usize, parked: usize) -> Seen {
+    fn seen(at_hand: usize, held_back: usize, parked: usize) -> Seen<'static> {
         let life = Life { at_hand, held_back, parked, last_ended: None, stuck: Duration::ZERO };
         Seen {
-            queued: 0,
+            told: Told::NoAccount,
             running: true,
             connected: true,
             standing: Standing::Active,
@@ -314,26 +349,42 @@ mod tests {
     fn a_subscription_gets_on_while_attempts_end_within_their_limit() {
         let mut seen = seen(1, 0, 0);
         seen.life.stuck = 65 * SECOND;
-        assert_eq!(seen.state(1, 0, None), SubscriptionState::Progressing);
+        assert_eq!(seen.state(Some(1), 0, None), SubscriptionState::Progressing);
         seen.life.stuck = 71 * SECOND;
-        assert_eq!(seen.state(1, 0, None), SubscriptionState::Stalled);
+        assert_eq!(seen.state(Some(1), 0, None), SubscriptionState::Stalled);
         seen.limit = Duration::MAX;
-        assert_eq!(seen.state(1, 0, None), SubscriptionState::Progressing);
+        assert_eq!(seen.state(Some(1), 0, None), SubscriptionState::Progressing);
     }
 
     #[test]
     fn retries_that_wait_are_no_work_and_what_does_not_arrive_is_a_stall() {
-        assert_eq!(seen(0, 3, 3).state(3, 3, Some(900 * SECOND)), SubscriptionState::Idle);
-        assert_eq!(seen(0, 0, 0).state(0, 0, None), SubscriptionState::Idle);
+        assert_eq!(seen(0, 3, 3).state(Some(3), 3, Some(900 * SECOND)), SubscriptionState::Idle);
+        assert_eq!(seen(0, 0, 0).state(Some(0), 0, None), SubscriptionState::Idle);
         let mut stuck = seen(0, 0, 0);
-        assert_eq!(stuck.state(1, 0, Some(SECOND)), SubscriptionState::Progressing, "it is about to come");
-        assert_eq!(stuck.state(1, 0, Some(11 * SECOND)), SubscriptionState::Stalled);
+        assert_eq!(
+            stuck.state(Some(1), 0, Some(SECOND)),
+            SubscriptionState::Progressing,
+            "it is about to come"
+        );
+        assert_eq!(stuck.state(Some(1), 0, Some(11 * SECOND)), SubscriptionState::Stalled);
         stuck.life.last_ended = Some(SECOND);
         assert_eq!(
-            stuck.state(1, 0, Some(11 * SECOND)),
+            stuck.state(Some(1), 0, Some(11 * SECOND)),
             SubscriptionState::Progressing,
             "it works its way through"
         );
+    }
+
+    #[test]
+    fn what_the_broker_does_not_say_is_unknown_unless_an_attempt_has_just_ended() {
+        let mut quiet = seen(0, 0, 0);
+        assert_eq!(quiet.state(None, 0, None), SubscriptionState::Unknown);
+        quiet.life.last_ended = Some(11 * SECOND);
+        assert_eq!(quiet.state(None, 0, None), SubscriptionState::Unknown, "a stall may hide behind it");
+        quiet.life.last_ended = Some(10 * SECOND);
+        assert_eq!(quiet.state(None, 0, None), SubscriptionState::Progressing);
+        let at_work = seen(1, 0, 0);
+        assert_eq!(at_work.state(None, 0, None), SubscriptionState::Progressing);
     }
 
     #[test]
@@ -341,10 +392,10 @@ mod tests {
         let mut seen = seen(1, 0, 0);
         seen.life.stuck = 100 * SECOND;
         seen.standing = Standing::StandingBy;
-        assert_eq!(seen.state(1, 0, None), SubscriptionState::StandingBy);
+        assert_eq!(seen.state(Some(1), 0, None), SubscriptionState::StandingBy);
         seen.connected = false;
-        assert_eq!(seen.state(1, 0, None), SubscriptionState::Connecting);
+        assert_eq!(seen.state(Some(1), 0, None), SubscriptionState::Connecting);
         seen.running = false;
-        assert_eq!(seen.state(1, 0, None), SubscriptionState::Stopped);
+        assert_eq!(seen.state(Some(1), 0, None), SubscriptionState::Stopped);
     }
 }

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use clap::{FromArgMatches, Subcommand};
 use console::measure_text_width;
 use eventbus::broker::{
-    AuditLog, AuditQuery, Broker, BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery,
-    DeadLetters, Deliveries, FailureKind, Features, GroupState, Groups, Offset, Recorded, Scheme,
-    SubscribeRequest,
+    AuditLog, AuditQuery, Backlog, Broker, BrokerFuture, DeadLetter, DeadLetterId, DeadLetterList,
+    DeadLetterQuery, DeadLetters, Deliveries, FailureKind, Features, GroupState, Groups, Offset, Recorded,
+    Scheme, SubscribeRequest,
 };
 use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
@@ -109,7 +109,9 @@ impl Broker for Still {
     }
 
     fn features(&self) -> Features {
-        MemoryBroker::new().features()
+        let mut features = MemoryBroker::new().features();
+        features.backlog = Backlog::Exactly;
+        features
     }
 
     fn publish(&self, _: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {

@@ -17,6 +17,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// What was asked for by name is not there.
     NotFound(String),
+    /// Whether what was asked for is well is not known: who was asked has not said.
+    Unknown(String),
     /// It has said everything that there is to say, and it is no success.
     Told,
     /// Nobody reads the output any more, as behind `| head`.
@@ -34,6 +36,10 @@ impl Failure {
         Self::NotFound(printable(text).to_string())
     }
 
+    pub(crate) fn unknown(text: impl Display) -> Self {
+        Self::Unknown(printable(text).to_string())
+    }
+
     /// As the end of a verb that changes something and could not write what it did: how far it came is told, since the
     /// output does not say it.
     pub(crate) fn halfway(self, done: impl Display) -> Self {
@@ -49,7 +55,7 @@ impl Failure {
     /// The sentence for the person at the terminal, where one is left to say.
     pub(crate) fn text(&self) -> Option<&str> {
         match self {
-            Self::Failed(text) | Self::Usage(text) | Self::NotFound(text) => Some(text),
+            Self::Failed(text) | Self::Usage(text) | Self::NotFound(text) | Self::Unknown(text) => Some(text),
             Self::Told | Self::Closed | Self::Ended(_) => None,
         }
     }
@@ -60,6 +66,7 @@ impl Failure {
             Self::Failed(_) | Self::Told => 1,
             Self::Usage(_) => 2,
             Self::NotFound(_) => 3,
+            Self::Unknown(_) => 4,
             Self::Ended(signal) => signals::exit_code(*signal),
         }
     }

@@ -38,7 +38,7 @@
 //! | `publish` | publishes JSON or bytes, one event or one for each line |
 //! | `tail` | follows what is published |
 //! | `log` | asks the audit log; `log show` one event, `log causes` the tree of what caused what |
-//! | `status` | whether the broker answers, and whether each group gets on |
+//! | `status` | whether the broker answers, and whether each group gets on; for a probe, see the exit codes |
 //! | `dead-letters` | `list`, `show`, `edit`, `republish`, `purge` |
 //! | `groups` | `list`, `seek`, `move` and `drop` the cursors of groups; a broker whose groups are queues declines `seek` and `move` |
 //! | `completions` | a script that completes all this in a shell |
@@ -108,7 +108,12 @@
 //! | 1 | failed, `check` found mistakes (with `--strict` warnings, too), `status` a group that is stalled, or `publish`, `dead-letters republish` or `purge` ended halfway since nobody reads the output any more; standard error says why |
 //! | 2 | wrong usage; also where `replay`, `dead-letters purge`, `republish` (unless it names one) or `groups seek`, `move` and `drop` would have to ask and nobody can answer, since it is no terminal: `--yes` does it then |
 //! | 3 | the event, dead letter or group that was named is not there |
+//! | 4 | `status`: the broker can be reached, and has not said within 30 seconds whether its groups get on, or cannot |
 //! | 130, 143 | ended by Ctrl-C, by SIGTERM; `run` and `replay --until live` end so with 0 |
+//!
+//! A probe that calls `status` has no success where nothing is known, since a stall may hide behind it. One whose failure
+//! restarts a program is to take 4 for a success, as no restart makes a broker answer:
+//! `eventbus status || [ $? = 4 ]`.
 
 #![forbid(unsafe_code)]
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use clap::{FromArgMatches, Subcommand};
 use eventbus::broker::{AuditLog, Replayable, Scheme, SubscribeRequest};
 use eventbus::broker::{
-    Broker, BrokerFuture, Connection, DeadLetters, Deliveries, Features, GroupState, Groups, Offset,
+    Backlog, Broker, BrokerFuture, Connection, DeadLetters, Deliveries, Features, GroupState, Groups, Offset,
 };
 use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
@@ -37,6 +37,7 @@ struct Kept {
     /// Its groups are queues.
     queues: bool,
     connection: Connection,
+    address: String,
 }
 
 impl Kept {
@@ -49,7 +50,8 @@ impl Kept {
             "kept:slowed" => Connection::Slowed { since, error },
             _ => Connection::Up,
         };
-        Self { memory, cursors, queues: address == "kept:queues", connection }
+        let address = address.to_owned();
+        Self { memory, cursors, queues: address == "kept:queues", connection, address }
     }
 }
 
@@ -61,6 +63,7 @@ impl Broker for Kept {
     fn features(&self) -> Features {
         let mut features = self.memory.features();
         (features.seek, features.rename) = (!self.queues, !self.queues);
+        features.backlog = if self.address == "kept:uncounted" { Backlog::Unknown } else { Backlog::Exactly };
         features
     }
 
@@ -109,7 +112,11 @@ impl Groups for Kept {
             }
             state
         };
-        BrokerFuture::ready(Ok(self.cursors.lock().unwrap().iter().map(state).collect()))
+        match &*self.address {
+            "kept:silent" => BrokerFuture::new(std::future::pending()),
+            "kept:refusing" => BrokerFuture::ready(Err(BrokerError::new("you may not list queues"))),
+            _ => BrokerFuture::ready(Ok(self.cursors.lock().unwrap().iter().map(state).collect())),
+        }
     }
 
     fn seek(&self, group: &str, offset: Option<Offset>) -> BrokerFuture<Result<bool, BrokerError>> {
@@ -624,6 +631,23 @@ async fn the_status_of_a_broker_that_is_lost_is_a_failure_and_that_of_one_that_t
     for told in [lost, slowed] {
         assert!(!told.error.contains('\x07'), "{told:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_status_of_a_broker_that_does_not_say_it_is_unknown_and_neither_well_nor_stalled() {
+    let silent = shop("silent", "status").await;
+    assert_eq!((silent.code, &*silent.out), (4, ""), "{silent:?}");
+    let said = "not known: the kept broker can be reached, and has not said how far they have come: it took longer than";
+    assert!(silent.error.contains(said), "{silent:?}");
+    let refusing = shop("refusing", "status").await;
+    assert!(refusing.code == 4 && refusing.error.contains("you may not list queues"), "{refusing:?}");
+    let uncounted = shop("uncounted", "status").await;
+    assert_eq!(uncounted.code, 4, "{uncounted:?}");
+    let row = uncounted.out.lines().last().unwrap().split_whitespace().collect::<Vec<_>>();
+    assert_eq!(row, ["old", "order.placed", "unknown", "-", "1", "-", "2"]);
+    let uncounted = shop("uncounted", "status --json").await;
+    let told: Value = serde_json::from_str(&uncounted.raw).unwrap();
+    assert_eq!((&told["state"], &told["backlog"]), (&json!("unknown"), &Value::Null));
 }
 
 #[tokio::test]

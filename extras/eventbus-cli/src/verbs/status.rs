@@ -6,10 +6,11 @@ use crate::output::{BAD, CARE, DIM, GOOD, TOPIC, now, paint};
 use crate::session::Session;
 use crate::table::{Column, Table, cell, styled};
 use crate::text::count;
-use eventbus_core::broker::{Connection, GroupState};
+use eventbus_core::broker::{Backlog, Connection, GroupState, Groups};
 use eventbus_core::printable::printable;
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
+use tokio::time::timeout;
 
 const COLUMNS: &[Column] = &[
     Column::copied("GROUP"),
@@ -21,6 +22,8 @@ const COLUMNS: &[Column] = &[
     Column::number("DEAD"),
 ];
 
+/// How long the broker may take to say which groups it has, and how far each has come.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long it is looked whether a group that has something to do moves.
 const LOOK: Duration = Duration::from_secs(1);
 /// How old the oldest unfinished event of a group that does not move may be, before the group counts as stalled.
@@ -37,6 +40,8 @@ enum State {
     Stalled,
     /// No process has it, and events wait.
     Unattended,
+    /// The broker keeps no account of what waits.
+    Unknown,
 }
 
 impl State {
@@ -63,6 +68,7 @@ impl State {
             Self::Progressing => "progressing",
             Self::Stalled => "stalled",
             Self::Unattended => "unattended",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -83,10 +89,11 @@ pub(super) async fn execute(session: &mut Session) -> Result {
     }
     let groups = bus.groups()?;
     let mut before = Vec::new();
-    let mut states = groups.list().await?;
-    if states.iter().any(|state| State::of(Some(state), state, now()) == State::Stalled) {
+    let counts = bus.features().backlog != Backlog::Unknown;
+    let mut states = list(&*groups, &health.broker).await?;
+    if counts && states.iter().any(|state| State::of(Some(state), state, now()) == State::Stalled) {
         tokio::time::sleep(LOOK).await;
-        before = std::mem::replace(&mut states, groups.list().await?);
+        before = std::mem::replace(&mut states, list(&*groups, &health.broker).await?);
     }
     bus.shutdown().await?;
     let now = now();
@@ -94,11 +101,32 @@ pub(super) async fn execute(session: &mut Session) -> Result {
         .iter()
         .map(|after| {
             let same = |one: &&GroupState| one.group == after.group && one.pattern == after.pattern;
-            (after, State::of(before.iter().find(same), after, now))
+            let state = if counts { State::of(before.iter().find(same), after, now) } else { State::Unknown };
+            (after, state)
         })
         .collect();
     show(session, &health.broker, &seen)?;
+    if !counts && !seen.is_empty() {
+        return Err(Failure::unknown(format_args!(
+            "the {} broker keeps no account of what waits for its groups, so whether they get on is not known; ask their \
+             programs (`bus.health()`)",
+            health.broker
+        )));
+    }
     if seen.iter().any(|(_, state)| *state == State::Stalled) { Err(Failure::Told) } else { Ok(()) }
+}
+
+/// The groups, where the broker says them in time.
+async fn list(groups: &dyn Groups, broker: &str) -> Result<Vec<GroupState>> {
+    let why = match timeout(PATIENCE, groups.list()).await {
+        Ok(Ok(states)) => return Ok(states),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("it took longer than {PATIENCE:?}"),
+    };
+    Err(Failure::unknown(format_args!(
+        "whether the groups get on is not known: the {broker} broker can be reached, and has not said how far they have \
+         come: {why}"
+    )))
 }
 
 fn show(session: &mut Session, broker: &str, seen: &[(&GroupState, State)]) -> Result {
@@ -116,14 +144,14 @@ fn show(session: &mut Session, broker: &str, seen: &[(&GroupState, State)]) -> R
             State::Idle => DIM,
             State::Progressing => GOOD,
             State::Stalled => BAD,
-            State::Unattended => CARE,
+            State::Unattended | State::Unknown => CARE,
         };
         let oldest = group.oldest.map_or_else(|| "-".to_owned(), |oldest| out.time(oldest));
         table.push(vec![
             cell(&group.group),
             styled(TOPIC, &group.pattern),
             styled(style, state.as_str()),
-            cell(count(group.backlog)),
+            cell(backlog(group, *state).map_or_else(|| "-".to_owned(), count)),
             cell(count(group.parked)),
             styled(DIM, oldest),
             cell(count(group.dead_letters)),
@@ -132,12 +160,18 @@ fn show(session: &mut Session, broker: &str, seen: &[(&GroupState, State)]) -> R
     out.table(&table, "the broker knows no groups yet")
 }
 
+/// What it has to do, where that is known.
+fn backlog(group: &GroupState, state: State) -> Option<u64> {
+    (state != State::Unknown).then_some(group.backlog)
+}
+
 fn object(group: &GroupState, state: State) -> Object {
+    let backlog = backlog(group, state);
     Object::new()
         .text("group", &group.group)
         .text("pattern", &group.pattern)
         .text("state", state.as_str())
-        .number("backlog", group.backlog)
+        .raw("backlog", &backlog.map_or_else(|| "null".to_owned(), |backlog| backlog.to_string()))
         .number("parked", group.parked)
         .optional("oldest", group.oldest.map(|oldest| oldest.to_string()))
         .number("dead_letters", group.dead_letters)
