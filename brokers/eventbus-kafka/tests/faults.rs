@@ -6,21 +6,16 @@ use eventbus::broker::{AuditQuery, Broker, Connection};
 use eventbus::subscription::Pattern;
 use eventbus::{Envelope, PublishError, Topic};
 use eventbus_kafka::KafkaBroker;
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use support::cpu::cpu_time;
+use support::load::{Load, Publishing, RECOVERY};
 use support::proxy::Proxy;
 use support::servers::Server;
-use support::{PATIENCE, event, number, receive, request, until};
+use support::{PATIENCE, event, receive, request, until};
 
 /// CPU time is that of the process, so one test at a time measures it, and loads the machine.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
-const KEYS: u64 = 16;
-/// In how much time after a connection can be had again events have to be handled.
-const RECOVERY: Duration = Duration::from_secs(10);
 
 async fn connect(url: &str) -> KafkaBroker {
     let builder = KafkaBroker::builder(url).expect("an address");
@@ -57,102 +52,20 @@ async fn idles(time: Duration) {
     assert!(spent < time / 5, "{spent:?} of the processor in {time:?}");
 }
 
-/// Publishers and one group that handles what they publish, while something fails.
-struct Load {
-    broker: KafkaBroker,
-    confirmed: Arc<AtomicU64>,
-    handled: Arc<AtomicU64>,
-    publishing: Vec<tokio::task::JoinHandle<()>>,
-    handling: tokio::task::JoinHandle<Vec<(u64, u64)>>,
-}
-
-impl Load {
-    async fn begin(broker: KafkaBroker, events: u64) -> Self {
-        let (confirmed, handled) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let mut deliveries = broker.subscribe(request("group", "load.*")).await.unwrap();
-        let count = Arc::clone(&handled);
-        let handling = tokio::spawn(async move {
-            let (mut seen, mut all) = (Vec::new(), BTreeSet::new());
-            while (all.len() as u64) < events {
-                for received in receive(&mut deliveries, 1).await {
-                    if !received.settler.holds(&received.receipt) {
-                        continue;
-                    }
-                    seen.push((number(&received) % KEYS, number(&received)));
-                    all.insert(number(&received));
-                    count.store(all.len() as u64, Ordering::SeqCst);
-                    // What is not committed comes again.
-                    let _ = received.settler.ack(received.receipt).await;
-                }
-            }
-            seen
-        });
-        // Each publisher has a key of its own, and publishes in order.
-        let publishers = (0..KEYS).map(|key| {
-            let (broker, confirmed) = (broker.clone(), Arc::clone(&confirmed));
-            tokio::spawn(async move {
-                for number in (0..events).filter(|number| number % KEYS == key) {
-                    broker
-                        .publish(event("load.a", &key.to_string(), number))
-                        .await
-                        .expect("it is stored in the end");
-                    confirmed.fetch_add(1, Ordering::SeqCst);
-                }
-            })
-        });
-        let publishing = publishers.collect();
-        Self { broker, confirmed, handled, publishing, handling }
-    }
-
-    async fn confirmed(&self, events: u64) {
-        until("events are confirmed", async || self.confirmed.load(Ordering::SeqCst) >= events).await;
-    }
-
-    /// Something is handled soon that is not even published yet.
-    async fn recovers(&self) {
-        self.recovers_within(RECOVERY).await;
-    }
-
-    async fn recovers_within(&self, limit: Duration) {
-        // Of each key one may be on its way.
-        let (begun, before) = (Instant::now(), self.confirmed.load(Ordering::SeqCst) + KEYS);
-        until("events are handled again", async || self.handled.load(Ordering::SeqCst) > before).await;
-        assert!(begun.elapsed() < limit, "{:?}", begun.elapsed());
-        until("the connection is known to be back", async || self.broker.connection() == Connection::Up)
-            .await;
-        assert!(begun.elapsed() < limit, "{:?}", begun.elapsed());
-    }
-
-    /// Everything that was confirmed is handled, in order by key.
-    async fn end(self) {
-        for publisher in self.publishing {
-            publisher.await.expect("nothing that was published is lost");
-        }
-        let seen = self.handling.await.expect("everything is handled");
-        let mut by_key: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-        for (key, number) in seen {
-            let of_key = by_key.entry(key).or_default();
-            if !of_key.contains(&number) {
-                of_key.push(number);
-            }
-        }
-        for (key, numbers) in by_key {
-            assert!(numbers.is_sorted(), "key {key}: {numbers:?}");
-        }
-    }
-}
+/// What is published while something fails.
+const PUBLISHING: Publishing = Publishing { topics: &["load.a"], again: false };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_or_paused_and_goes_on_loses_nothing_that_was_confirmed() {
     let _alone = ALONE.lock().await;
     let server = Server::up("kafka", "eventbus-kafka-killed");
-    let load = Load::begin(connect(&server.url()).await, 3_000).await;
-    load.confirmed(1_000).await;
+    let load = Load::begin(connect(&server.url()).await, PUBLISHING).await;
+    load.goes_on(1_000).await;
     server.order("kill");
-    until_lost(&load.broker).await;
+    load.is_lost().await;
     idles(Duration::from_secs(2)).await;
     server.order("restart");
-    load.confirmed(2_000).await;
+    load.goes_on(1_000).await;
     server.order("pause");
     tokio::time::sleep(Duration::from_secs(5)).await;
     server.order("continue");
@@ -165,8 +78,8 @@ async fn a_server_that_is_killed_or_paused_and_goes_on_loses_nothing_that_was_co
 async fn a_server_that_ends_since_its_disk_is_full_loses_nothing_and_goes_on_once_there_is_room() {
     let _alone = ALONE.lock().await;
     let server = Server::up("kafka", "eventbus-kafka-full");
-    let load = Load::begin(connect(&server.url()).await, 3_000).await;
-    load.confirmed(1_000).await;
+    let load = Load::begin(connect(&server.url()).await, PUBLISHING).await;
+    load.goes_on(1_000).await;
     let timeout = Duration::from_secs(3);
     let builder = KafkaBroker::builder(&server.url()).expect("an address").publish_timeout(timeout);
     let filling = builder.connect().await.expect("the server answers");
@@ -190,10 +103,10 @@ async fn a_server_that_ends_since_its_disk_is_full_loses_nothing_and_goes_on_onc
     };
     assert!(confirmed > 0, "there was some room: {error}");
     assert!(matches!(error, PublishError::Unconfirmed { .. }), "{error}");
-    until_lost(&load.broker).await;
+    load.is_lost().await;
     idles(Duration::from_secs(2)).await;
     server.order("restart");
-    load.recovers().await;
+    load.recovers_within(RECOVERY).await;
     until("what had no room is taken", async || filling.publish(large()).await.is_ok()).await;
     load.end().await;
     let mut query = AuditQuery::default();
@@ -229,36 +142,36 @@ async fn a_shutdown_during_an_outage_ends_in_time_and_says_what_is_not_known() {
 async fn a_connection_that_is_cut_again_and_again_loses_nothing_and_stores_nothing_twice() {
     let _alone = ALONE.lock().await;
     let (server, proxy) = behind_proxy("eventbus-kafka-cut").await;
-    let load = Load::begin(connect(&proxy.url()).await, 4_000).await;
+    let load = Load::begin(connect(&proxy.url()).await, PUBLISHING).await;
     for part in 1..6 {
-        load.confirmed(part * 500).await;
+        load.goes_on(500).await;
         // Every other time with answers lost, so that it is not known what was stored and what was committed.
         proxy.mute(part % 2 == 0);
         tokio::time::sleep(Duration::from_millis(20)).await;
         proxy.cut();
         proxy.mute(false);
-        load.recovers().await;
+        load.recovers_within(RECOVERY).await;
     }
     proxy.refuse(true);
     proxy.cut();
-    until_lost(&load.broker).await;
+    load.is_lost().await;
     idles(Duration::from_secs(3)).await;
     proxy.refuse(false);
-    load.recovers().await;
-    load.end().await;
-    assert_eq!(stored(&connect(&server.url()).await).await.len(), 4_000);
+    load.recovers_within(RECOVERY).await;
+    let handled = load.end().await;
+    assert_eq!(stored(&connect(&server.url()).await).await.len() as u64, handled.events());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_swallows_everything_is_found_out_and_loses_nothing() {
     let _alone = ALONE.lock().await;
     let (_server, proxy) = behind_proxy("eventbus-kafka-swallowed").await;
-    let load = Load::begin(connect(&proxy.url()).await, 4_000).await;
+    let load = Load::begin(connect(&proxy.url()).await, PUBLISHING).await;
     for is_cut in [false, true] {
-        load.confirmed(if is_cut { 2_000 } else { 1_000 }).await;
+        load.goes_on(1_000).await;
         let begun = Instant::now();
         proxy.swallow(true);
-        until_lost(&load.broker).await;
+        load.is_lost().await;
         assert!(begun.elapsed() < RECOVERY, "{:?}", begun.elapsed());
         // Until its session is over as well.
         idles(support::SESSION).await;
@@ -266,7 +179,7 @@ async fn a_connection_that_swallows_everything_is_found_out_and_loses_nothing() 
             proxy.cut();
         }
         proxy.swallow(false);
-        load.recovers().await;
+        load.recovers_within(RECOVERY).await;
     }
     load.end().await;
 }
@@ -275,8 +188,8 @@ async fn a_connection_that_swallows_everything_is_found_out_and_loses_nothing() 
 async fn connections_on_which_nothing_is_heard_any_more_are_made_anew() {
     let _alone = ALONE.lock().await;
     let (_server, proxy) = behind_proxy("eventbus-kafka-stalled").await;
-    let load = Load::begin(connect(&proxy.url()).await, 2_000).await;
-    load.confirmed(1_000).await;
+    let load = Load::begin(connect(&proxy.url()).await, PUBLISHING).await;
+    load.goes_on(1_000).await;
     proxy.stall();
     load.recovers_within(RECOVERY * 2).await;
     load.end().await;
@@ -293,7 +206,8 @@ async fn an_event_whose_confirmation_is_lost_is_stored_once() {
         let broker = broker.clone();
         async move { broker.publish_all((1..=100).map(|number| event("load.a", "k", number)).collect()).await }
     });
-    until("they are stored", async || stored(&direct).await.len() == 101).await;
+    // No batch is sent before the one before it is confirmed.
+    until("a part is stored", async || stored(&direct).await.len() > 1).await;
     assert!(!publishing.is_finished(), "and nobody has heard of it");
     let cut = Instant::now();
     proxy.cut();

@@ -5,120 +5,35 @@ mod support;
 use eventbus::PublishError;
 use eventbus::broker::{Broker, Connection, Parked};
 use eventbus_core::jiff::Timestamp;
-use eventbus_rabbitmq::RabbitMqBroker;
 use eventbus_rabbitmq::lapin::BasicProperties;
 use eventbus_rabbitmq::lapin::options::BasicPublishOptions;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use support::between::{BLOCKED, Between, CLOSE, UNBLOCKED};
 use support::cpu::cpu_time;
+use support::load::{Load, Publishing, RECOVERY};
 use support::servers::Server;
 use support::{
     PATIENCE, ack, behind_proxy, builder, connect, event, exchange, number, receive, remove, request, server,
     until, url_at,
 };
 
-const KEYS: u64 = 16;
-
-/// Publishers and one group that handles what they publish, while something fails.
-struct Load {
-    broker: RabbitMqBroker,
-    confirmed: Arc<AtomicU64>,
-    handled: Arc<AtomicU64>,
-    publishing: Vec<tokio::task::JoinHandle<()>>,
-    handling: tokio::task::JoinHandle<Vec<(u64, u64)>>,
-}
-
-impl Load {
-    async fn begin(broker: RabbitMqBroker, events: u64) -> Self {
-        let (confirmed, handled) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let mut deliveries = broker.subscribe(request("group", "load.*")).await.unwrap();
-        let count = Arc::clone(&handled);
-        let handling = tokio::spawn(async move {
-            let (mut seen, mut all) = (Vec::new(), BTreeSet::new());
-            while (all.len() as u64) < events {
-                let received = receive(&mut deliveries, 1).await.remove(0);
-                if !received.settler.holds(&received.receipt) {
-                    continue;
-                }
-                let number = number(&received);
-                seen.push((number % KEYS, number));
-                all.insert(number);
-                count.store(all.len() as u64, Ordering::SeqCst);
-                // What is not acked comes again.
-                let _ = received.settler.ack(received.receipt).await;
-            }
-            seen
-        });
-        // Each publisher has keys of its own, and publishes in order.
-        let publishers = (0..KEYS).map(|key| {
-            let (broker, confirmed) = (broker.clone(), Arc::clone(&confirmed));
-            tokio::spawn(async move {
-                for number in (0..events).filter(|number| number % KEYS == key) {
-                    let topic = if number % 3 == 0 { "load.a" } else { "load.b" };
-                    let envelope = event(topic, &key.to_string(), number);
-                    // Whoever is not told that it is stored publishes again.
-                    while broker.publish(Arc::clone(&envelope)).await.is_err() {
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
-                    confirmed.fetch_add(1, Ordering::SeqCst);
-                }
-            })
-        });
-        let publishing = publishers.collect();
-        Self { broker, confirmed, handled, publishing, handling }
-    }
-
-    async fn confirmed(&self, events: u64) {
-        until("events are confirmed", async || self.confirmed.load(Ordering::SeqCst) >= events).await;
-    }
-
-    async fn goes_on(&self) {
-        let (handled, back) = (self.handled.load(Ordering::SeqCst), Instant::now());
-        until("events are handled again", async || self.handled.load(Ordering::SeqCst) > handled).await;
-        assert!(back.elapsed() < Duration::from_secs(10), "{:?}", back.elapsed());
-        until("the connection is known to be back", async || self.broker.connection() == Connection::Up)
-            .await;
-    }
-
-    /// Everything that was confirmed is handled, in order by key.
-    async fn end(self) {
-        for publisher in self.publishing {
-            publisher.await.unwrap();
-        }
-        let seen = self.handling.await.expect("everything is handled");
-        let mut by_key: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-        for (key, number) in seen {
-            let of_key = by_key.entry(key).or_default();
-            if !of_key.contains(&number) {
-                of_key.push(number);
-            }
-        }
-        for (key, numbers) in by_key {
-            let wrong: Vec<_> = numbers.windows(2).filter(|two| two[0] > two[1]).collect();
-            assert!(wrong.is_empty(), "key {key}: {wrong:?} of {}", numbers.len());
-        }
-        self.broker.close().await.unwrap();
-    }
-}
+/// What is published while something fails.
+const PUBLISHING: Publishing = Publishing { topics: &["load.a", "load.b"], again: true };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_and_begun_again_loses_nothing_that_was_confirmed() {
     let server = Server::up("rabbitmq", "eventbus-rabbitmq-killed");
-    let load = Load::begin(connect(&server.url()).await, 4_000).await;
-    for part in [1_200, 2_400] {
-        load.confirmed(part).await;
+    let load = Load::begin(connect(&server.url()).await, PUBLISHING).await;
+    for _ in 0..2 {
+        load.goes_on(500).await;
         server.order("kill");
-        until("the loss is noticed", async || matches!(load.broker.connection(), Connection::Lost { .. }))
-            .await;
+        load.is_lost().await;
         let (before, outage) = (cpu_time(), Duration::from_secs(2));
         tokio::time::sleep(outage).await;
         let busy = cpu_time() - before;
         assert!(busy < outage / 2, "{busy:?} of {outage:?} were spent on waiting");
         server.order("restart");
-        load.goes_on().await;
+        load.recovers_within(RECOVERY).await;
     }
     load.end().await;
 }
@@ -126,12 +41,12 @@ async fn a_server_that_is_killed_and_begun_again_loses_nothing_that_was_confirme
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stands_still_for_five_seconds_loses_nothing_and_goes_on() {
     let server = Server::up("rabbitmq", "eventbus-rabbitmq-paused");
-    let load = Load::begin(connect(&server.url()).await, 3_000).await;
-    load.confirmed(1_000).await;
+    let load = Load::begin(connect(&server.url()).await, PUBLISHING).await;
+    load.goes_on(500).await;
     server.order("pause");
     tokio::time::sleep(Duration::from_secs(5)).await;
     server.order("continue");
-    load.goes_on().await;
+    load.recovers_within(RECOVERY).await;
     load.end().await;
 }
 
@@ -139,19 +54,19 @@ async fn a_server_that_stands_still_for_five_seconds_loses_nothing_and_goes_on()
 async fn a_connection_that_is_cut_or_leads_nowhere_is_noticed_and_loses_nothing() {
     let exchange = exchange();
     let (proxy, url) = behind_proxy(&server()).await;
-    let load = Load::begin(connect(&format!("{}&heartbeat=1s", url_at(&url, &exchange))).await, 3_000).await;
-    for part in [500, 1_000] {
-        load.confirmed(part).await;
+    let load =
+        Load::begin(connect(&format!("{}&heartbeat=1s", url_at(&url, &exchange))).await, PUBLISHING).await;
+    for _ in 0..2 {
+        load.goes_on(500).await;
         proxy.cut();
-        load.goes_on().await;
+        load.recovers_within(RECOVERY).await;
     }
-    load.confirmed(1_500).await;
+    load.goes_on(500).await;
     proxy.swallow(true);
-    until("the silence is noticed", async || matches!(load.broker.connection(), Connection::Lost { .. }))
-        .await;
+    load.is_lost().await;
     proxy.cut();
     proxy.swallow(false);
-    load.goes_on().await;
+    load.recovers_within(RECOVERY).await;
     load.end().await;
     remove(&exchange).await;
 }

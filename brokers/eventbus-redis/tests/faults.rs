@@ -6,15 +6,13 @@ use eventbus::broker::{Broker, Connection, Standing, SubscribeRequest};
 use eventbus::subscription::Pattern;
 use eventbus::{Bus, Delivery, PublishError};
 use eventbus_redis::{RedisBroker, RedisBrokerBuilder};
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use support::load::{Load, Publishing, RECOVERY};
 use support::proxy::Proxy;
 use support::servers::Server;
 use support::{PATIENCE, Place, event, number, publish, receive, subscribe, until};
-
-const KEYS: u64 = 16;
 
 /// A builder on a connection that fails as the proxy is told to.
 async fn through_proxy(place: &Place) -> (Proxy, RedisBrokerBuilder) {
@@ -23,104 +21,27 @@ async fn through_proxy(place: &Place) -> (Proxy, RedisBrokerBuilder) {
     (proxy, builder.prefix(&place.prefix).response_timeout(Duration::from_secs(2)))
 }
 
-/// Publishers and one group that handles what they publish, while something fails.
-struct Load {
-    broker: RedisBroker,
-    confirmed: Arc<AtomicU64>,
-    handled: Arc<AtomicU64>,
-    publishing: Vec<tokio::task::JoinHandle<()>>,
-    handling: tokio::task::JoinHandle<Vec<(u64, u64)>>,
-}
-
-impl Load {
-    async fn begin(broker: RedisBroker, events: u64) -> Self {
-        let (confirmed, handled) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let mut deliveries = subscribe(&broker, "group", "load.*").await;
-        let count = Arc::clone(&handled);
-        let handling = tokio::spawn(async move {
-            let (mut seen, mut all) = (Vec::new(), BTreeSet::new());
-            while (all.len() as u64) < events {
-                for received in receive(&mut deliveries, 64).await {
-                    if !received.settler.holds(&received.receipt) {
-                        continue;
-                    }
-                    let (key, number) = (number(&received) % KEYS, number(&received));
-                    seen.push((key, number));
-                    all.insert(number);
-                    count.store(all.len() as u64, Ordering::SeqCst);
-                    // What is not saved comes again.
-                    let _ = received.settler.ack(received.receipt).await;
-                }
-            }
-            seen
-        });
-        // Each publisher has keys of its own, and publishes in order.
-        let publishers = (0..KEYS).map(|key| {
-            let (broker, confirmed) = (broker.clone(), Arc::clone(&confirmed));
-            tokio::spawn(async move {
-                for number in (0..events).filter(|number| number % KEYS == key) {
-                    let topic = if number % 3 == 0 { "load.a" } else { "load.b" };
-                    let envelope = Arc::new(event(topic, number).with_key(key));
-                    broker.publish(envelope).await.expect("it is stored in the end");
-                    confirmed.fetch_add(1, Ordering::SeqCst);
-                }
-            })
-        });
-        let publishing = publishers.collect();
-        Self { broker, confirmed, handled, publishing, handling }
-    }
-
-    async fn confirmed(&self, events: u64) {
-        until("events are confirmed", async || self.confirmed.load(Ordering::SeqCst) >= events).await;
-    }
-
-    /// Everything that was confirmed is handled, in order by key; how many came more than once.
-    async fn end(self) -> usize {
-        for publisher in self.publishing {
-            publisher.await.expect("nothing that was published is lost");
-        }
-        let seen = self.handling.await.expect("everything is handled");
-        let mut by_key: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-        let mut repeats = 0;
-        for (key, number) in seen {
-            let of_key = by_key.entry(key).or_default();
-            match of_key.contains(&number) {
-                true => repeats += 1,
-                false => of_key.push(number),
-            }
-        }
-        for (key, numbers) in by_key {
-            let wrong: Vec<_> = numbers.windows(2).filter(|two| two[0] > two[1]).collect();
-            assert!(wrong.is_empty(), "key {key}: {wrong:?} of {}", numbers.len());
-        }
-        repeats
-    }
-}
+/// What is published while something fails.
+const PUBLISHING: Publishing = Publishing { topics: &["load.a", "load.b"], again: false };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_and_begun_again_loses_nothing_that_was_confirmed() {
     let server = Server::up("redis", "eventbus-redis-killed");
     let url = server.url();
     let broker = RedisBroker::open(&url).await.unwrap();
-    let load = Load::begin(broker, 6_000).await;
-    for part in [2_000, 4_000] {
+    let load = Load::begin(broker, PUBLISHING).await;
+    for _ in 0..2 {
         // With `everysec` a server on a slow disk answers before it has written. What was confirmed before is
         // written with the next events.
         support::command::<()>(&url, redis::cmd("CONFIG").arg("SET").arg("appendfsync").arg("always"));
-        load.confirmed(part).await;
+        load.goes_on(1_000).await;
         server.order("kill");
-        until("the loss is noticed", async || matches!(load.broker.connection(), Connection::Lost { .. }))
-            .await;
+        load.is_lost().await;
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let handled = load.handled.load(Ordering::SeqCst);
         server.order("restart");
-        let back = Instant::now();
-        until("events are handled again", async || load.handled.load(Ordering::SeqCst) > handled).await;
-        assert!(back.elapsed() < Duration::from_secs(10), "{:?}", back.elapsed());
-        until("the connection is known to be back", async || load.broker.connection() == Connection::Up)
-            .await;
+        load.recovers_within(RECOVERY).await;
     }
-    let repeats = load.end().await;
+    let repeats = load.end().await.repeats;
     assert!(repeats <= 2 * 1_100, "{repeats} are repeated");
 }
 
@@ -128,15 +49,12 @@ async fn a_server_that_is_killed_and_begun_again_loses_nothing_that_was_confirme
 async fn a_server_that_stands_still_for_five_seconds_loses_nothing_and_goes_on() {
     let server = Server::up("redis", "eventbus-redis-paused");
     let broker = RedisBroker::open(&server.url()).await.unwrap();
-    let load = Load::begin(broker, 4_000).await;
-    load.confirmed(1_500).await;
+    let load = Load::begin(broker, PUBLISHING).await;
+    load.goes_on(1_000).await;
     server.order("pause");
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let handled = load.handled.load(Ordering::SeqCst);
     server.order("continue");
-    let back = Instant::now();
-    until("events are handled again", async || load.handled.load(Ordering::SeqCst) > handled).await;
-    assert!(back.elapsed() < Duration::from_secs(10), "{:?}", back.elapsed());
+    load.recovers_within(RECOVERY).await;
     load.end().await;
 }
 
@@ -144,34 +62,31 @@ async fn a_server_that_stands_still_for_five_seconds_loses_nothing_and_goes_on()
 async fn a_connection_that_is_cut_again_and_again_loses_nothing_and_stores_nothing_twice() {
     let place = Place::new();
     let (proxy, builder) = through_proxy(&place).await;
-    let load = Load::begin(builder.open().await.unwrap(), 3_000).await;
+    let load = Load::begin(builder.open().await.unwrap(), PUBLISHING).await;
     for part in 1..6 {
-        load.confirmed(part * 400).await;
+        load.goes_on(400).await;
         // Once with the confirmations lost, so that it is not known what was stored.
         proxy.mute(part % 2 == 0);
         tokio::time::sleep(Duration::from_millis(20)).await;
         proxy.cut();
         proxy.mute(false);
     }
-    load.end().await;
+    let handled = load.end().await;
     let stored = |topic: &str| place.command::<u64>(redis::cmd("XLEN").arg(place.key(topic)));
-    assert_eq!(stored("topic:load.a") + stored("topic:load.b"), 3_000);
+    assert_eq!(stored("topic:load.a") + stored("topic:load.b"), handled.events());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_swallows_everything_is_given_up_and_made_again() {
     let place = Place::new();
     let (proxy, builder) = through_proxy(&place).await;
-    let load = Load::begin(builder.open().await.unwrap(), 2_000).await;
-    load.confirmed(500).await;
+    let load = Load::begin(builder.open().await.unwrap(), PUBLISHING).await;
+    load.goes_on(500).await;
     proxy.swallow(true);
-    until("the loss is noticed", async || matches!(load.broker.connection(), Connection::Lost { .. })).await;
-    let handled = load.handled.load(Ordering::SeqCst);
+    load.is_lost().await;
     proxy.cut();
     proxy.swallow(false);
-    let back = Instant::now();
-    until("events are handled again", async || load.handled.load(Ordering::SeqCst) > handled).await;
-    assert!(back.elapsed() < Duration::from_secs(10), "{:?}", back.elapsed());
+    load.recovers_within(RECOVERY).await;
     load.end().await;
 }
 

@@ -4,6 +4,8 @@
 
 #[path = "../../../eventbus-server/tests/support/cpu.rs"]
 pub mod cpu;
+#[path = "../../../eventbus-server/tests/support/load.rs"]
+pub mod load;
 #[path = "../../../eventbus-server/tests/support/proxy.rs"]
 pub mod proxy;
 pub mod raw;

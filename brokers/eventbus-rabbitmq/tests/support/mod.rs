@@ -5,6 +5,8 @@
 pub mod between;
 #[path = "../../../eventbus-server/tests/support/cpu.rs"]
 pub mod cpu;
+#[path = "../../../eventbus-server/tests/support/load.rs"]
+pub mod load;
 #[path = "../../../eventbus-server/tests/support/proxy.rs"]
 pub mod proxy;
 #[path = "../../../eventbus-server/tests/support/servers.rs"]
