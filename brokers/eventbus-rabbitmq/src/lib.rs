@@ -49,6 +49,8 @@
 //!   what was settled here and comes again for want of its ack is only acked.
 //! - **On a takeover** what the other process had comes first, in order. RabbitMQ notices at once that a process has ended, and
 //!   after two heart-beats that one is silent. One that is cut off goes on with the handlers that it has begun.
+//! - **Who leaves a group that competes** gives what no handler has back at once, for the others. Its handlers end in peace:
+//!   their acks are taken until the broker is closed, which waits for them for up to four seconds.
 //! - **Acks** go together up to the first unfinished event. What is finished beyond it is acked apart after 50 ms, so that one
 //!   long retry holds up no acks.
 //! - **RabbitMQ takes back** what is not acked within `consumer_timeout` of its delivery, whatever it waits for. So what is held

@@ -270,7 +270,7 @@ impl Task {
         let Opened { number, channel, mut consumer } = opened;
         let mut acking = Acking::new();
         (self.acked, self.looking) = (None, None);
-        let mut given_back = false;
+        let mut stopped = false;
         loop {
             let (closed, in_hand, due, renew_at, returns_until, renewals) = {
                 let (mut state, now) = (subscription.state.lock(), Instant::now());
@@ -286,11 +286,16 @@ impl Task {
                 )
             };
             if !requeue(&channel, renewals).await {
-                return End::Lost(format!("nothing can be given back to the queue within {CALL:?}"));
+                return End::Lost(not_given_back());
             }
-            if closed && subscription.request.competing && !given_back {
-                given_back = true;
-                self.give_back(&channel, &consumer).await;
+            if closed && subscription.request.competing {
+                if !stopped && let Err(said) = self.stop(&channel, &mut consumer).await {
+                    return End::Lost(said);
+                }
+                stopped = true;
+                if !self.give_back(&channel).await {
+                    return End::Lost(not_given_back());
+                }
             }
             if closed && in_hand == 0 && returns_until.is_none() {
                 return self.finish(&channel, acking).await;
@@ -304,7 +309,7 @@ impl Task {
             let wants = subscription.asked.load(Ordering::Acquire);
             tokio::select! {
                 () = subscription.bell.notified() => {}
-                delivery = consumer.next() => {
+                delivery = consumer.next(), if !stopped => {
                     if let Some(end) = self.deliver(delivery, &mut consumer).await {
                         return end;
                     }
@@ -404,12 +409,24 @@ impl Task {
         }
     }
 
-    /// Nobody reads any more, and others may have what is at hand.
-    async fn give_back(&mut self, channel: &Channel, consumer: &Consumer) {
-        let _ = call(channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await;
+    /// Nobody reads any more: the server sends nothing more by this channel, which stays for what is handed out. What it has
+    /// sent before that is at hand then.
+    async fn stop(&mut self, channel: &Channel, consumer: &mut Consumer) -> Result<(), String> {
+        let cancelled = call(channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await;
+        cancelled.map_err(|trouble| trouble.to_string())?;
+        let now = Instant::now();
+        // The consumer ends behind what was sent.
+        while let Some(delivery) = consumer.next().await {
+            let arrival = self.arrival(delivery.map_err(|error| Trouble::from(error).to_string())?);
+            self.subscription.state.lock().held.arrive(arrival, now);
+        }
+        Ok(())
+    }
+
+    /// Gives back to the queue what is at hand, so that others have it. False, where that cannot be sent.
+    async fn give_back(&mut self, channel: &Channel) -> bool {
         let given_back = self.subscription.state.lock().held.give_back();
-        // Where it fails, the end of the channel gives them back.
-        let _ = requeue(channel, given_back.iter().map(|(tag, _)| *tag)).await;
+        requeue(channel, given_back.iter().map(|(tag, _)| *tag)).await
     }
 
     /// Acks all that is settled, and closes the channel, which gives back what is not.
@@ -464,6 +481,10 @@ async fn requeue(channel: &Channel, tags: impl IntoIterator<Item = Tag>) -> bool
     let nacks = tags.into_iter().map(|tag| channel.basic_nack(tag, options));
     let sent = tokio::time::timeout(CALL, join_all(nacks)).await;
     sent.is_ok_and(|sent| sent.iter().all(Result::is_ok))
+}
+
+fn not_given_back() -> String {
+    format!("nothing can be given back to the queue within {CALL:?}")
 }
 
 async fn sleep_until(at: Option<Instant>) {
