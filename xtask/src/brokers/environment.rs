@@ -33,6 +33,9 @@ pub(super) fn variables(home: &Path, servers: &[Server]) -> io::Result<Variables
         return Ok(variables);
     }
     for server in servers {
+        if let Some(outdated) = server.outdated() {
+            return Err(io::Error::other(format!("{} {outdated}", server.kind().name())));
+        }
         let addresses = server.kind().addresses(server);
         variables.extend(addresses.into_iter().map(|one| (variable(server.kind(), one.ending), one.value)));
     }

@@ -297,14 +297,15 @@ impl Brokers {
                 Condition::Dead => "dead",
             };
             let (name, instance) = (server.kind().name(), server.instance());
-            let urls: Vec<_> = match condition {
-                "down" => Vec::new(),
-                _ => {
+            let told = match (condition, server.outdated()) {
+                ("down", _) => String::new(),
+                (_, Some(outdated)) => outdated,
+                (_, None) => {
                     let all = server.kind().addresses(server).into_iter();
-                    all.filter(Address::is_url).map(|address| address.value).collect()
+                    all.filter(Address::is_url).map(|address| address.value).collect::<Vec<_>>().join("  ")
                 }
             };
-            println!("{name:<9} {instance:<9} {condition:<7} {}", urls.join("  ").trim_end());
+            println!("{name:<9} {instance:<9} {condition:<7} {}", told.trim_end());
         }
         if servers.is_empty() {
             println!("no server is up");

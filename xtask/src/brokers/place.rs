@@ -51,9 +51,9 @@ impl Ports {
     /// The ports that `file` remembers, and spare ones for what it does not; all are in the file then.
     pub(super) fn remembered(file: &Path, names: &[&str]) -> io::Result<Self> {
         let mut ports = Self::read(file)?.unwrap_or_default();
-        let missing: Vec<_> = names.iter().filter(|name| !ports.0.contains_key(**name)).collect();
+        let missing = ports.without(names);
         for (name, port) in missing.iter().zip(spare(missing.len())?) {
-            ports.0.insert((**name).to_string(), port);
+            ports.0.insert((*name).to_owned(), port);
         }
         fs::write(file, ports.to_lines())?;
         Ok(ports)
@@ -87,6 +87,11 @@ impl Ports {
     /// Where a kind of server asks for a port that it does not list.
     pub(super) fn of(&self, name: &str) -> u16 {
         *self.0.get(name).unwrap_or_else(|| panic!("no port is listed as `{name}`"))
+    }
+
+    /// Those of the names that have none.
+    pub(super) fn without<'a>(&self, names: &[&'a str]) -> Vec<&'a str> {
+        names.iter().copied().filter(|name| !self.0.contains_key(*name)).collect()
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = (&str, u16)> {

@@ -1,5 +1,6 @@
 //! One server: a kind, and the instance that it belongs to.
 
+use super::MAIN;
 use super::certificates::Certificates;
 use super::install::{Installer, last_lines};
 use super::kind::{Kind, Program};
@@ -68,6 +69,23 @@ impl Server {
         &self.ports
     }
 
+    /// What to do where it was begun by an earlier checkout, which knew fewer ports: it has no address there.
+    pub(super) fn outdated(&self) -> Option<String> {
+        let missing = self.ports.without(self.kind.ports());
+        let instance = match self.instance.as_str() {
+            MAIN => String::new(),
+            other => format!(" --instance {other}"),
+        };
+        (!missing.is_empty()).then(|| {
+            format!(
+                "was begun by an earlier checkout, without a port for {}: `cargo xtask brokers up {}{instance}` begins it \
+                 anew",
+                missing.join(", "),
+                self.kind.name()
+            )
+        })
+    }
+
     pub(super) fn tls(&self) -> Certificates {
         Certificates::of(&self.home)
     }
@@ -94,6 +112,7 @@ impl Server {
     pub(super) fn up(&mut self, data: Data, run: Option<&str>) -> io::Result<Option<Times>> {
         let _lock = self.lock()?;
         match self.condition()? {
+            Condition::Up if self.outdated().is_some() => self.end()?,
             Condition::Up => return Ok(None),
             Condition::Paused => return Err(io::Error::other("it is paused: continue it, or take it down")),
             Condition::Dead => self.end()?,
@@ -254,5 +273,38 @@ impl Server {
     /// Nobody else changes this server while it is held.
     fn lock(&self) -> io::Result<fs::File> {
         lock(&self.folder.with_added_extension("lock"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::environment;
+    use super::super::kind::named;
+    use super::*;
+
+    #[test]
+    fn a_server_of_an_earlier_checkout_without_a_port_that_came_later_is_to_be_begun_anew() {
+        let home = tempfile::tempdir().unwrap();
+        let kind = named("nats").unwrap();
+        let folder = home.path().join("servers/faults/nats");
+        fs::create_dir_all(&folder).unwrap();
+        let write = |names: &[&str]| {
+            let lines: String =
+                names.iter().zip(20_000..).map(|(name, port)| format!("{name}={port}\n")).collect();
+            fs::write(folder.join("ports"), lines).unwrap();
+            Server::new(home.path(), kind, "faults").unwrap()
+        };
+        let [earlier @ .., added] = kind.ports() else { panic!("it has ports") };
+        let server = write(earlier);
+        let told = server.outdated().expect("a port is missing");
+        assert!(
+            told.contains(added) && told.contains("`cargo xtask brokers up nats --instance faults`"),
+            "{told}"
+        );
+        let error = environment::variables(home.path(), &[server]).unwrap_err().to_string();
+        assert!(error.contains(&told), "{error}");
+        let server = write(kind.ports());
+        assert_eq!(server.outdated(), None);
+        assert!(environment::variables(home.path(), &[server]).is_ok());
     }
 }
