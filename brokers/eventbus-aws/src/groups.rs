@@ -2,7 +2,7 @@
 
 use crate::connection::{CALL, Link, Trouble};
 use crate::names::{Role, last_part};
-use crate::readers::is_read;
+use crate::readers::{is_read, last_read};
 use crate::subscription::Subscription;
 use crate::together::each;
 use crate::topology::GROUP_TAG;
@@ -27,6 +27,7 @@ struct Kept {
     group: String,
     pattern: Pattern,
     active: bool,
+    last_active: Option<Timestamp>,
 }
 
 impl AwsGroups {
@@ -109,7 +110,7 @@ impl AwsGroups {
 impl Kept {
     fn state(&self) -> GroupState {
         let mut state = GroupState::new(&self.group, self.pattern.as_str());
-        state.active = self.active;
+        (state.active, state.last_active) = (self.active, self.last_active);
         state
     }
 }
@@ -146,7 +147,8 @@ impl Link {
             return Ok(None);
         };
         let active = is_read(&tags, Timestamp::now().as_second());
-        Ok(Some(Kept { url, group, pattern, active }))
+        let last_active = last_read(&tags).and_then(|at| Timestamp::from_second(at).ok());
+        Ok(Some(Kept { url, group, pattern, active, last_active }))
     }
 
     /// Lets no topic send to a queue any more.

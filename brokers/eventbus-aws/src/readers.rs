@@ -44,6 +44,12 @@ pub(crate) fn is_read(tags: &HashMap<String, String>, now: i64) -> bool {
     tags.iter().any(|(tag, value)| tag.starts_with(TAG) && until(value) > now)
 }
 
+/// When the latest of those who read the queue has last written its tag, in seconds since 1970; none where all have left.
+pub(crate) fn last_read(tags: &HashMap<String, String>) -> Option<i64> {
+    let ends = tags.iter().filter(|(tag, _)| tag.starts_with(TAG)).map(|(_, value)| until(value));
+    ends.max().filter(|end| *end > 0).map(|end| end - HOLDS)
+}
+
 fn until(value: &str) -> i64 {
     value.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or_default()
 }
@@ -56,6 +62,7 @@ mod tests {
     fn a_queue_is_read_while_some_reader_has_written_its_tag_lately() {
         let mut tags = HashMap::from([("eventbus-group".to_owned(), "mail".to_owned())]);
         assert!(!is_read(&tags, 1_000));
+        assert_eq!(last_read(&tags), None);
         let first = Reader::among(&tags, 1_000);
         tags.insert(first.tag.clone(), first.value(1_000));
         let second = Reader::among(&tags, 1_100);
@@ -64,6 +71,7 @@ mod tests {
         assert!(first.is_in(&tags) && second.is_in(&tags));
         tags.remove(&first.tag);
         assert!(!first.is_in(&tags) && is_read(&tags, 1_399) && !is_read(&tags, 1_400));
+        assert_eq!(last_read(&tags), Some(1_100));
         let third = Reader::among(&tags, 1_400);
         tags.insert(third.tag.clone(), third.value(1_400));
         assert!(is_read(&tags, 1_400));
@@ -83,6 +91,7 @@ mod tests {
         assert_eq!(all.iter().filter(|reader| reader.is_in(&tags)).count(), PLACES);
         let value = tags["eventbus-reader-00"].clone();
         assert!(value.bytes().all(|b| b.is_ascii_alphanumeric() || b == b' '), "SQS takes it: {value}");
-        assert!(!is_read(&HashMap::from([("eventbus-reader-00".to_owned(), "odd".to_owned())]), 0));
+        let odd = HashMap::from([("eventbus-reader-00".to_owned(), "odd".to_owned())]);
+        assert!(!is_read(&odd, 0) && last_read(&odd).is_none());
     }
 }

@@ -87,6 +87,13 @@ fn is_active(info: &Info) -> bool {
     info.num_waiting > 0 || pinned
 }
 
+/// When the server last delivered something of a consumer, or was told that something is settled.
+fn last_active(info: &Info) -> Option<Timestamp> {
+    let signs = [info.delivered.last_active, info.ack_floor.last_active];
+    let nanoseconds = signs.into_iter().flatten().map(|sign| sign.unix_timestamp_nanos()).max()?;
+    Timestamp::from_nanosecond(nanoseconds).ok()
+}
+
 impl Shared {
     async fn list_groups(&self) -> Result<Vec<GroupState>, BrokerError> {
         let settings = &self.link.settings;
@@ -108,7 +115,7 @@ impl Shared {
             state.backlog = info.num_pending + info.num_ack_pending as u64;
             state.parked = parked.get(info.name.as_str()).copied().unwrap_or_default();
             state.dead_letters = dead.get(settings.dead_token(group).as_str()).copied().unwrap_or_default();
-            state.active = is_active(info);
+            (state.active, state.last_active) = (is_active(info), last_active(info));
             if state.backlog > 0 {
                 state.oldest = self.oldest(&filters(&info.config), floor + 1).await;
             }

@@ -35,6 +35,7 @@ fn list(connection: &Connection, store: &Store) -> rusqlite::Result<Vec<GroupSta
         (state.backlog, state.parked, state.dead_letters) = (unfinished.count, row.get(7)?, row.get(8)?);
         state.oldest = unfinished.first.map_or(Ok(None), |first| stored_at(connection, first))?;
         state.active = owner.is_some_and(|owner| !store.is_free(&owner, lease));
+        state.last_active = lease.extended();
         groups.push(state);
     }
     Ok(groups)

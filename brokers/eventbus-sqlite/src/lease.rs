@@ -7,6 +7,7 @@
 use crate::file::{Identity, beside};
 use eventbus_core::BrokerError;
 use eventbus_core::lock::{Lock, Rank};
+use jiff::Timestamp;
 use rusqlite::Connection;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -205,6 +206,12 @@ impl Lease {
     pub(crate) fn of(length: Duration) -> Self {
         let length = i64::try_from(length.as_millis()).unwrap_or(i64::MAX / 2);
         Self { until: now().saturating_add(length), length }
+    }
+
+    /// When it was last extended; none where there never was one.
+    pub(crate) fn extended(self) -> Option<Timestamp> {
+        let extended = (self.until > 0).then(|| self.until.saturating_sub(self.length))?;
+        Timestamp::from_millisecond(extended).ok()
     }
 
     /// Whether it is over. One that reaches further than it was given for was given before the clock was set back, and

@@ -2,6 +2,8 @@
 
 mod support;
 
+use eventbus::broker::GroupState;
+use eventbus::jiff::Timestamp;
 use eventbus::{Bus, Delivery, State, subscribe};
 use eventbus_sqlite::SqliteBrokerBuilder;
 use std::sync::Arc;
@@ -123,6 +125,29 @@ async fn a_bus_whose_groups_others_handle_is_settled_when_they_are_done() {
     publish_pings(&second, 0..500).await;
     second.settled().await.unwrap();
     assert_eq!(here.len(), 500);
+}
+
+#[tokio::test]
+async fn since_when_nobody_handles_a_group_is_told() {
+    let log = Log::new();
+    let looking = log.bus().await;
+    let state = async || looking.groups().unwrap().list().await.unwrap().remove(0);
+    let began = Timestamp::now();
+    let bus = log.bus().await;
+    pings(&bus, "pings").await;
+    bus.start().unwrap();
+    let live = state().await;
+    // Of times the log keeps the milliseconds.
+    let lately = |state: &GroupState| {
+        let last = state.last_active.expect("it is known");
+        last.as_millisecond() >= began.as_millisecond() && last <= Timestamp::now()
+    };
+    assert!(live.active && lately(&live), "{live:?} since {began}");
+    bus.shutdown().await.unwrap();
+    let left = state().await;
+    assert!(!left.active && lately(&left), "{left:?} since {began}");
+    until("it is longer ago", async || Timestamp::now() > left.last_active.unwrap()).await;
+    assert_eq!(state().await.last_active, left.last_active, "whoever looks is no sign of life");
 }
 
 /// A read model: how many pings there were.

@@ -24,6 +24,9 @@ pub struct GroupState {
     pub dead_letters: u64,
     /// Whether some process handles its events now.
     pub active: bool,
+    /// When the broker last saw a sign of a process that handles it, where it keeps that: a lease that was held, a delivery,
+    /// or a settlement. So it is not later than the end of the last process, and may be earlier.
+    pub last_active: Option<Timestamp>,
 }
 
 impl GroupState {
@@ -39,6 +42,7 @@ impl GroupState {
             parked: 0,
             dead_letters: 0,
             active: false,
+            last_active: None,
         }
     }
 }

@@ -184,6 +184,7 @@ impl Groups for Still {
             state.oldest = (backlog > 0).then(|| ago(backlog as i64 % 9_000));
             (state.cursor, state.backlog, state.parked) = (cursor, backlog, parked);
             (state.dead_letters, state.active) = (dead_letters, active);
+            state.last_active = Some(ago(if active { 1 } else { 3 * 86_400 }));
             state
         };
         BrokerFuture::ready(Ok(vec![

@@ -604,13 +604,14 @@ async fn the_status_of_each_group_is_shown_and_one_that_is_stalled_fails() {
     assert_eq!(unattended.code, 0, "{unattended:?}");
     assert!(unattended.out.starts_with("✓ the kept broker answers\n"), "{unattended:?}");
     let row = unattended.out.lines().last().unwrap().split_whitespace().collect::<Vec<_>>();
-    assert_eq!(row, ["old", "order.placed", "unattended", "1,234", "1", "-", "2"]);
+    assert_eq!(row, ["old", "order.placed", "unattended", "1,234", "1", "-", "2", "no"]);
     shop("status", "groups move old idle --yes").await;
     let idle = &shop("status", "status --json").await.lines()[0];
     assert_eq!(
         (&idle["group"], &idle["state"], &idle["backlog"]),
         (&json!("idle"), &json!("idle"), &json!(1))
     );
+    assert_eq!((&idle["active"], &idle["last_active"]), (&json!(false), &Value::Null));
     shop("status", "groups move idle stuck --yes").await;
     let stalled = shop("status", "status").await;
     assert!(stalled.code == 1 && stalled.out.contains("stalled"), "{stalled:?}");
@@ -644,7 +645,7 @@ async fn the_status_of_a_broker_that_does_not_say_it_is_unknown_and_neither_well
     let uncounted = shop("uncounted", "status").await;
     assert_eq!(uncounted.code, 4, "{uncounted:?}");
     let row = uncounted.out.lines().last().unwrap().split_whitespace().collect::<Vec<_>>();
-    assert_eq!(row, ["old", "order.placed", "unknown", "-", "1", "-", "2"]);
+    assert_eq!(row, ["old", "order.placed", "unknown", "-", "1", "-", "2", "no"]);
     let uncounted = shop("uncounted", "status --json").await;
     let told: Value = serde_json::from_str(&uncounted.raw).unwrap();
     assert_eq!((&told["state"], &told["backlog"]), (&json!("unknown"), &Value::Null));

@@ -255,7 +255,7 @@ async fn list(session: &mut Session, bus: &Bus) -> Result {
     let mut table = Table::new(COLUMNS);
     for state in &groups {
         let mut row = vec![cell(&state.group), styled(TOPIC, &state.pattern)];
-        row.extend(progress(Some(state)));
+        row.extend(progress(out, Some(state)));
         table.push(row);
     }
     out.table(&table, "the broker knows no groups")

@@ -1,5 +1,6 @@
 //! `status`: whether the broker answers, and whether each group gets on.
 
+use super::subscriptions::active;
 use crate::failure::{Failure, Result};
 use crate::json::Object;
 use crate::output::{BAD, CARE, DIM, GOOD, TOPIC, now, paint};
@@ -19,7 +20,8 @@ const COLUMNS: &[Column] = &[
     Column::number("BACKLOG"),
     Column::number("PARKED").goes(1),
     Column::whole("OLDEST"),
-    Column::number("DEAD"),
+    Column::number("DEAD").goes(2),
+    Column::whole("ACTIVE"),
 ];
 
 /// How long the broker may take to say which groups it has, and how far each has come.
@@ -155,6 +157,7 @@ fn show(session: &mut Session, broker: &str, seen: &[(&GroupState, State)]) -> R
             cell(count(group.parked)),
             styled(DIM, oldest),
             cell(count(group.dead_letters)),
+            active(out, group),
         ]);
     }
     out.table(&table, "the broker knows no groups yet")
@@ -175,6 +178,8 @@ fn object(group: &GroupState, state: State) -> Object {
         .number("parked", group.parked)
         .optional("oldest", group.oldest.map(|oldest| oldest.to_string()))
         .number("dead_letters", group.dead_letters)
+        .flag("active", group.active)
+        .optional("last_active", group.last_active.map(|last| last.to_string()))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::failure::{Failure, Result};
 use crate::json::Object;
-use crate::output::{BAD, CARE, DIM, GOOD, NONE, TOPIC};
+use crate::output::{BAD, CARE, DIM, GOOD, NONE, Output, TOPIC};
 use crate::session::Session;
 use crate::table::{Cell, Column, Table, cell, styled};
 use crate::text::count;
@@ -45,7 +45,7 @@ pub(super) async fn execute(session: &mut Session) -> Result {
     let mut table = Table::new(COLUMNS);
     for subscription in subscriptions {
         let mut row = vec![cell(&subscription.group), styled(TOPIC, &subscription.pattern)];
-        row.extend(progress(state_of(subscription)));
+        row.extend(progress(out, state_of(subscription)));
         row.push(styled(DIM, format!("{} {}", subscription.name, subscription.location())));
         table.push(row);
     }
@@ -60,7 +60,7 @@ async fn states(session: &mut Session) -> Result<Vec<GroupState>, Failure> {
 }
 
 /// Cursor, backlog, parked, dead letters, active.
-pub(super) fn progress(state: Option<&GroupState>) -> Vec<Cell> {
+pub(super) fn progress(out: &Output, state: Option<&GroupState>) -> Vec<Cell> {
     let Some(state) = state else { return (0..5).map(|_| styled(DIM, "-")).collect() };
     let care = |style, number: u64| styled(if number > 0 { style } else { NONE }, count(number));
     vec![
@@ -68,8 +68,17 @@ pub(super) fn progress(state: Option<&GroupState>) -> Vec<Cell> {
         cell(count(state.backlog)),
         care(CARE, state.parked),
         care(BAD, state.dead_letters),
-        if state.active { styled(GOOD, "yes") } else { styled(DIM, "no") },
+        active(out, state),
     ]
+}
+
+/// Whether some process handles a group, or when one was last seen to, where that is known.
+pub(super) fn active(out: &Output, state: &GroupState) -> Cell {
+    match state.last_active {
+        _ if state.active => styled(GOOD, "yes"),
+        Some(last) => styled(DIM, out.time(last)),
+        None => styled(DIM, "no"),
+    }
 }
 
 /// The same as members of an object.
@@ -81,6 +90,7 @@ pub(super) fn with_progress(object: Object, state: Option<&GroupState>) -> Objec
         .number("parked", state.parked)
         .number("dead_letters", state.dead_letters)
         .flag("active", state.active)
+        .optional("last_active", state.last_active.map(|last| last.to_string()))
 }
 
 fn object(subscription: &Subscription, state: Option<&GroupState>) -> Object {

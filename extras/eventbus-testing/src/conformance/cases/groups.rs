@@ -26,10 +26,12 @@ async fn state(case: &Case, groups: &Arc<dyn Groups>, group: &str) -> Option<Gro
     states.into_iter().find(|state| state.group == case.group(group))
 }
 
-/// A group is listed with its pattern, whether somebody handles it, how many events it has yet to settle, how many of them
+/// A group is listed with its pattern, whether somebody handles it and has lately, how many events it has yet to settle, how many of them
 /// wait for a retry, since when the oldest waits, and its dead letters: as well as the broker declares to know it.
 pub(super) async fn groups_are_listed_with_what_they_have_to_do(case: Arc<Case>) {
     const EVENTS: u64 = 12;
+    // A broker notes each while that somebody is there.
+    const SLOWLY: i64 = 300;
     let (bus, topic) = (case.bus().await, case.topic("order.placed"));
     let open = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&open);
@@ -62,6 +64,10 @@ pub(super) async fn groups_are_listed_with_what_they_have_to_do(case: Arc<Case>)
     if let Some(oldest) = listed.oldest {
         let (earliest, now) = (began.as_second() - 1, Timestamp::now());
         assert!(oldest.as_second() >= earliest && oldest <= now, "{oldest} is not between {began} and {now}");
+    }
+    if let Some(last) = listed.last_active {
+        let (earliest, now) = (began.as_second() - SLOWLY, Timestamp::now());
+        assert!(last.as_second() >= earliest && last <= now, "{last} is not between {began} and {now}");
     }
     if bus.dead_letters().is_ok() {
         case.until("its dead letter is counted", async || {
