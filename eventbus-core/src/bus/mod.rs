@@ -264,12 +264,7 @@ impl Bus {
     /// # Errors
     /// Where the broker keeps no log that can be asked.
     pub fn audit_log(&self) -> Result<Arc<dyn AuditLog>> {
-        self.shared.broker.audit_log().ok_or_else(|| {
-            self.lacks(
-                "keeps no log that can be asked (RabbitMQ does with `?streams=true` in its address, the in-process broker \
-                 with `MemoryBroker::builder().history(events)`)",
-            )
-        })
+        self.shared.broker.audit_log().ok_or_else(|| self.lacks_history("keeps no log that can be asked"))
     }
 
     /// The groups that the broker knows: to see how far each has come, and to move or drop one whose subscription is gone.
@@ -289,6 +284,14 @@ impl Bus {
 
     fn lacks(&self, what: &str) -> Error {
         BrokerError::new(format!("the {} broker {what}", self.shared.broker.name())).into()
+    }
+
+    /// What the broker would do with another setting, most likely.
+    fn lacks_history(&self, what: &str) -> Error {
+        self.lacks(&format!(
+            "{what} (RabbitMQ does with `?streams=true` in its address, the in-process broker with \
+             `MemoryBroker::builder().history(events)`)"
+        ))
     }
 
     /// A publisher of this bus, to be kept where the bus itself is not wanted.

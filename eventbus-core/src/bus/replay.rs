@@ -101,11 +101,7 @@ impl Bus {
 
     pub(super) fn replayable(&self) -> Result<Arc<dyn Replayable>> {
         self.shared.broker.replayable().ok_or_else(|| {
-            self.lacks(
-                "keeps no events after they were handled, so there is nothing to replay (RabbitMQ \
-                        does with `?streams=true` in its address, the in-process broker with \
-                        `MemoryBroker::builder().history(events)`)",
-            )
+            self.lacks_history("keeps no events after they were handled, so there is nothing to replay")
         })
     }
 }
