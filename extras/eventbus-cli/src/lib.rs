@@ -107,7 +107,7 @@
 //! | 0 | done; also where a list is empty, and where the reader of the output has closed it with nothing left to change |
 //! | 1 | failed, `check` found mistakes (with `--strict` warnings, too), `status` a group that is stalled, or `publish`, `dead-letters republish` or `purge` ended halfway since nobody reads the output any more; standard error says why |
 //! | 2 | wrong usage; also where `replay`, `dead-letters purge`, `republish` (unless it names one) or `groups seek`, `move` and `drop` would have to ask and nobody can answer, since it is no terminal: `--yes` does it then |
-//! | 3 | the event, dead letter or group that was named is not there |
+//! | 3 | the event, dead letter or group that was named is not there, or nothing is found on a topic that looks like a slip |
 //! | 4 | `status`: the broker can be reached, and has not said within 30 seconds whether its groups get on, or cannot |
 //! | 130, 143 | ended by Ctrl-C, by SIGTERM; `run` and `replay --until live` end so with 0 |
 //!

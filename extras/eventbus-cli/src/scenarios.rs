@@ -268,14 +268,15 @@ async fn a_slip_in_a_topic_is_noticed() {
 
 #[tokio::test]
 async fn a_slip_in_a_pattern_is_noticed() {
-    for (line, meant) in [
-        ("log placed", "order.placed"),
-        ("log order.plcaed --json", "order.placed"),
-        ("tail order.plcaed --limit 0", "order.placed"),
-        ("tail reserved --limit 0", "item.reserved"),
+    for (line, meant, code) in [
+        ("log placed", "order.placed", 3),
+        ("log order.plcaed --json", "order.placed", 3),
+        ("tail order.plcaed --limit 0", "order.placed", 0),
+        ("tail reserved --limit 0", "item.reserved", 0),
     ] {
-        let warned = shop("slips", line).await;
-        assert!(warned.error.contains(&format!("did you mean \"{meant}\"?")), "{line}: {warned:?}");
+        let told = shop("slips", line).await;
+        assert!(told.error.contains(&format!("did you mean \"{meant}\"?")), "{line}: {told:?}");
+        assert_eq!(told.code, code, "what is not published yet may be: {line}: {told:?}");
     }
     for line in ["log order.placed", "log 'order.>'", "log door", "tail 'item.*' --limit 0", "tail --limit 0"]
     {
@@ -464,11 +465,20 @@ async fn dead_letters_are_listed_mended_and_purged() {
         (&letter["kind"], &letter["event"]["id"], &letter["attempts"]),
         (&json!("rejected"), &json!("second"), &json!(1))
     );
-    for verb in ["list", "purge"] {
+    for verb in ["list", "list --json", "republish", "purge"] {
         let slip = shop("dead", &format!("dead-letters {verb} --group stokc")).await;
-        let said =
-            "no such dead letters; of groups that have some, there are: `stock`; did you mean \"stock\"?";
-        assert!(slip.code == 0 && slip.error.contains(said), "{slip:?}");
+        let said = "there is no group `stokc`; there are: `mail`, `old`, `stock`; did you mean \"stock\"?";
+        assert!(slip.code == 3 && slip.error == said && slip.out.is_empty(), "{verb}: {slip:?}");
+        let none = shop("dead", &format!("dead-letters {verb} --group old")).await;
+        assert_eq!(none.code, 0, "the broker has this group, and nothing of it: {none:?}");
+        for (topic, meant) in [("order.plcaed", "order.placed"), ("placed", "order.placed")] {
+            let slip = shop("dead", &format!("dead-letters {verb} --topic {topic}")).await;
+            assert!(slip.code == 3 && slip.error.contains(&format!("did you mean \"{meant}\"?")), "{slip:?}");
+        }
+        for topic in ["item.reserved", "door.opened", "'door.>'"] {
+            let none = shop("dead", &format!("dead-letters {verb} --topic {topic}")).await;
+            assert_eq!(none.code, 0, "{none:?}");
+        }
     }
     let id = letter["id"].as_str().unwrap();
     let shown = shop("dead", &format!("dead-letters show {id}")).await.out;

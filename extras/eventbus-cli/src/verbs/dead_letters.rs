@@ -1,6 +1,6 @@
 //! `dead-letters`: what subscriptions gave up on.
 
-use super::log;
+use super::{log, publish};
 use crate::editor;
 use crate::event::{self, Facts};
 use crate::failure::{Failure, Result};
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use eventbus_core::broker::{
     DeadLetter, DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetters as Store, FailureKind,
 };
-use eventbus_core::choice::choice;
+use eventbus_core::choice::{choice, meant};
 use eventbus_core::printable::printable;
 use eventbus_core::{Bus, Envelope, Pattern, census};
 use std::collections::BTreeSet;
@@ -30,6 +30,9 @@ const COLUMNS: &[Column] = &[
     Column::whole("FAILED"),
     Column::text("REASON"),
 ];
+
+/// What is said where there are none.
+const NONE: &str = "there are no such dead letters";
 
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum DeadLetters {
@@ -112,16 +115,37 @@ fn kind(text: &str) -> Result<FailureKind, String> {
 }
 
 impl Filter {
-    /// What to say where nothing is found: a group may be a slip.
-    async fn none(&self, store: &dyn Store) -> Result<String> {
-        let none = "there are no such dead letters";
-        let Some(group) = &self.group else { return Ok(none.to_owned()) };
+    /// What to say where nothing is found; an error where the group or the topic is a slip.
+    async fn none(&self, bus: &Bus, store: &dyn Store) -> Result<String> {
         let letters = store.find(DeadLetterQuery::default()).await?;
-        let groups: BTreeSet<_> = letters.iter().map(|(_, letter)| &*letter.group).collect();
-        if groups.is_empty() || groups.contains(&**group) {
-            return Ok(none.to_owned());
+        if let Some(group) = &self.group {
+            let mut known: BTreeSet<_> = letters.iter().map(|(_, letter)| letter.group.clone()).collect();
+            known.extend(census::subscribers().iter().map(|one| one.subscription.group.to_string()));
+            let kept = match bus.groups() {
+                Ok(groups) => groups.list().await.ok(),
+                // Of other groups it has nothing.
+                Err(_) => Some(Vec::new()),
+            };
+            // Where the broker does not say which it has, the group may be one of these.
+            let all = kept.map(|kept| known.extend(kept.into_iter().map(|state| state.group)));
+            if all.is_some() && !known.is_empty() && !known.contains(group) {
+                let choice = choice(group, known.iter().map(String::as_str));
+                return Err(Failure::not_found(format!("there is no group `{group}`; {choice}")));
+            }
         }
-        Ok(format!("{none}; of groups that have some, {}", choice(group, groups)))
+        let Some(topic) = &self.topic else { return Ok(NONE.to_owned()) };
+        let topics: BTreeSet<_> =
+            letters.iter().map(|(_, letter)| letter.envelope.topic().as_str()).collect();
+        if topics.iter().any(|known| topic.matches(known)) {
+            return Ok(NONE.to_owned());
+        }
+        if let Some(doubt) = publish::doubt(topic) {
+            return Err(Failure::not_found(doubt));
+        }
+        match meant(topic.as_str(), topics.iter().copied()) {
+            meant if meant.is_empty() => Ok(NONE.to_owned()),
+            meant => Err(Failure::not_found(format!("there is no dead letter on \"{topic}\"{meant}"))),
+        }
     }
 
     fn query(self) -> DeadLetterQuery {
@@ -154,7 +178,7 @@ impl DeadLetters {
         let store = bus.dead_letters()?;
         match self {
             Self::List { filter, after, limit } => {
-                list(session, &*store, filter, after, limit).await?;
+                list(session, &bus, filter, after, limit).await?;
             }
             Self::Show { id } => {
                 let letter = find(session, &*store, &id).await?;
@@ -177,11 +201,12 @@ impl DeadLetters {
 
 async fn list(
     session: &mut Session,
-    store: &dyn Store,
+    bus: &Bus,
     filter: Filter,
     after: Option<DeadLetterId>,
     limit: Option<usize>,
 ) -> Result {
+    let store = bus.dead_letters()?;
     let mut query = filter.clone().query();
     query.after = after;
     let out = &mut session.out;
@@ -217,8 +242,8 @@ async fn list(
         }
         query.after.clone_from(&last);
     };
+    let none = if seen == 0 { filter.none(bus, &*store).await? } else { String::new() };
     if !out.json {
-        let none = if table.is_empty() { filter.none(store).await? } else { String::new() };
         out.table(&table, &none)?;
     }
     if let Some(last) = last.filter(|_| more) {
@@ -359,7 +384,7 @@ async fn change(session: &mut Session, bus: &Bus, many: Many, change: Change) ->
         }
     }
     if letters.is_empty() {
-        let none = many.filter.none(&*store).await?;
+        let none = many.filter.none(bus, &*store).await?;
         session.out.remark(&none);
         return Ok(());
     }

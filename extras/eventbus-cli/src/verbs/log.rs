@@ -151,11 +151,11 @@ impl Log {
             }
             query.after = last;
         };
+        if let Some(doubt) = pattern.filter(|_| seen == 0).as_ref().and_then(publish::doubt) {
+            return Err(Failure::not_found(doubt));
+        }
         if !out.json {
             out.table(&table, "no event meets all of that")?;
-        }
-        if let Some(pattern) = pattern.filter(|_| seen == 0) {
-            publish::doubt(out, &pattern);
         }
         if let Some(last) = last.filter(|_| more) {
             out.flush()?;

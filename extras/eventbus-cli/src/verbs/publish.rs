@@ -425,17 +425,15 @@ fn said_of_slip(topic: &str, meant: &str) -> String {
     format!("no event of this program has the topic \"{topic}\"; did you mean \"{meant}\"?")
 }
 
-/// Says which topic of the program was meant, most likely, where a pattern is none of them.
-pub(super) fn doubt(out: &mut Output, pattern: &Pattern) {
+/// Which topic of the program was meant, most likely, where a pattern is none of them.
+pub(super) fn doubt(pattern: &Pattern) -> Option<String> {
     if known_topics().any(|known| pattern.matches(known)) {
-        return;
+        return None;
     }
     let pattern = pattern.as_str();
     // Only a part of it was written.
     let part = known_topics().find(|known| known.split('.').any(|token| token == pattern));
-    if let Some(meant) = part.or_else(|| slip(pattern)) {
-        warn_of_slip(out, pattern, meant);
-    }
+    part.or_else(|| slip(pattern)).map(|meant| said_of_slip(pattern, meant))
 }
 
 /// Publishes what comes, in its order, and stops at the first that cannot be.

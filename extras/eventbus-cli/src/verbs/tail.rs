@@ -27,8 +27,9 @@ impl Tail {
     pub(super) async fn execute(self, session: &mut Session) -> Result {
         let bus = session.look().await?;
         let log = bus.audit_log()?;
-        if let Some(pattern) = &self.pattern {
-            publish::doubt(&mut session.out, pattern);
+        // It may be published yet.
+        if let Some(doubt) = self.pattern.as_ref().and_then(publish::doubt) {
+            session.out.warn(&doubt);
         }
         let mut printer = Printer { columns: Columns::new(event::COLUMNS), left: self.limit, begun: false };
         let mut query = AuditQuery::default();
