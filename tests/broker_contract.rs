@@ -82,7 +82,7 @@ async fn a_replay_delivers_a_part_of_the_history_and_moves_nobody() {
     bus.start().unwrap();
     published(&broker, 0..5).await;
     broker.settled().await;
-    assert_eq!(replayed(&broker, ReplayFrom::Beginning, ReplayUntil::Now).await, [0, 1, 2, 3, 4]);
+    assert_eq!(replayed(&broker, ReplayFrom::Earliest, ReplayUntil::Now).await, [0, 1, 2, 3, 4]);
     let middle = (ReplayFrom::Offset(Offset::new(1)), ReplayUntil::Offset(Offset::new(3)));
     assert_eq!(replayed(&broker, middle.0, middle.1).await, [1, 2, 3]);
     let future = ReplayFrom::Time(jiff::Timestamp::MAX);

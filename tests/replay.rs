@@ -70,14 +70,14 @@ async fn a_replay_delivers_the_part_of_the_history_that_is_asked_for() {
         assert!(report.is_complete());
         numbers
     };
-    let (beginning, now) = (ReplayFrom::Beginning, ReplayUntil::Now);
-    assert_eq!(replayed(beginning, now).await, [0, 1, 2, 3, 4, 5]);
+    let (earliest, now) = (ReplayFrom::Earliest, ReplayUntil::Now);
+    assert_eq!(replayed(earliest, now).await, [0, 1, 2, 3, 4, 5]);
     let offsets = (ReplayFrom::Offset(Offset::new(1)), ReplayUntil::Offset(Offset::new(4)));
     assert_eq!(replayed(offsets.0, offsets.1).await, [1, 2, 3, 4]);
     assert_eq!(replayed(ReplayFrom::After(Offset::new(3)), now).await, [4, 5]);
     assert_eq!(replayed(ReplayFrom::After(Offset::new(5)), now).await, [0; 0]);
     assert_eq!(replayed(ReplayFrom::Time(middle), now).await, [3, 4, 5]);
-    assert_eq!(replayed(beginning, ReplayUntil::Time(middle)).await, [0, 1, 2]);
+    assert_eq!(replayed(earliest, ReplayUntil::Time(middle)).await, [0, 1, 2]);
     assert_eq!(replayed(ReplayFrom::Time(jiff::Timestamp::MAX), now).await, [0; 0]);
 }
 

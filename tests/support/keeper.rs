@@ -257,7 +257,7 @@ impl Replayable for Keeper {
         let places = state.log.iter().enumerate().map(|(place, event)| (Offset::new(place as u128), event));
         let wanted = places.filter(|(place, event)| {
             let begins = match request.from {
-                ReplayFrom::Beginning => true,
+                ReplayFrom::Earliest => true,
                 ReplayFrom::Offset(from) => *place >= from,
                 ReplayFrom::After(behind) => *place > behind,
                 other => panic!("{other:?} is not asked of this broker"),

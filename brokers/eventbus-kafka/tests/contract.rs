@@ -200,7 +200,7 @@ async fn an_aborted_transaction_of_any_length_is_no_backlog() {
     let states = broker.groups().unwrap().list().await.unwrap();
     assert_eq!(states.iter().map(|state| state.backlog).collect::<Vec<_>>(), [0]);
     let (group, pattern) = ("mail".to_owned(), Pattern::new("order.placed").unwrap());
-    let mut request = ReplayRequest { group, pattern, from: ReplayFrom::Beginning, until: ReplayUntil::Now };
+    let mut request = ReplayRequest { group, pattern, from: ReplayFrom::Earliest, until: ReplayUntil::Now };
     let replays = broker.replayable().unwrap();
     let replay = replays.replay(request.clone()).await.unwrap();
     let latest = replay.latest.expect("there is an event");

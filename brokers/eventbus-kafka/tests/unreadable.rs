@@ -28,7 +28,7 @@ async fn a_header_whose_name_is_no_text_is_left_out_and_its_event_arrives() {
         ack(one).await;
     }
     let pattern = Pattern::new("order.placed").unwrap();
-    let (group, from, until) = ("mail".to_owned(), ReplayFrom::Beginning, ReplayUntil::Now);
+    let (group, from, until) = ("mail".to_owned(), ReplayFrom::Earliest, ReplayUntil::Now);
     let request = ReplayRequest { group, pattern, from, until };
     let mut replay = broker.replayable().unwrap().replay(request).await.unwrap();
     let again = receive(&mut replay.deliveries, 4).await;

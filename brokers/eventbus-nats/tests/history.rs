@@ -96,7 +96,7 @@ async fn a_dead_letter_keeps_the_event_and_the_reason_and_goes_back_to_its_group
     let request = ReplayRequest {
         group: "failing.group".to_owned(),
         pattern: Pattern::new(">").unwrap(),
-        from: ReplayFrom::Beginning,
+        from: ReplayFrom::Earliest,
         until: ReplayUntil::Now,
     };
     let replayed = numbers(replay.replay(request.clone()).await.unwrap().deliveries).await;
@@ -138,7 +138,7 @@ async fn a_replay_has_what_it_is_asked_for_and_moves_no_group() {
         let (group, pattern) = ("g".to_owned(), Pattern::new(pattern).unwrap());
         history.replay(ReplayRequest { group, pattern, from, until }).await.unwrap()
     };
-    let all = replay(">", ReplayFrom::Beginning, ReplayUntil::Now).await;
+    let all = replay(">", ReplayFrom::Earliest, ReplayUntil::Now).await;
     assert_eq!((all.events, all.latest), (600, Some(Offset::new(600))));
     assert!(numbers(all.deliveries).await.into_iter().eq(0..600));
     let part = replay(">", ReplayFrom::Offset(Offset::new(11)), ReplayUntil::Offset(Offset::new(20))).await;
@@ -148,9 +148,9 @@ async fn a_replay_has_what_it_is_asked_for_and_moves_no_group() {
     assert_eq!(numbers(behind.deliveries).await, [591, 593, 595, 597, 599]);
     let second = |second| begin + SignedDuration::from_secs(second);
     // These happened long before they were stored, so the server's times lead nowhere.
-    let timed = replay("a.even", ReplayFrom::Beginning, ReplayUntil::Time(second(6))).await;
+    let timed = replay("a.even", ReplayFrom::Earliest, ReplayUntil::Time(second(6))).await;
     assert_eq!(numbers(timed.deliveries).await, [0, 2, 4]);
-    let none = replay("b.*", ReplayFrom::Beginning, ReplayUntil::Now).await;
+    let none = replay("b.*", ReplayFrom::Earliest, ReplayUntil::Now).await;
     assert_eq!((none.events, numbers(none.deliveries).await), (0, vec![]));
 
     let mut on = replay(">", ReplayFrom::After(Offset::new(599)), ReplayUntil::Live).await.deliveries;

@@ -206,7 +206,7 @@ async fn a_replay_and_the_audit_log_read_over_what_ends_the_client() {
     let request = ReplayRequest {
         group: "g".to_owned(),
         pattern: Pattern::new(">").unwrap(),
-        from: ReplayFrom::Beginning,
+        from: ReplayFrom::Earliest,
         until: ReplayUntil::default(),
     };
     let mut replay = broker.replayable().unwrap().replay(request).await.unwrap();

@@ -69,7 +69,7 @@ async fn what_was_never_published_is_an_empty_history() {
     let audit = broker.audit_log().unwrap();
     assert!(history(&broker, false).await.is_empty() && history(&broker, true).await.is_empty());
     assert_eq!(audit.latest().await.unwrap(), None);
-    let opened = replay(&broker, again("mail", ">", ReplayFrom::Beginning, ReplayUntil::Now)).await;
+    let opened = replay(&broker, again("mail", ">", ReplayFrom::Earliest, ReplayUntil::Now)).await;
     assert_eq!((opened.events, opened.latest), (0, None));
     assert!(all(opened.deliveries).await.is_empty());
     broker.close().await.unwrap();
@@ -149,7 +149,7 @@ async fn a_replay_has_the_payload_that_was_mended_for_its_group() {
     assert_eq!(number(&received), 2);
     ack(received).await;
     for (group, expected) in [("mail", 2), ("other", 1)] {
-        let opened = replay(&broker, again(group, ">", ReplayFrom::Beginning, ReplayUntil::Now)).await;
+        let opened = replay(&broker, again(group, ">", ReplayFrom::Earliest, ReplayUntil::Now)).await;
         assert_eq!(
             all(opened.deliveries).await.iter().map(number).collect::<Vec<_>>(),
             [expected],
@@ -261,7 +261,7 @@ async fn a_replay_goes_on_behind_its_last_event_after_a_connection_was_cut() {
     let broker = connect(&url).await;
     let events = (0..EVENTS).map(|number| event("a.b", "k", number)).collect();
     assert!(broker.publish_all(events).await.iter().all(Result::is_ok));
-    let mut opened = replay(&broker, again("mail", ">", ReplayFrom::Beginning, ReplayUntil::Now)).await;
+    let mut opened = replay(&broker, again("mail", ">", ReplayFrom::Earliest, ReplayUntil::Now)).await;
     assert_eq!(opened.events, EVENTS);
     let mut numbers = Vec::new();
     for part in 1..=4 {
@@ -285,7 +285,7 @@ async fn a_stream_that_is_removed_under_a_replay_is_said_and_no_end() {
     let broker = builder(&exchange).streams(true).connect().await.unwrap();
     let events = (0..2_000).map(|number| event("a.b", "k", number)).collect();
     assert!(broker.publish_all(events).await.iter().all(Result::is_ok));
-    let mut opened = replay(&broker, again("mail", ">", ReplayFrom::Beginning, ReplayUntil::Now)).await;
+    let mut opened = replay(&broker, again("mail", ">", ReplayFrom::Earliest, ReplayUntil::Now)).await;
     for one in receive(&mut opened.deliveries, 1).await {
         ack(one).await;
     }

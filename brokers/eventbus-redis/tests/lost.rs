@@ -315,7 +315,7 @@ async fn events_are_counted_and_removed_without_copies_of_all_that_they_hold() {
     let request = ReplayRequest {
         group: "group".to_owned(),
         pattern,
-        from: ReplayFrom::Beginning,
+        from: ReplayFrom::Earliest,
         until: ReplayUntil::Now,
     };
     let replay = broker.replayable().unwrap().replay(request).await.unwrap();

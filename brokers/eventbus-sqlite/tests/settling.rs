@@ -222,7 +222,7 @@ async fn a_replay_reads_a_few_large_payloads_ahead() {
     let request = ReplayRequest {
         group: "g".into(),
         pattern: "a.b".parse().unwrap(),
-        from: ReplayFrom::Beginning,
+        from: ReplayFrom::Earliest,
         until: ReplayUntil::Now,
     };
     let mut deliveries = broker.replayable().unwrap().replay(request).await.unwrap().deliveries;
@@ -252,7 +252,7 @@ async fn what_a_replay_gives_back_comes_again_in_the_order_of_the_log() {
     let request = ReplayRequest {
         group: "pings".to_owned(),
         pattern: "ping.sent".parse().unwrap(),
-        from: ReplayFrom::Beginning,
+        from: ReplayFrom::Earliest,
         until: ReplayUntil::Now,
     };
     let mut replay = broker.replayable().unwrap().replay(request).await.unwrap();

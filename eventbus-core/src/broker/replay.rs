@@ -40,7 +40,7 @@ pub trait Replayable: Send + Sync + 'static {
 /// let request = ReplayRequest {
 ///     group: "shop.orders_by_day".to_owned(),
 ///     pattern: Pattern::new("order.>")?,
-///     from: ReplayFrom::Beginning,
+///     from: ReplayFrom::Earliest,
 ///     until: ReplayUntil::Now,
 /// };
 /// let replay = broker.replayable().expect("it has a history").replay(request).await?;
@@ -76,7 +76,7 @@ pub struct ReplayRequest {
 pub enum ReplayFrom {
     /// With the oldest event that is kept.
     #[default]
-    Beginning,
+    Earliest,
     /// With the event at this place, or the next one that is kept.
     Offset(Offset),
     /// With the next event behind this place, such as [`ReplayReport::latest`](crate::ReplayReport::latest).

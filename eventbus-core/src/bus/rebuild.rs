@@ -227,7 +227,7 @@ impl Rebuilding {
             .ok_or_else(|| refuse("it is being rebuilt already; wait for that one".to_owned()))?;
         let mut plan = Plan {
             broker: bus.replayable()?,
-            from: ReplayFrom::Beginning,
+            from: ReplayFrom::Earliest,
             until: ReplayUntil::Now,
             rate: None,
             concurrency: None,

@@ -70,7 +70,7 @@ impl Bus {
         Replaying {
             bus: self.clone(),
             group: group.as_ref().to_owned(),
-            from: ReplayFrom::Beginning,
+            from: ReplayFrom::Earliest,
             until: ReplayUntil::Now,
             rate: None,
             concurrency: None,

@@ -100,7 +100,7 @@ impl Events {
     /// What a replay delivers.
     pub(super) fn requested(&self, request: &ReplayRequest) -> Vec<Waiting> {
         let begins = |offset: Offset, envelope: &Envelope| match request.from {
-            ReplayFrom::Beginning => true,
+            ReplayFrom::Earliest => true,
             ReplayFrom::Offset(from) => offset >= from,
             ReplayFrom::After(behind) => offset > behind,
             ReplayFrom::Time(from) => envelope.time() >= from,

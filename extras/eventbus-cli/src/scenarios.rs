@@ -542,9 +542,9 @@ async fn groups_are_moved_sought_and_dropped() {
     };
     shop("groups", "publish a 1").await;
     shop("groups", "publish a 2").await;
-    assert_eq!(seek("end").await, json!("1"));
+    assert_eq!(seek("latest").await, json!("1"));
     assert_eq!(seek("0").await, json!("0"));
-    assert_eq!(seek("beginning").await, Value::Null);
+    assert_eq!(seek("earliest").await, Value::Null);
     assert_eq!(shop("groups", "groups move old stock --yes").await.out, "`stock` goes on where `old` was\n");
     let subscriptions = shop("groups", "subscriptions").await.out;
     let stock = subscriptions.lines().find(|line| line.starts_with("stock ")).unwrap();
@@ -554,7 +554,7 @@ async fn groups_are_moved_sought_and_dropped() {
     );
     let gone = shop("groups", "groups drop old").await;
     assert!(gone.code == 3 && gone.error.contains("no group `old`; there are: `"), "{gone:?}");
-    let slip = shop("groups", "groups seek stokc end").await;
+    let slip = shop("groups", "groups seek stokc latest").await;
     assert!(slip.code == 3 && slip.error.contains("did you mean \"stock\"?"), "{slip:?}");
     let other = shop("groups", "groups drop stock --pattern order.paid").await;
     assert!(other.code == 3 && other.error.contains("there are: `order.placed`"), "{other:?}");
@@ -570,8 +570,8 @@ async fn groups_are_moved_sought_and_dropped() {
 #[tokio::test]
 async fn what_the_broker_declines_is_said_before_anybody_is_asked_and_the_rest_is_there() {
     for (verb, said) in [
-        ("groups seek old beginning", "cannot move the group `old` to another place"),
-        ("groups seek old end --yes", "what was settled is gone from its queue"),
+        ("groups seek old earliest", "cannot move the group `old` to another place"),
+        ("groups seek old latest --yes", "what was settled is gone from its queue"),
         ("groups move old stock", "cannot give what the group `old` has to `stock`: a queue keeps its name"),
     ] {
         let declined = shop("queues", verb).await;
@@ -579,7 +579,7 @@ async fn what_the_broker_declines_is_said_before_anybody_is_asked_and_the_rest_i
     }
     assert_eq!(shop("queues", "groups list --json").await.lines()[0]["group"], "old");
     assert_eq!(shop("queues", "groups drop old --yes").await.code, 0);
-    assert_eq!(shop("queues", "groups seek old end").await.code, 3, "there is no such group");
+    assert_eq!(shop("queues", "groups seek old latest").await.code, 3, "there is no such group");
 }
 
 #[cfg(feature = "sqlite")]

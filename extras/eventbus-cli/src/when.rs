@@ -45,28 +45,28 @@ pub(crate) fn offset(text: &str) -> Result<Offset, String> {
 /// Where a group goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cursor {
-    Beginning,
+    Earliest,
     Behind(Offset),
-    End,
+    Latest,
 }
 
-/// Reads where a group goes on: behind an offset, at the `beginning` or at the `end`.
+/// Reads where a group goes on: behind an offset, at the `earliest` event or behind the `latest`.
 pub(crate) fn cursor(text: &str) -> Result<Cursor, String> {
     match text {
-        "beginning" => Ok(Cursor::Beginning),
-        "end" => Ok(Cursor::End),
-        text => offset(text).map(Cursor::Behind).map_err(|error| format!("{error}, `beginning` or `end`")),
+        "earliest" | "beginning" => Ok(Cursor::Earliest),
+        "latest" | "end" => Ok(Cursor::Latest),
+        text => offset(text).map(Cursor::Behind).map_err(|error| format!("{error}, `earliest` or `latest`")),
     }
 }
 
 /// Reads where a replay begins.
 pub(crate) fn from(text: &str) -> Result<ReplayFrom, String> {
     match text {
-        "beginning" => Ok(ReplayFrom::Beginning),
+        "earliest" | "beginning" => Ok(ReplayFrom::Earliest),
         text => match offset(text) {
             Ok(offset) => Ok(ReplayFrom::Offset(offset)),
             Err(_) => {
-                time(text).map(ReplayFrom::Time).map_err(|error| format!("{error}, an offset or `beginning`"))
+                time(text).map(ReplayFrom::Time).map_err(|error| format!("{error}, an offset or `earliest`"))
             }
         },
     }
@@ -111,13 +111,21 @@ mod tests {
     #[test]
     fn a_group_goes_on_behind_an_offset_or_at_an_end() {
         assert_eq!(cursor("7"), Ok(Cursor::Behind(Offset::new(7))));
-        assert_eq!((cursor("beginning"), cursor("end")), (Ok(Cursor::Beginning), Ok(Cursor::End)));
-        assert!(cursor("2h").is_err() && cursor("-1").is_err());
+        assert_eq!((cursor("earliest"), cursor("latest")), (Ok(Cursor::Earliest), Ok(Cursor::Latest)));
+        assert_eq!((cursor("beginning"), cursor("end")), (Ok(Cursor::Earliest), Ok(Cursor::Latest)));
+        let refused = cursor("2h").unwrap_err();
+        assert!(
+            refused.ends_with("such as `70`, `earliest` or `latest`") && cursor("-1").is_err(),
+            "{refused}"
+        );
     }
 
     #[test]
     fn a_replay_begins_and_ends_at_an_offset_a_time_or_a_word() {
-        assert_eq!(from("beginning"), Ok(ReplayFrom::Beginning));
+        assert_eq!(
+            (from("earliest"), from("beginning")),
+            (Ok(ReplayFrom::Earliest), Ok(ReplayFrom::Earliest))
+        );
         assert_eq!(from("120"), Ok(ReplayFrom::Offset(Offset::new(120))));
         // As brokers with several numbers show theirs.
         for place in
@@ -128,6 +136,6 @@ mod tests {
         assert!(matches!(from("2026-01-31"), Ok(ReplayFrom::Time(_))), "a day is no offset");
         assert!(matches!(from("2h"), Ok(ReplayFrom::Time(_))));
         assert_eq!(until("live"), Ok(ReplayUntil::Live));
-        assert!(from("live").is_err() && until("beginning").is_err());
+        assert!(from("live").is_err() && until("earliest").is_err());
     }
 }

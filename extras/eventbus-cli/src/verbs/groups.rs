@@ -31,7 +31,7 @@ pub(crate) enum Groups {
     Seek {
         #[command(flatten)]
         group: Group,
-        /// Behind this offset, at the `beginning` or at the `end`
+        /// Behind this offset, at the `earliest` event or behind the `latest`
         #[arg(value_name = "OFFSET", value_parser = when::cursor, allow_negative_numbers = true)]
         cursor: Cursor,
     },
@@ -109,9 +109,9 @@ impl Group {
     async fn seek(self, session: &mut Session, bus: &Bus, cursor: Cursor) -> Result {
         let rows = self.rows(bus).await?;
         let place = match cursor {
-            Cursor::Beginning => "at the beginning".to_owned(),
+            Cursor::Earliest => "at the earliest event".to_owned(),
             Cursor::Behind(offset) => format!("behind offset {offset}"),
-            Cursor::End => "at the end".to_owned(),
+            Cursor::Latest => "behind the latest event".to_owned(),
         };
         let question = format!("let `{}` go on {place}, where now it has {}?", self.name, holdings(&rows));
         // Where the broker cannot do it, it says so below, and nobody is asked before.
@@ -121,8 +121,8 @@ impl Group {
         }
         let offset = match cursor {
             Cursor::Behind(offset) => Some(offset),
-            Cursor::End if seeks => bus.audit_log()?.latest().await?,
-            Cursor::Beginning | Cursor::End => None,
+            Cursor::Latest if seeks => bus.audit_log()?.latest().await?,
+            Cursor::Earliest | Cursor::Latest => None,
         };
         let groups = bus.groups()?;
         let found = match &self.pattern {

@@ -27,8 +27,8 @@ const CLEARED: Duration = Duration::from_millis(200);
 pub(crate) struct Replay {
     /// The group
     group: String,
-    /// Where to begin: `beginning`, an offset, or a time (RFC 3339, a day, or how long ago: `2h`)
-    #[arg(long, value_name = "PLACE", default_value = "beginning", value_parser = when::from, allow_hyphen_values = true)]
+    /// Where to begin: `earliest`, an offset, or a time (RFC 3339, a day, or how long ago: `2h`)
+    #[arg(long, value_name = "PLACE", default_value = "earliest", value_parser = when::from, allow_hyphen_values = true)]
     from: ReplayFrom,
     /// Where to end: `now`, `live` (never), an offset, or a time
     #[arg(long, value_name = "PLACE", default_value = "now", value_parser = when::until, allow_hyphen_values = true)]

@@ -99,7 +99,7 @@ pub(super) async fn a_replay_begins_and_ends_at_the_places_it_was_told(case: Arc
     for (from, until, expected) in [
         (ReplayFrom::Offset(at(10)), ReplayUntil::Offset(at(19)), 10..20),
         (ReplayFrom::After(at(10)), ReplayUntil::Now, 11..EVENTS),
-        (ReplayFrom::Beginning, ReplayUntil::Offset(at(0)), 0..1),
+        (ReplayFrom::Earliest, ReplayUntil::Offset(at(0)), 0..1),
     ] {
         let before = again.len();
         let replay = bus.replay(case.group("mail")).from(from).until(until).into_future();
