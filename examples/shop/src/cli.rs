@@ -111,7 +111,10 @@ impl Import {
         // Nothing is drawn where standard error is no terminal.
         let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(style)?);
         let begin = Instant::now();
-        let imported = import::import(&Orders::new(database, bus.publisher()), &self.file, &bar).await;
+        let imported = match import::expect_consumers(&bus).await {
+            Ok(()) => import::import(&Orders::new(database, bus.publisher()), &self.file, &bar).await,
+            Err(error) => Err(error),
+        };
         bar.finish_and_clear();
         bus.shutdown().await?;
         let Report { new, known, failed } = imported?;
@@ -159,6 +162,8 @@ mod tests {
         Cli::command().debug_assert();
         let cli = Cli::parse_from(["shop", "serve"]);
         assert_eq!(cli.options.url, "sqlite:shop.db");
+        let cli = Cli::parse_from(["shop", "run", "--only", "shop.reserve,shop.send_confirmation"]);
+        assert_eq!(cli.only, ["shop.reserve", "shop.send_confirmation"], "a role stands where it is read");
     }
 
     // The start-up checks of the bus, over all handlers of the shop.

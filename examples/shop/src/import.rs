@@ -1,10 +1,12 @@
 //! `shop import`: places the orders of a file, a line of JSON each.
 //!
-//! It only saves and publishes. The consumers are in `shop serve`, which may run meanwhile or later.
+//! It only saves and publishes. The consumers are in `shop serve`, which may run meanwhile or later; on a broker that keeps
+//! nothing for groups that come later, it has to have run before.
 
 use crate::order::{NewOrder, Order};
 use crate::orders::{Orders, Placed};
-use eventbus::BoxError;
+use eventbus::broker::GroupState;
+use eventbus::{BoxError, Bus, census};
 use indicatif::ProgressBar;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -59,6 +61,38 @@ pub async fn import(orders: &Orders, path: &Path, bar: &ProgressBar) -> Result<R
     Ok(report)
 }
 
+/// Refuses to publish for nobody: what consumers would never see, since the broker keeps nothing for groups that it does
+/// not know yet.
+///
+/// # Errors
+/// Which consumers these are, and what to do; where the broker does not say which groups it has, that.
+pub async fn expect_consumers(bus: &Bus) -> Result<(), BoxError> {
+    if bus.features().start_earliest {
+        return Ok(());
+    }
+    // One that keeps no groups is in this process, and so has no consumers.
+    let Ok(groups) = bus.groups() else { return Ok(()) };
+    let missing = missing(&groups.list().await?);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing = missing.join("`, `");
+    Err(format!(
+        "nothing is imported: the broker keeps nothing for groups that begin later, and does not know `{missing}` yet; let \
+         `shop run` or `shop serve` begin them first"
+    )
+    .into())
+}
+
+/// The groups of the shop that a broker does not have, each on its pattern.
+fn missing(kept: &[GroupState]) -> Vec<&'static str> {
+    let subscriptions = census::subscribers().iter().map(|subscriber| &subscriber.subscription);
+    let missing = subscriptions.filter(|wanted| {
+        !kept.iter().any(|kept| kept.group == wanted.group && kept.pattern == wanted.pattern)
+    });
+    missing.map(|wanted| &*wanted.group).collect()
+}
+
 impl Report {
     fn fail(&mut self, path: &Path, line: u64, problem: &dyn std::fmt::Display, bar: &ProgressBar) {
         self.failed += 1;
@@ -107,5 +141,20 @@ impl Lines {
             }
         }
         Ok(Some((self.number, self.line.trim_ascii())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_groups_that_a_broker_does_not_have_on_their_patterns_are_missing() {
+        let all: Vec<_> = census::subscribers().iter().map(|subscriber| &subscriber.subscription).collect();
+        let mut kept: Vec<_> = all.iter().map(|one| GroupState::new(&*one.group, &*one.pattern)).collect();
+        assert!(missing(&kept).is_empty());
+        kept[0].pattern = "order.plcaed".to_owned();
+        assert_eq!(missing(&kept), [&*all[0].group]);
+        assert_eq!(missing(&[]).len(), all.len());
     }
 }
