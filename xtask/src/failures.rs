@@ -42,6 +42,13 @@ fn run_to(
     Ok((status, failures.told()))
 }
 
+/// What tests tell of failures, in what they have printed.
+pub(crate) fn of_tests(output: &str) -> Vec<String> {
+    let mut failures = Failures::default();
+    output.lines().for_each(|line| failures.hear_tests(line));
+    failures.told()
+}
+
 type Hear = fn(&mut Failures, &str);
 
 /// Copies each line to where it would have gone, and keeps what it tells of failures.

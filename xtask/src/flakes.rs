@@ -4,13 +4,13 @@
 //! has some. Every other run of a binary is under load: threads that compute, twice as many as there are processors,
 //! or the neighbours where several binaries run at once.
 
+use crate::binaries::{self, ROOT, TestBinary, results};
 use crate::test::WITH_SERVERS;
-use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{ExitCode, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -33,8 +33,6 @@ const SLOW: Duration = Duration::from_secs(1);
 const FOLDER: &str = "target/flakes";
 /// The counts so far, written after each run: they are there also where the command is ended.
 const REPORT: &str = "target/flakes/report.txt";
-/// The workspace, wherever the command is given.
-const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 pub(crate) fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
     let options = match Options::read(arguments) {
@@ -105,11 +103,7 @@ impl Options {
 /// A test binary, and what came of its runs.
 #[derive(Debug)]
 struct Binary {
-    /// Package and target.
-    name: String,
-    executable: PathBuf,
-    /// Where `cargo test` would run it.
-    folder: PathBuf,
+    test: TestBinary,
     runs: usize,
     taken: Duration,
     /// How long the quickest of them took.
@@ -123,48 +117,13 @@ struct Binary {
 /// Builds all test binaries, and finds those that are asked for.
 fn binaries(Options { filter, embedded, .. }: &Options) -> io::Result<Vec<Binary>> {
     println!("== building the test binaries");
-    let mut cargo = Command::new(env!("CARGO"))
-        .args(["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"])
-        .arg("--message-format=json-render-diagnostics")
-        .current_dir(ROOT)
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let messages = BufReader::new(cargo.stdout.take().expect("it is piped"));
-    let mut binaries = Vec::new();
-    for message in messages.lines() {
-        binaries.extend(binary(&message?));
-    }
-    if !cargo.wait()?.success() {
-        return Err(io::Error::other("the tests do not build"));
-    }
+    let mut binaries = binaries::build(&["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"])?;
     let left_out = if *embedded { WITH_SERVERS } else { &[] };
     binaries.retain(|binary| binary.name.contains(filter) && !left_out.contains(&binary.package()));
     if binaries.is_empty() {
         return Err(io::Error::other(format!("no test binary has `{filter}` in its name")));
     }
-    Ok(binaries)
-}
-
-/// The test binary that a message of cargo tells of, if it is one.
-fn binary(message: &str) -> Option<Binary> {
-    let message: Value = serde_json::from_str(message).ok()?;
-    if message["profile"]["test"] != true {
-        return None;
-    }
-    let folder = Path::new(message["manifest_path"].as_str()?).parent()?.to_owned();
-    // `path+file:///shop#0.1.0`, or `path+file:///shop#the-shop@0.1.0` where the folder has another name.
-    let (path, named) = message["package_id"].as_str()?.split_once('#')?;
-    let package = named.split_once('@').map_or(path.rsplit('/').next()?, |(package, _)| package);
-    Some(Binary {
-        name: format!("{package}/{}", message["target"]["name"].as_str()?),
-        executable: message["executable"].as_str()?.into(),
-        folder,
-        runs: 0,
-        taken: Duration::ZERO,
-        quickest: Duration::MAX,
-        tests: BTreeSet::new(),
-        failures: BTreeMap::new(),
-    })
+    Ok(binaries.into_iter().map(Binary::of).collect())
 }
 
 fn go_round(binaries: Vec<Binary>, options: &Options) -> io::Result<Vec<Binary>> {
@@ -200,8 +159,15 @@ fn go_round(binaries: Vec<Binary>, options: &Options) -> io::Result<Vec<Binary>>
 }
 
 impl Binary {
-    fn package(&self) -> &str {
-        self.name.split('/').next().unwrap_or_default()
+    fn of(test: TestBinary) -> Self {
+        Self {
+            test,
+            runs: 0,
+            taken: Duration::ZERO,
+            quickest: Duration::MAX,
+            tests: BTreeSet::new(),
+            failures: BTreeMap::new(),
+        }
     }
 
     /// How often it is to run where fast ones run `rounds` times.
@@ -213,21 +179,13 @@ impl Binary {
     fn run(&mut self, options: &Options) -> io::Result<()> {
         self.runs += 1;
         let computing = options.jobs == 1 && self.runs.is_multiple_of(2);
-        let output = Path::new(FOLDER).join(format!("{}-{}.txt", self.name.replace('/', "."), self.runs));
+        let output =
+            Path::new(FOLDER).join(format!("{}-{}.txt", self.test.name.replace('/', "."), self.runs));
         let file = File::create(Path::new(ROOT).join(&output))?;
-        let mut command = Command::new(&self.executable);
-        command
-            .current_dir(&self.folder)
-            .env("CARGO", env!("CARGO"))
-            .env("CARGO_MANIFEST_DIR", &self.folder)
-            .env("CARGO_PKG_NAME", self.package())
-            .stdin(Stdio::null())
-            .stderr(file.try_clone()?)
-            .stdout(file);
         let began = Instant::now();
         let status = {
             let _load = computing.then(Load::begin);
-            wait(group_of_its_own(&mut command).spawn()?, options.limit)?
+            self.test.run(file, &[], options.limit)?
         };
         let took = began.elapsed();
         self.taken += took;
@@ -236,7 +194,7 @@ impl Binary {
         let mut failed = failures(&text, status);
         self.tests.extend(results(&text).map(|(test, _)| test.to_owned()));
         if status.is_none() {
-            failed.extend(self.unfinished(&text).into_iter().map(|test| format!("{test} (hung)")));
+            failed.extend(self.test.unfinished(&text).into_iter().map(|test| format!("{test} (hung)")));
         }
         if status.is_some_and(|status| status.success()) {
             return fs::remove_file(Path::new(ROOT).join(output));
@@ -246,25 +204,11 @@ impl Binary {
         }
         for test in failed {
             let load = if computing { ", under load" } else { "" };
-            println!("== failed: {} {test}, run {}{load}: {}", self.name, self.runs, output.display());
+            println!("== failed: {} {test}, run {}{load}: {}", self.test.name, self.runs, output.display());
             self.failures.entry(test).or_default().push(output.clone());
         }
         Ok(())
     }
-
-    /// The tests that were begun, or were still to come, when a run was killed.
-    fn unfinished(&self, output: &str) -> BTreeSet<String> {
-        let list = Command::new(&self.executable).current_dir(&self.folder).arg("--list").output();
-        let list = list.map(|list| String::from_utf8_lossy(&list.stdout).into_owned()).unwrap_or_default();
-        let known = list.lines().filter_map(|line| line.strip_suffix(": test"));
-        let done: BTreeSet<_> = results(output).map(|(test, _)| test).collect();
-        known.filter(|test| !done.contains(test)).map(str::to_owned).collect()
-    }
-}
-
-/// The results that the harness tells, test by test.
-fn results(output: &str) -> impl Iterator<Item = (&str, &str)> {
-    output.lines().filter_map(|line| line.strip_prefix("test ")?.split_once(" ... "))
 }
 
 /// The tests that failed; a run that was killed has no status.
@@ -276,41 +220,6 @@ fn failures(output: &str, status: Option<ExitStatus>) -> BTreeSet<String> {
         .filter(|(_, result)| result.starts_with("FAILED"))
         .map(|(test, _)| test.to_owned())
         .collect()
-}
-
-/// Waits for a run to end, and kills it where it takes too long.
-fn wait(mut child: Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
-    let began = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if began.elapsed() > limit {
-            kill_group(&child);
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Tests begin processes, which would outlive a test that is killed.
-#[cfg(unix)]
-fn group_of_its_own(command: &mut Command) -> &mut Command {
-    std::os::unix::process::CommandExt::process_group(command, 0)
-}
-
-#[cfg(not(unix))]
-fn group_of_its_own(command: &mut Command) -> &mut Command {
-    command
-}
-
-fn kill_group(leader: &Child) {
-    if cfg!(unix) {
-        // Where there is no `kill`, the leader is killed all the same.
-        let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", leader.id())]).status();
-    }
 }
 
 /// Threads that compute until it is dropped.
@@ -349,21 +258,21 @@ impl Drop for Load {
 fn report(binaries: &[Binary]) -> String {
     let mut lines = vec!["== runs  failures  test".to_owned()];
     let mut sorted: Vec<_> = binaries.iter().collect();
-    sorted.sort_by_key(|binary| &binary.name);
+    sorted.sort_by_key(|binary| &binary.test.name);
     for binary in sorted.iter().filter(|binary| binary.runs > 0) {
         let failed: usize = binary.failures.values().map(Vec::len).sum();
         let (tests, seconds) = (binary.tests.len(), binary.taken.as_secs_f64());
         let quickest = binary.quickest.as_secs_f64();
         lines.push(format!(
             "{:>7}  {failed:>8}  {} ({tests} tests, {seconds:.1} s, the quickest {quickest:.2} s)",
-            binary.runs, binary.name
+            binary.runs, binary.test.name
         ));
         for (test, outputs) in &binary.failures {
             lines.push(format!("{:>7}  {:>8}    {test}", binary.runs, outputs.len()));
             lines.extend(outputs.iter().map(|output| format!("{:>21}{}", "", output.display())));
         }
     }
-    let unrun: Vec<_> = sorted.iter().filter(|binary| binary.runs == 0).map(|one| &*one.name).collect();
+    let unrun: Vec<_> = sorted.iter().filter(|binary| binary.runs == 0).map(|one| &*one.test.name).collect();
     if !unrun.is_empty() {
         lines.push(format!("== there was no time for {}", unrun.join(", ")));
     }
@@ -404,32 +313,8 @@ mod tests {
         assert_eq!(results(output).count(), 3);
     }
 
-    #[test]
-    fn only_test_binaries_are_run() {
-        let message = |test: bool| {
-            serde_json::json!({
-                "reason": "compiler-artifact", "profile": { "test": test }, "manifest_path": "/w/shop/Cargo.toml",
-                "package_id": "path+file:///w/shop#0.1.0",
-                "target": { "name": "orders" }, "executable": "/w/target/debug/deps/orders-1",
-            })
-            .to_string()
-        };
-        assert!(binary(&message(false)).is_none() && binary("no JSON").is_none());
-        let found = binary(&message(true)).unwrap();
-        assert_eq!((&*found.name, found.folder), ("shop/orders", PathBuf::from("/w/shop")));
-    }
-
     fn binary_of(name: &str) -> Binary {
-        Binary {
-            name: name.to_owned(),
-            executable: PathBuf::new(),
-            folder: PathBuf::new(),
-            runs: 0,
-            taken: Duration::ZERO,
-            quickest: Duration::MAX,
-            tests: BTreeSet::new(),
-            failures: BTreeMap::new(),
-        }
+        Binary::of(TestBinary::named(name))
     }
 
     #[test]
@@ -457,17 +342,5 @@ mod tests {
         );
         assert!(told.ends_with("== there was no time for shop/late\n"), "{told}");
         assert!(report(&[binary_of("shop/late")]).ends_with("== nothing failed\n"));
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_run_that_takes_too_long_is_killed_with_what_it_began() {
-        let mut command = Command::new("sh");
-        // The shell's child holds the pipe as long as it lives.
-        command.args(["-c", "sleep 600 & wait"]).stdout(Stdio::piped());
-        let mut child = group_of_its_own(&mut command).spawn().unwrap();
-        let pipe = child.stdout.take().unwrap();
-        assert_eq!(wait(child, Duration::from_millis(50)).unwrap(), None);
-        assert_eq!(io::read_to_string(pipe).unwrap(), "");
     }
 }

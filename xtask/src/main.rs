@@ -5,11 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+mod binaries;
 #[cfg_attr(not(target_os = "linux"), path = "brokers/elsewhere.rs")]
 mod brokers;
 mod failures;
 mod flakes;
 mod readme;
+mod side_by_side;
 mod surface;
 mod test;
 

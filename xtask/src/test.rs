@@ -1,9 +1,9 @@
 //! `cargo xtask test`: every check that a commit has to pass, with the servers that the tests need.
 
 use crate::brokers::{Beside, build_needs};
-use crate::{failures, surface};
+use crate::{binaries, failures, side_by_side, surface};
 use std::io;
-use std::process::{Command, ExitCode, ExitStatus};
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 pub(crate) const USAGE: &str = "\
@@ -53,14 +53,12 @@ enum Tests {
     Named,
     /// All of the workspace, also those that need a server.
     Workspace,
+    /// Those too, whose binaries cargo builds only, and which run side by side.
+    SideBySide,
 }
 
 const fn step(purpose: &'static str, arguments: &'static [&'static str]) -> Step {
     Step { purpose, environment: &[], needs: Needs::Nothing, arguments, tests: Tests::Named }
-}
-
-const fn tests(purpose: &'static str, arguments: &'static [&'static str]) -> Step {
-    Step { purpose, environment: &[], needs: Needs::Nothing, arguments, tests: Tests::Workspace }
 }
 
 /// The main example on the server whose address is in a variable.
@@ -77,9 +75,21 @@ const ALL_BROKERS: &str = "aws,kafka,nats,rabbitmq,redis";
 const STEPS: &[Step] = &[
     step("format", &["fmt", "--all", "--check"]),
     step("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
-    tests("unit, integration and UI tests", &["test", "--workspace", "--all-targets", "--no-fail-fast"]),
+    Step {
+        purpose: "unit, integration and UI tests, side by side",
+        environment: &[],
+        needs: Needs::Nothing,
+        arguments: &["test", "--workspace", "--all-targets", "--no-run"],
+        tests: Tests::SideBySide,
+    },
     // The models include sources of core, whose examples run there.
-    tests("documentation tests", &["test", "--workspace", "--exclude", "eventbus-models", "--doc"]),
+    Step {
+        purpose: "documentation tests",
+        environment: &[],
+        needs: Needs::Nothing,
+        arguments: &["test", "--workspace", "--exclude", "eventbus-models", "--doc"],
+        tests: Tests::Workspace,
+    },
     Step {
         purpose: "documentation",
         environment: &[("RUSTDOCFLAGS", "-D warnings")],
@@ -181,7 +191,7 @@ fn pass(embedded: bool) -> io::Result<Vec<String>> {
     let (mut no_python, mut left_out) = (None, Vec::new());
     let steps: Vec<_> = STEPS.iter().filter(|step| !embedded || step.runs_alone()).collect();
     for (number, step) in steps.iter().enumerate() {
-        if let (Tests::Workspace, Some(servers)) = (step.tests, &mut servers) {
+        if let (Tests::Workspace | Tests::SideBySide, Some(servers)) = (step.tests, &mut servers) {
             let came_up = servers.came_up()?;
             variables.extend(came_up.variables);
             came_up.failed.iter().for_each(|server| eprintln!("== {server}"));
@@ -199,10 +209,10 @@ fn pass(embedded: bool) -> io::Result<Vec<String>> {
         let result = take(step, &arguments, &variables);
         let seconds = started.elapsed().as_secs();
         match result {
-            Ok((status, _)) if status.success() => println!("== done in {seconds} s"),
-            Ok((status, told)) => {
-                eprintln!("== failed after {seconds} s: {status}");
-                failed.push(format!("{command} ({status})\n{}", told.join("\n")));
+            Ok(None) => println!("== done in {seconds} s"),
+            Ok(Some(told)) => {
+                eprintln!("== failed after {seconds} s");
+                failed.push(format!("{command}\n{}", told.join("\n")));
             }
             Err(error) => {
                 eprintln!("== failed after {seconds} s: {error}");
@@ -229,19 +239,21 @@ fn pass(embedded: bool) -> io::Result<Vec<String>> {
     Ok(failed)
 }
 
-/// Runs a step, with what the tests are told of the servers, and returns what it told of failures.
-fn take(
-    step: &Step,
-    arguments: &[&str],
-    variables: &[(String, String)],
-) -> io::Result<(ExitStatus, Vec<String>)> {
+/// Runs a step, with what the tests are told of the servers, and returns what it told of failures, if it failed.
+fn take(step: &Step, arguments: &[&str], variables: &[(String, String)]) -> io::Result<Option<Vec<String>>> {
+    if step.tests == Tests::SideBySide {
+        let told = side_by_side::run(binaries::build(arguments)?, variables)?;
+        return Ok((!told.is_empty()).then_some(told));
+    }
     let mut command = Command::new(env!("CARGO"));
     command
         .args(arguments)
         .envs(variables.iter().map(|(name, value)| (name, value)))
         .envs(step.environment.iter().copied())
         .envs(step.address(variables)?);
-    failures::run(&mut command)
+    let (status, mut told) = failures::run(&mut command)?;
+    told.insert(0, status.to_string());
+    Ok((!status.success()).then_some(told))
 }
 
 impl Step {
@@ -262,7 +274,7 @@ impl Step {
 
 fn arguments(step: &Step, embedded: bool) -> Vec<&'static str> {
     let mut arguments = step.arguments.to_vec();
-    if embedded && step.tests == Tests::Workspace {
+    if embedded && step.tests != Tests::Named {
         arguments.extend(WITH_SERVERS.iter().flat_map(|package| ["--exclude", package]));
     }
     arguments
@@ -274,7 +286,7 @@ mod tests {
 
     #[test]
     fn what_needs_no_server_leaves_packages_out_of_the_steps_that_test_all() {
-        let of_all: Vec<_> = STEPS.iter().filter(|step| step.tests == Tests::Workspace).collect();
+        let of_all: Vec<_> = STEPS.iter().filter(|step| step.tests != Tests::Named).collect();
         let names_all = |step: &&Step| step.arguments.starts_with(&["test", "--workspace"]);
         assert_eq!(of_all.len(), STEPS.iter().filter(names_all).count());
         for step in of_all {
