@@ -24,7 +24,8 @@ impl Task {
             (state.intake.at_hand() + self.queued.len(), state.intake.held(), state.intake.bytes())
         };
         let most = self.subscription.most_bytes();
-        if bytes >= most && held > 0 && self.takeover.is_none() && !needs_one {
+        let is_full = bytes >= most && held > 0 && self.takeover.is_none();
+        if is_full && !needs_one {
             return;
         }
         // Each ask may be answered with all that it lets come, and the next one is for what there is room for besides.
@@ -45,7 +46,7 @@ impl Task {
         } else {
             coming == 0
         };
-        let has_room = room > coming && is_due && room - coming >= ahead / 4;
+        let has_room = !is_full && room > coming && is_due && room - coming >= ahead / 4;
         if !has_room && !needs_one {
             return;
         }
