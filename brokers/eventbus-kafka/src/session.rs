@@ -282,8 +282,10 @@ impl Session {
     /// Takes what the client has, as long as there is room, and hands over some of it together.
     fn poll(&mut self) {
         let mut is_all = false;
-        while !is_all && self.broken.is_none() && self.has_room() {
-            let (at_hand, bytes) = self.subscription.state.lock().held.at_hand();
+        while !is_all
+            && self.broken.is_none()
+            && let Some((at_hand, bytes)) = self.room()
+        {
             for _ in 0..TOGETHER {
                 let (read, size) = self.arrivals.len();
                 // One that is paused gives no records, but tells what else there is.
@@ -312,22 +314,27 @@ impl Session {
         }
     }
 
-    /// Whether the client is asked for more: there is room for it, or its partitions are paused, since the reader has taken
-    /// nothing for some time.
-    fn has_room(&mut self) -> bool {
-        let (at_hand, bytes) = self.subscription.state.lock().held.at_hand();
-        if !AHEAD.is_reached(at_hand, bytes) {
+    /// What is at hand, where the client is asked for more: there is room for it, or its partitions are paused, since the
+    /// reader has taken nothing for some time, or is gone.
+    fn room(&mut self) -> Option<(usize, usize)> {
+        let (is_closed, (at_hand, bytes)) = {
+            let state = self.subscription.state.lock();
+            (state.is_closed(), state.held.at_hand())
+        };
+        let is_full = AHEAD.is_reached(at_hand, bytes);
+        let pauses = if is_closed {
+            true
+        } else if is_full {
+            let since = *self.full_since.get_or_insert_with(Instant::now);
+            self.paused || since.elapsed() >= PAUSE
+        } else {
             self.full_since = None;
-            if self.paused {
-                self.pause_all(false);
-            }
-            return true;
+            false
+        };
+        if self.paused != pauses {
+            self.pause_all(pauses);
         }
-        let since = *self.full_since.get_or_insert_with(Instant::now);
-        if !self.paused && since.elapsed() >= PAUSE {
-            self.pause_all(true);
-        }
-        self.paused
+        (!is_full || self.paused).then_some((at_hand, bytes))
     }
 
     fn hear(&mut self, answer: Answer) {

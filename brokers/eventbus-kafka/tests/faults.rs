@@ -2,7 +2,7 @@
 
 mod support;
 
-use eventbus::broker::{AuditQuery, Broker, Connection};
+use eventbus::broker::{AuditQuery, Broker, Connection, Received, Start};
 use eventbus::subscription::Pattern;
 use eventbus::{Envelope, PublishError, Topic};
 use eventbus_kafka::KafkaBroker;
@@ -251,4 +251,49 @@ async fn each_of_many_publishes_ends_in_time_on_a_connection_that_is_mute() {
     }
     proxy.mute(false);
     until("it goes on", async || broker.publish(event("load.a", "k", 9)).await.is_ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whose_reader_is_gone_fetches_nothing_more_while_a_handler_has_an_event() {
+    const EVENTS: u64 = 512;
+    const SIZE: usize = 64 << 10;
+    let _alone = ALONE.lock().await;
+    let (_server, proxy) = behind_proxy("eventbus-kafka-left").await;
+    let broker = connect(&proxy.url()).await;
+    let filling = "x".repeat(SIZE);
+    let events = (0..EVENTS).map(|number| {
+        let event = Envelope::from_json(Topic::from_static("load.a"), &(number, &filling)).unwrap();
+        Arc::new(event.with_key("key"))
+    });
+    for stored in broker.publish_all(events.collect()).await {
+        stored.unwrap();
+    }
+    let place = |received: &Received| {
+        let (number, _): (u64, String) =
+            serde_json::from_slice(received.receipt.envelope.payload().unwrap()).unwrap();
+        number
+    };
+    let early = |group: &str| {
+        let mut request = request(group, "load.*");
+        request.start = Start::Earliest;
+        request
+    };
+    let mut deliveries = broker.subscribe(early("group")).await.unwrap();
+    let first = receive(&mut deliveries, 1).await.remove(0);
+    drop(deliveries);
+    // Meanwhile another group reads everything on the same way: so much would the first one have read as well.
+    let before = proxy.passed();
+    let mut others = broker.subscribe(early("other")).await.unwrap();
+    for number in 0..EVENTS {
+        let received = receive(&mut others, 1).await.remove(0);
+        assert_eq!(place(&received), number);
+        received.settler.ack(received.receipt).await.unwrap();
+    }
+    let (passed, all) = (proxy.passed() - before, EVENTS * SIZE as u64);
+    assert!(passed < all + all / 2, "{passed} bytes, where one group reads {all}");
+    assert!(first.settler.holds(&first.receipt));
+    first.settler.ack(first.receipt).await.unwrap();
+    let mut deliveries = broker.subscribe(early("group")).await.unwrap();
+    assert_eq!(place(&receive(&mut deliveries, 1).await[0]), 1, "it is settled, and what follows comes");
+    broker.close().await.unwrap();
 }
