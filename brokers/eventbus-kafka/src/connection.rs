@@ -161,21 +161,26 @@ where
 }
 
 impl Link {
-    /// Makes the clients, and waits until a server answers.
-    pub(crate) async fn open(settings: Settings) -> Result<Self, BrokerError> {
+    /// Makes the clients.
+    pub(crate) fn new(settings: Settings) -> Result<Self, BrokerError> {
         let state = Arc::new(ConnectionState::up(settings.shown()));
         let context = Context::new(&state);
         let mut config = settings.client();
         // Metadata is asked for with it, and no topic is made by asking for it.
         config.set("enable.partition.eof", "false");
-        let link = Self {
+        Ok(Self {
             client: Arc::new(client(&config, context.clone())?),
             admin: client(&settings.base(), context)?,
             members: Lock::new(Rank::BROKER, HashMap::new()),
             longest_text: AtomicUsize::new(MAX_LENGTH),
             state,
             settings,
-        };
+        })
+    }
+
+    /// Makes the clients, and waits until a server answers.
+    pub(crate) async fn open(settings: Settings) -> Result<Self, BrokerError> {
+        let link = Self::new(settings)?;
         let (shown, patience) = (link.settings.shown(), link.settings.connect_timeout);
         // A try ends before the patience does, to say why.
         let until = Instant::now() + patience.saturating_sub(SAYING);
