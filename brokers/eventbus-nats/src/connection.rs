@@ -11,9 +11,9 @@ use async_nats::{
     ServerError, Subscriber, rustls,
 };
 use bytes::Bytes;
-use eventbus_core::BrokerError;
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::waiters::Waiters;
+use eventbus_core::{BrokerError, foreign};
 use eventbus_server::connection::{ConnectionState, Failure, patiently, pause_before};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -81,6 +81,58 @@ impl Numbered {
 /// Resolves once a client has ended.
 pub(crate) type Ended = oneshot::Receiver<()>;
 
+/// A client that is connected.
+struct Made {
+    client: Client,
+    ended: Ended,
+    told: Arc<Told>,
+}
+
+/// What a client tells of its connection. It counts once the client is the one of the link: whoever heard of another
+/// connection before would take the client that has ended, and wait for one more.
+struct Told {
+    state: Arc<ConnectionState>,
+    denied: Arc<Denied>,
+    counts: AtomicBool,
+}
+
+impl Told {
+    fn hear(&self, event: &Event) {
+        if !self.counts.load(Ordering::Acquire) {
+            return;
+        }
+        match event {
+            Event::Connected => self.state.is_up(),
+            Event::Disconnected | Event::Closed => self.is_lost(),
+            Event::ClientError(error) if self.state.lost().is_some() => {
+                self.state.is_lost(&error.to_string())
+            }
+            Event::ServerError(ServerError::Other(said))
+                if said.to_lowercase().contains("permissions violation") =>
+            {
+                self.denied.hear(said);
+            }
+            _ => {}
+        }
+    }
+
+    fn is_lost(&self) {
+        if self.counts.load(Ordering::Acquire) {
+            self.state.is_lost(ENDED);
+        }
+    }
+
+    /// The client is the one of the link, and is connected unless it has lost the server meanwhile.
+    fn begin(&self, client: &Client) {
+        self.counts.store(true, Ordering::Release);
+        self.state.is_up();
+        if client.connection_state() != State::Connected {
+            // What it has said of that was not heeded.
+            self.is_lost();
+        }
+    }
+}
+
 /// What the server did not let this program do. It says so beside the call, which gets no answer.
 pub(crate) struct Denied {
     said: Lock<Said>,
@@ -132,11 +184,11 @@ impl Link {
         let denied = Arc::new(Denied::new());
         let servers = servers(&settings)?;
         let connect = || connect(&settings, &servers, (&state, &denied));
-        let (client, ended) = patiently(&shown, settings.connect_timeout, connect).await?;
+        let Made { client, ended, told } = patiently(&shown, settings.connect_timeout, connect).await?;
+        told.begin(&client);
         let turns = Lock::new(Rank::LEAF, Turns::new(client.new_inbox()));
-        let client = Lock::new(Rank::LEAF, Arc::new(Numbered { client, number: 1 }));
         let link = Self {
-            client,
+            client: Lock::new(Rank::LEAF, Arc::new(Numbered { client, number: 1 })),
             state,
             denied,
             settings,
@@ -187,19 +239,24 @@ impl Link {
     async fn replace(&self) -> Result<Ended, String> {
         let servers = servers(&self.settings).map_err(|error| error.to_string())?;
         let connected = connect(&self.settings, &servers, (&self.state, &self.denied)).await;
-        let (client, ended) = connected.map_err(|failure| match failure {
+        let made = connected.map_err(|failure| match failure {
             Failure::Passing(error) | Failure::Advised(error) => error,
             Failure::Lasting(error) => error.to_string(),
         })?;
-        let mut current = self.client.lock();
-        *current = Arc::new(Numbered { client: client.clone(), number: current.number + 1 });
-        drop(current);
-        self.state.is_up();
-        if client.connection_state() != State::Connected {
-            // What it has said of that was not heeded yet.
-            self.state.is_lost(ENDED);
-        }
-        Ok(ended)
+        Ok(self.put(made))
+    }
+
+    /// Puts a client in the place of the one that has ended.
+    fn put(&self, Made { client, ended, told }: Made) -> Ended {
+        let former = {
+            let mut current = self.client.lock();
+            let another = Numbered { client: client.clone(), number: current.number + 1 };
+            std::mem::replace(&mut *current, Arc::new(another))
+        };
+        // Its destructor is code of others.
+        foreign::tell("the NATS client", || drop(former));
+        told.begin(&client);
+        ended
     }
 
     /// Subscribes to a subject that nobody else has, on whichever client there is.
@@ -396,36 +453,31 @@ fn servers(settings: &Settings) -> Result<Vec<ServerAddr>, BrokerError> {
     settings.servers.iter().map(parse).collect()
 }
 
-/// Makes a client. What it tells of its connection counts once it has succeeded.
+/// Makes a client.
 async fn connect(
     settings: &Settings,
     servers: &[ServerAddr],
     (state, denied): (&Arc<ConnectionState>, &Arc<Denied>),
-) -> Result<(Client, Ended), Failure> {
+) -> Result<Made, Failure> {
     let (ends, ended) = oneshot::channel();
-    let is_made = Arc::new(AtomicBool::new(false));
-    let (state, denied, heeded) = (Arc::clone(state), Arc::clone(denied), Arc::clone(&is_made));
-    let (ends_here, counts) = (Arc::clone(&state), Arc::clone(&is_made));
+    let (state, denied, counts) = (Arc::clone(state), Arc::clone(denied), AtomicBool::new(false));
+    let told = Arc::new(Told { state, denied, counts });
+    let (ends_here, hears) = (Arc::clone(&told), Arc::clone(&told));
     let options = options(settings).await.map_err(Failure::Lasting)?;
     // It is asked before there is another connection, and the callback below a little later: by then something could be on
     // its way to another stream than it was meant for.
     let options = options.reconnect_delay_callback(move |attempt| {
-        if counts.load(Ordering::Acquire) {
-            ends_here.is_lost(ENDED);
-        }
+        ends_here.is_lost();
         pause_before(attempt)
     });
     let options = options.event_callback(move |event| {
         // The client has it as long as it lives: so its end is seen, which it tells nobody where it panics.
         let _ = &ends;
-        if heeded.load(Ordering::Acquire) {
-            hear(&state, &denied, &event);
-        }
+        hears.hear(&event);
         std::future::ready(())
     });
     let client = options.connect(servers.to_vec()).await.map_err(|error| explain(settings, &error))?;
-    is_made.store(true, Ordering::Release);
-    Ok((client, ended))
+    Ok(Made { client, ended, told })
 }
 
 async fn options(settings: &Settings) -> Result<ConnectOptions, BrokerError> {
@@ -464,23 +516,6 @@ fn readable(option: &str, path: &std::path::Path) -> Result<(), BrokerError> {
     std::fs::metadata(path).map(drop).map_err(|error| {
         BrokerError::new(format!("cannot read the file `{}` of `{option}`", path.display())).with_cause(error)
     })
-}
-
-/// What the client tells of the connection.
-fn hear(state: &ConnectionState, denied: &Denied, event: &Event) {
-    match event {
-        Event::Connected => state.is_up(),
-        Event::Disconnected | Event::Closed => {
-            state.is_lost(ENDED);
-        }
-        Event::ClientError(error) if state.lost().is_some() => state.is_lost(&error.to_string()),
-        Event::ServerError(ServerError::Other(said))
-            if said.to_lowercase().contains("permissions violation") =>
-        {
-            denied.hear(said);
-        }
-        _ => {}
-    }
 }
 
 /// What is wrong where a connection cannot be made, and what to do.
@@ -545,4 +580,31 @@ fn tls_error(error: &ConnectError) -> Option<&rustls::Error> {
 
 fn chain(error: &ConnectError) -> String {
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever asks waits for another connection, takes the client that there is then, and waits again where it has ended.
+    #[tokio::test]
+    async fn nobody_hears_of_another_connection_before_its_client_is_there() {
+        let place = crate::faults::Place::new();
+        let broker = place.broker().await;
+        let link = &broker.shared().link;
+        // As long as it is here nobody sees its end.
+        let _former = link.client();
+        let times = link.state.times();
+        link.state.is_lost("it has ended");
+        let servers = servers(&link.settings).unwrap();
+        let made = connect(&link.settings, &servers, (&link.state, &link.denied)).await;
+        let made = made.unwrap_or_else(|failure| panic!("{failure:?}"));
+        // As it does at some time of its own.
+        made.told.hear(&Event::Connected);
+        assert!(link.state.lost().is_some() && link.client().number == 1, "it is not there yet");
+        let _ended = link.put(made);
+        assert_eq!((link.state.another(times).await, link.client().number), (times + 1, 2));
+        link.ensure_streams().await.unwrap();
+        place.remove().await;
+    }
 }

@@ -73,16 +73,16 @@ impl Faults {
 }
 
 /// A stream of its own, which is removed at the end.
-struct Place(String);
+pub(crate) struct Place(String);
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let since = std::time::UNIX_EPOCH.elapsed().unwrap().as_micros();
         Self(format!("F{since:x}-{}", COUNT.fetch_add(1, Ordering::Relaxed)))
     }
 
-    async fn broker(&self) -> NatsBroker {
+    pub(crate) async fn broker(&self) -> NatsBroker {
         self.broker_with("2s").await
     }
 
@@ -99,7 +99,7 @@ impl Place {
         NatsBroker::builder(&url).unwrap().connect().await.unwrap()
     }
 
-    async fn remove(self) {
+    pub(crate) async fn remove(self) {
         let broker = self.broker().await;
         let context = async_nats::jetstream::new(broker.client());
         for stream in [self.0.clone(), format!("{}-DEAD", self.0), format!("KV_{}-PARKED", self.0)] {
