@@ -12,6 +12,7 @@ use eventbus_core::lock::Rank;
 use eventbus_server::handover::{AtHand, Handover};
 use eventbus_server::subscriptions::Subscribed;
 use futures_util::FutureExt;
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -171,27 +172,25 @@ impl Subscription {
 
     /// Everything here may be another process's by now.
     pub(crate) fn lose(&self, pauses: bool) {
-        let (lost, epoch) = {
-            let mut state = self.state.lock();
-            let lost = state.intake.lose(pauses);
-            state.suspects.forget();
-            (lost, state.intake.epoch())
-        };
-        self.epoch.store(epoch, Ordering::Release);
-        self.link.turns.lock().forget(self.number);
-        // Events are dropped without the lock.
-        drop(lost);
+        self.forget_all(|intake| intake.lose(pauses));
     }
 
     /// The stream is another one by now.
     pub(crate) fn begin_anew(&self) {
-        let (lost, epoch) = {
+        self.forget_all(Intake::begin_anew);
+    }
+
+    fn forget_all(&self, lose: impl FnOnce(&mut Intake) -> VecDeque<Waiting>) {
+        let lost = {
             let mut state = self.state.lock();
+            let lost = lose(&mut state.intake);
             state.suspects.forget();
-            (state.intake.begin_anew(), state.intake.epoch())
+            // Under the lock: whoever has seen the end of an epoch there is not told afterwards that it goes on.
+            self.epoch.store(state.intake.epoch(), Ordering::Release);
+            lost
         };
-        self.epoch.store(epoch, Ordering::Release);
         self.link.turns.lock().forget(self.number);
+        // Events are dropped without the lock.
         drop(lost);
     }
 
@@ -304,5 +303,29 @@ mod tests {
         assert_eq!([0, 1, 4].map(share), [BYTES; 3]);
         assert_eq!(share(64) * 64, BYTES_OF_ALL);
         assert!(share(usize::MAX) == 0);
+    }
+
+    #[tokio::test]
+    async fn an_epoch_has_ended_for_everybody_at_once() {
+        const TIMES: u64 = 20_000;
+        let place = crate::faults::Place::new();
+        let broker = place.broker().await;
+        let (link, outlet) = (Arc::clone(&broker.shared().link), Arc::clone(&broker.shared().outlet));
+        let (notes, _stale) = tokio::sync::mpsc::unbounded_channel();
+        let names = ("g".to_owned(), Pattern::new(">").unwrap());
+        let subscription = Subscription::new(link, outlet, names, "c".to_owned(), 1, false, notes);
+        let subscription = Arc::new(subscription);
+        let losing = std::thread::spawn({
+            let subscription = Arc::clone(&subscription);
+            move || (0..TIMES).for_each(|_| subscription.lose(false))
+        });
+        let mut epoch = 0;
+        while epoch < TIMES {
+            let state = subscription.state.lock();
+            epoch = state.intake.epoch();
+            assert!(subscription.is_of(epoch), "{epoch} is known to some as another one");
+        }
+        losing.join().unwrap();
+        place.remove().await;
     }
 }
