@@ -9,22 +9,16 @@ use crate::topology::Topics;
 use crate::wire;
 use bytes::Bytes;
 use eventbus_core::broker::{
-    BrokerFuture, DeadLetter, Deliveries, Offset, Receipt, Received, Replay, ReplayFrom, ReplayRequest,
-    ReplayUntil, Replayable, Settler,
+    BrokerFuture, Offset, Replay, ReplayFrom, ReplayRequest, ReplayUntil, Replayable,
 };
-use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::{BrokerError, foreign};
+use eventbus_server::replays::Feed;
 use jiff::Timestamp;
 use rdkafka::message::OwnedMessage;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::sync::mpsc;
 
-/// How many events are read ahead.
-const AHEAD: usize = 64;
 /// How often a live replay looks whether it is still wanted, and for new topics.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -93,35 +87,28 @@ fn open(
     let asked = ranges(link, all, request)?;
     let full = link.without_empty(tails, asked.clone())?;
     let events = full.iter().map(|range| u64::try_from(range.to - range.from).unwrap_or_default()).sum();
-    let (sender, receiver) = mpsc::channel(AHEAD);
-    let shared = Arc::new(Shared { returned: Lock::new(Rank::BROKER_INNER, Returned::default()) });
+    let (feed, deliveries) = Feed::new();
     let live = request.until == ReplayUntil::Live;
-    let reader = Reader {
-        link: Arc::clone(link),
-        topics: Arc::clone(topics),
-        request: request.clone(),
-        mended,
-        sender,
-        settler: Arc::new(ReplaySettler(Arc::clone(&shared))),
-        number: 0,
-    };
+    let mut reader =
+        Reader { link: Arc::clone(link), topics: Arc::clone(topics), request: request.clone(), mended, feed };
     let scan = if live { Scan::live(link, &asked)? } else { Scan::open(link, &asked)? };
     let thread = std::thread::Builder::new().name("eventbus-kafka-replay".to_owned());
     let known = asked.into_iter().map(|range| range.partition).collect();
-    let telling = reader.sender.clone();
     let run = move || {
-        // Without a word from here, whoever waits would take it for complete.
-        if let Err(panicked) = foreign::call("the Kafka client", || reader.run(scan, known, live)) {
-            let said =
-                format!("the replay ends before its end, since the Kafka client {panicked}; begin it again");
-            drop(telling.blocking_send(Err(BrokerError::new(said))));
+        let read = foreign::call("the Kafka client", || reader.read(scan, known, live));
+        match read {
+            Ok(Ok(true)) => reader.feed.complete(),
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => reader.feed.break_off(error),
+            Err(panicked) => reader.feed.break_off(BrokerError::new(format!(
+                "the replay broke off before its end, since the Kafka client {panicked}; begin it again"
+            ))),
         }
     };
     thread.spawn(run).map_err(|error| {
         BrokerError::new("cannot begin a thread that reads the history").with_cause(error)
     })?;
-    let deliveries = Box::new(ReplayDeliveries { receiver, shared });
-    Ok(Replay { deliveries, events, latest: latest.map(Offset::from) })
+    Ok(Replay { deliveries: Box::new(deliveries), events, latest: latest.map(Offset::from) })
 }
 
 /// The payloads that were mended for a group.
@@ -153,34 +140,32 @@ struct Reader {
     topics: Arc<Topics>,
     request: ReplayRequest,
     mended: Mended,
-    sender: mpsc::Sender<Result<Received, BrokerError>>,
-    settler: Arc<dyn Settler>,
-    number: u64,
+    feed: Feed,
 }
 
 impl Reader {
-    fn run(mut self, mut scan: Scan, mut known: BTreeSet<(Arc<str>, i32)>, live: bool) {
-        loop {
-            match scan.next() {
-                Ok(Some(message)) if self.hand(&message) => {}
-                Ok(Some(_)) => return,
-                Ok(None) => break,
-                Err(error) => {
-                    // Nobody waits for it any more.
-                    let _ = self.sender.blocking_send(Err(error));
-                    return;
-                }
+    /// Reads to the end. No, where it did not come to that, since nobody wants it any more or the broker was closed.
+    fn read(
+        &mut self,
+        mut scan: Scan,
+        mut known: BTreeSet<(Arc<str>, i32)>,
+        live: bool,
+    ) -> Result<bool, BrokerError> {
+        while let Some(message) = scan.next()? {
+            if !self.hand(&message) {
+                return Ok(false);
             }
         }
         if live {
-            self.follow(scan, &mut known);
+            self.follow(scan, &mut known)?;
         }
+        Ok(!live)
     }
 
     /// Goes on with what is published meanwhile, also on topics that are made meanwhile.
-    fn follow(&mut self, scan: Scan, known: &mut BTreeSet<(Arc<str>, i32)>) {
+    fn follow(&mut self, scan: Scan, known: &mut BTreeSet<(Arc<str>, i32)>) -> Result<(), BrokerError> {
         let mut scans = vec![scan];
-        while !self.sender.is_closed() {
+        while self.is_wanted() {
             let covered = partitions_of(&self.link.covered(&self.topics, &self.request.pattern));
             let new: Vec<_> = covered.into_iter().filter(|partition| !known.contains(partition)).collect();
             if !new.is_empty() {
@@ -193,138 +178,30 @@ impl Reader {
             }
             let limit = LOOK / u32::try_from(scans.len()).unwrap_or(u32::MAX).max(1);
             for scan in &mut scans {
-                match scan.next_live(limit) {
-                    Ok(Some(message)) if self.hand(&message) => {}
-                    Ok(Some(_)) => return,
-                    Ok(None) => {}
-                    Err(error) => {
-                        let _ = self.sender.blocking_send(Err(error));
-                        return;
-                    }
+                if let Some(message) = scan.next_live(limit)?
+                    && !self.hand(&message)
+                {
+                    return Ok(());
                 }
             }
         }
+        Ok(())
     }
 
-    /// Hands an event over; no, where nobody wants it any more.
+    fn is_wanted(&self) -> bool {
+        !self.feed.is_closed() && !self.link.state.is_closed()
+    }
+
+    /// Hands an event over; no, where it is not wanted any more.
     fn hand(&mut self, message: &OwnedMessage) -> bool {
-        let Some((mut envelope, origin)) = read_event(&self.link, message) else { return true };
+        let Some((mut envelope, origin)) = read_event(&self.link, message) else { return self.is_wanted() };
         if !self.request.pattern.matches(envelope.topic().as_str()) {
-            return true;
+            return self.is_wanted();
         }
         let offset = Offset::from(origin.place());
         if let Some(payload) = self.mended.get(&(origin.topic, origin.partition, origin.offset)) {
             envelope = envelope.with_payload(payload.clone());
         }
-        self.number += 1;
-        let receipt = Receipt { envelope: Arc::new(envelope), offset, attempt: 1, token: self.number };
-        self.sender.blocking_send(Ok(received(receipt, &self.settler))).is_ok()
-    }
-}
-
-fn received(receipt: Receipt, settler: &Arc<dyn Settler>) -> Received {
-    Received { receipt, replayed: true, parked: None, alone: false, settler: Arc::clone(settler) }
-}
-
-/// What was given back.
-struct Shared {
-    returned: Lock<Returned>,
-}
-
-#[derive(Default)]
-struct Returned {
-    receipts: BTreeMap<u64, Receipt>,
-    /// How many are handed out.
-    open: usize,
-    waker: Option<Waker>,
-}
-
-impl Shared {
-    fn settled(&self, receipt: Option<Receipt>) {
-        let waker = {
-            let mut returned = self.returned.lock();
-            returned.open -= 1;
-            if let Some(receipt) = receipt {
-                returned.receipts.insert(receipt.token, receipt);
-            }
-            returned.waker.take()
-        };
-        if let Some(waker) = waker {
-            foreign::tell("a waker", || waker.wake());
-        }
-    }
-}
-
-struct ReplayDeliveries {
-    receiver: mpsc::Receiver<Result<Received, BrokerError>>,
-    shared: Arc<Shared>,
-}
-
-impl Deliveries for ReplayDeliveries {
-    fn poll_receive(
-        &mut self,
-        context: &mut Context<'_>,
-        into: &mut Vec<Received>,
-        limit: usize,
-    ) -> Poll<Result<(), BrokerError>> {
-        let waker = context.waker().clone();
-        let (returned, former) = {
-            let mut returned = self.shared.returned.lock();
-            let former = returned.waker.replace(waker);
-            (returned.receipts.pop_first(), former)
-        };
-        drop(former);
-        if let Some((_, receipt)) = returned {
-            self.shared.returned.lock().open += 1;
-            let settler: Arc<dyn Settler> = Arc::new(ReplaySettler(Arc::clone(&self.shared)));
-            into.push(received(receipt, &settler));
-            return Poll::Ready(Ok(()));
-        }
-        let before = into.len();
-        while into.len() - before < limit {
-            match self.receiver.poll_recv(context) {
-                Poll::Ready(Some(Ok(received))) => {
-                    self.shared.returned.lock().open += 1;
-                    into.push(received);
-                }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
-                Poll::Ready(None) if into.len() > before => break,
-                // What is handed out may come back.
-                Poll::Ready(None) => {
-                    let returned = self.shared.returned.lock();
-                    let is_over = returned.open == 0 && returned.receipts.is_empty();
-                    return if is_over { Poll::Ready(Ok(())) } else { Poll::Pending };
-                }
-                Poll::Pending if into.len() > before => break,
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// Settles what a replay hands out: there is nothing to be noted.
-struct ReplaySettler(Arc<Shared>);
-
-impl Settler for ReplaySettler {
-    fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
-        drop(receipt);
-        self.0.settled(None);
-        BrokerFuture::ready(Ok(()))
-    }
-
-    fn reject(&self, receipt: Receipt, letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
-        drop(letter);
-        self.ack(receipt)
-    }
-
-    fn release(&self, receipt: Receipt) {
-        self.0.settled(Some(receipt));
-    }
-}
-
-impl fmt::Debug for ReplaySettler {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReplaySettler").finish_non_exhaustive()
+        !self.link.state.is_closed() && self.feed.put_blocking(offset, Arc::new(envelope))
     }
 }

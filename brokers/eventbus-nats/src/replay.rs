@@ -6,23 +6,18 @@ use crate::topology::consumer_name;
 use crate::wire::{self, AGAIN, MENDED};
 use async_nats::jetstream::consumer::DeliverPolicy;
 use bytes::Bytes;
+use eventbus_core::BrokerError;
 use eventbus_core::broker::{
-    BrokerFuture, DeadLetter, Deliveries, Offset, Receipt, Received, Replay, ReplayFrom, ReplayRequest,
-    ReplayUntil, Replayable, Settler,
+    BrokerFuture, Offset, Replay, ReplayFrom, ReplayRequest, ReplayUntil, Replayable,
 };
-use eventbus_core::lock::{Lock, Rank};
-use eventbus_core::{BrokerError, Envelope, foreign};
+use eventbus_server::replays::Feed;
 use jiff::{SignedDuration, Timestamp};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
-use tokio::sync::mpsc::{self, Receiver, Sender};
 
 /// How far the time of an event may be behind the time at which it was stored, so that it is found by its time: clocks
 /// differ.
 pub(crate) const SKEW: SignedDuration = SignedDuration::from_mins(5);
-/// How many events wait for the reader.
-const AHEAD: usize = 128;
 
 /// The history of a stream.
 pub(crate) struct NatsHistory(pub(crate) Arc<Shared>);
@@ -33,9 +28,6 @@ impl Replayable for NatsHistory {
         BrokerFuture::new(async move { shared.replay(request).await })
     }
 }
-
-/// An event on its way to the reader.
-type Read = Result<(u64, Arc<Envelope>), BrokerError>;
 
 impl Shared {
     /// The events on these subjects from a place on.
@@ -61,13 +53,12 @@ impl Shared {
             events = events.saturating_sub(self.scan(filter, behind).await?.count);
         }
         let mended = self.mended(&request).await?;
-        let (sender, receiver) = mpsc::channel(AHEAD);
+        let (feed, deliveries) = Feed::new();
         let left = if request.until == ReplayUntil::Live { u64::MAX } else { scan.count };
         let reading = Reading { shared: Arc::clone(&self), mended, request, left };
-        self.tasks.spawn(reading.run(scan, sender));
-        let returned = Arc::new(Returned(Lock::new(Rank::BROKER_LAST, Back::default())));
-        let deliveries = Box::new(ReplayDeliveries { receiver, returned });
-        Ok(Replay { deliveries, events, latest: latest.map(|latest| Offset::new(latest.into())) })
+        self.tasks.spawn(reading.run(scan, feed));
+        let latest = latest.map(|latest| Offset::new(latest.into()));
+        Ok(Replay { deliveries: Box::new(deliveries), events, latest })
     }
 
     /// The payloads that were mended for a group, by the places of their events.
@@ -122,20 +113,17 @@ struct Reading {
 }
 
 impl Reading {
-    async fn run(mut self, mut scan: Scan, sender: Sender<Read>) {
+    async fn run(mut self, mut scan: Scan, feed: Feed) {
         let mut begun = !matches!(self.request.from, ReplayFrom::Time(_));
         while self.left > 0 {
             let next = tokio::select! {
                 biased;
-                () = sender.closed() => return,
+                () = feed.closed() => return,
                 next = scan.next() => next,
             };
             let (place, message) = match next {
                 Ok(next) => next,
-                Err(error) => {
-                    let _ = sender.send(Err(error)).await;
-                    return;
-                }
+                Err(error) => return feed.break_off(error),
             };
             if self.left != u64::MAX {
                 self.left = place.behind.min(self.left - 1);
@@ -161,96 +149,15 @@ impl Reading {
                 _ => false,
             };
             if ends {
-                return;
+                break;
             }
             if let Some(payload) = payload {
                 event = event.with_payload(payload);
             }
-            let sent = async { sender.send(Ok((place.sequence, Arc::new(event)))).await };
-            if sent.await.is_err() {
+            if !feed.put(Offset::new(place.sequence.into()), Arc::new(event)).await {
                 return;
             }
         }
-    }
-}
-
-/// The reader's end of a replay.
-struct ReplayDeliveries {
-    receiver: Receiver<Read>,
-    returned: Arc<Returned>,
-}
-
-/// What the reader gave back, in the order of the stream.
-#[derive(Debug)]
-struct Returned(Lock<Back>);
-
-#[derive(Debug, Default)]
-struct Back {
-    receipts: VecDeque<Receipt>,
-    waker: Option<Waker>,
-}
-
-impl ReplayDeliveries {
-    fn received(&self, receipt: Receipt) -> Received {
-        let settler = Arc::clone(&self.returned) as Arc<dyn Settler>;
-        Received { receipt, replayed: true, parked: None, alone: false, settler }
-    }
-}
-
-impl Deliveries for ReplayDeliveries {
-    fn poll_receive(
-        &mut self,
-        context: &mut Context<'_>,
-        into: &mut Vec<Received>,
-        limit: usize,
-    ) -> Poll<Result<(), BrokerError>> {
-        let waker = context.waker().clone();
-        let (returned, former) = {
-            let mut back = self.returned.0.lock();
-            let count = limit.min(back.receipts.len());
-            let returned: Vec<_> = back.receipts.drain(..count).collect();
-            (returned, back.waker.replace(waker))
-        };
-        drop(former);
-        if !returned.is_empty() {
-            into.extend(returned.into_iter().map(|receipt| self.received(receipt)));
-            return Poll::Ready(Ok(()));
-        }
-        let before = into.len();
-        while into.len() - before < limit {
-            match self.receiver.poll_recv(context) {
-                Poll::Ready(Some(Ok((sequence, envelope)))) => {
-                    let offset = Offset::new(sequence.into());
-                    into.push(self.received(Receipt { envelope, offset, attempt: 1, token: 0 }));
-                }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
-                Poll::Ready(None) => return Poll::Ready(Ok(())),
-                Poll::Pending if into.len() > before => return Poll::Ready(Ok(())),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Settler for Returned {
-    fn ack(&self, _receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
-        BrokerFuture::ready(Ok(()))
-    }
-
-    fn reject(&self, _receipt: Receipt, _letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
-        BrokerFuture::ready(Ok(()))
-    }
-
-    fn release(&self, receipt: Receipt) {
-        let waker = {
-            let mut back = self.0.lock();
-            let place = back.receipts.partition_point(|other| other.offset < receipt.offset);
-            back.receipts.insert(place, receipt);
-            back.waker.take()
-        };
-        if let Some(waker) = waker {
-            foreign::tell("a waker", || waker.wake());
-        }
+        feed.complete();
     }
 }

@@ -52,7 +52,7 @@ struct Shared {
     directory: Arc<Directory>,
     dead_letters: RabbitMqDeadLetters,
     subscriptions: Arc<Subscriptions<Subscription>>,
-    tasks: Tasks,
+    tasks: Arc<Tasks>,
 }
 
 impl RabbitMqBroker {
@@ -101,7 +101,7 @@ impl RabbitMqBroker {
             directory,
             dead_letters,
             subscriptions: Arc::new(Subscriptions::new()),
-            tasks: Tasks::new(),
+            tasks: Arc::new(Tasks::new()),
         });
         shared.tasks.spawn(keeps_consuming);
         shared.tasks.spawn(keeps_publishing);
@@ -253,7 +253,8 @@ impl Broker for RabbitMqBroker {
     }
 
     fn replayable(&self) -> Option<Arc<dyn Replayable>> {
-        Some(Arc::new(RabbitMqHistory(self.events()?)))
+        let (events, tasks) = (self.events()?, Arc::clone(&self.shared().tasks));
+        Some(Arc::new(RabbitMqHistory { events, tasks }))
     }
 
     fn audit_log(&self) -> Option<Arc<dyn AuditLog>> {

@@ -4,30 +4,28 @@ use crate::stream::{Begin, Events, Kept, Scan};
 use crate::wire::Note;
 use bytes::Bytes;
 use eventbus_core::broker::{
-    BrokerFuture, DeadLetter, Deliveries, Offset, Receipt, Received, Replay, ReplayFrom, ReplayRequest,
-    ReplayUntil, Replayable, Settler,
+    BrokerFuture, Offset, Replay, ReplayFrom, ReplayRequest, ReplayUntil, Replayable,
 };
-use eventbus_core::lock::{Lock, Rank};
-use eventbus_core::{BrokerError, Envelope, foreign};
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
+use eventbus_core::{BrokerError, Envelope};
+use eventbus_server::replays::Feed;
+use eventbus_server::tasks::Tasks;
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::sync::mpsc::{self, Receiver, Sender};
 
-/// How many events wait for the reader.
-const AHEAD: usize = 64;
 /// When to try again what has failed.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What is in the stream.
-pub(crate) struct RabbitMqHistory(pub(crate) Arc<Events>);
+pub(crate) struct RabbitMqHistory {
+    pub(crate) events: Arc<Events>,
+    pub(crate) tasks: Arc<Tasks>,
+}
 
 impl Replayable for RabbitMqHistory {
     fn replay(&self, request: ReplayRequest) -> BrokerFuture<Result<Replay, BrokerError>> {
-        let events = Arc::clone(&self.0);
-        BrokerFuture::new(async move { open(&events, request).await })
+        let (events, tasks) = (Arc::clone(&self.events), Arc::clone(&self.tasks));
+        BrokerFuture::new(async move { open(&events, &tasks, request).await })
     }
 }
 
@@ -51,16 +49,14 @@ struct Part {
     mended: HashMap<(String, String), Bytes>,
 }
 
-async fn open(events: &Arc<Events>, request: ReplayRequest) -> Result<Replay, BrokerError> {
+async fn open(events: &Arc<Events>, tasks: &Tasks, request: ReplayRequest) -> Result<Replay, BrokerError> {
     let end = events.end().await.map_err(|trouble| events.explain(trouble))?;
     let part = look(events, &request, end.last).await?;
     let latest = end.event.and_then(|place| u128::try_from(place).ok()).map(Offset::new);
-    let (sender, receiver) = mpsc::channel(AHEAD);
+    let (feed, deliveries) = Feed::new();
     let count = part.events;
-    let reading = Reading { scan: events.scan(Begin::At(part.first)), part, request, sender };
-    tokio::spawn(reading.run());
-    let shared = Arc::new(Returned(Lock::new(Rank::BROKER_LAST, Back::default())));
-    let deliveries = ReplayDeliveries { receiver, number: 0, failed: None, complete: false, shared };
+    let reading = Reading { scan: events.scan(Begin::At(part.first)), part, request };
+    tasks.spawn(reading.run(feed));
     Ok(Replay { deliveries: Box::new(deliveries), events: count, latest })
 }
 
@@ -124,37 +120,37 @@ async fn look(events: &Arc<Events>, request: &ReplayRequest, end: i64) -> Result
     Ok(part)
 }
 
-/// An event on its way to the reader; none, where all of them are.
-type Read = Result<Option<(i64, Arc<Envelope>)>, BrokerError>;
-
 /// What reads for a replay.
 struct Reading {
     scan: Scan,
     part: Part,
     request: ReplayRequest,
-    sender: Sender<Read>,
 }
 
 impl Reading {
-    async fn run(mut self) {
-        let sender = self.sender.clone();
+    async fn run(mut self, feed: Feed) {
         loop {
             let read = tokio::select! {
                 biased;
-                () = sender.closed() => return,
+                () = feed.closed() => return,
                 read = self.next() => read,
             };
-            let (failed, complete) = (read.is_err(), matches!(read, Ok(None)));
-            if sender.send(read).await.is_err() || complete {
-                return;
-            }
-            if failed {
-                tokio::time::sleep(AGAIN).await;
+            match read {
+                Ok(Some((place, event))) => {
+                    let offset = Offset::new(u128::try_from(place).unwrap_or_default());
+                    if !feed.put(offset, event).await {
+                        return;
+                    }
+                }
+                Ok(None) => return feed.complete(),
+                Err(error) if self.scan.is_over() => return feed.break_off(error),
+                Err(error) => feed.pause(&self.request.group, &error, AGAIN).await,
             }
         }
     }
 
-    async fn next(&mut self) -> Read {
+    /// The next event; none, where all of them were read.
+    async fn next(&mut self) -> Result<Option<(i64, Arc<Envelope>)>, BrokerError> {
         // Beyond the end there is nothing to wait for.
         if self.part.last.is_some_and(|last| last < self.part.first) || self.is_empty() {
             return Ok(None);
@@ -175,123 +171,5 @@ impl Reading {
 
     fn is_empty(&self) -> bool {
         self.part.last.is_some() && self.part.events == 0
-    }
-}
-
-/// The reader's end of a replay.
-struct ReplayDeliveries {
-    receiver: Receiver<Read>,
-    number: u64,
-    failed: Option<BrokerError>,
-    /// Everything has come.
-    complete: bool,
-    shared: Arc<Returned>,
-}
-
-/// What the reader gave back, in the order of the stream.
-struct Returned(Lock<Back>);
-
-#[derive(Default)]
-struct Back {
-    receipts: BTreeMap<u64, Receipt>,
-    /// How many are handed out.
-    open: usize,
-    waker: Option<Waker>,
-}
-
-impl Returned {
-    fn settled(&self, receipt: Option<Receipt>) {
-        let waker = {
-            let mut back = self.0.lock();
-            back.open = back.open.saturating_sub(1);
-            if let Some(receipt) = receipt {
-                back.receipts.insert(receipt.token, receipt);
-            }
-            back.waker.take()
-        };
-        if let Some(waker) = waker {
-            foreign::tell("a waker", || waker.wake());
-        }
-    }
-}
-
-impl Deliveries for ReplayDeliveries {
-    fn poll_receive(
-        &mut self,
-        context: &mut Context<'_>,
-        into: &mut Vec<Received>,
-        limit: usize,
-    ) -> Poll<Result<(), BrokerError>> {
-        let (waker, before) = (context.waker().clone(), into.len());
-        let (mut receipts, former) = {
-            let mut back = self.shared.0.lock();
-            let mut receipts = Vec::new();
-            while receipts.len() < limit
-                && let Some((_, receipt)) = back.receipts.pop_first()
-            {
-                receipts.push(receipt);
-            }
-            (receipts, back.waker.replace(waker))
-        };
-        drop(former);
-        while receipts.len() < limit && !self.complete && self.failed.is_none() {
-            match self.receiver.poll_recv(context) {
-                Poll::Ready(Some(Ok(Some((place, envelope))))) => {
-                    self.number += 1;
-                    let offset = Offset::new(u128::try_from(place).unwrap_or_default());
-                    receipts.push(Receipt { envelope, offset, attempt: 1, token: self.number });
-                }
-                Poll::Ready(Some(Ok(None))) => self.complete = true,
-                Poll::Ready(Some(Err(error))) => self.failed = Some(error),
-                // Nobody reads any more, and the end was not reached.
-                Poll::Ready(None) => {
-                    let said = "the broker was closed before the end of the replay";
-                    self.failed = Some(BrokerError::new(said));
-                }
-                Poll::Pending => break,
-            }
-        }
-        let settler = Arc::clone(&self.shared) as Arc<dyn Settler>;
-        let received = |receipt| {
-            let settler = Arc::clone(&settler);
-            Received { receipt, replayed: true, parked: None, alone: false, settler }
-        };
-        let open = {
-            let mut back = self.shared.0.lock();
-            back.open += receipts.len();
-            back.open
-        };
-        into.extend(receipts.into_iter().map(received));
-        if into.len() > before {
-            return Poll::Ready(Ok(()));
-        }
-        match self.failed.take() {
-            Some(error) => Poll::Ready(Err(error)),
-            // What is handed out may come back.
-            None if self.complete && open == 0 => Poll::Ready(Ok(())),
-            None => Poll::Pending,
-        }
-    }
-}
-
-impl Settler for Returned {
-    fn ack(&self, receipt: Receipt) -> BrokerFuture<Result<(), BrokerError>> {
-        drop(receipt);
-        self.settled(None);
-        BrokerFuture::ready(Ok(()))
-    }
-
-    fn reject(&self, receipt: Receipt, _letter: DeadLetter) -> BrokerFuture<Result<(), BrokerError>> {
-        self.ack(receipt)
-    }
-
-    fn release(&self, receipt: Receipt) {
-        self.settled(Some(receipt));
-    }
-}
-
-impl fmt::Debug for Returned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Returned").finish_non_exhaustive()
     }
 }

@@ -167,7 +167,8 @@ impl Events {
 
     /// Reads from a place on.
     pub(crate) fn scan(self: &Arc<Self>, begin: Begin) -> Scan {
-        Scan { events: Arc::clone(self), begin, last: None, time: Timestamp::UNIX_EPOCH, source: None }
+        let events = Arc::clone(self);
+        Scan { events, begin, last: None, time: Timestamp::UNIX_EPOCH, source: None, over: false }
     }
 }
 
@@ -209,6 +210,7 @@ pub(crate) struct Scan {
     /// When the last event happened. One that does not say so happened then.
     time: Timestamp,
     source: Option<Source>,
+    over: bool,
 }
 
 struct Source {
@@ -242,6 +244,7 @@ impl Scan {
             let lasting = trouble.is(NOT_FOUND) || trouble.is(ACCESS_REFUSED) || link.is_closed();
             let left = patience.saturating_sub(begun.elapsed());
             if lasting || left.is_zero() {
+                self.over = lasting;
                 return Err(self.events.explain(trouble));
             }
             let again = async {
@@ -251,6 +254,11 @@ impl Scan {
             let _ = tokio::time::timeout(left, again).await;
         }
         Ok(None)
+    }
+
+    /// Whether it is of no use to ask again: the stream is gone, or may not be read, or the broker was closed.
+    pub(crate) const fn is_over(&self) -> bool {
+        self.over
     }
 
     fn kept(&mut self, place: i64, delivery: Delivery) -> Kept {

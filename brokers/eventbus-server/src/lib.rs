@@ -5,6 +5,7 @@
 //! - [`connection`]: whether a connection is there, since when it is not and why, and how it is tried again.
 //! - [`handover`]: what the task of a subscription and its reader share.
 //! - [`publishes`]: confirmations that are awaited apart from sending, and what is sent again.
+//! - [`replays`]: what is read for a replay, and its reader, who is told where it broke off.
 //! - [`subscriptions`]: those that a broker has open.
 //! - [`tasks`]: those of a broker, which end with it.
 //! - [`unanswered`]: how many publishes are not answered.
@@ -16,6 +17,7 @@ pub mod cloudevents;
 pub mod connection;
 pub mod handover;
 pub mod publishes;
+pub mod replays;
 pub mod subscriptions;
 pub mod tasks;
 pub mod unanswered;

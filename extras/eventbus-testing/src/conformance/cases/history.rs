@@ -1,11 +1,11 @@
 //! What was published before: replays, and the audit log.
 
 use crate::conformance::case::{Case, number, number_of, numbered, publish, publish_envelopes};
-use eventbus_core::broker::{AuditQuery, Offset, ReplayFrom, ReplayUntil};
+use eventbus_core::broker::{AuditQuery, Offset, Received, Replay, ReplayFrom, ReplayRequest, ReplayUntil};
 use eventbus_core::jiff::Timestamp;
 use eventbus_core::{Bus, Delivery, Topic};
 use std::collections::BTreeMap;
-use std::future::IntoFuture;
+use std::future::{IntoFuture, poll_fn};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -138,6 +138,53 @@ pub(super) async fn a_live_replay_goes_on_with_what_is_published(case: Arc<Case>
     case.quiet(&bus).await;
     let live = (0..20).map(|number| (false, number));
     assert_eq!(seen.sorted(), live.chain((0..20).map(|number| (true, number))).collect::<Vec<_>>());
+}
+
+/// A replay whose broker is closed in the middle of it ends, and is never short without a word: it has delivered all there
+/// was, or the last that it says before its end is an error. A rebuild would swap a model in that lacks the rest.
+pub(super) async fn a_replay_that_its_broker_cuts_off_is_complete_or_an_error(case: Arc<Case>) {
+    /// More than a broker reads ahead.
+    const EVENTS: u64 = 2_000;
+    const BEFORE: u64 = 10;
+    let (broker, topic) = (case.broker().await, case.topic("order.placed"));
+    let bus = case.bus_on(&broker).await;
+    case.notes(&bus, &topic, "mail").await;
+    let Some(history) = broker.replayable() else {
+        return assert_no_history(&case, &bus).await;
+    };
+    publish(&bus, &topic, 0..EVENTS).await;
+    let (group, pattern) = (case.group("mail"), case.pattern("order.placed"));
+    let request = ReplayRequest { group, pattern, from: ReplayFrom::Earliest, until: ReplayUntil::Now };
+    let Replay { mut deliveries, events, .. } = history.replay(request).await.unwrap();
+    assert_eq!(events, EVENTS);
+    let (mut handled, mut failed) = (0, None);
+    let read = async {
+        loop {
+            if handled == BEFORE {
+                // What it says of its other subscriptions is not the matter here.
+                drop(broker.close().await);
+            }
+            let mut received = Vec::new();
+            match poll_fn(|context| deliveries.poll_receive(context, &mut received, 1)).await {
+                Ok(()) if received.is_empty() => break,
+                Ok(()) => failed = None,
+                Err(error) => {
+                    failed = Some(error.to_string());
+                    // A bus asks again a little later.
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+            for Received { receipt, settler, .. } in received {
+                settler.ack(receipt).await.unwrap();
+                handled += 1;
+            }
+        }
+    };
+    case.in_time("the replay ends", read).await;
+    assert!(
+        handled == EVENTS || failed.is_some(),
+        "the replay has ended after {handled} of {EVENTS} events as if that were all"
+    );
 }
 
 /// The audit log answers by topic, key, type, id, chain, time and place, in either order, page by page, and tells of the

@@ -94,6 +94,7 @@ macro_rules! __conformance_cases {
                 a_replay_delivers_again_and_moves_nobody
                 a_replay_begins_and_ends_at_the_places_it_was_told
                 a_live_replay_goes_on_with_what_is_published
+                a_replay_that_its_broker_cuts_off_is_complete_or_an_error
                 the_audit_log_answers_what_it_is_asked
             }
             groups {
