@@ -8,15 +8,14 @@ use crate::wire::{self, LARGEST_EVENT, MAX_PAYLOAD, Written};
 use aws_sdk_sns::types::{MessageAttributeValue, PublishBatchRequestEntry};
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::{BoxError, BrokerError, Envelope, PublishError, Topic};
+use eventbus_server::answers::{Answer, Answers, Waiting};
 use eventbus_server::connection::{Lost, pause_before};
 use eventbus_server::tasks::Tasks;
-use eventbus_server::unanswered::{Counted, Unanswered};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// How many batches of one topic are on their way at once. Events of one key go through one of them.
 const LANES: usize = 8;
@@ -30,10 +29,9 @@ pub(crate) struct Outlet {
     /// What waits, by topic and lane. A lane that is here has a task that empties it.
     lanes: Lock<HashMap<(String, usize), VecDeque<Pending>>>,
     tasks: Tasks,
-    room: Arc<Semaphore>,
+    answers: Answers,
     /// Of events without order, the lane of the next.
     turn: AtomicUsize,
-    open: Unanswered,
 }
 
 /// An event that waits to be stored.
@@ -47,10 +45,7 @@ struct Pending {
     unsure: bool,
     /// The server did not want it the last time, since there is too much.
     slowed: bool,
-    deadline: Instant,
-    answer: oneshot::Sender<Result<(), PublishError>>,
-    _room: OwnedSemaphorePermit,
-    _counted: Counted,
+    waiting: Waiting,
 }
 
 impl Pending {
@@ -59,63 +54,38 @@ impl Pending {
     }
 
     fn refuse(self, cause: impl Into<BoxError>) {
-        let (topic, cause) = (self.topic.to_string(), cause.into());
-        let error = if self.unsure {
-            PublishError::Unconfirmed { topic, cause }
-        } else {
-            PublishError::Broker { topic, cause }
-        };
-        // Nobody waits for it any more.
-        let _ = self.answer.send(Err(error));
+        if self.unsure { self.waiting.give_up(cause) } else { self.waiting.refuse(cause) }
     }
 }
-
-type Answer = Result<oneshot::Receiver<Result<(), PublishError>>, PublishError>;
 
 impl Outlet {
     pub(crate) fn new(link: Arc<Link>, topics: Arc<Topics>) -> Self {
         Self {
+            answers: Answers::new("Amazon", OPEN, link.settings.publish_timeout),
             link,
             topics,
             lanes: Lock::new(Rank::BROKER, HashMap::new()),
             tasks: Tasks::new(),
-            room: Arc::new(Semaphore::new(OPEN)),
             turn: AtomicUsize::new(0),
-            open: Unanswered::new(),
         }
     }
 
     pub(crate) async fn publish(self: Arc<Self>, envelope: Arc<Envelope>) -> Result<(), PublishError> {
-        let answer = self.enqueue(&envelope, self.deadline()).await;
-        answered(&envelope, answer).await
+        self.enqueue(&envelope, self.answers.deadline()).await?.told().await
     }
 
     pub(crate) async fn publish_all(
         self: Arc<Self>,
         envelopes: Vec<Arc<Envelope>>,
     ) -> Vec<Result<(), PublishError>> {
-        let mut answers = Vec::with_capacity(envelopes.len());
-        let mut deadline = self.deadline();
-        for envelope in &envelopes {
-            let answer = self.enqueue(envelope, deadline).await;
-            // Where one has waited for room in vain, those behind it do not wait as long again.
-            if answer.is_ok() || Instant::now() < deadline {
-                deadline = self.deadline();
-            }
-            answers.push(answer);
-        }
-        let mut results = Vec::with_capacity(envelopes.len());
-        for (envelope, answer) in envelopes.iter().zip(answers) {
-            results.push(answered(envelope, answer).await);
-        }
-        results
+        self.answers.all(&envelopes, |envelope, deadline| self.enqueue(envelope, deadline)).await
     }
 
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.link.settings.publish_timeout
-    }
-
-    async fn enqueue(self: &Arc<Self>, envelope: &Envelope, deadline: Instant) -> Answer {
+    async fn enqueue(
+        self: &Arc<Self>,
+        envelope: &Envelope,
+        deadline: Instant,
+    ) -> Result<Answer, PublishError> {
         let topic = envelope.topic().clone();
         let encode = |cause: BoxError| PublishError::Encode { topic: topic.to_string(), cause };
         let payload = envelope.payload().map_err(|error| encode(error.into()))?.len();
@@ -127,41 +97,17 @@ impl Outlet {
             let (topic, part) = (topic.to_string(), "headers and payload, as they are written,");
             return Err(PublishError::TooLarge { topic, part, size, limit: LARGEST_EVENT });
         }
-        let room = self.tasks.until(deadline, Arc::clone(&self.room).acquire_owned()).await;
-        let room = match room {
-            Ok(Ok(room)) => room,
-            Ok(Err(_)) => return Err(PublishError::Closed { topic: topic.to_string() }),
-            Err(_) => {
-                let within = self.link.settings.publish_timeout;
-                let said = format!(
-                    "it could not be sent within {within:?} (`publish_timeout`), since {OPEN} others wait to be sent"
-                );
-                let cause = Lost::explain(self.link.state.lost(), BrokerError::new(said)).into();
-                return Err(PublishError::Broker { topic: topic.to_string(), cause });
-            }
-        };
-        let deadline = if Instant::now() < deadline { deadline } else { self.deadline() };
+        let opened = self.answers.open(topic.as_str(), deadline, || self.link.state.lost());
+        let (waiting, answer) = opened.await?;
         let fifo = self.link.settings.names.fifo;
         let fifo = fifo.then(|| (wire::message_group(envelope), wire::deduplication_id(envelope)));
         let lane = match &fifo {
             Some((group, _)) => hash(&[group]) as usize,
             None => self.turn.fetch_add(1, Ordering::Relaxed),
         };
-        let (answer, receiver) = oneshot::channel();
-        let pending = Pending {
-            written,
-            size,
-            topic: topic.clone(),
-            fifo,
-            unsure: false,
-            slowed: false,
-            deadline,
-            answer,
-            _room: room,
-            _counted: self.open.one(),
-        };
-        self.put((topic.to_string(), lane % LANES), pending);
-        Ok(receiver)
+        let lane = (topic.to_string(), lane % LANES);
+        self.put(lane, Pending { written, size, topic, fifo, unsure: false, slowed: false, waiting });
+        Ok(answer)
     }
 
     fn put(self: &Arc<Self>, lane: (String, usize), pending: Pending) {
@@ -182,7 +128,8 @@ impl Outlet {
         let mut slow = 0;
         for tried in 1.. {
             let now = Instant::now();
-            let (late, left): (Vec<_>, _) = batch.into_iter().partition(|pending| pending.deadline <= now);
+            let (late, left): (Vec<_>, _) =
+                batch.into_iter().partition(|pending| pending.waiting.deadline() <= now);
             for pending in late {
                 pending.refuse(self.unconfirmed());
             }
@@ -269,7 +216,7 @@ impl Outlet {
                         continue;
                     }
                     // Each call may take its time.
-                    if pending.deadline <= Instant::now() {
+                    if pending.waiting.deadline() <= Instant::now() {
                         pending.refuse(self.unconfirmed());
                         continue;
                     }
@@ -284,17 +231,17 @@ impl Outlet {
 
     /// How many publishes are not answered.
     pub(crate) fn open(&self) -> usize {
-        self.open.count()
+        self.answers.count()
     }
 
     /// Resolves once all publishes are answered.
     pub(crate) async fn emptied(&self) {
-        self.open.none().await;
+        self.answers.none().await;
     }
 
     /// Nothing is sent any more.
     pub(crate) fn abort(&self) {
-        self.room.close();
+        self.answers.close();
         self.tasks.abort();
         let lanes = std::mem::take(&mut *self.lanes.lock());
         // Whoever waits learns it from the end of its channel.
@@ -340,15 +287,6 @@ impl Drop for Emptied {
     }
 }
 
-async fn answered(envelope: &Envelope, answer: Answer) -> Result<(), PublishError> {
-    answer?.await.unwrap_or_else(|_| {
-        let cause = BrokerError::new(
-            "the broker was closed, or the runtime on which it was connected has ended, before Amazon has confirmed it",
-        );
-        Err(PublishError::Unconfirmed { topic: envelope.topic().to_string(), cause: cause.into() })
-    })
-}
-
 /// The same, to be sent again in a while.
 fn slowed(mut batch: Vec<Pending>) -> Vec<Pending> {
     batch.iter_mut().for_each(|pending| pending.slowed = true);
@@ -381,9 +319,7 @@ fn answer_each(
     let mut again = Vec::new();
     for (number, mut pending) in batch.into_iter().enumerate() {
         match failed.get(&number) {
-            _ if stored.contains(&number) => {
-                let _ = pending.answer.send(Ok(()));
-            }
+            _ if stored.contains(&number) => pending.waiting.confirm(),
             Some((true, said)) => pending.refuse(said.clone()),
             Some((false, said)) if overtaken[number] => {
                 pending
@@ -426,14 +362,15 @@ fn entry(number: usize, pending: &Pending) -> PublishBatchRequestEntry {
 mod tests {
     use super::*;
     use crate::config::AwsBrokerBuilder;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
     use std::time::Duration;
 
-    type Receivers = Vec<oneshot::Receiver<Result<(), PublishError>>>;
-
-    fn batch(groups: &[Option<&str>]) -> (Vec<Pending>, Receivers) {
-        let room = Arc::new(Semaphore::new(100));
-        let pending = groups.iter().map(|group| {
-            let (answer, receiver) = oneshot::channel();
+    async fn batch(groups: &[Option<&str>]) -> (Vec<Pending>, Vec<Answer>) {
+        let (answers, mut batch) = (Answers::new("Amazon", 100, Duration::from_secs(1)), Vec::new());
+        for group in groups {
+            let opened = answers.open("a.b", answers.deadline(), || None).await;
+            let (waiting, answer) = opened.unwrap();
             let pending = Pending {
                 written: Written { attributes: Vec::new(), body: "1".to_owned() },
                 size: 1,
@@ -441,23 +378,21 @@ mod tests {
                 fifo: group.map(|group| (group.to_owned(), "id".to_owned())),
                 unsure: false,
                 slowed: false,
-                deadline: Instant::now() + Duration::from_secs(1),
-                answer,
-                _room: Arc::clone(&room).try_acquire_owned().unwrap(),
-                _counted: Unanswered::new().one(),
+                waiting,
             };
-            (pending, receiver)
-        });
-        pending.unzip()
+            batch.push((pending, answer));
+        }
+        batch.into_iter().unzip()
     }
 
-    fn said(receivers: Receivers) -> Vec<&'static str> {
-        let said = receivers.into_iter().map(|mut receiver| match receiver.try_recv() {
-            Ok(Ok(())) => "stored",
-            Ok(Err(PublishError::Broker { .. })) => "refused",
-            Ok(Err(PublishError::Unconfirmed { .. })) => "unconfirmed",
-            Ok(Err(_)) => "another error",
-            Err(_) => "open",
+    fn said(answers: Vec<Answer>) -> Vec<&'static str> {
+        let mut context = Context::from_waker(Waker::noop());
+        let said = answers.into_iter().map(|answer| match pin!(answer.told()).poll(&mut context) {
+            Poll::Ready(Ok(())) => "stored",
+            Poll::Ready(Err(PublishError::Broker { .. })) => "refused",
+            Poll::Ready(Err(PublishError::Unconfirmed { .. })) => "unconfirmed",
+            Poll::Ready(Err(_)) => "another error",
+            Poll::Pending => "open",
         });
         said.collect()
     }
@@ -471,7 +406,11 @@ mod tests {
         let nobody = "sns://id:secret@us-east-1?endpoint=http://127.0.0.1:1&publish_timeout=1s";
         let link = Arc::new(Link::new(AwsBrokerBuilder::parse(nobody).unwrap().0).await.unwrap());
         let outlet = Arc::new(Outlet::new(link, Arc::default()));
-        let _taken = Arc::clone(&outlet.room).try_acquire_many_owned(OPEN as u32).unwrap();
+        let mut taken = Vec::new();
+        for _ in 0..OPEN {
+            let opened = outlet.answers.open("a.b", outlet.answers.deadline(), || None).await;
+            taken.push(opened.unwrap());
+        }
         let events = (0..5).map(|n| Arc::new(Envelope::from_json(Topic::from_static("a.b"), &n).unwrap()));
         let answers = Arc::clone(&outlet).publish_all(events.collect());
         // Each in its turn would take longer.
@@ -483,25 +422,25 @@ mod tests {
         }
     }
 
-    #[test]
-    fn each_entry_of_a_batch_is_answered_by_itself() {
-        let (pending, receivers) = batch(&[None; 4]);
+    #[tokio::test]
+    async fn each_entry_of_a_batch_is_answered_by_itself() {
+        let (pending, receivers) = batch(&[None; 4]).await;
         let again = answer_each(pending, &HashSet::from([0, 3]), failed(&[(1, true), (2, false)]));
         assert_eq!(again.len(), 1);
         assert_eq!(said(receivers), ["stored", "refused", "open", "stored"]);
     }
 
-    #[test]
-    fn what_a_later_event_of_its_key_has_overtaken_is_not_sent_again() {
-        let (pending, receivers) = batch(&[Some("a"), Some("b"), Some("a"), Some("b"), Some("c")]);
+    #[tokio::test]
+    async fn what_a_later_event_of_its_key_has_overtaken_is_not_sent_again() {
+        let (pending, receivers) = batch(&[Some("a"), Some("b"), Some("a"), Some("b"), Some("c")]).await;
         let again = answer_each(pending, &HashSet::from([2]), failed(&[(0, false), (1, false), (3, false)]));
         assert_eq!(again.iter().map(|pending| pending.group().unwrap()).collect::<Vec<_>>(), ["b", "b", "c"]);
         assert_eq!(said(receivers), ["refused", "open", "stored", "open", "open"]);
     }
 
-    #[test]
-    fn an_entry_without_an_answer_may_be_stored() {
-        let (pending, receivers) = batch(&[Some("a"), Some("a")]);
+    #[tokio::test]
+    async fn an_entry_without_an_answer_may_be_stored() {
+        let (pending, receivers) = batch(&[Some("a"), Some("a")]).await;
         assert!(answer_each(pending, &HashSet::from([1]), HashMap::new()).is_empty());
         assert_eq!(said(receivers), ["unconfirmed", "stored"]);
     }

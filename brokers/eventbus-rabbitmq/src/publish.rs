@@ -6,9 +6,9 @@ use crate::wire::{self, Written};
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
-use eventbus_core::{BoxError, BrokerError, Envelope, PublishError};
+use eventbus_core::{BrokerError, Envelope, PublishError};
+use eventbus_server::answers::{Answer, Answers, Waiting};
 use eventbus_server::connection::{Lost, pause_before};
-use eventbus_server::unanswered::{Counted, Unanswered};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Instant;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::mpsc;
 
 /// How many publishes may be under way, before publishers wait.
 const OPEN: usize = 2_048;
@@ -46,8 +46,7 @@ impl To {
 pub(crate) struct Outlet {
     link: Arc<Link>,
     sender: mpsc::UnboundedSender<Pending>,
-    room: Arc<Semaphore>,
-    open: Unanswered,
+    answers: Answers,
     /// The largest payload, as far as it is known.
     max_payload: AtomicUsize,
     /// What the task that sends takes from.
@@ -57,23 +56,15 @@ pub(crate) struct Outlet {
 /// A message that is not answered.
 struct Pending {
     to: To,
-    topic: String,
     written: Written,
-    deadline: Instant,
-    answer: oneshot::Sender<Result<(), PublishError>>,
+    waiting: Waiting,
     /// When the client got it.
     sent: Option<Instant>,
     /// Why the server has returned it, where it has.
     returned: Option<String>,
-    _room: OwnedSemaphorePermit,
-    _counted: Counted,
 }
 
 impl Pending {
-    fn is_open(&self) -> bool {
-        !self.answer.is_closed()
-    }
-
     /// Whether this may be what the server has returned.
     fn is(&self, returned: &BasicReturnMessage) -> bool {
         let Delivery { exchange, routing_key, properties, .. } = &returned.delivery;
@@ -82,34 +73,16 @@ impl Pending {
             && self.to.key == routing_key.as_str()
             && self.written.properties.message_id() == properties.message_id()
     }
-
-    fn confirm(self) {
-        // Nobody waits for it any more.
-        let _ = self.answer.send(Ok(()));
-    }
-
-    /// It was not stored.
-    fn refuse(self, cause: impl Into<BoxError>) {
-        let _ = self.answer.send(Err(PublishError::Broker { topic: self.topic, cause: cause.into() }));
-    }
-
-    /// Whether it was stored is not known.
-    fn give_up(self, cause: impl Into<BoxError>) {
-        let _ = self.answer.send(Err(PublishError::Unconfirmed { topic: self.topic, cause: cause.into() }));
-    }
 }
-
-type Answer = Result<oneshot::Receiver<Result<(), PublishError>>, PublishError>;
 
 impl Outlet {
     pub(crate) fn new(link: Arc<Link>) -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
         Self {
             max_payload: AtomicUsize::new(link.settings.max_payload),
+            answers: Answers::new("RabbitMQ", OPEN, link.settings.publish_timeout),
             link,
             sender,
-            room: Arc::new(Semaphore::new(OPEN)),
-            open: Unanswered::new(),
             receiver: Lock::new(Rank::BROKER, Some(receiver)),
         }
     }
@@ -119,68 +92,52 @@ impl Outlet {
     }
 
     pub(crate) async fn publish(self: Arc<Self>, envelope: Arc<Envelope>) -> Result<(), PublishError> {
-        let answer = self.enqueue(&envelope).await;
-        answered(envelope.topic().as_str(), answer).await
+        self.enqueue(&envelope, self.answers.deadline()).await?.told().await
     }
 
     pub(crate) async fn publish_all(
         self: Arc<Self>,
         envelopes: Vec<Arc<Envelope>>,
     ) -> Vec<Result<(), PublishError>> {
-        let mut answers = Vec::with_capacity(envelopes.len());
-        for envelope in &envelopes {
-            answers.push(self.enqueue(envelope).await);
-        }
-        let mut results = Vec::with_capacity(envelopes.len());
-        for (envelope, answer) in envelopes.iter().zip(answers) {
-            results.push(answered(envelope.topic().as_str(), answer).await);
-        }
-        results
+        self.answers.all(&envelopes, |envelope, deadline| self.enqueue(envelope, deadline)).await
     }
 
     /// Sends a message to one queue, and waits until it is stored there.
     pub(crate) async fn send(&self, queue: &str, topic: &str, written: Written) -> Result<(), PublishError> {
-        let answer = self.put(To::queue(queue), topic.to_owned(), written).await;
-        answered(topic, answer).await
+        self.put(To::queue(queue), topic, written, self.answers.deadline()).await?.told().await
     }
 
-    async fn enqueue(&self, envelope: &Envelope) -> Answer {
-        let topic = envelope.topic().to_string();
+    async fn enqueue(&self, envelope: &Envelope, deadline: Instant) -> Result<Answer, PublishError> {
+        let topic = envelope.topic().as_str();
         let payload = envelope.payload();
         let payload =
-            payload.map_err(|error| PublishError::Encode { topic: topic.clone(), cause: error.into() })?;
+            payload.map_err(|error| PublishError::Encode { topic: topic.to_owned(), cause: error.into() })?;
         envelope.check_size(payload.len(), self.max_payload())?;
         let settings = &self.link.settings;
         let written = wire::write(envelope, settings.content_mode)?;
         let to =
-            To { exchange: settings.exchange.clone(), key: topic.clone(), mandatory: settings.mandatory };
-        self.put(to, topic, written).await
+            To { exchange: settings.exchange.clone(), key: topic.to_owned(), mandatory: settings.mandatory };
+        self.put(to, topic, written, deadline).await
     }
 
-    async fn put(&self, to: To, topic: String, written: Written) -> Answer {
-        let deadline = Instant::now() + self.link.settings.publish_timeout;
-        let room = Arc::clone(&self.room).acquire_owned();
-        let Ok(room) = tokio::time::timeout_at(deadline.into(), room).await else {
-            return Err(PublishError::Broker { topic, cause: self.late(false).into() });
-        };
-        let Ok(room) = room else { return Err(PublishError::Closed { topic }) };
-        let (answer, receiver) = oneshot::channel();
-        let _counted = self.open.one();
-        let pending = Pending {
-            to,
-            topic,
-            written,
-            deadline,
-            answer,
-            sent: None,
-            returned: None,
-            _room: room,
-            _counted,
-        };
-        if let Err(mpsc::error::SendError(pending)) = self.sender.send(pending) {
-            return Err(PublishError::Closed { topic: pending.topic });
+    async fn put(
+        &self,
+        to: To,
+        topic: &str,
+        written: Written,
+        deadline: Instant,
+    ) -> Result<Answer, PublishError> {
+        let (waiting, answer) = self.answers.open(topic, deadline, || self.trouble()).await?;
+        let pending = Pending { to, written, waiting, sent: None, returned: None };
+        if self.sender.send(pending).is_err() {
+            return Err(PublishError::Closed { topic: topic.to_owned() });
         }
-        Ok(receiver)
+        Ok(answer)
+    }
+
+    /// Why nothing is sent, where that is so.
+    fn trouble(&self) -> Option<Lost> {
+        self.link.state.lost().or_else(|| self.link.blocked())
     }
 
     /// Why something was not confirmed in time.
@@ -188,22 +145,22 @@ impl Outlet {
         let within = self.link.settings.publish_timeout;
         let what = if sent { "has not confirmed it" } else { "could not be sent it" };
         let error = BrokerError::new(format!("RabbitMQ {what} within {within:?} (`publish_timeout`)"));
-        Lost::explain(self.link.state.lost().or_else(|| self.link.blocked()), error)
+        Lost::explain(self.trouble(), error)
     }
 
     /// How many publishes are not answered.
     pub(crate) fn open(&self) -> usize {
-        self.open.count()
+        self.answers.count()
     }
 
     /// Resolves once all publishes are answered.
     pub(crate) async fn emptied(&self) {
-        self.open.none().await;
+        self.answers.none().await;
     }
 
     /// Nothing is taken any more.
     pub(crate) fn close(&self) {
-        self.room.close();
+        self.answers.close();
     }
 
     /// Sends what comes, until the broker ends.
@@ -227,13 +184,6 @@ impl Outlet {
         .run()
         .await;
     }
-}
-
-async fn answered(topic: &str, answer: Answer) -> Result<(), PublishError> {
-    answer?.await.unwrap_or_else(|_| {
-        let cause = BrokerError::new("the broker was closed before RabbitMQ has confirmed it");
-        Err(PublishError::Unconfirmed { topic: topic.to_owned(), cause: cause.into() })
-    })
 }
 
 /// The number of a message that was sent. They rise.
@@ -406,16 +356,16 @@ impl Sender {
                         "no group listens on it, and `mandatory` asks for one".to_owned()
                     };
                     let said = format!("{which} ({said})");
-                    return pending.refuse(said);
+                    return pending.waiting.refuse(said);
                 }
                 return match confirmation {
-                    Confirmation::Ack(_) => pending.confirm(),
-                    Confirmation::Nack(_) => pending.give_up(
+                    Confirmation::Ack(_) => pending.waiting.confirm(),
+                    Confirmation::Nack(_) => pending.waiting.give_up(
                         "RabbitMQ has refused it (`basic.nack`), as where a queue is full or out of reach; other groups may \
                          have it",
                     ),
                     Confirmation::NotRequested => {
-                        pending.give_up("the channel of RabbitMQ does not confirm what is published");
+                        pending.waiting.give_up("the channel of RabbitMQ does not confirm what is published");
                     }
                 };
             }
@@ -444,18 +394,14 @@ impl Sender {
             match (limit, culprit) {
                 (Some(limit), Some(culprit)) if ticket == culprit => {
                     let size = pending.written.body.len();
-                    let topic = pending.topic.clone();
-                    let _ = pending.answer.send(Err(PublishError::TooLarge {
-                        topic,
-                        part: "payload",
-                        size,
-                        limit,
-                    }));
+                    pending
+                        .waiting
+                        .tell(|topic| Err(PublishError::TooLarge { topic, part: "payload", size, limit }));
                 }
                 // The server has read nothing that came behind it.
                 (Some(_), Some(culprit)) if ticket > culprit => again.push_back(pending),
-                _ if alone && trouble.is_refusal() => pending.refuse(trouble.to_string()),
-                _ => pending.give_up(trouble.to_string()),
+                _ if alone && trouble.is_refusal() => pending.waiting.refuse(trouble.to_string()),
+                _ => pending.waiting.give_up(trouble.to_string()),
             }
         }
         again.append(&mut self.waiting);
@@ -464,7 +410,7 @@ impl Sender {
 
     fn next_deadline(&self) -> Option<Instant> {
         let deadlines = [self.waiting.front(), self.flying.first_key_value().map(|(_, pending)| pending)];
-        deadlines.into_iter().flatten().map(|pending| pending.deadline).min()
+        deadlines.into_iter().flatten().map(|pending| pending.waiting.deadline()).min()
     }
 
     /// Whether neither what is late is confirmed, nor anything that was sent behind it. Where one queue takes nothing, the
@@ -473,8 +419,8 @@ impl Sender {
         let enough = self.outlet.link.settings.publish_timeout / 2;
         self.outlet.link.blocked().is_none()
             && self.flying.first_key_value().is_some_and(|(ticket, pending)| {
-                let is_late =
-                    pending.deadline <= now && pending.sent.is_some_and(|sent| sent + enough <= now);
+                let is_late = pending.waiting.deadline() <= now
+                    && pending.sent.is_some_and(|sent| sent + enough <= now);
                 is_late && *ticket > self.confirmed
             })
     }
@@ -493,9 +439,9 @@ impl Sender {
 
     fn give_up_late(&mut self) {
         let now = Instant::now();
-        while let Some(pending) = self.waiting.pop_front_if(|pending| pending.deadline <= now) {
+        while let Some(pending) = self.waiting.pop_front_if(|pending| pending.waiting.deadline() <= now) {
             let late = self.outlet.late(false);
-            pending.refuse(match &self.trouble {
+            pending.waiting.refuse(match &self.trouble {
                 Some(trouble) if late.cause().is_none() => late.with_cause(trouble.clone()),
                 _ => late,
             });
@@ -503,10 +449,11 @@ impl Sender {
         if self.is_stuck(now) {
             return self.replace_channel();
         }
-        let late = self.flying.iter().filter(|(_, pending)| pending.deadline <= now || !pending.is_open());
+        let is_over = |pending: &Pending| pending.waiting.deadline() <= now || !pending.waiting.is_awaited();
+        let late = self.flying.iter().filter(|(_, pending)| is_over(pending));
         let late: Vec<_> = late.map(|(ticket, _)| *ticket).collect();
         for pending in late.into_iter().filter_map(|ticket| self.flying.remove(&ticket)) {
-            pending.give_up(self.outlet.late(true));
+            pending.waiting.give_up(self.outlet.late(true));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the brokers of eventbus with a server share. Only brokers depend on it, and its items are no promise to
 //! applications.
 //!
+//! - [`answers`]: publishes that are not answered, room for them, and who is told what.
 //! - [`cloudevents`]: envelopes as CloudEvents attributes, and as the JSON of the structured mode.
 //! - [`connection`]: whether a connection is there, since when it is not and why, and how it is tried again.
 //! - [`handover`]: what the task of a subscription and its reader share.
@@ -13,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod answers;
 pub mod cloudevents;
 pub mod connection;
 pub mod handover;

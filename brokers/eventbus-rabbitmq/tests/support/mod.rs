@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses some of it")]
 
+#[path = "../../../eventbus-server/tests/support/alarm.rs"]
+pub mod alarm;
 pub mod between;
 #[path = "../../../eventbus-server/tests/support/cpu.rs"]
 pub mod cpu;
