@@ -134,6 +134,12 @@ impl Shared {
         }
     }
 
+    /// The loss of a connection, of those that are needed: to consume, to publish, and of a group that reads by its own.
+    fn lost(&self) -> Option<Lost> {
+        let apart = || self.subscriptions.all().iter().find_map(|one| one.lost_apart());
+        self.consuming.state.lost().or_else(|| self.publishing.state.lost()).or_else(apart)
+    }
+
     async fn close(&self) -> Result<(), BrokerError> {
         let subscriptions = self.subscriptions.all();
         for one in &subscriptions {
@@ -211,11 +217,10 @@ impl Broker for RabbitMqBroker {
 
     fn connection(&self) -> Connection {
         let shared = self.shared();
-        let (consuming, publishing) = (&shared.consuming, &shared.publishing);
-        if let Some(Lost { since, error, .. }) = consuming.state.lost().or_else(|| publishing.state.lost()) {
+        if let Some(Lost { since, error, .. }) = shared.lost() {
             return Connection::Lost { since, error };
         }
-        match publishing.blocked().or_else(|| consuming.blocked()) {
+        match shared.publishing.blocked().or_else(|| shared.consuming.blocked()) {
             Some(Lost { since, error, .. }) => Connection::Slowed { since, error },
             None => Connection::Up,
         }

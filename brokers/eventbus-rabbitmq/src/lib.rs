@@ -64,7 +64,8 @@
 //! - **`delivery_limit`** is above what a subscription may try, or the subscription is refused; by default there is none. What
 //!   RabbitMQ gives up by itself, for a policy of length, age or deliveries, becomes a dead letter that says so.
 //! - **A queue that RabbitMQ cannot consume from**, such as a quorum queue without a majority of its nodes, ends the connection of
-//!   whoever tries. Its group has a connection of its own from then on, and the others go on.
+//!   whoever tries. Its group has a connection of its own from then on, and the others go on; where that one is lost,
+//!   [`Bus::health`](eventbus_core::Bus::health) says so.
 //! - **Each subscription has a channel.** A connection has 2,047 of them, or `channel_max` of the server; a subscription beyond
 //!   them is refused.
 //! - **What a queue cannot do** (replays, the audit log, groups that begin at the earliest event or are moved) is refused, and

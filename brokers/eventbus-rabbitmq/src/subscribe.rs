@@ -121,6 +121,7 @@ impl Way {
              connection of its own from now on; look whether a majority of the queue's nodes is up"
         );
         let (link, keeping) = Link::open(&subscription.link.settings, "consuming alone").await?;
+        subscription.state.lock().apart = Some(Arc::clone(&link));
         Ok(Self { link, keeper: Some(tokio::spawn(keeping).abort_handle()) })
     }
 
@@ -249,7 +250,11 @@ impl Task {
                 Err(trouble) => trouble,
             };
             if self.way.is_to_part(&subscription, &trouble) {
-                match Way::alone(&subscription).await {
+                let parted = tokio::select! {
+                    parted = Way::alone(&subscription) => parted,
+                    () = closing(&subscription) => return None,
+                };
+                match parted {
                     Ok(way) => self.way = way,
                     Err(error) => subscription.state.fail(error),
                 }

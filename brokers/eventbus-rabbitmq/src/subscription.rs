@@ -6,6 +6,7 @@ use crate::publish::Outlet;
 use eventbus_core::Pattern;
 use eventbus_core::broker::SubscribeRequest;
 use eventbus_core::lock::Rank;
+use eventbus_server::connection::Lost;
 use eventbus_server::handover::{AtHand, Handover};
 use eventbus_server::subscriptions::Subscribed;
 use std::sync::Arc;
@@ -34,6 +35,8 @@ pub(crate) struct State {
     pub(crate) backlog: Option<u64>,
     /// The server sends what there is to this process.
     pub(crate) active: bool,
+    /// The connection of its own, where it reads by one.
+    pub(crate) apart: Option<Arc<Link>>,
 }
 
 impl AtHand for State {
@@ -50,7 +53,7 @@ impl Subscription {
         [queue, dead]: [String; 2],
     ) -> Self {
         let held = Held::new(lease(&request, link.settings.consumer_timeout));
-        let state = State { held, backlog: None, active: false };
+        let state = State { held, backlog: None, active: false, apart: None };
         Self {
             link,
             outlet,
@@ -61,6 +64,16 @@ impl Subscription {
             bell: Notify::new(),
             asked: AtomicBool::new(false),
         }
+    }
+
+    /// The loss of a connection of its own, where it reads by one.
+    pub(crate) fn lost_apart(&self) -> Option<Lost> {
+        let link = self.state.lock().apart.clone()?;
+        let lost = link.state.lost()?;
+        let group = &self.request.group;
+        let error =
+            format!("the group `{group}` reads by a connection of its own, which is lost: {}", lost.error);
+        Some(Lost { error, ..lost })
     }
 
     /// The channel is gone, and with it everything that came by it.

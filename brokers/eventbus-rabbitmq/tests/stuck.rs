@@ -3,12 +3,15 @@
 mod support;
 
 use eventbus::PublishError;
-use eventbus::broker::Broker;
+use eventbus::broker::{Broker, Connection};
+use eventbus_rabbitmq::RabbitMqBroker;
 use eventbus_rabbitmq::lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use eventbus_rabbitmq::lapin::types::FieldTable;
-use support::between::Between;
+use std::time::{Duration, Instant};
+use support::between::{Apart, Between};
 use support::{
-    ack, builder, connect, event, exchange, number, receive, remove, request, server, until, url_at,
+    ack, behind_proxy, builder, connect, event, exchange, number, receive, remove, request, server, until,
+    url_at,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -42,6 +45,92 @@ async fn one_queue_that_the_server_cannot_consume_from_takes_no_other_group_down
         ack(received).await;
     }
     strict.close().await.unwrap();
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
+
+/// Has the server end the connection of all for the queue of the group `bad`, which is to read by one of its own then.
+async fn part(between: &Between, broker: &RabbitMqBroker, exchange: &str) {
+    let queue = format!("{exchange}:group:bad:a.b");
+    between.break_queue(Some(queue.clone()));
+    let channel = broker.channel().await.unwrap();
+    channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    until("it has a connection of its own", async || between.parted() > 0).await;
+    between.break_queue(None);
+    until("the others have theirs again", async || {
+        broker.publish(event("a.b", "k", 0)).await.is_ok() && broker.channel().await.is_ok()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_reads_by_a_connection_of_its_own_is_known_to_be_cut_off() {
+    let exchange = exchange();
+    let between = Between::to(&server()).await;
+    let broker = connect(&url_at(&between.url, &exchange)).await;
+    let mut bad = broker.subscribe(request("bad", "a.b")).await.unwrap();
+    part(&between, &broker, &exchange).await;
+    until("all are there", async || broker.connection() == Connection::Up).await;
+    let mut good = broker.subscribe(request("good", "a.b")).await.unwrap();
+    between.treat_apart(Apart::Cut);
+    let mut said = String::new();
+    until("the loss is known", async || match broker.connection() {
+        Connection::Lost { error, .. } => {
+            said = error;
+            true
+        }
+        _ => false,
+    })
+    .await;
+    assert!(said.contains("`bad`") && said.contains("a connection of its own"), "{said}");
+    broker.publish(event("a.b", "k", 1)).await.unwrap();
+    ack(receive(&mut good, 1).await.remove(0)).await;
+    between.treat_apart(Apart::Pass);
+    loop {
+        let received = receive(&mut bad, 1).await.remove(0);
+        let number = number(&received);
+        // It is lost with its connection, or there is another one.
+        let _ = received.settler.ack(received.receipt).await;
+        if number == 1 {
+            break;
+        }
+    }
+    until("it is known to be back", async || broker.connection() == Connection::Up).await;
+    broker.close().await.unwrap();
+    assert_eq!(broker.connection(), Connection::Up, "nobody needs a connection any more");
+    remove(&exchange).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_does_not_wait_for_a_connection_of_its_own_that_a_group_has_yet_to_get() {
+    let exchange = exchange();
+    let between = Between::to(&server()).await;
+    let broker = connect(&format!("{}&connect_timeout=1h", url_at(&between.url, &exchange))).await;
+    let _bad = broker.subscribe(request("bad", "a.b")).await.unwrap();
+    between.treat_apart(Apart::Mute);
+    part(&between, &broker, &exchange).await;
+    until("the others are there", async || broker.connection() == Connection::Up).await;
+    let begun = Instant::now();
+    broker.close().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    remove(&exchange).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_is_not_waited_for_without_end() {
+    let exchange = exchange();
+    let (proxy, url) = behind_proxy(&server()).await;
+    let broker = connect(&format!("{}&heartbeat=600s", url_at(&url, &exchange))).await;
+    proxy.mute(true);
+    let begun = Instant::now();
+    let error = broker.channel().await.expect_err("the server says nothing");
+    assert!(
+        eventbus_core::chain(&error).contains("no answer within 10s"),
+        "{}",
+        eventbus_core::chain(&error)
+    );
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    proxy.mute(false);
     broker.close().await.unwrap();
     remove(&exchange).await;
 }

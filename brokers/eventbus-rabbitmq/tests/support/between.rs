@@ -15,8 +15,9 @@ pub const UNBLOCKED: &[u8] = b"\x01\0\0\0\0\0\x04\0\x0a\0\x3d\xce";
 pub const CLOSE: &[u8] = b"\x01\0\0\0\0\0\x13\0\x0a\0\x32\x01\x40\x08shutdown\0\0\0\0\xce";
 const INTERNAL_ERROR: &[u8] = b"\x01\0\0\0\0\0\x19\0\x0a\0\x32\x02\x1d\x0eINTERNAL_ERROR\0\x3c\0\x14\xce";
 
-/// How the methods begin that are told apart: `connection.tune`, `basic.consume`, `basic.ack`.
+/// How the methods begin that are told apart: `connection.tune`, `queue.declare`, `basic.consume`, `basic.ack`.
 const TUNE: &[u8] = &[0, 10, 0, 30];
+const DECLARE: &[u8] = &[0, 50, 0, 10];
 const CONSUME: &[u8] = &[0, 60, 0, 20];
 const ACK: &[u8] = &[0, 60, 0, 80];
 
@@ -41,6 +42,11 @@ struct Shared {
     /// Whoever consumes from this queue ends their connection.
     bad: Mutex<Option<String>>,
     ends: AtomicUsize,
+    /// Who reads by a connection of its own has none: it is cut, or it is greeted by nobody.
+    apart: Mutex<Apart>,
+    parted: AtomicUsize,
+    /// The server knows no queues of the type `stream`.
+    streamless: AtomicBool,
     /// Whoever consumes from this queue hears of it once it is not named here any more.
     late: Mutex<Option<String>>,
 }
@@ -90,6 +96,21 @@ impl Between {
         *self.shared.bad.lock().unwrap() = queue;
     }
 
+    /// What becomes of the connections of those who read by one of their own.
+    pub fn treat_apart(&self, how: Apart) {
+        *self.shared.apart.lock().unwrap() = how;
+    }
+
+    /// The server is one without streams.
+    pub fn forget_streams(&self) {
+        self.shared.streamless.store(true, Ordering::SeqCst);
+    }
+
+    /// How many connections there were of those who read by one of their own.
+    pub fn parted(&self) -> usize {
+        self.shared.parted.load(Ordering::SeqCst)
+    }
+
     /// How often it has done so.
     pub fn ends(&self) -> usize {
         self.shared.ends.load(Ordering::SeqCst)
@@ -99,6 +120,17 @@ impl Between {
     pub fn delay_queue(&self, queue: Option<String>) {
         *self.shared.late.lock().unwrap() = queue;
     }
+}
+
+/// What becomes of the connections of those who read by one of their own.
+#[derive(Clone, Copy, Default, PartialEq)]
+pub enum Apart {
+    #[default]
+    Pass,
+    /// They are closed.
+    Cut,
+    /// The server says nothing to them.
+    Mute,
 }
 
 /// Takes frames apart.
@@ -158,7 +190,7 @@ async fn relay(
     let (mut of_client, mut of_server) = (vec![0; 1 << 16], vec![0; 1 << 16]);
     let (mut asked, mut answered) = (Frames::of_client(), Frames::default());
     // Who publishes, in their order.
-    let mut publisher = None;
+    let (mut publisher, mut apart) = (None, false);
     let (mut confirming, mut wedged) = (Vec::new(), Vec::new());
     let (mut late, mut kept) = (false, Vec::new());
     loop {
@@ -166,10 +198,21 @@ async fn relay(
             read = client.read(&mut of_client) => {
                 let Ok(count @ 1..) = read else { return };
                 asked.bytes.extend(&of_client[..count]);
-                while let Some(frame) = asked.next() {
+                while let Some(mut frame) = asked.next() {
+                    // It is asked for a type that nobody knows, and says what it says then.
+                    if is_method(&frame, DECLARE)
+                        && shared.streamless.load(Ordering::SeqCst)
+                        && let Some(at) = frame.windows(7).position(|part| part == b"\x06stream")
+                    {
+                        frame[at + 1..at + 7].copy_from_slice(b"streaM");
+                    }
                     // It is in the name of the connection.
                     if publisher.is_none() && frame.windows(12).any(|part| part == b", publishing") {
                         publisher = Some(shared.publishers.fetch_add(1, Ordering::SeqCst));
+                    }
+                    if !apart && frame.windows(17).any(|part| part == b", consuming alone") {
+                        apart = true;
+                        shared.parted.fetch_add(1, Ordering::SeqCst);
                     }
                     if consumes(&frame, &shared.bad) {
                         shared.ends.fetch_add(1, Ordering::SeqCst);
@@ -199,6 +242,7 @@ async fn relay(
                     let is_deaf = publisher.is_some_and(|place| {
                         shared.mute.load(Ordering::SeqCst) || place < shared.deaf.load(Ordering::SeqCst)
                     });
+                    let is_deaf = is_deaf || apart && *shared.apart.lock().unwrap() == Apart::Mute;
                     if is_deaf || wedged.contains(&channel(&frame)) {
                         continue;
                     }
@@ -214,8 +258,11 @@ async fn relay(
                     client.write_all(frame).await.unwrap();
                 }
             }
-            () = tokio::time::sleep(Duration::from_millis(10)), if late => {
-                if shared.late.lock().unwrap().is_none() {
+            () = tokio::time::sleep(Duration::from_millis(10)), if late || apart => {
+                if apart && *shared.apart.lock().unwrap() == Apart::Cut {
+                    return;
+                }
+                if late && shared.late.lock().unwrap().is_none() {
                     late = false;
                     if client.write_all(&std::mem::take(&mut kept)).await.is_err() {
                         return;
