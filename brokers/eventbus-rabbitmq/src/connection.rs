@@ -37,6 +37,8 @@ pub(crate) struct Link {
 
 struct Current {
     connection: Option<Arc<Connection>>,
+    /// How many numbers of channels of this connection the client has lost.
+    spoiled: u16,
     blocked: Option<Lost>,
     closed: bool,
 }
@@ -136,7 +138,10 @@ impl Link {
             state: ConnectionState::up(format!("{} ({name})", settings.shown())),
             name,
             tls: tls(settings)?,
-            current: Lock::new(Rank::BROKER_LAST, Current { connection: None, blocked: None, closed: false }),
+            current: Lock::new(
+                Rank::BROKER_LAST,
+                Current { connection: None, spoiled: 0, blocked: None, closed: false },
+            ),
             changed: Waiters::new(),
         };
         let mut attempt = 0;
@@ -207,7 +212,10 @@ impl Link {
                 Ok(connection) => {
                     // Whoever finds the connection finds its number.
                     self.state.is_up();
-                    self.current.lock().connection = Some(Arc::clone(&connection));
+                    {
+                        let mut current = self.current.lock();
+                        (current.connection, current.spoiled) = (Some(Arc::clone(&connection)), 0);
+                    }
                     self.changed.tell();
                     return Some(connection);
                 }
@@ -322,32 +330,69 @@ impl Link {
     }
 
     /// Another channel of the connection.
+    ///
+    /// The client says of a channel what was refused on an earlier one with its number, as long as the connection lasts, and
+    /// has that number no more. The server refuses no opening so: the next number is tried. Where such numbers are why there
+    /// is none left, another connection takes the place of this one.
     pub(crate) async fn channel(&self) -> Result<Channel, Trouble> {
-        let connection = self.current.lock().connection.clone();
-        let Some(connection) = connection else {
-            let said =
-                self.state.lost().map_or_else(|| "the connection is closed".to_owned(), |lost| lost.error);
-            return Err(Trouble::passing(said));
-        };
-        loop {
-            match call(connection.create_channel()).await {
-                // The client says of a channel what was refused on an earlier one with its number, as long as the connection
-                // lasts. The server refuses no opening so.
-                Err(trouble) if trouble.is_refusal() => {}
-                opened => return opened,
+        let begun = Instant::now();
+        while begun.elapsed() < CALL {
+            let (connection, number) = self.current()?;
+            let error = match call(async { Ok(connection.create_channel().await) }).await? {
+                Ok(channel) => return Ok(channel),
+                Err(error) => error,
+            };
+            let is_full = matches!(error.kind(), ErrorKind::ChannelsLimitReached);
+            let trouble = Trouble::from(error);
+            if is_full && self.is_spoiled(number, connection.configuration().channel_max()) {
+                self.replace(number, "it has no channel left");
+                let another = async {
+                    self.another(Some(number), self.blocked().is_some()).await;
+                    self.connected().await
+                };
+                let _ = tokio::time::timeout(CALL, another).await;
+                if self.number() == Some(number) {
+                    return Err(trouble);
+                }
+            } else if trouble.is_refusal() {
+                self.spoil(number);
+            } else {
+                return Err(trouble);
             }
         }
+        Err(Trouble::passing(format!("no channel could be opened within {CALL:?}")))
     }
 
-    /// This connection does not answer, so another one is to take its place, unless it has.
-    pub(crate) fn replace(&self, number: u64) {
+    /// The connection and its number, while it is there.
+    fn current(&self) -> Result<(Arc<Connection>, u64), Trouble> {
+        let connection = self.current.lock().connection.clone();
+        connection.map(|connection| (connection, self.state.times())).ok_or_else(|| {
+            let lost = self.state.lost();
+            Trouble::passing(lost.map_or_else(|| "the connection is closed".to_owned(), |lost| lost.error))
+        })
+    }
+
+    fn spoil(&self, number: u64) {
+        let mut current = self.current.lock();
+        current.spoiled = current.spoiled.saturating_add((self.state.times() == number).into());
+    }
+
+    /// Whether so many of its channels are lost that another connection helps, and not only takes from one who has a channel
+    /// what another one gets.
+    fn is_spoiled(&self, number: u64, channels: u16) -> bool {
+        let spoiled = self.current.lock().spoiled;
+        spoiled >= (channels / 8).max(16) && self.state.times() == number
+    }
+
+    /// Another connection is to take the place of this one, unless it has.
+    pub(crate) fn replace(&self, number: u64, why: &'static str) {
         let connection = {
             let current = self.current.lock();
             current.connection.clone().filter(|_| self.state.times() == number)
         };
         if let Some(connection) = connection {
             tokio::spawn(async move {
-                let closing = connection.close(320, "it does not answer".into());
+                let closing = connection.close(320, why.into());
                 // Whoever keeps the connection sees that it is being closed.
                 let _ = tokio::time::timeout(LOOK * 2, closing).await;
             });

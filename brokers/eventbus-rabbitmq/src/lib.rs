@@ -67,7 +67,8 @@
 //!   whoever tries. Its group has a connection of its own from then on, and the others go on; where that one is lost,
 //!   [`Bus::health`](eventbus_core::Bus::health) says so.
 //! - **Each subscription has a channel.** A connection has 2,047 of them, or `channel_max` of the server; a subscription beyond
-//!   them is refused.
+//!   them is refused. With each refusal, as of a look at a queue that somebody has removed, the client loses the number of a
+//!   channel; once there is none left for that, the connection is made anew.
 //! - **What a queue cannot do** (replays, the audit log, groups that begin at the earliest event or are moved) is refused, and
 //!   a bus says so. With `?streams=true` a stream beside the queues keeps every event, from its making on, for replays and the
 //!   audit log; groups stay what they are, so a rebuild, which moves one at its end, is refused still.

@@ -280,7 +280,7 @@ impl Sender {
                 let channel = match link.confirming().await {
                     Ok(channel) => channel,
                     Err(trouble) => {
-                        link.replace(number);
+                        link.replace(number, "it does not answer");
                         return Err(trouble);
                     }
                 };

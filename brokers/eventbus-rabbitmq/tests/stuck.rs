@@ -199,7 +199,7 @@ async fn what_was_refused_on_a_channel_is_not_said_of_a_later_one_with_its_numbe
     let queue = format!("{exchange}:group:gone:a.b");
     channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     let groups = broker.groups().unwrap();
-    for look in 0..15 {
+    for look in 0..60 {
         let listed = groups.list().await.unwrap();
         let names: Vec<_> = listed.iter().map(|state| state.group.as_str()).collect();
         assert_eq!(names, ["there"], "look {look}");
