@@ -124,11 +124,10 @@ impl RabbitMqSettler {
         // There is a queue for each number of seconds, so there are not to be too many of them.
         let step = (delay.as_secs() / 64).max(1).next_power_of_two();
         let seconds = (delay.as_secs() + 1).next_multiple_of(step);
-        let (link, queue) = (&subscription.link, &subscription.queue);
-        let later = link.names().delay(queue, seconds);
-        let arguments = link.delay_arguments(queue, Duration::from_secs(seconds));
-        let made = link.queue(&later, arguments).await;
-        made.map_err(|trouble| trouble.explain(format_args!("make the queue `{later}`")))?;
+        let made = subscription.link.delay_queue(&subscription.queue, seconds).await;
+        let later = made.map_err(|trouble| {
+            trouble.explain(format_args!("make a queue in which the event waits for {seconds} s"))
+        })?;
         let name = format!("later-{}", any_name(&receipt.envelope));
         let written = wire::write_again(&receipt.envelope, &name, receipt.attempt);
         let written =

@@ -60,7 +60,8 @@
 //!   shorter is refused. A retry that waits for about half of it or longer goes to the server: its attempt and its time survive
 //!   a crash then. It comes back behind what was published meanwhile, rounded up by at most a second in 64. Until it is due
 //!   its process keeps back what follows of its key, as ever; another process does not know of it. So order by key has that
-//!   exception.
+//!   exception. One that is further off than the 49 days that the server counts waits in up to eight queues one after the
+//!   other, so none is further off than thirteen months.
 //! - **`delivery_limit`** is above what a subscription may try, or the subscription is refused; by default there is none. What
 //!   RabbitMQ gives up by itself, for a policy of length, age or deliveries, becomes a dead letter that says so.
 //! - **A queue that RabbitMQ cannot consume from**, such as a quorum queue without a majority of its nodes, ends the connection of
@@ -91,7 +92,7 @@
 //! | topic exchange | `eventbus` (option `exchange`) | topics are routing keys |
 //! | queue | `eventbus:group:<group>:<pattern>` | what a group has yet to handle |
 //! | queue | `eventbus:dead-letters:<group>` | its dead letters: each event as it was, and why it failed in headers `eventbus-dead-letter-…` |
-//! | queue | `eventbus:delay:<seconds>s:<queue>` | what waits for a late attempt, by TTL and dead-letter exchange; a classic one goes away where it is unused |
+//! | queue | `eventbus:delay:<seconds>s:<queue>` | what waits for a late attempt, by TTL and dead-letter exchange; a classic one of up to 24 days goes away where it is unused |
 //! | stream | `eventbus:groups` | which groups there are, since AMQP lists no queues |
 //! | stream | `eventbus:events` | with `streams=true`, every event, bound with `#`; and notes, by a header `eventbus-note`, of payloads that were mended |
 //!

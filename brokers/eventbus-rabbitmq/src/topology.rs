@@ -15,6 +15,12 @@ use std::time::{Duration, Instant};
 /// none.
 const NO_LIMIT: i64 = i32::MAX as i64;
 
+/// The longest time that the server takes, in whole seconds: 49 days, of which it counts the milliseconds in 32 bits.
+const LONGEST: u64 = (u32::MAX / 1_000) as u64;
+
+/// How many queues something waits in at most, one after the other, where it is to come later than that.
+const STEPS: u64 = 8;
+
 /// A quorum queue that does not answer the server for so long is said to have nothing, and nobody who consumes.
 const SILENT: Duration = Duration::from_millis(250);
 
@@ -213,22 +219,44 @@ impl Link {
         arguments
     }
 
-    /// What waits in such a queue comes to another one after this time. A classic queue goes away where it is unused. A quorum
-    /// queue stays: it counts neither declarations nor messages as use, and would take along what waits in it.
-    pub(crate) fn delay_arguments(&self, queue: &str, delay: Duration) -> FieldTable {
+    /// Makes the queue in which something waits for so many seconds before it comes to another queue. The name of it, or of
+    /// the first of several that stand behind each other, where the server takes no time as long.
+    pub(crate) async fn delay_queue(&self, queue: &str, seconds: u64) -> Result<String, Trouble> {
+        let mut target = queue.to_owned();
+        for step in steps(seconds) {
+            let queue = self.names().delay(&target, step);
+            self.queue(&queue, self.delay_arguments(&target, step)).await?;
+            target = queue;
+        }
+        Ok(target)
+    }
+
+    /// What waits in such a queue comes to another one after this time. A classic queue goes away where it is unused, but
+    /// for one of several: the last of them is unused for longer than the server counts. A quorum queue stays: it counts
+    /// neither declarations nor messages as use, and would take along what waits in it.
+    fn delay_arguments(&self, queue: &str, seconds: u64) -> FieldTable {
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), self.queue_type());
-        arguments.insert("x-message-ttl".into(), millis(delay));
+        arguments.insert("x-message-ttl".into(), millis(Duration::from_secs(seconds)));
         arguments.insert("x-dead-letter-exchange".into(), text(""));
         arguments.insert("x-dead-letter-routing-key".into(), text(queue));
         if self.is_quorum() {
             arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
             arguments.insert("x-overflow".into(), text("reject-publish"));
-        } else {
-            arguments.insert("x-expires".into(), millis(delay * 2 + Duration::from_secs(3_600)));
+        } else if let unused = seconds * 2 + 3_600
+            && unused <= LONGEST
+        {
+            arguments.insert("x-expires".into(), millis(Duration::from_secs(unused)));
         }
         arguments
     }
+}
+
+/// Steps of one length, each as long as the server takes at most, that are so many seconds together; about thirteen months
+/// where that is more.
+fn steps(seconds: u64) -> impl Iterator<Item = u64> {
+    let count = seconds.div_ceil(LONGEST).clamp(1, STEPS);
+    (0..count).map(move |_| seconds.div_ceil(count).min(LONGEST))
 }
 
 pub(crate) fn text(text: &str) -> AMQPValue {
@@ -275,6 +303,18 @@ pub(crate) fn explain_queue(trouble: Trouble, group: &str) -> BrokerError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_far_off_is_waited_for_in_steps_that_the_server_takes() {
+        let all = |seconds| steps(seconds).collect::<Vec<_>>();
+        assert_eq!(all(0), [0]);
+        assert_eq!(all(LONGEST), [LONGEST]);
+        assert!(u32::try_from(LONGEST * 1_000).is_ok());
+        let (half, odd) = (LONGEST / 2 + 1, LONGEST + 1);
+        assert_eq!(all(odd), [half; 2], "together they are no shorter");
+        assert!(half * 2 + 3_600 > LONGEST, "none of several goes away where it is unused");
+        assert_eq!(all(u64::MAX), [LONGEST; STEPS as usize]);
+    }
 
     #[test]
     fn that_there_is_nothing_is_believed_of_a_queue_that_has_answered() {

@@ -8,8 +8,11 @@ use eventbus::broker::{
 };
 use eventbus::{Envelope, Topic};
 use eventbus_core::jiff::{SignedDuration, Timestamp};
+use eventbus_rabbitmq::QueueType;
 use eventbus_rabbitmq::lapin::ExchangeKind;
-use eventbus_rabbitmq::lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeleteOptions};
+use eventbus_rabbitmq::lapin::options::{
+    BasicGetOptions, BasicRejectOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeleteOptions,
+};
 use eventbus_rabbitmq::lapin::types::FieldTable;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -102,6 +105,48 @@ async fn a_retry_that_is_far_off_waits_in_the_server_with_its_attempt_and_its_ti
     ack(again).await;
     broker.close().await.unwrap();
     remove(&exchange).await;
+}
+
+#[tokio::test]
+async fn a_retry_that_is_further_off_than_the_server_counts_waits_in_one_queue_after_the_other() {
+    // Thirty days, rounded up: half of what the server counts, and a bit more.
+    const STEP: u64 = 2_621_440;
+    for queue_type in [QueueType::Quorum, QueueType::Classic] {
+        let exchange = exchange();
+        let broker = builder(&exchange).queue_type(queue_type).connect().await.unwrap();
+        let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+        // A classic queue would be unused for longer than the server counts.
+        for (number, days, queues) in [(1, 30, 1), (2, 60, 2)] {
+            broker.publish(event("a.b", "k", number)).await.unwrap();
+            let received = receive(&mut deliveries, 1).await.remove(0);
+            park(&received, 3, Duration::from_secs(days * 86_400)).await;
+            assert!(!received.settler.holds(&received.receipt), "the server has it");
+            let word = |name: &str| name.replace('%', "%25").replace(':', "%3A");
+            let delay = |queue: &str| format!("{exchange}:delay:{STEP}s:{}", word(queue));
+            let mut names = vec![format!("{exchange}:group:mail:a.b")];
+            (0..queues).for_each(|_| names.push(delay(names.last().unwrap())));
+            let channel = broker.channel().await.unwrap();
+            for name in names[1..].iter().rev() {
+                // What is rejected goes on as what has waited.
+                until("it waits there", async || {
+                    let got = channel.basic_get(name.as_str().into(), BasicGetOptions::default()).await;
+                    let Some(got) = got.unwrap() else { return false };
+                    got.delivery.reject(BasicRejectOptions { requeue: false }).await.unwrap()
+                })
+                .await;
+            }
+            let again = receive(&mut deliveries, 1).await.remove(0);
+            assert_eq!(self::number(&again), number);
+            // The server counts the deliveries in between.
+            assert!(again.receipt.attempt >= 3, "{}", again.receipt.attempt);
+            ack(again).await;
+            for name in &names[1..] {
+                channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+            }
+        }
+        broker.close().await.unwrap();
+        remove(&exchange).await;
+    }
 }
 
 #[tokio::test]
