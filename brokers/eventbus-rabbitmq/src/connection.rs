@@ -59,6 +59,8 @@ pub(crate) const ACCESS_REFUSED: u16 = 403;
 pub(crate) const LOCKED: u16 = 405;
 pub(crate) const DIFFERENT: u16 = 406;
 const NOT_ALLOWED: u16 = 530;
+/// What it says of a type of queues that it does not know.
+pub(crate) const UNKNOWN_TYPE: &str = "unsupported queue type";
 
 impl Trouble {
     pub(crate) fn passing(said: impl Into<String>) -> Self {
@@ -96,6 +98,9 @@ impl fmt::Display for Trouble {
         f.write_str(&self.said)?;
         match self.code {
             Some(ACCESS_REFUSED) => f.write_str("; look at the user's permissions on the virtual host"),
+            Some(DIFFERENT) if self.said.contains(UNKNOWN_TYPE) => {
+                f.write_str("; take RabbitMQ 4, which has such queues")
+            }
             _ => Ok(()),
         }
     }

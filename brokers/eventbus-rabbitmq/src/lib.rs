@@ -9,7 +9,7 @@
 //!
 //! In a program it is the Cargo feature `rabbitmq` of `eventbus`, and the address alone chooses it: `amqp://`, or `amqps://`
 //! with TLS; the path is the virtual host, and several hosts are parted by commas. It is made for RabbitMQ 4, by AMQP 0-9-1,
-//! and needs no plugin.
+//! and needs no plugin. A server without streams serves groups, and lists none.
 //!
 //! # What it promises
 //!
@@ -76,8 +76,8 @@
 //! - **A replay** reads the stream on a channel of its own, up to the event that was the last one as it began. It reads twice:
 //!   first to count, to find what is asked for by its time, and for payloads that were mended. It goes on behind its last event
 //!   after a connection was lost. Of an event that was published with another time than that of its storage it finds by
-//!   time what was stored at most five minutes before. Places are the offsets of the stream; a live delivery has none, only a
-//!   number beyond any place, which a replay refuses.
+//!   time what was stored at most five minutes before. Places are the offsets of the stream, and one that is not kept any
+//!   more stands for the oldest that is; a live delivery has none, only a number beyond any place, which a replay refuses.
 //! - **A mended payload** of a dead letter that is published again is noted in the stream, by the source and the id of its event,
 //!   and replays to that group have it. So it is lost to an event without an id, and where this process has no `streams=true`.
 //! - **The stream** is one for all topics; every publish waits for it too, and `mandatory`, which it would make meaningless in

@@ -1,6 +1,6 @@
 //! The stream of all events: made where it is missing, or looked for, and read from a place on. Reading takes nothing out.
 
-use crate::connection::{ACCESS_REFUSED, DIFFERENT, Link, NOT_FOUND, Trouble, call};
+use crate::connection::{ACCESS_REFUSED, DIFFERENT, Link, NOT_FOUND, Trouble, UNKNOWN_TYPE, call};
 use crate::publish::Outlet;
 use crate::subscribe::message;
 use crate::topology::{close, text};
@@ -48,7 +48,7 @@ fn explain(trouble: Trouble, stream: &str) -> BrokerError {
     let said = &trouble.said;
     let error = if trouble.is(NOT_FOUND) {
         format!("the stream `{stream}` is missing, and none is made with `topology=check` ({said})")
-    } else if trouble.is(DIFFERENT) && said.contains("unsupported queue type") {
+    } else if trouble.is(DIFFERENT) && said.contains(UNKNOWN_TYPE) {
         format!("this RabbitMQ has no streams ({said}); leave `streams` out, or take RabbitMQ 4")
     } else if trouble.is(DIFFERENT) && said.contains("x-max-age") {
         format!(

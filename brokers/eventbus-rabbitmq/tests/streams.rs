@@ -15,6 +15,7 @@ use eventbus_rabbitmq::lapin::options::{BasicPublishOptions, QueueDeclareOptions
 use eventbus_rabbitmq::lapin::types::{AMQPValue, FieldTable};
 use std::sync::Arc;
 use std::time::Duration;
+use support::between::Between;
 use support::{
     ack, behind_proxy, builder, connect, event, exchange, number, receive, remove, request, server, url_at,
 };
@@ -215,6 +216,75 @@ async fn a_stream_that_is_another_one_is_an_error_that_says_what_to_do() {
     channel.queue_declare(events.as_str().into(), options, FieldTable::default()).await.unwrap();
     let queue = builder(&exchange).streams(true).connect().await.expect_err("it is a queue").to_string();
     assert!(queue.contains("is not the stream") && queue.contains("`exchange`"), "{queue}");
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
+
+#[tokio::test]
+async fn a_server_without_streams_is_told_with_what_to_do_and_serves_groups_all_the_same() {
+    let exchange = exchange();
+    let between = Between::to(&server()).await;
+    between.forget_streams();
+    let url = url_at(&between.url, &exchange);
+    let error = RabbitMqBroker::builder(&format!("{url}&streams=true")).unwrap().connect().await;
+    let error = error.expect_err("it has no streams").to_string();
+    assert!(error.contains("has no streams") && error.contains("leave `streams` out"), "{error}");
+    let broker = connect(&url).await;
+    let mut deliveries = broker.subscribe(request("mail", "a.b")).await.unwrap();
+    broker.publish(event("a.b", "k", 1)).await.unwrap();
+    ack(receive(&mut deliveries, 1).await.remove(0)).await;
+    // They are noted in a stream.
+    let error = eventbus_core::chain(&broker.groups().unwrap().list().await.unwrap_err());
+    assert!(error.contains("take RabbitMQ 4"), "{error}");
+    broker.close().await.unwrap();
+    // What is removed is noted.
+    let broker = builder(&exchange).streams(true).connect().await.unwrap();
+    drop(broker.subscribe(request("mail", "a.b")).await.unwrap());
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
+
+/// The server for tests has a policy for streams of what begins so: what is old is removed soon.
+#[tokio::test]
+async fn a_place_that_is_not_kept_any_more_stands_for_the_oldest_event_that_is() {
+    let exchange = format!("retained{}", exchange());
+    let broker = builder(&exchange).streams(true).connect().await.unwrap();
+    let audit = broker.audit_log().unwrap();
+    let find = async |offset| {
+        let mut query = AuditQuery::default();
+        (query.offset, query.limit) = (offset, 100_000);
+        audit.query(query).await.unwrap()
+    };
+    broker.publish(event("a.b", "k", 0)).await.unwrap();
+    let first = find(None).await[0].offset;
+    let mut published = 1;
+    support::until("the first is removed", async || {
+        let events = (published..published + 100).map(|number| event("a.b", "k", number)).collect();
+        assert!(broker.publish_all(events).await.iter().all(Result::is_ok));
+        published += 100;
+        find(Some(first)).await.is_empty()
+    })
+    .await;
+    let kept = find(None).await;
+    let oldest = kept[0].offset;
+    assert!(oldest > first && (1..published).contains(&(kept.len() as u64)), "{oldest}");
+    let expected: Vec<_> = (published - kept.len() as u64..published).collect();
+    for from in [ReplayFrom::Earliest, ReplayFrom::Offset(first), ReplayFrom::After(first)] {
+        let opened = replay(&broker, again("mail", ">", from, ReplayUntil::Now)).await;
+        assert_eq!(opened.events, kept.len() as u64, "{from:?}");
+        let received = all(opened.deliveries).await;
+        assert_eq!(received[0].receipt.offset, oldest);
+        assert_eq!(received.iter().map(number).collect::<Vec<_>>(), expected, "{from:?}");
+    }
+    // All that was asked for is gone.
+    let gone = again("mail", ">", ReplayFrom::Offset(first), ReplayUntil::Offset(first));
+    let opened = replay(&broker, gone).await;
+    assert_eq!(opened.events, 0);
+    assert!(all(opened.deliveries).await.is_empty());
+    let mut query = AuditQuery::default();
+    (query.after, query.limit) = (Some(first), 1);
+    assert_eq!(audit.query(query).await.unwrap()[0].offset, oldest);
+    assert!(audit.mended(first).await.unwrap().is_empty());
     broker.close().await.unwrap();
     remove(&exchange).await;
 }

@@ -194,10 +194,14 @@ fn definitions() -> String {
         "users": [user("guest", GUEST_HASH, &["administrator"]), user(USER, PASSWORD_HASH, &[])],
         "vhosts": [{ "name": "/" }],
         "permissions": [all("guest"), all(USER)],
-        // An exchange whose name begins so has queues that deliver nothing more than a few times.
+        // An exchange whose name begins so has queues that deliver nothing more than a few times, or a stream that soon
+        // removes what is old.
         "policies": [{
             "vhost": "/", "name": "limited", "pattern": "^limited", "apply-to": "quorum_queues", "priority": 0,
             "definition": { "delivery-limit": 2 },
+        }, {
+            "vhost": "/", "name": "retained", "pattern": "^retained", "apply-to": "streams", "priority": 0,
+            "definition": { "max-length-bytes": 40_000, "stream-max-segment-size-bytes": 10_000 },
         }],
     })
     .to_string()
