@@ -17,7 +17,8 @@ use eventbus_core::printable::printable;
 use futures_util::future::try_join;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// So long after it could not be looked at the bucket is asked again; longer each time, up to ten times that.
@@ -80,20 +81,55 @@ pub(crate) fn read(note: &[u8]) -> Result<(u32, Option<Parked>), Option<u32>> {
     parked().map(|parked| (attempt, Some(parked))).ok_or(Some(attempt))
 }
 
+/// Which notes there are of an event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Noted {
+    /// When it is to be tried again.
+    retry: bool,
+    /// That a handler was called with it.
+    begun: bool,
+}
+
+impl Noted {
+    /// It is not known, so both are looked for.
+    pub(crate) const ALL: Self = Self { retry: true, begun: true };
+}
+
 impl Subscription {
-    /// What was noted of an event that was delivered before, and that a handler was called with it. It is looked for until
-    /// it is known, or the event is not held any more: an event that was tried before is not taken for a new one because
-    /// the bucket was away.
-    pub(crate) async fn note(&self, epoch: u64, sequence: u64) -> (Option<Bytes>, Option<Begun>) {
+    /// What was noted of an event that was delivered before, and that a handler was called with it, as far as there are such
+    /// notes.
+    pub(crate) async fn note(
+        &self,
+        epoch: u64,
+        sequence: u64,
+        noted: Noted,
+    ) -> (Option<Bytes>, Option<Begun>) {
+        let (link, consumer) = (&self.link, &self.consumer);
+        let retry = || async { if noted.retry { link.note(consumer, sequence).await } else { Ok(None) } };
+        let begun = || async { if noted.begun { link.begun(consumer, sequence).await } else { Ok(None) } };
+        let found = self.ask_bucket(epoch, || try_join(retry(), begun())).await;
+        // What is noted of an event of a former stream had the same number.
+        let stored = self.state.lock().intake.stored(sequence);
+        let (Some((note, begun)), Some(stored)) = (found, stored) else { return (None, None) };
+        (note.filter(|note| is_of(note, stored)), begun.filter(|begun| begun.is_of(stored)))
+    }
+
+    /// Of which events something is noted.
+    pub(crate) async fn which_are_noted(&self) -> HashMap<u64, Noted> {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        self.ask_bucket(epoch, || self.link.which_are_noted(&self.consumer)).await.unwrap_or_default()
+    }
+
+    /// Asks the bucket until it answers, or nothing is held any more of that epoch: an event that was tried before is not
+    /// taken for a new one because the bucket was away.
+    async fn ask_bucket<T, F>(&self, epoch: u64, ask: impl Fn() -> F) -> Option<T>
+    where
+        F: Future<Output = Result<T, Refusal>>,
+    {
         for tried in 1_u32.. {
-            let note = self.link.note(&self.consumer, sequence);
-            let refusal = match try_join(note, self.link.begun(&self.consumer, sequence)).await {
-                // What is noted of an event of a former stream had the same number.
-                Ok((note, begun)) => {
-                    let Some(stored) = self.state.lock().intake.stored(sequence) else { break };
-                    let note = note.filter(|note| is_of(note, stored));
-                    return (note, begun.filter(|begun| begun.is_of(stored)));
-                }
+            // An answer may be lost with a connection.
+            let refusal = match self.link.insist(&ask).await {
+                Ok(found) => return Some(found),
                 Err(refusal) => refusal,
             };
             if !self.is_of(epoch) {
@@ -108,7 +144,7 @@ impl Subscription {
             }
             tokio::time::sleep(PAUSE * tried.min(10)).await;
         }
-        (None, None)
+        None
     }
 
     /// What is noted and does not hold any more, goes.
@@ -128,14 +164,29 @@ impl Link {
 
     /// Of which events of a consumer something is noted.
     pub(crate) async fn noted_sequences(&self, consumer: &str) -> Result<HashSet<u64>, BrokerError> {
+        let noted = self.which_are_noted(consumer).await;
+        let what = format_args!("look at the stream `KV_{}`", self.settings.parked());
+        Ok(noted.map_err(|refusal| self.explain(what, refusal))?.into_keys().collect())
+    }
+
+    /// The same, and what it is. A bucket that is gone has nothing.
+    async fn which_are_noted(&self, consumer: &str) -> Result<HashMap<u64, Noted>, Refusal> {
         let bucket = format!("KV_{}", self.settings.parked());
-        match self.counts(&bucket, &self.settings.notes_subject(consumer)).await {
-            Ok(counts) => {
-                Ok(counts.iter().filter_map(|(subject, _)| subject.split('.').nth(3)?.parse().ok()).collect())
+        let counts = match self.counts(&bucket, &self.settings.notes_subject(consumer)).await {
+            Err(refusal) if refusal.is(ErrorCode::STREAM_NOT_FOUND) => return Ok(HashMap::new()),
+            counts => counts?,
+        };
+        let mut noted: HashMap<u64, Noted> = HashMap::new();
+        for (subject, _) in counts {
+            let mut tokens = subject.split('.').skip(3);
+            let Some(sequence) = tokens.next().and_then(|token| token.parse().ok()) else { continue };
+            let of_event = noted.entry(sequence).or_default();
+            match tokens.next() {
+                None => of_event.retry = true,
+                Some(_) => of_event.begun = true,
             }
-            Err(refusal) if refusal.is(ErrorCode::STREAM_NOT_FOUND) => Ok(HashSet::new()),
-            Err(refusal) => Err(self.explain(format_args!("look at the stream `{bucket}`"), refusal)),
         }
+        Ok(noted)
     }
 
     /// What the bucket has under a subject. A bucket that is gone has nothing.

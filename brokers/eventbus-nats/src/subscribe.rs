@@ -7,16 +7,16 @@ mod asks;
 mod fetches;
 mod identity;
 mod leaving;
+mod lookups;
 mod takeover;
 
 use crate::birth::Birth;
 use crate::connection::{Inbox, Link, Refusal};
 use crate::delivery::NatsDeliveries;
-use crate::intake::{Waiting, Which};
+use crate::intake::Which;
 use crate::publish::Outlet;
 use crate::pulls::{Ahead, Pulls};
 use crate::subscription::{AHEAD, Stale, Subscription};
-use crate::suspects::Begun;
 use crate::tenure::Tenure;
 use crate::topology::{Wanted, consumer_name, first};
 use async_nats::datetime::DateTime;
@@ -28,6 +28,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use identity::pinned;
 use jiff::Timestamp;
+use lookups::Lookups;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -102,8 +103,7 @@ pub(crate) async fn open(
         unproved: None,
         keeps: VecDeque::new(),
         takeover: None,
-        lookups: FuturesUnordered::new(),
-        queued: Vec::new(),
+        lookups: Lookups::default(),
         looks: FuturesUnordered::new(),
         mends: FuturesUnordered::new(),
         fetches: FuturesUnordered::new(),
@@ -149,15 +149,6 @@ struct Found {
     noted: HashSet<u64>,
 }
 
-/// A note that was looked for.
-struct Note {
-    epoch: u64,
-    waiting: Waiting,
-    noted: bool,
-    /// That a handler was called with it.
-    begun: Option<Begun>,
-}
-
 /// What was left to the server, as it stored it then. None: it is not there any more.
 struct Fetched {
     epoch: u64,
@@ -184,9 +175,7 @@ struct Task {
     keeps: VecDeque<(u64, Instant)>,
     /// It is waited for what another process had open, or what was lost on its way.
     takeover: Option<Takeover>,
-    lookups: FuturesUnordered<BrokerFuture<Note>>,
-    /// Redelivered messages whose notes are looked for later.
-    queued: Vec<(u64, Waiting, u64)>,
+    lookups: Lookups,
     looks: FuturesUnordered<BrokerFuture<Looked>>,
     /// It is looked for what the client cannot read; nothing is asked for meanwhile.
     mends: FuturesUnordered<BrokerFuture<Result<(), BrokerError>>>,
@@ -248,7 +237,7 @@ impl Task {
                 another = subscription.link.state.another(self.connection) => {
                     self.reconnected(another, &mut messages).await;
                 }
-                Some(found) = self.lookups.next(), if !self.lookups.is_empty() => self.found(found),
+                Some(looked_up) = self.lookups.next(), if !self.lookups.is_empty() => self.looked_up(looked_up),
                 Some(looked) = self.looks.next(), if !self.looks.is_empty() => self.looked(looked).await,
                 Some(mended) = self.mends.next(), if !self.mends.is_empty() => self.mended(mended),
                 Some(fetched) = self.fetches.next(), if !self.fetches.is_empty() => self.fetched(fetched).await,
@@ -266,6 +255,7 @@ impl Task {
                         let Some(Some(message)) = next(&mut messages).now_or_never() else { break };
                         self.take(message).await;
                     }
+                    self.look_up();
                     subscription.state.wake();
                 }
             }
@@ -317,7 +307,7 @@ impl Task {
     /// dropped.
     fn lose_what_is_late(&mut self, slept: Duration) {
         if slept > self.lease() || self.subscription.lease_left().is_zero() {
-            self.queued.clear();
+            self.lookups.clear();
             self.subscription.lose(false);
         }
     }

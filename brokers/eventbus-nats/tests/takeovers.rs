@@ -86,9 +86,22 @@ async fn handle(deliveries: &mut Box<dyn Deliveries>, count: usize) {
     }
 }
 
-/// How long it takes from the end of a process until another one has handled all that it had open, without the lease, and how
-/// long a client takes that only reads that.
-async fn measure(count: usize, size: usize, lease: Duration) -> (Duration, Duration) {
+/// How often JetStream was asked for something, by whomever.
+async fn asked(client: &Client) -> u64 {
+    async_nats::jetstream::new(client.clone()).query_account().await.unwrap().requests.total
+}
+
+/// What a takeover costs.
+struct Cost {
+    /// How long it takes from the end of a process until another one has handled all that it had open, without the lease.
+    taken: Duration,
+    /// How long a client takes that only reads that.
+    reading: Duration,
+    /// How often JetStream was asked for something meanwhile, but for messages.
+    asked: u64,
+}
+
+async fn measure(count: usize, size: usize, lease: Duration) -> Cost {
     let place = Place::new();
     let standing_by = broker(&place, lease).await;
     drop(standing_by.subscribe(early("g", ">")).await.unwrap());
@@ -98,13 +111,16 @@ async fn measure(count: usize, size: usize, lease: Duration) -> (Duration, Durat
     let reading = take(&other.client(), &place, &consumer, count, size).await;
     let killed = Instant::now();
     drop(other);
+    let before = asked(&standing_by.client()).await;
     let mut deliveries = standing_by.subscribe(early("g", ">")).await.unwrap();
     handle(&mut deliveries, count).await;
     let taken = killed.elapsed().saturating_sub(lease);
+    let asked = asked(&standing_by.client()).await - before;
     println!(
-        "{count} open events of {size} bytes: handled {taken:.2?} after the lease of {lease:?}; to read them takes {reading:.2?}"
+        "{count} open events of {size} bytes: handled {taken:.2?} after the lease of {lease:?}, with {asked} requests; to \
+         read them takes {reading:.2?}"
     );
-    (taken, reading)
+    Cost { taken, reading, asked }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -113,8 +129,10 @@ async fn a_takeover_takes_a_lease_and_what_it_takes_to_read_what_was_open() {
     // To read large events takes a part of the lease already.
     let leases = [(50, 100, 2), (500, 100, 2), (50, 1 << 20, 8), (150, 1 << 20, 8)];
     for (count, size, lease) in leases {
-        let (taken, reading) = measure(count, size, Duration::from_secs(lease)).await;
+        let Cost { taken, reading, asked } = measure(count, size, Duration::from_secs(lease)).await;
         assert!(taken < reading * 8 + Duration::from_secs(3), "{count} of {size}: {taken:?}, {reading:?}");
+        // What was noted of events is not asked for one by one.
+        assert!(asked < 100 + count as u64 / 8, "{count} of {size}: {asked} requests");
     }
 }
 
@@ -151,8 +169,9 @@ async fn many_groups_that_are_taken_over_at_once_have_a_bound_of_memory_together
     let killed = Instant::now();
     drop((client, other));
     let second = broker(&place, lease).await;
-    let (asked, before) = (second.client().statistics(), memory());
-    let out_before = asked.out_messages.load(Ordering::Relaxed);
+    let (statistics, before) = (second.client().statistics(), memory());
+    let out_before = statistics.out_messages.load(Ordering::Relaxed);
+    let asked_before = asked(&second.client()).await;
     let mut taken = Vec::new();
     for group in &groups {
         taken.push(second.subscribe(early(group, ">")).await.unwrap());
@@ -177,10 +196,11 @@ async fn many_groups_that_are_taken_over_at_once_have_a_bound_of_memory_together
     }
     let (took, most) = (killed.elapsed(), most.load(Ordering::Relaxed) >> 20);
     watching.abort();
-    let sent = asked.out_messages.load(Ordering::Relaxed) - out_before;
+    let sent = statistics.out_messages.load(Ordering::Relaxed) - out_before;
+    let asked = asked(&second.client()).await - asked_before;
     println!(
-        "{GROUPS} groups with {} MiB open each: all handled after {took:.2?}, with {most} MiB and {sent} messages; to read \
-         them takes {reading:.2?}",
+        "{GROUPS} groups with {} MiB open each: all handled after {took:.2?}, with {most} MiB, {sent} messages and {asked} \
+         requests; to read them takes {reading:.2?}",
         COUNT / 2
     );
     // Each may be a few messages of 1 MiB beyond its share.

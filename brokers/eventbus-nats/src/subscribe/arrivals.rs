@@ -1,27 +1,20 @@
-//! What comes: messages, what was noted of them, and what the server says in place of one.
+//! What comes: messages, and what the server says in place of one.
 
-use super::{Note, Task};
+use super::Task;
 use crate::intake::{Arrival, Waiting, Which};
 use crate::subscription::Subscription;
 use crate::tenure::{Asked, Came};
-use crate::wire::Place;
-use crate::{notes, wire};
+use crate::wire::{self, Place};
 use async_nats::{Message, StatusCode};
 use bytes::Bytes;
 use eventbus_core::BrokerError;
-use eventbus_core::broker::BrokerFuture;
-use eventbus_core::log;
-use eventbus_core::printable::printable;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How an ask for messages may end in good order.
 const ENDED: [&str; 3] = ["MaxBytes", "Batch Completed", "Interest Expired"];
 /// How long nothing is asked for once the server has refused to be asked.
 const REST: Duration = Duration::from_secs(1);
-/// How many notes are looked for at once.
-const LOOKUPS: usize = 64;
 /// Of so many bytes a payload is kept by itself.
 const LARGE: usize = 64 << 10;
 
@@ -106,50 +99,9 @@ impl Task {
         };
         if arrival == Arrival::New {
             self.subscription.state.lock().intake.put(waiting);
-        } else if self.lookups.len() < LOOKUPS {
-            self.look_up(epoch, waiting, place.deliveries);
         } else {
-            self.queued.push((epoch, waiting, place.deliveries));
+            self.lookups.queue(epoch, waiting, place.deliveries);
         }
-    }
-
-    /// Looks whether something was noted of a message that was delivered before.
-    fn look_up(&mut self, epoch: u64, mut waiting: Waiting, deliveries: u64) {
-        let deliveries = u32::try_from(deliveries).unwrap_or(u32::MAX);
-        let subscription = Arc::clone(&self.subscription);
-        self.lookups.push(BrokerFuture::new(async move {
-            let (note, begun) = subscription.note(epoch, waiting.sequence).await;
-            let noted = note.is_some();
-            if let Some(note) = note {
-                (waiting.attempt, waiting.parked) = notes::read(&note).unwrap_or_else(|attempt| {
-                    log::warn!(
-                        target: "eventbus", group = %printable(&subscription.group), sequence = waiting.sequence,
-                        "what was noted of the attempts at an event cannot be read; they count as often as it was delivered"
-                    );
-                    (attempt.unwrap_or(deliveries), None)
-                });
-            }
-            Note { epoch, waiting, noted, begun }
-        }));
-    }
-
-    pub(super) fn found(&mut self, Note { epoch, waiting, noted, begun }: Note) {
-        let process = self.subscription.link.turns.lock().process.clone();
-        let sequence = waiting.sequence;
-        {
-            let mut state = self.subscription.state.lock();
-            if state.intake.found(epoch, waiting, noted) {
-                state.suspects.find(sequence, begun.as_ref(), &process);
-                self.subscription.careful.store(true, Ordering::Release);
-            }
-        }
-        if let Some((epoch, waiting, deliveries)) = self.queued.pop() {
-            self.look_up(epoch, waiting, deliveries);
-        }
-        if self.lookups.is_empty() {
-            self.look_if_waiting();
-        }
-        self.subscription.state.wake();
     }
 
     /// The server says something about what it was asked for.

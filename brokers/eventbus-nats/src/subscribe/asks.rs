@@ -21,7 +21,7 @@ impl Task {
         let needs_one = self.tenure.is_in_doubt() && self.pulls.coming() == 0;
         let (at_hand, held, bytes) = {
             let mut state = self.subscription.state.lock();
-            (state.intake.at_hand() + self.queued.len(), state.intake.held(), state.intake.bytes())
+            (state.intake.at_hand(), state.intake.held(), state.intake.bytes())
         };
         let most = self.subscription.most_bytes();
         let is_full = bytes >= most && held > 0 && self.takeover.is_none();

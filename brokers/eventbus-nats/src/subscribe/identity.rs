@@ -1,6 +1,6 @@
 //! Which stream and which consumer the server has: looking at them, making them again, and going on.
 
-use super::{Found, Look, Looked, Takeover, Task, UNANSWERED};
+use super::{Found, Look, Looked, Task, UNANSWERED};
 use crate::birth::Birth;
 use crate::subscription::Subscription;
 use crate::tenure::Tenure;
@@ -116,6 +116,7 @@ impl Task {
         };
         if all {
             self.takeover = None;
+            self.lookups.end_takeover();
             return self.subscription.state.wake();
         }
         let pause = Duration::from_millis(10 << takeover.asked.min(5));
@@ -174,7 +175,7 @@ impl Task {
 
     /// The stream is another one: nothing of what is here is of it.
     pub(super) fn begin_anew(&mut self) {
-        self.queued.clear();
+        self.lookups.clear();
         self.tenure = Tenure::default();
         (self.takeover, self.barrier, self.some_reply, self.unproved) = (None, None, None, None);
         if !self.subscription.competing {
@@ -194,7 +195,7 @@ impl Task {
         if self.tenure.is_ours() {
             // What was on its way is not waited for until the server has waited for an ack of it.
             self.subscription.state.lock().intake.wait_for_all();
-            self.takeover = Some(Takeover::new());
+            self.begin_takeover();
         }
     }
 

@@ -38,7 +38,7 @@ impl Task {
             }
         };
         let _ = tokio::time::timeout(Duration::from_secs(1), rest).await;
-        self.queued.clear();
+        self.lookups.clear();
         let gone = subscription.state.lock().intake.let_go();
         for (reply, waiting) in gone {
             subscription.tell(reply, NAK).await;

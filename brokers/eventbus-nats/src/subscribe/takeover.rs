@@ -15,9 +15,9 @@ const RECALL: u64 = 20_000;
 impl Task {
     /// The server has given the group to this process, and what is open of it may have been another one's.
     pub(super) async fn take_over(&mut self) {
-        self.queued.clear();
+        self.lookups.clear();
         self.subscription.lose(true);
-        self.takeover = Some(Takeover::new());
+        self.begin_takeover();
         self.go_on_with_group().await;
     }
 
@@ -34,8 +34,14 @@ impl Task {
     /// Something was lost on its way, as when a connection is cut. It comes again, and what is newer waits for it.
     pub(super) fn wait_for_all(&mut self) {
         self.subscription.state.lock().intake.wait_for_all();
-        self.takeover = Some(Takeover::new());
+        self.begin_takeover();
         self.look();
+    }
+
+    /// What is open, and is not here, comes again, all of it at once.
+    pub(super) fn begin_takeover(&mut self) {
+        self.takeover = Some(Takeover::new());
+        self.lookups.begin_takeover();
     }
 
     /// The server has taken the group away. Until it is known whether another process has had anything since, no handler
@@ -73,7 +79,7 @@ impl Task {
             pattern = %printable(&self.subscription.pattern),
             "the server did not keep the group for this process; what was not settled is delivered again"
         );
-        self.queued.clear();
+        self.lookups.clear();
         self.takeover = None;
         self.unproved = None;
         self.pulls.forget();
