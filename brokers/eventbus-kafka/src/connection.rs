@@ -254,6 +254,13 @@ impl Link {
         Ok(member)
     }
 
+    /// A client that asks for what a group has committed once nothing of that is in a transaction.
+    pub(crate) fn patient_member(&self, id: &str) -> Result<BaseConsumer<Context>, BrokerError> {
+        let mut config = self.settings.member(id);
+        config.set("isolation.level", "read_committed");
+        client(&config, Context::new(&self.state))
+    }
+
     /// Takes what the clients of groups are told, which is kept for them otherwise, and forgets those that nobody uses.
     pub(crate) fn serve_members(&self) {
         let now = Instant::now();
@@ -304,10 +311,12 @@ impl Link {
 }
 
 impl Settings {
-    /// A client with the name of a group.
+    /// A client with the name of a group. What a group has committed it is told at once: one that reads committed records alone
+    /// waits until it is known what becomes of transactions, and one of a process that was killed stays open for long.
     fn member(&self, id: &str) -> ClientConfig {
         let mut config = self.client();
         config.set("group.id", id).set("enable.auto.commit", "false");
+        config.set("isolation.level", "read_uncommitted");
         config
     }
 

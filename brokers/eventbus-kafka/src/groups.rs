@@ -2,7 +2,7 @@
 
 use crate::commit::{add, all_known, commit, text_of};
 use crate::committed;
-use crate::connection::{CALL, Link, Member, blocking, cannot, patience};
+use crate::connection::{CALL, Context, Link, blocking, cannot, patience};
 use crate::dead_letters::KafkaDeadLetters;
 use crate::held::Partition;
 use crate::place::Place;
@@ -15,7 +15,7 @@ use crate::wire;
 use eventbus_core::broker::{BrokerFuture, GroupState, Groups, Offset as CoreOffset};
 use eventbus_core::{BrokerError, Pattern};
 use jiff::Timestamp;
-use rdkafka::consumer::Consumer;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -247,7 +247,11 @@ fn read_by(link: &Link, topics: &Topics, part: &Known) -> Vec<Partition> {
     partitions
 }
 
-fn committed(link: &Link, member: &Member, partitions: &[Partition]) -> Result<Committed, BrokerError> {
+fn committed(
+    link: &Link,
+    member: &BaseConsumer<Context>,
+    partitions: &[Partition],
+) -> Result<Committed, BrokerError> {
     let mut asked = TopicPartitionList::new();
     asked.add_partition(&link.groups_topic(), 0);
     for (topic, partition) in partitions {
@@ -406,7 +410,7 @@ fn copy(
     target: &str,
     (source, copy, again): (&str, &str, &[(i64, i64)]),
 ) -> Result<(), BrokerError> {
-    let member = link.member(&part.id)?;
+    let member = link.patient_member(&part.id)?;
     let committed = committed(link, &member, &read_by(link, topics, part))?;
     let mut commits = TopicPartitionList::new();
     add(&mut commits, &(link.groups_topic().into(), 0), 0, "");

@@ -28,7 +28,7 @@
 //! | `transactions` | no | yes with [`transactions`](KafkaBrokerBuilder::transactions): [what is inside](#what-is-in-a-transaction) |
 //! | `attempts` | noted | attempt and due time of a retry that waits are committed beside the offset |
 //! | `counts_crashes` | no | an event whose handler ends the process is delivered again after each start |
-//! | `backlog` | nearly | offsets that are not settled: also those of records that compaction has removed |
+//! | `backlog` | nearly | offsets that are not settled: also those of records that compaction has removed, and [marks](#what-is-in-a-transaction) |
 //! | `max_payload` | of `max_payload` | 1,000,000 bytes; a topic takes 1 MiB with everything (`max.message.bytes`) |
 //! | `replayable` | yes | from an offset or a time, past the group |
 //! | `audit_log` | yes | the topics themselves, as far back as they are kept |
@@ -89,7 +89,12 @@
 //! - **A transaction that a killed process leaves open** is aborted by the server after the
 //!   [`session_timeout`](KafkaBrokerBuilder::session_timeout) (and up to ten seconds more,
 //!   `transaction.abort.timed.out.transaction.cleanup.interval.ms`). Until then its partitions are not read further, and readers
-//!   of the topics that it has written to wait.
+//!   of the topics that it has written to wait. Programs start meanwhile, and groups are listed by what was committed before; a
+//!   group is not renamed.
+//! - **Behind an open transaction**, whoever has begun it, nothing is read before it ends: the audit log and replays up to now
+//!   leave out what was published behind it, and no backlog counts that.
+//! - **Offsets without events** are what transactions leave: a mark in each of their partitions, and what was aborted. Where
+//!   events stand among them, a backlog and the number that a replay announces count them too.
 //! - **All processes of a group** have the option, or the answers of those without it may come twice.
 //!   `isolation=read_uncommitted` is refused with it. The user of the program needs the right to write to the transactional ids
 //!   `eventbus-<prefix><group>@…`.

@@ -116,14 +116,14 @@ impl Subscription {
         let again = link.again_topic(&self.group);
         if let Some(count) = self.topics.partitions(&again) {
             let again = partitions_of(&[(again.into(), count)]);
-            for (partition, end) in patiently(|| ends(&member, &again, Offset::End)).map_err(explain)? {
+            for (partition, end) in patiently(|| ends(&link.client, &again, Offset::End)).map_err(explain)? {
                 add(&mut commits, &partition, end, "");
             }
         }
         let mut skips = 0_i64;
         if start == Start::Latest && !partitions.is_empty() {
-            let lasts = patiently(|| ends(&member, &partitions, Offset::End)).map_err(explain)?;
-            let begins = patiently(|| ends(&member, &partitions, Offset::Beginning)).map_err(explain)?;
+            let lasts = patiently(|| ends(&link.client, &partitions, Offset::End)).map_err(explain)?;
+            let begins = patiently(|| ends(&link.client, &partitions, Offset::Beginning)).map_err(explain)?;
             for ((partition, end), (_, begin)) in lasts.iter().zip(begins) {
                 add(&mut commits, partition, *end, "");
                 skips = skips.saturating_add((end - begin).max(0));

@@ -8,6 +8,7 @@ use eventbus_kafka::KafkaBroker;
 use eventbus_kafka::rdkafka::consumer::{BaseConsumer, Consumer};
 use eventbus_kafka::rdkafka::error::KafkaError;
 use eventbus_kafka::rdkafka::message::Message;
+use eventbus_kafka::rdkafka::producer::{BaseProducer, Producer};
 use eventbus_kafka::rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -33,6 +34,9 @@ const RETURNED: &str = "a transaction has what handlers have returned";
 const SETTLES: &str = "a transaction has what it settles";
 const COMMITTED: &str = "a transaction is committed";
 const NEVER: &str = "never";
+
+/// How long a call to the server may take.
+const CALL: Duration = Duration::from_secs(10);
 
 async fn connect(prefix: &str, transactions: bool) -> KafkaBroker {
     let builder = support::builder(prefix).partitions(PARTITIONS).session_timeout(SESSION);
@@ -309,6 +313,55 @@ async fn an_answer_that_kafka_does_not_take_fails_its_attempt_alone() {
         failed += usize::from(settled.await.unwrap());
     }
     assert_eq!((failed, answers(&prefix)), (2, once(EVENTS)));
+    broker.close().await.unwrap();
+    support::remove(&prefix).await;
+}
+
+/// What a process leaves that is killed in the middle of a transaction: `first` is said to be settled in it.
+fn left_open(prefix: &str, first: i64) -> BaseProducer {
+    let id = format!("{prefix}killed");
+    let mut config = support::client();
+    config
+        .set("transactional.id", &id)
+        .set("transaction.timeout.ms", support::PATIENCE.as_millis().to_string());
+    let producer: BaseProducer = config.create().unwrap();
+    producer.init_transactions(CALL).unwrap();
+    producer.begin_transaction().unwrap();
+    let member: BaseConsumer =
+        support::client().set("group.id", format!("{prefix}answer@load.a")).create().unwrap();
+    let mut settled = TopicPartitionList::new();
+    settled.add_partition_offset(&format!("{prefix}load.a"), 0, Offset::Offset(first)).unwrap();
+    let group = member.group_metadata().unwrap();
+    producer.send_offsets_to_transaction(&settled, &group, CALL).unwrap();
+    producer
+}
+
+/// Where a group stands is not known before the server has given that transaction up, which may take as long as it takes to
+/// give up a process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_a_killed_process_leaves_open_keeps_nobody_from_starting_or_from_looking() {
+    let prefix = support::prefix();
+    let open = async || support::builder(&prefix).partitions(1).transactions(true).connect().await.unwrap();
+    let broker = open().await;
+    let mut deliveries = broker.subscribe(request("answer", "load.a")).await.unwrap();
+    publish(&broker, 0..3).await;
+    let first = receive(&mut deliveries, 1).await.remove(0);
+    settle(&first, answer(0)).await.expect("it is taken").expect("it is settled");
+    broker.close().await.unwrap();
+    drop(deliveries);
+    let left = tokio::task::spawn_blocking({
+        let prefix = prefix.clone();
+        move || left_open(&prefix, 2)
+    });
+    let left = left.await.unwrap();
+    let broker = open().await;
+    let groups = broker.groups().unwrap().list().await.expect("they are listed");
+    let backlogs: Vec<_> = groups.iter().map(|state| (&*state.group, state.backlog)).collect();
+    assert_eq!(backlogs, [("answer", 2)], "what was settled before is");
+    let mut deliveries = broker.subscribe(request("answer", "load.a")).await.expect("the program starts");
+    left.abort_transaction(CALL).unwrap();
+    let numbers: Vec<_> = receive(&mut deliveries, 2).await.iter().map(number).collect();
+    assert_eq!(numbers, [1, 2], "nothing of that transaction is settled");
     broker.close().await.unwrap();
     support::remove(&prefix).await;
 }
