@@ -2,18 +2,17 @@
 
 mod support;
 
-use eventbus::broker::{Broker, BrokerFuture, DeadLetters, Deliveries, Features, Received, SubscribeRequest};
 use eventbus::bus::BusBuilder;
-use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
 use eventbus::middleware::{Next, from_fn};
-use eventbus::{Batch, Bus, Delivery, Envelope, Event, Outcome, PublishError, State, subscribe};
+use eventbus::{Batch, Bus, Delivery, Event, Outcome, State, subscribe};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
+use support::around::{Around, reading};
 use support::{OrderPlaced, Ping, Seen};
 use tokio::time::{Instant, sleep};
 
@@ -348,60 +347,6 @@ async fn whoever_gathers_goes_on_when_there_is_room_again() {
     assert!(numbers.into_iter().eq(0..40));
 }
 
-/// The in-process broker, whose bell a test may ring, and which takes its time for the next question.
-#[derive(Clone, Default)]
-struct Pondering {
-    broker: MemoryBroker,
-    ponders: Arc<AtomicBool>,
-    bell: Arc<Mutex<Option<Waker>>>,
-}
-
-impl Broker for Pondering {
-    fn name(&self) -> &str {
-        "pondering"
-    }
-
-    fn features(&self) -> Features {
-        self.broker.features()
-    }
-
-    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
-        self.broker.publish(envelope)
-    }
-
-    fn publish_all(&self, envelopes: Vec<Arc<Envelope>>) -> BrokerFuture<Vec<Result<(), PublishError>>> {
-        self.broker.publish_all(envelopes)
-    }
-
-    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
-        let (broker, opening) = (self.clone(), self.broker.subscribe(request));
-        BrokerFuture::new(async move {
-            Ok(Box::new(PonderingDeliveries(opening.await?, broker)) as Box<dyn Deliveries>)
-        })
-    }
-
-    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
-        self.broker.dead_letters()
-    }
-}
-
-struct PonderingDeliveries(Box<dyn Deliveries>, Pondering);
-
-impl Deliveries for PonderingDeliveries {
-    fn poll_receive(
-        &mut self,
-        context: &mut Context<'_>,
-        into: &mut Vec<Received>,
-        limit: usize,
-    ) -> Poll<Result<(), BrokerError>> {
-        *self.1.bell.lock().unwrap() = Some(context.waker().clone());
-        if self.1.ponders.swap(false, SeqCst) {
-            std::thread::sleep(Duration::from_millis(500));
-        }
-        self.0.poll_receive(context, into, limit)
-    }
-}
-
 #[subscribe(batch = 2, linger = "1ms", concurrency = 1, retries = 1, backoff = "100ms..110ms")]
 async fn fails_first(pings: Vec<Ping>, seen: State<Seen<u64>>) -> Result<(), String> {
     seen.push(pings[0].number);
@@ -410,15 +355,28 @@ async fn fails_first(pings: Vec<Ping>, seen: State<Seen<u64>>) -> Result<(), Str
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_retry_that_comes_due_while_the_broker_is_asked_is_not_forgotten() {
-    let (broker, seen) = (Pondering::default(), Seen::<u64>::new());
+    // The broker takes its time for the next question where it is told so, and a test may ring its bell.
+    let (ponders, bell) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None::<Waker>)));
+    let (pondering, ring) = (Arc::clone(&ponders), Arc::clone(&bell));
+    let broker = Around::new("pondering", MemoryBroker::new()).live(move |deliveries| {
+        let (ponders, bell) = (Arc::clone(&pondering), Arc::clone(&ring));
+        reading(deliveries, move |inner, context, into, limit| {
+            *bell.lock().unwrap() = Some(context.waker().clone());
+            if ponders.swap(false, SeqCst) {
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            inner.poll_receive(context, into, limit)
+        })
+    });
+    let seen = Seen::<u64>::new();
     let builder = Bus::builder().only([fails_first::SUBSCRIBER]).state(seen.clone());
     let bus = builder.broker(broker.clone()).await.unwrap();
     bus.start().unwrap();
     bus.publish(&Ping { number: 1 }).await.unwrap();
     until(|| seen.len() == 1).await;
     sleep(Duration::from_millis(20)).await;
-    broker.ponders.store(true, SeqCst);
-    let bell = broker.bell.lock().unwrap().take().unwrap();
+    ponders.store(true, SeqCst);
+    let bell = bell.lock().unwrap().take().unwrap();
     bell.wake();
     until(|| seen.len() == 2).await;
 }

@@ -5,8 +5,8 @@ mod keeper;
 mod support;
 
 use eventbus::broker::{
-    AuditQuery, Broker, BrokerFuture, DeadLetter, DeadLetters, Deliveries, Features, GroupState, Groups,
-    Offset, Parked, Receipt, Received, ReplayFrom, ReplayRequest, ReplayUntil, Settler, SubscribeRequest,
+    AuditQuery, Broker, BrokerFuture, DeadLetter, Deliveries, Features, GroupState, Groups, Offset, Parked,
+    Receipt, Received, ReplayFrom, ReplayRequest, ReplayUntil, Settler, SubscribeRequest,
 };
 use eventbus::bus::{BusBuilder, On};
 use eventbus::error::BrokerError;
@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use support::around::Around;
 use support::{OrderPlaced, Ping, Seen};
 use tokio::time::Instant;
 
@@ -537,35 +538,7 @@ async fn a_broker_may_ring_while_it_is_asked_and_its_panics_stop_nobody() {
     assert_eq!(rude.pipe.0.lock().unwrap().acked, 20);
 }
 
-/// A broker that does not say which groups it keeps.
-struct Silent(MemoryBroker);
-
-impl Broker for Silent {
-    fn name(&self) -> &str {
-        "silent"
-    }
-
-    fn features(&self) -> Features {
-        self.0.features()
-    }
-
-    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
-        self.0.publish(envelope)
-    }
-
-    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
-        self.0.subscribe(request)
-    }
-
-    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
-        self.0.dead_letters()
-    }
-
-    fn groups(&self) -> Option<Arc<dyn Groups>> {
-        Some(Arc::new(Unlisted))
-    }
-}
-
+/// The groups of a broker that does not say which it keeps.
 struct Unlisted;
 
 impl Groups for Unlisted {
@@ -580,7 +553,7 @@ impl Groups for Unlisted {
 
 #[tokio::test]
 async fn a_broker_that_does_not_list_its_groups_is_a_warning_at_the_start_and_no_error() {
-    let silent = || Silent(MemoryBroker::builder().history(3).build());
+    let silent = || Around::new("silent", MemoryBroker::builder().history(3).build()).groups(Unlisted);
     let builder = || Bus::builder().state(Seen::<u64>::new()).only([early::SUBSCRIBER]);
     let bus = builder().broker(silent()).await.expect("who may not list groups may have one");
     bus.start().unwrap();

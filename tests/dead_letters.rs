@@ -3,18 +3,15 @@
 mod support;
 
 use bytes::Bytes;
-use eventbus::broker::{
-    Broker, BrokerFuture, DeadLetter, DeadLetters, Deliveries, FailureKind, Features, Receipt, Received,
-    Replay, ReplayRequest, Replayable, Settler, SubscribeRequest,
-};
+use eventbus::broker::{Broker, BrokerFuture, DeadLetter, Deliveries, FailureKind, Receipt, Settler};
 use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
 use eventbus::outcome::Reason;
-use eventbus::{Batch, Bus, Delivery, Envelope, PublishError, State, Topic, subscribe};
+use eventbus::{Batch, Bus, Delivery, Envelope, State, Topic, subscribe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
+use support::around::{Around, settled_by};
 use support::{OrderPlaced, Ping, Seen, bus, pings};
 
 #[tokio::test(start_paused = true)]
@@ -193,19 +190,31 @@ async fn a_huge_error_text_is_cut_to_its_limit() {
 /// The in-process broker, while the disk on which it keeps dead letters is full.
 #[derive(Clone)]
 struct Full {
-    broker: MemoryBroker,
+    memory: MemoryBroker,
     full: Arc<AtomicBool>,
     refused: Arc<AtomicUsize>,
 }
 
 impl Full {
     fn new() -> Self {
-        let broker = MemoryBroker::builder().history(100).build();
-        Self { broker, full: Arc::new(AtomicBool::new(true)), refused: Arc::default() }
+        let memory = MemoryBroker::builder().history(100).build();
+        Self { memory, full: Arc::new(AtomicBool::new(true)), refused: Arc::default() }
     }
 
     async fn bus(&self) -> Bus {
-        Bus::builder().without_subscriptions().broker(self.clone()).await.unwrap()
+        Bus::builder().without_subscriptions().broker(self.broker()).await.unwrap()
+    }
+
+    fn broker(&self) -> Around {
+        let (live, replayed) = (self.clone(), self.clone());
+        Around::new("full", self.memory.clone())
+            .live(move |deliveries| live.read(deliveries))
+            .replayed(move |deliveries| replayed.read(deliveries))
+    }
+
+    fn read(&self, deliveries: Box<dyn Deliveries>) -> Box<dyn Deliveries> {
+        let full = self.clone();
+        settled_by(deliveries, move |settler| FullSettler(settler, full.clone()))
     }
 
     /// Waits until dead letters were refused so often.
@@ -218,65 +227,6 @@ impl Full {
         tokio::time::timeout(Duration::from_secs(600), refused)
             .await
             .expect("the dead letter is tried again");
-    }
-
-    fn read(&self, deliveries: Box<dyn Deliveries>) -> Box<dyn Deliveries> {
-        Box::new(FullDeliveries(deliveries, self.clone()))
-    }
-}
-
-impl Broker for Full {
-    fn name(&self) -> &str {
-        "full"
-    }
-
-    fn features(&self) -> Features {
-        self.broker.features()
-    }
-
-    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
-        self.broker.publish(envelope)
-    }
-
-    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
-        let (this, opening) = (self.clone(), self.broker.subscribe(request));
-        BrokerFuture::new(async move { Ok(this.read(opening.await?)) })
-    }
-
-    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
-        self.broker.dead_letters()
-    }
-
-    fn replayable(&self) -> Option<Arc<dyn Replayable>> {
-        Some(Arc::new(self.clone()))
-    }
-}
-
-impl Replayable for Full {
-    fn replay(&self, request: ReplayRequest) -> BrokerFuture<Result<Replay, BrokerError>> {
-        let (this, opening) = (self.clone(), Replayable::replay(&self.broker, request));
-        BrokerFuture::new(async move {
-            let replay = opening.await?;
-            Ok(Replay { deliveries: this.read(replay.deliveries), ..replay })
-        })
-    }
-}
-
-struct FullDeliveries(Box<dyn Deliveries>, Full);
-
-impl Deliveries for FullDeliveries {
-    fn poll_receive(
-        &mut self,
-        context: &mut Context<'_>,
-        into: &mut Vec<Received>,
-        limit: usize,
-    ) -> Poll<Result<(), BrokerError>> {
-        let before = into.len();
-        let polled = self.0.poll_receive(context, into, limit);
-        for received in &mut into[before..] {
-            received.settler = Arc::new(FullSettler(Arc::clone(&received.settler), self.1.clone()));
-        }
-        polled
     }
 }
 
@@ -329,7 +279,7 @@ async fn gets_room(broker: &Full, handled: &Seen<u64>) {
 }
 
 async fn letters(broker: &Full) -> Vec<(u64, u32)> {
-    let letters = broker.dead_letters().unwrap().list().await.unwrap();
+    let letters = broker.memory.dead_letters().unwrap().list().await.unwrap();
     let facts = letters
         .iter()
         .map(|(_, letter)| (letter.envelope.event::<OrderPlaced>().unwrap().number, letter.attempts));
@@ -352,7 +302,7 @@ async fn a_dead_letter_that_cannot_be_stored_keeps_its_key_waiting_until_it_is()
     bus.start().unwrap();
     publish_orders(&bus).await;
     gets_room(&broker, &handled).await;
-    broker.broker.settled().await;
+    broker.memory.settled().await;
     assert_eq!(handled.all(), [1, 4, 2, 3]);
     assert_eq!(letters(&broker).await, [(1, 1)]);
 }
@@ -371,11 +321,11 @@ async fn a_member_of_a_batch_whose_dead_letter_cannot_be_stored_keeps_its_key_wa
     let broker = Full::new();
     let handled = Seen::new();
     let builder = Bus::builder().state(handled.clone()).only(["batched"]);
-    let bus = builder.broker(broker.clone()).await.unwrap();
+    let bus = builder.broker(broker.broker()).await.unwrap();
     bus.start().unwrap();
     publish_orders(&bus).await;
     gets_room(&broker, &handled).await;
-    broker.broker.settled().await;
+    broker.memory.settled().await;
     assert_eq!(handled.all(), [1, 4, 2, 3]);
     assert_eq!(letters(&broker).await, [(1, 1)]);
 }
@@ -400,7 +350,7 @@ async fn a_replay_takes_no_room_for_what_fails_in_it() {
     .unwrap();
     bus.start().unwrap();
     publish_orders(&bus).await;
-    broker.broker.settled().await;
+    broker.memory.settled().await;
     let replayed = bus.replay("model").skip_failures().await.unwrap();
     let mut handled = handled.all();
     handled.sort_unstable();

@@ -1,17 +1,17 @@
 //! The health of a bus says whether each subscription gets on.
 
-use eventbus::broker::{
-    Backlog, Broker, BrokerFuture, Connection, DeadLetters, Deliveries, Features, GroupState, Groups,
-    SubscribeRequest,
-};
+mod support;
+
+use eventbus::broker::{Broker, BrokerFuture, Connection, GroupState, Groups};
 use eventbus::bus::{Health, SubscriptionState};
 use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
-use eventbus::{Bus, Envelope, Event, PublishError};
+use eventbus::{Bus, Event};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use support::around::Around;
 use tokio::sync::Semaphore;
 
 #[derive(Event, Clone, Debug, Serialize, Deserialize)]
@@ -111,43 +111,8 @@ async fn a_handler_that_hangs_beyond_its_limit_is_a_stall() {
     until(async || state(&bus.health().await) == SubscriptionState::Idle).await;
 }
 
-/// A broker whose server is as somebody says, and that knows the groups that it is given.
-struct Far(MemoryBroker, Connection, Option<Arc<dyn Groups>>);
-
-impl Broker for Far {
-    fn name(&self) -> &str {
-        "far"
-    }
-
-    fn features(&self) -> Features {
-        let mut features = self.0.features();
-        features.backlog = if self.2.is_some() { Backlog::Exactly } else { Backlog::Unknown };
-        features
-    }
-
-    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
-        self.0.publish(envelope)
-    }
-
-    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
-        self.0.subscribe(request)
-    }
-
-    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
-        self.0.dead_letters()
-    }
-
-    fn groups(&self) -> Option<Arc<dyn Groups>> {
-        self.2.clone()
-    }
-
-    fn connection(&self) -> Connection {
-        self.1.clone()
-    }
-}
-
-fn far(connection: Connection) -> Far {
-    Far(MemoryBroker::new(), connection, None)
+fn far(connection: Connection) -> Around {
+    Around::new("far", MemoryBroker::new()).connection(connection)
 }
 
 /// What a broker answers that is asked for its groups.
@@ -174,8 +139,7 @@ impl Groups for Answer {
 #[tokio::test(start_paused = true)]
 async fn a_backlog_that_the_broker_does_not_say_is_unknown_and_no_idleness() {
     for answer in [Answer::Nothing, Answer::Refusal, Answer::Groups(Vec::new())] {
-        let broker = Far(MemoryBroker::new(), Connection::Up, Some(Arc::new(answer)));
-        let (bus, permits) = waiting(broker).await;
+        let (bus, permits) = waiting(far(Connection::Up).groups(answer)).await;
         bus.start().unwrap();
         let asked = tokio::time::Instant::now();
         let health = bus.health().await;
@@ -194,14 +158,14 @@ async fn a_backlog_that_the_broker_does_not_say_is_unknown_and_no_idleness() {
         bus.shutdown().await.unwrap();
     }
     let mut told = GroupState::new("pings", "ping.sent");
-    let answer = |told: &GroupState| Some(Arc::new(Answer::Groups(vec![told.clone()])) as Arc<dyn Groups>);
-    let (bus, _permits) = waiting(Far(MemoryBroker::new(), Connection::Up, answer(&told))).await;
+    let tells = |told: &GroupState| far(Connection::Up).groups(Answer::Groups(vec![told.clone()]));
+    let (bus, _permits) = waiting(tells(&told)).await;
     bus.start().unwrap();
     let health = bus.health().await;
     assert_eq!((state(&health), health.subscriptions[0].backlog), (SubscriptionState::Idle, Some(0)));
     told.backlog = 1;
     told.oldest = Some("2026-01-01T00:00:00Z".parse().unwrap());
-    let (bus, _permits) = waiting(Far(MemoryBroker::new(), Connection::Up, answer(&told))).await;
+    let (bus, _permits) = waiting(tells(&told)).await;
     bus.start().unwrap();
     assert_eq!(state(&bus.health().await), SubscriptionState::Stalled, "it does not arrive");
 }

@@ -2,17 +2,15 @@
 
 mod support;
 
-use eventbus::broker::{
-    Broker, BrokerFuture, DeadLetters, Deliveries, Features, Offset, Received, Replay, ReplayFrom,
-    ReplayRequest, ReplayUntil, Replayable, SubscribeRequest,
-};
+use eventbus::broker::{Offset, ReplayFrom, ReplayUntil};
 use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
-use eventbus::{Bus, Delivery, Envelope, Error, PublishError, State, subscribe};
+use eventbus::{Bus, Delivery, Error, State, subscribe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
+use support::around::{Around, reading};
 use support::{OrderPlaced, Ping, Seen, pings};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
@@ -452,63 +450,15 @@ enum Says {
 }
 
 /// The in-process broker, with a history that says what it was told to.
-#[derive(Clone, Debug)]
-struct Breaking(MemoryBroker, &'static [Says]);
-
-impl Broker for Breaking {
-    fn name(&self) -> &str {
-        "breaking"
-    }
-
-    fn features(&self) -> Features {
-        self.0.features()
-    }
-
-    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
-        self.0.publish(envelope)
-    }
-
-    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
-        self.0.subscribe(request)
-    }
-
-    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
-        self.0.dead_letters()
-    }
-
-    fn replayable(&self) -> Option<Arc<dyn Replayable>> {
-        Some(Arc::new(self.clone()))
-    }
-}
-
-impl Replayable for Breaking {
-    fn replay(&self, request: ReplayRequest) -> BrokerFuture<Result<Replay, BrokerError>> {
-        let (history, says) = (self.0.replayable().unwrap(), self.1);
-        BrokerFuture::new(async move {
-            let mut replay = history.replay(request).await?;
-            replay.deliveries = Box::new(Breaks(replay.deliveries, says));
-            Ok(replay)
+fn breaking(says: &'static [Says]) -> Around {
+    Around::new("breaking", kept(10_000)).replayed(move |deliveries| {
+        let mut said = says.iter();
+        reading(deliveries, move |inner, context, into, limit| match said.next() {
+            Some(Says::OneEvent) => inner.poll_receive(context, into, limit.min(1)),
+            Some(Says::Fails) => Poll::Ready(Err(BrokerError::new("the connection is lost"))),
+            Some(Says::Ends) | None => Poll::Ready(Ok(())),
         })
-    }
-}
-
-struct Breaks(Box<dyn Deliveries>, &'static [Says]);
-
-impl Deliveries for Breaks {
-    fn poll_receive(
-        &mut self,
-        context: &mut Context<'_>,
-        into: &mut Vec<Received>,
-        limit: usize,
-    ) -> Poll<Result<(), BrokerError>> {
-        let Some((says, rest)) = self.1.split_first() else { return Poll::Ready(Ok(())) };
-        self.1 = rest;
-        match says {
-            Says::OneEvent => self.0.poll_receive(context, into, limit.min(1)),
-            Says::Fails => Poll::Ready(Err(BrokerError::new("the connection is lost"))),
-            Says::Ends => Poll::Ready(Ok(())),
-        }
-    }
+    })
 }
 
 #[tokio::test(start_paused = true)]
@@ -522,7 +472,7 @@ async fn a_replay_that_breaks_off_is_not_complete() {
     ] {
         let seen = Seen::<u64>::new();
         let builder = Bus::builder().state(seen.clone()).concurrency(1).only(["model"]);
-        let bus = builder.broker(Breaking(kept(10_000), says)).await.unwrap();
+        let bus = builder.broker(breaking(says)).await.unwrap();
         publish(&bus, 0..3).await;
         let replayed = bus.replay(model::SUBSCRIBER).await;
         if complete {

@@ -2,15 +2,12 @@
 
 mod support;
 
-use eventbus::broker::{
-    Broker, BrokerFuture, DeadLetters, Deliveries, Features, OpenedBroker, Received, Scheme, SubscribeRequest,
-};
-use eventbus::error::BrokerError;
+use eventbus::broker::{Broker, BrokerFuture, OpenedBroker, Scheme};
 use eventbus::memory::MemoryBroker;
-use eventbus::{Bus, Envelope, Error, Outcome, PublishError};
+use eventbus::{Bus, Error, Outcome, PublishError};
 use std::sync::{Arc, Mutex, mpsc};
-use std::task::{Context, Poll};
 use std::time::Duration;
+use support::around::{Around, reading};
 use support::{Ping, Seen, bus, bus_with};
 use tokio::time::{Instant, sleep};
 
@@ -269,48 +266,20 @@ async fn times_without_end_are_waited_for() {
 }
 
 /// A broker that does not close, or only after a while.
-struct Stubborn(MemoryBroker, Option<Duration>);
-
-impl Broker for Stubborn {
-    fn name(&self) -> &str {
-        "stubborn"
-    }
-
-    fn features(&self) -> Features {
-        self.0.features()
-    }
-
-    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
-        self.0.publish(envelope)
-    }
-
-    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
-        self.0.subscribe(request)
-    }
-
-    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
-        self.0.dead_letters()
-    }
-
-    fn drain(&self, subscriptions: &[SubscribeRequest]) -> BrokerFuture<()> {
-        self.0.drain(subscriptions)
-    }
-
-    fn close(&self) -> BrokerFuture<Result<(), BrokerError>> {
-        match self.1 {
-            Some(time) => BrokerFuture::new(async move {
-                sleep(time).await;
-                Ok(())
-            }),
-            None => BrokerFuture::new(std::future::pending()),
-        }
-    }
+fn stubborn(closes_after: Option<Duration>) -> Around {
+    Around::new("stubborn", MemoryBroker::new()).close(move || match closes_after {
+        Some(time) => BrokerFuture::new(async move {
+            sleep(time).await;
+            Ok(())
+        }),
+        None => BrokerFuture::new(std::future::pending()),
+    })
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_does_not_close_is_not_waited_for_for_ever() {
     let builder = Bus::builder().only([] as [&str; 0]).drain(Duration::from_secs(1));
-    let bus = builder.broker(Stubborn(MemoryBroker::new(), None)).await.unwrap();
+    let bus = builder.broker(stubborn(None)).await.unwrap();
     let seen = support::pings(&bus, "g").await;
     bus.start().unwrap();
     bus.publish(&Ping { number: 1 }).await.unwrap();
@@ -324,7 +293,7 @@ async fn a_broker_that_does_not_close_is_not_waited_for_for_ever() {
 #[tokio::test(start_paused = true)]
 async fn who_shuts_down_second_waits_until_the_broker_has_closed_too() {
     let builder = Bus::builder().only([] as [&str; 0]).drain(Duration::from_secs(1));
-    let bus = builder.broker(Stubborn(MemoryBroker::new(), None)).await.unwrap();
+    let bus = builder.broker(stubborn(None)).await.unwrap();
     let first = tokio::spawn({
         let bus = bus.clone();
         async move { bus.shutdown().await }
@@ -368,7 +337,7 @@ eventbus_core::register_scheme!(Scheme {
     // The rest of the address says after how many seconds it closes.
     open: |url| -> OpenedBroker {
         let seconds = url.split(':').nth(1).and_then(|seconds| seconds.parse().ok());
-        let broker = Stubborn(MemoryBroker::new(), seconds.map(Duration::from_secs));
+        let broker = stubborn(seconds.map(Duration::from_secs));
         BrokerFuture::ready(Ok(Arc::new(broker) as Arc<dyn Broker>))
     },
 });
@@ -387,65 +356,24 @@ async fn a_check_says_what_it_found_where_the_broker_takes_a_while_to_close() {
     Bus::builder().check("stubborn:20").await.expect("20 s are within the drain time");
 }
 
-/// Who is told that deliveries were asked for, and who tells when that may go on.
-type Asked = Arc<Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>>;
-
-/// The in-process broker; the first one who asks for deliveries is told when it may go on.
-struct Slow(MemoryBroker, Asked);
-
-impl Broker for Slow {
-    fn name(&self) -> &str {
-        "slow"
-    }
-
-    fn features(&self) -> Features {
-        self.0.features()
-    }
-
-    fn publish(&self, envelope: Arc<Envelope>) -> BrokerFuture<Result<(), PublishError>> {
-        self.0.publish(envelope)
-    }
-
-    fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
-        let (opening, asked) = (self.0.subscribe(request), Arc::clone(&self.1));
-        BrokerFuture::new(async move {
-            Ok(Box::new(SlowDeliveries(opening.await?, asked)) as Box<dyn Deliveries>)
-        })
-    }
-
-    fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
-        self.0.dead_letters()
-    }
-}
-
-struct SlowDeliveries(Box<dyn Deliveries>, Asked);
-
-impl Deliveries for SlowDeliveries {
-    fn poll_receive(
-        &mut self,
-        context: &mut Context<'_>,
-        into: &mut Vec<Received>,
-        limit: usize,
-    ) -> Poll<Result<(), BrokerError>> {
-        let first = self.1.lock().unwrap().take();
-        let polled = self.0.poll_receive(context, into, limit.min(3));
-        if let Some((asked, goes_on)) = first {
-            asked.send(()).unwrap();
-            goes_on.recv().unwrap();
-        }
-        polled
-    }
-
-    fn close(self: Box<Self>) -> usize {
-        self.0.close()
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_lost_while_the_broker_is_asked_is_counted() {
     let ((asked, is_asked), (go_on, goes_on)) = (mpsc::channel(), mpsc::channel());
     let broker = MemoryBroker::builder().capacity(8).build();
-    let slow = Slow(broker, Arc::new(Mutex::new(Some((asked, goes_on)))));
+    // The first one who asks for deliveries is told when it may go on.
+    let first = Arc::new(Mutex::new(Some((asked, goes_on))));
+    let slow = Around::new("slow", broker).live(move |deliveries| {
+        let first = Arc::clone(&first);
+        reading(deliveries, move |inner, context, into, limit| {
+            let first = first.lock().unwrap().take();
+            let polled = inner.poll_receive(context, into, limit.min(3));
+            if let Some((asked, goes_on)) = first {
+                asked.send(()).unwrap();
+                goes_on.recv().unwrap();
+            }
+            polled
+        })
+    });
     let builder = Bus::builder().only([] as [&str; 0]).drain(Duration::ZERO);
     let bus = builder.broker(slow).await.unwrap();
     support::pings(&bus, "g").await;

@@ -3,8 +3,7 @@
 mod support;
 
 use eventbus::broker::{
-    Broker, BrokerFuture, DeadLetter, DeadLetters, Deliveries, Features, Receipt, Received, Settler,
-    SubscribeRequest,
+    Broker, BrokerFuture, DeadLetter, DeadLetters, Deliveries, Features, Receipt, Settler, SubscribeRequest,
 };
 use eventbus::error::BrokerError;
 use eventbus::memory::MemoryBroker;
@@ -12,7 +11,7 @@ use eventbus::{Bus, Delivery, Envelope, Event, Outcome, PublishError};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
+use support::around::settled_by;
 use support::{OrderPlaced, Ping, Seen};
 
 #[derive(Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,30 +70,13 @@ impl Broker for Together {
     fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
         let this = self.clone();
         let subscribed = self.broker.subscribe(request);
-        BrokerFuture::new(async move { Ok(Box::new(Reader(subscribed.await?, this)) as Box<dyn Deliveries>) })
+        BrokerFuture::new(async move {
+            Ok(settled_by(subscribed.await?, move |settler| Settling(settler, this.clone())))
+        })
     }
 
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
         self.broker.dead_letters()
-    }
-}
-
-struct Reader(Box<dyn Deliveries>, Together);
-
-impl Deliveries for Reader {
-    fn poll_receive(
-        &mut self,
-        context: &mut Context<'_>,
-        into: &mut Vec<Received>,
-        limit: usize,
-    ) -> Poll<Result<(), BrokerError>> {
-        let before = into.len();
-        ready!(self.0.poll_receive(context, into, limit))?;
-        for received in &mut into[before..] {
-            let settler = Arc::clone(&received.settler);
-            received.settler = Arc::new(Settling(settler, self.1.clone()));
-        }
-        Poll::Ready(Ok(()))
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of this")]
 
+pub mod around;
+
 use eventbus::bus::BusBuilder;
 use eventbus::memory::MemoryBroker;
 use eventbus::{Bus, Event};
