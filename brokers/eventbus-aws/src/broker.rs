@@ -224,6 +224,11 @@ impl Broker for AwsBroker {
         })
     }
 
+    fn check(&self, request: SubscribeRequest) -> BrokerFuture<Result<(), BrokerError>> {
+        let shared = Arc::clone(self.shared());
+        BrokerFuture::new(async move { shared.link.check(&shared.topics, &request).await })
+    }
+
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
         Some(Arc::clone(&self.shared().dead_letters) as Arc<dyn DeadLetters>)
     }

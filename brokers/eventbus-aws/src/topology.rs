@@ -116,6 +116,23 @@ impl Link {
             .map_err(|trouble| explain(&format!("subscribe to \"{}\" by", request.pattern), trouble))?;
         Ok((queue, joined))
     }
+
+    /// Looks for the queues of a subscription, and whether they are joined to its topics, where nothing is made.
+    pub(crate) async fn check(
+        self: &Arc<Self>,
+        topics: &Topics,
+        request: &SubscribeRequest,
+    ) -> Result<(), BrokerError> {
+        if self.settings.topology == Topology::Create {
+            return Ok(());
+        }
+        let look = || async {
+            let dead = self.dead_queue(&request.group).await?;
+            self.group_queue(topics, request, &dead).await.map(drop)
+        };
+        self.begin(look).await
+    }
+
     /// The queue of dead letters of a group, made or checked.
     pub(crate) async fn dead_queue(&self, group: &str) -> Result<String, Failure> {
         self.queue(&self.settings.names.dead(group), group, None).await

@@ -66,12 +66,15 @@ async fn what_is_missing_is_named_where_it_is_only_checked() {
     let (makes, checks) = (url(&prefix, false), format!("{}&topology=check", url(&prefix, false)));
     let error = not_opened(&checks, request("mail", "order.placed")).await;
     assert!(error.contains(&format!("there is no queue `{prefix}-dead-mail-")), "{error}");
+    let looked = connect(&checks).await.check(request("mail", "order.placed")).await.unwrap_err();
+    assert_eq!(looked.to_string(), error, "a look says what a start says");
     let error = connect(&checks).await.publish(event("order.placed", "k", 1)).await.unwrap_err();
     assert!(error.to_string().contains(&format!("there is no topic `{prefix}-order-placed`")), "{error}");
 
     let broker = connect(&makes).await;
     drop(broker.subscribe(request("mail", "order.placed")).await.unwrap());
     let checking = connect(&checks).await;
+    checking.check(request("mail", "order.placed")).await.unwrap();
     let mut deliveries = checking.subscribe(request("mail", "order.placed")).await.unwrap();
     checking.publish(event("order.placed", "k", 7)).await.unwrap();
     assert_eq!(number(&receive(&mut deliveries, 1).await[0]), 7);

@@ -284,6 +284,11 @@ impl Broker for KafkaBroker {
         })
     }
 
+    fn check(&self, request: SubscribeRequest) -> BrokerFuture<Result<(), BrokerError>> {
+        let shared = Arc::clone(self.shared());
+        BrokerFuture::new(async move { shared.link.check(&shared.topics, &request).await })
+    }
+
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
         Some(Arc::new(self.shared().dead_letters.clone()))
     }

@@ -54,13 +54,7 @@ pub(crate) async fn open(
     request: SubscribeRequest,
 ) -> Result<(Arc<Subscription>, KafkaDeliveries), BrokerError> {
     let SubscribeRequest { group, pattern, start, timeout, .. } = request;
-    link.has_groups(topics).await?;
-    if pattern.is_exact() {
-        link.topic(topics, pattern.as_str()).await?;
-    } else {
-        let look = link.look_for_topics(topics).await;
-        look.map_err(|error| cannot("look which topics there are", &error))?;
-    }
+    link.has_for(topics, &pattern).await?;
     let id = group_id(link, &group, pattern.as_str());
     let subscription =
         Arc::new(Subscription::new(Arc::clone(link), Arc::clone(topics), (group, pattern, id), timeout));

@@ -3,7 +3,7 @@
 use crate::config::OWN;
 use crate::connection::{CALL, Link, blocking, cannot, drain, explain, patience};
 use crate::place::hash;
-use eventbus_core::broker::Topology;
+use eventbus_core::broker::{SubscribeRequest, Topology};
 use eventbus_core::lock::{Lock, Rank};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
@@ -246,6 +246,24 @@ impl Link {
             )));
         }
         self.has(topics, &name, Use::Events).await
+    }
+
+    /// What a subscription needs is there.
+    pub(crate) async fn has_for(&self, topics: &Topics, pattern: &Pattern) -> Result<(), BrokerError> {
+        self.has_groups(topics).await?;
+        if pattern.is_exact() {
+            return self.topic(topics, pattern.as_str()).await;
+        }
+        let look = self.look_for_topics(topics).await;
+        look.map_err(|error| cannot("look which topics there are", &error))
+    }
+
+    /// Looks for what a subscription needs, where none is made.
+    pub(crate) async fn check(&self, topics: &Topics, request: &SubscribeRequest) -> Result<(), BrokerError> {
+        if self.settings.topology == Topology::Create {
+            return Ok(());
+        }
+        self.has_for(topics, &request.pattern).await
     }
 
     /// The topic in which groups leave their marks is there.

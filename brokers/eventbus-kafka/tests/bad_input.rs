@@ -95,6 +95,10 @@ async fn a_topic_that_is_otherwise_or_missing_is_an_error_with_both_values() {
     let error = strict.publish(support::event("order.paid", "k", 1)).await.unwrap_err();
     let said = eventbus_core_chain(&error);
     assert!(said.contains("is not there") && said.contains("`topology=check`"), "{said}");
+    let error = strict.subscribe(support::request("mail", "order.paid")).await.err().unwrap().to_string();
+    let looked = strict.check(support::request("mail", "order.paid")).await.unwrap_err().to_string();
+    assert!(looked == error && looked.contains("is not there"), "{looked}: {error}");
+    broker.check(support::request("mail", "order.paid")).await.expect("it would be made");
     for name in ["order_placed", "__order"] {
         let broker = support::builder(&prefix).connect().await.unwrap();
         let error = broker.publish(support::event(name, "k", 1)).await.unwrap_err();

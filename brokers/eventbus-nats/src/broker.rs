@@ -207,6 +207,11 @@ impl Broker for NatsBroker {
         })
     }
 
+    fn check(&self, request: SubscribeRequest) -> BrokerFuture<Result<(), BrokerError>> {
+        let shared = Arc::clone(self.shared());
+        BrokerFuture::new(async move { shared.link.check(&request).await })
+    }
+
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
         Some(Arc::new(NatsDeadLetters(Arc::clone(self.shared()))))
     }

@@ -7,7 +7,7 @@ use crate::subscription::{AHEAD, BYTES};
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PriorityPolicy, ReplayPolicy};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
-use eventbus_core::broker::{Start, Topology};
+use eventbus_core::broker::{Start, SubscribeRequest, Topology};
 use eventbus_core::log;
 use eventbus_core::printable::printable;
 use eventbus_core::{BrokerError, Pattern};
@@ -265,10 +265,34 @@ impl Link {
         differences.0
     }
 
+    /// Looks for the consumer of a subscription, where none is made.
+    pub(crate) async fn check(&self, request: &SubscribeRequest) -> Result<(), BrokerError> {
+        if self.settings.topology == Topology::Create {
+            return Ok(());
+        }
+        let wanted = Wanted {
+            group: &request.group,
+            pattern: &request.pattern,
+            from: first(request.start),
+            again: false,
+            competing: request.competing,
+        };
+        self.find_consumer(&wanted, true).await.map(drop)
+    }
+
     /// Makes the consumer of a group on a pattern, or finds it as it should be. `true`: it was made.
     pub(crate) async fn ensure_consumer(
         &self,
         wanted: &Wanted<'_>,
+    ) -> Result<(bool, consumer::Info), BrokerError> {
+        self.find_consumer(wanted, false).await
+    }
+
+    /// The same. Whoever only `looks` changes nothing, also not what is of no use any more.
+    async fn find_consumer(
+        &self,
+        wanted: &Wanted<'_>,
+        looks: bool,
     ) -> Result<(bool, consumer::Info), BrokerError> {
         let name = consumer_name(wanted.group, wanted.pattern.as_str());
         let whose = format!("the group `{}` on \"{}\"", wanted.group, wanted.pattern);
@@ -320,7 +344,7 @@ impl Link {
                 return Err(self.explain(format_args!("look at the consumer of {whose}"), refusal));
             }
         };
-        if !wanted.again && self.place_of(&name).await?.is_some() {
+        if !looks && !wanted.again && self.place_of(&name).await?.is_some() {
             // It was made again, or was not removed yet: whoever opens the group goes on with it.
             self.forget_place(&name).await?;
         }

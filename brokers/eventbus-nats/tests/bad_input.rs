@@ -158,6 +158,9 @@ async fn what_is_only_to_be_checked_is_not_made() {
     place.broker().await;
     let broker = NatsBroker::builder(&check).unwrap().connect().await.unwrap();
     let error = broker.subscribe(request("g", ">")).await.map(drop).unwrap_err().to_string();
+    let looked = broker.check(request("g", ">")).await.unwrap_err().to_string();
+    assert_eq!(looked.split('{').next(), error.split('{').next(), "a look says what a start says");
+    assert!(looked.contains(&format!("\"filter_subject\":\"{}.>\"", place.name)), "{looked}");
     assert!(
         error.contains("there is no consumer `g-") && error.contains("for the group `g` on \">\""),
         "{error}"
@@ -183,6 +186,7 @@ async fn what_is_only_to_be_checked_is_not_made() {
     let config = serde_json::from_str::<jetstream::consumer::Config>(settings).unwrap();
     let stream = jetstream::new(broker.client()).get_stream(&place.name).await.unwrap();
     stream.create_consumer(config).await.unwrap();
+    broker.check(request("g", ">")).await.unwrap();
     let mut deliveries = broker.subscribe(request("g", ">")).await.unwrap();
     broker.publish(event("a.b", "k", 7)).await.unwrap();
     assert_eq!(number(&receive_all(&mut deliveries, 1).await[0]), 7);

@@ -253,6 +253,11 @@ impl Broker for RabbitMqBroker {
         })
     }
 
+    fn check(&self, request: SubscribeRequest) -> BrokerFuture<Result<(), BrokerError>> {
+        let shared = Arc::clone(self.shared());
+        BrokerFuture::new(async move { shared.consuming.check(&request).await })
+    }
+
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
         Some(Arc::new(self.shared().dead_letters.clone()))
     }

@@ -132,12 +132,25 @@ impl Link {
     /// Makes the queue of a group with its binding and the queue of its dead letters, or looks for them. The name of the
     /// first, and of the second.
     pub(crate) async fn group_queue(&self, request: &SubscribeRequest) -> Result<[String; 2], Trouble> {
+        let [queue, dead] = self.queues(request).await?;
+        self.bind(&queue, &binding(&request.pattern)).await?;
+        Ok([queue, dead])
+    }
+
+    async fn queues(&self, request: &SubscribeRequest) -> Result<[String; 2], Trouble> {
         let (queue, dead) =
             (self.names().group(&request.group, &request.pattern), self.names().dead(&request.group));
         self.queue(&dead, self.dead_arguments()).await?;
         self.queue(&queue, self.group_arguments(request, &dead)).await?;
-        self.bind(&queue, &binding(&request.pattern)).await?;
         Ok([queue, dead])
+    }
+
+    /// Looks for the queues of a subscription, where none are made.
+    pub(crate) async fn check(&self, request: &SubscribeRequest) -> Result<(), BrokerError> {
+        if self.creates() {
+            return Ok(());
+        }
+        self.queues(request).await.map(drop).map_err(|trouble| explain_queue(trouble, &request.group))
     }
 
     /// Makes a queue, or looks for it.

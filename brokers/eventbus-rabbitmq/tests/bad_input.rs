@@ -105,7 +105,11 @@ async fn what_is_only_checked_is_not_made() {
     let broker = checking().connect().await.unwrap();
     let error = broker.subscribe(request("mail", "a.b")).await.err().expect("there is none").to_string();
     assert!(error.contains("`mail`") && error.contains("topology=check"), "{error}");
+    let looked = broker.check(request("mail", "a.b")).await.unwrap_err().to_string();
+    assert!(looked.contains("`mail`") && looked.contains("topology=check"), "{looked}");
+    maker.check(request("mail", "a.b")).await.expect("it would make what is missing");
     drop(maker.subscribe(request("mail", "a.b")).await.unwrap());
+    broker.check(request("mail", "a.b")).await.unwrap();
     broker.subscribe(request("mail", "a.b")).await.unwrap();
     broker.close().await.unwrap();
     maker.close().await.unwrap();

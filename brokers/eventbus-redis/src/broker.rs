@@ -221,6 +221,11 @@ impl Broker for RedisBroker {
         BrokerFuture::new(async move { store.subscribe(request).await })
     }
 
+    fn check(&self, request: SubscribeRequest) -> BrokerFuture<Result<(), BrokerError>> {
+        let store = Arc::clone(self.store());
+        BrokerFuture::new(async move { store.check(&request).await })
+    }
+
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
         Some(Arc::new(RedisDeadLetters(Arc::clone(self.store()))))
     }
@@ -331,10 +336,7 @@ impl Store {
         let registered = Registered::read(self.link.value("cannot subscribe", &call).await?);
         let (group, pattern) = (&request.group, &request.pattern);
         if !registered.known {
-            return Err(BrokerError::new(format!(
-                "the server does not know the group `{group}` on \"{pattern}\", and this program makes none \
-                 (`topology=check`); start a program that may make it first"
-            )));
+            return Err(unknown(group, pattern));
         }
         if let Some((topic, _, problem)) =
             registered.streams.iter().find(|(.., problem)| pattern.is_exact() && !problem.is_empty())
@@ -358,6 +360,17 @@ impl Store {
         deliveries.warnings.extend(skipped(group, pattern, registered.skips, None));
         tokio::spawn(reader::read(claim));
         Ok(deliveries)
+    }
+
+    /// Looks whether the server knows the group of a subscription, where none is made.
+    async fn check(&self, request: &SubscribeRequest) -> Result<(), BrokerError> {
+        let (group, pattern) = (&request.group, &request.pattern);
+        if self.settings.topology == Topology::Create
+            || self.patterns(group).await?.iter().any(|(known, _)| known == pattern.as_str())
+        {
+            return Ok(());
+        }
+        Err(unknown(group, pattern))
     }
 
     /// Resolves once everything is settled that subscriptions of this process listen on, whoever handles it.
@@ -452,4 +465,11 @@ impl fmt::Debug for RedisBroker {
             .field("keys", &self.store().keys)
             .finish_non_exhaustive()
     }
+}
+
+fn unknown(group: &str, pattern: &Pattern) -> BrokerError {
+    BrokerError::new(format!(
+        "the server does not know the group `{group}` on \"{pattern}\", and this program makes none (`topology=check`); \
+         start a program that may make it first"
+    ))
 }

@@ -267,12 +267,14 @@ async fn a_topology_that_is_checked_is_not_made() {
     let request = || SubscribeRequest::new("group", Pattern::new("order.placed").unwrap());
     let Err(error) = strict.subscribe(request()).await else { panic!("the group is not known") };
     assert!(error.to_string().contains("does not know the group `group` on \"order.placed\""), "{error}");
+    assert_eq!(strict.check(request()).await.unwrap_err().to_string(), error.to_string());
     let error = strict.publish(Arc::new(event("order.placed", 1))).await.unwrap_err().to_string();
     assert!(error.contains("does not know the topic"), "{error}");
     let keys: Vec<String> = place.command(redis::cmd("KEYS").arg(place.key("*")));
     assert!(keys.is_empty(), "{keys:?}");
     drop(place.broker().await.subscribe(request()).await.unwrap());
     strict.publish(Arc::new(event("order.placed", 1))).await.unwrap();
+    strict.check(request()).await.unwrap();
     strict.subscribe(request()).await.unwrap();
 }
 

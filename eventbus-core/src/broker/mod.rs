@@ -99,6 +99,18 @@ pub trait Broker: Send + Sync + 'static {
     /// Where the broker cannot open it. It is not tried again by itself.
     fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>>;
 
+    /// Looks whether the server has what [`subscribe`](Self::subscribe) needs for this, where it is only to be
+    /// [checked](Topology::Check) there; what would be made is not missing. Nothing is opened or made.
+    ///
+    /// By default there is nothing to look at.
+    ///
+    /// # Errors
+    /// What `subscribe` would be refused for: what is missing, or is there with other settings.
+    fn check(&self, request: SubscribeRequest) -> BrokerFuture<Result<(), BrokerError>> {
+        let _ = request;
+        BrokerFuture::ready(Ok(()))
+    }
+
     /// The store of dead letters, where the broker keeps them.
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
         None
@@ -183,6 +195,10 @@ impl<B: Broker + ?Sized> Broker for Arc<B> {
 
     fn subscribe(&self, request: SubscribeRequest) -> BrokerFuture<Result<Box<dyn Deliveries>, BrokerError>> {
         (**self).subscribe(request)
+    }
+
+    fn check(&self, request: SubscribeRequest) -> BrokerFuture<Result<(), BrokerError>> {
+        (**self).check(request)
     }
 
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {

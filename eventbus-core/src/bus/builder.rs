@@ -9,7 +9,7 @@ use crate::census::{self, Findings};
 use crate::counted::counted;
 use crate::envelope::Envelope;
 use crate::error::{Result, StartupError};
-use crate::foreign::Kept;
+use crate::foreign::{self, Kept};
 use crate::lock::{Lock, Rank};
 use crate::log;
 use crate::middleware::HandlerLayer;
@@ -249,7 +249,8 @@ impl BusBuilder {
         self.open(Arc::new(broker)).await
     }
 
-    /// What the start-up checks find against the broker at `url`, whose features count; no subscription is opened.
+    /// What the start-up checks find against the broker at `url`, whose features count; no subscription is opened. With
+    /// `topology=check` in the address also what is missing at its server, or is otherwise.
     ///
     /// ```
     /// # use eventbus::Bus;
@@ -267,13 +268,46 @@ impl BusBuilder {
     /// # Cancel safety
     /// Dropped, nothing has changed.
     pub async fn check(&self, url: &str) -> Result<Findings> {
+        self.check_at(url, true).await
+    }
+
+    /// The same; what is missing at the server only where that is asked for. The command line sets `topology=check` by
+    /// itself, so that a look makes nothing, and a start of the program may make it.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    #[doc(hidden)]
+    pub async fn check_at(&self, url: &str, topology: bool) -> Result<Findings> {
         let broker = address::open(url).await?;
         let subscribers = self.chosen();
         let subscriptions: Vec<_> = subscribers.iter().map(|subscriber| &subscriber.subscription).collect();
-        let findings = self.findings(&subscriptions, &*broker).await;
+        let mut findings = self.findings(&subscriptions, &*broker).await;
+        if let Ok(findings) = &mut findings
+            && topology
+        {
+            findings.mistakes.extend(self.missing(&subscriptions, &*broker).await);
+        }
         let now = Instant::now();
         close_broker(&*broker, after(now, self.drain).max(now + CLOSE), "within the drain time").await?;
         findings
+    }
+
+    /// What the server of a broker lacks of what these need. What several need is said once.
+    async fn missing(&self, subscriptions: &[&Subscription], broker: &dyn Broker) -> Vec<String> {
+        let mut missing = Vec::new();
+        for subscription in subscriptions {
+            // A pattern that is none is a mistake by itself.
+            let Ok(request) = subscription.request(&subscription.policy(self.policy)) else { continue };
+            let said = match foreign::run("a broker", || broker.check(request)).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error.to_string(),
+                Err(panicked) => panicked.to_string(),
+            };
+            if !missing.contains(&said) {
+                missing.push(said);
+            }
+        }
+        missing
     }
 
     async fn open(self, broker: Arc<dyn Broker>) -> Result<Bus> {

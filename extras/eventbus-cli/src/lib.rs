@@ -33,7 +33,7 @@
 //! | `run` | handles events until Ctrl-C or SIGTERM |
 //! | `subscriptions` | who listens on what, where its handler stands, and how far its group has come |
 //! | `topics` | the event types and declared topics of the program |
-//! | `check` | the start-up checks, without starting; with `--strict` a warning fails, too |
+//! | `check` | the start-up checks, without starting; with `topology=check` in the address also what is missing at the server; with `--strict` a warning fails, too |
 //! | `replay` | delivers events of the past again, to one group; asks before, since a handler's effects happen again |
 //! | `publish` | publishes JSON or bytes, one event or one for each line |
 //! | `tail` | follows what is published |

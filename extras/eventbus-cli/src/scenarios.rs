@@ -75,6 +75,11 @@ impl Broker for Kept {
         self.memory.subscribe(request)
     }
 
+    fn check(&self, request: SubscribeRequest) -> BrokerFuture<Result<(), BrokerError>> {
+        let error = BrokerError::new(format!("there is no queue for the group `{}`", request.group));
+        BrokerFuture::ready(if self.address.contains("topology=") { Err(error) } else { Ok(()) })
+    }
+
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetters>> {
         self.memory.dead_letters()
     }
@@ -744,4 +749,17 @@ async fn topics_name_their_events_and_listeners() {
     let placed = topics.iter().find(|topic| topic["topic"] == "order.placed").unwrap();
     assert_eq!((&placed["events"][0]["name"], &placed["groups"]), (&json!("OrderPlaced"), &json!(["stock"])));
     assert!(shop("topics", "topics").await.out.contains("ItemReserved"));
+}
+
+#[tokio::test]
+async fn what_a_server_lacks_is_a_mistake_where_it_is_only_checked() {
+    assert_eq!(shop("made", "check").await.code, 0);
+    let lacks = shop("unmade?topology=check", "check --json").await;
+    let told: Value = serde_json::from_str(&lacks.raw).unwrap();
+    let mut mistakes: Vec<_> =
+        told["mistakes"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    mistakes.sort_unstable();
+    let said = ["there is no queue for the group `mail`", "there is no queue for the group `stock`"];
+    assert_eq!((lacks.code, mistakes), (1, said.to_vec()), "{lacks:?}");
+    assert_eq!(shop("unmade?topology=create", "check").await.code, 0, "a start makes it");
 }

@@ -36,8 +36,10 @@ async fn find(session: &mut Session) -> Result<Findings> {
     let findings = match &new {
         Some(_) => without_log(session).await?,
         None => {
+            // Otherwise a start makes what is missing.
+            let topology = session.url.contains("topology=check");
             session.expect_log();
-            session.builder.check(&session.url).await?
+            session.builder.check_at(&session.url, topology).await?
         }
     };
     if let Some(log) = new {
