@@ -106,8 +106,7 @@
 //! CloudEvents has no binding for AMQP 0-9-1. Attributes are headers that begin with `ce-`; `cloudEvents:` and `cloudEvents_` are
 //! read too, and so is the structured mode, which `?content_mode=structured` writes. Properties (`message_id`, `timestamp`,
 //! `content_type`, `type`) say the same. A message of any other program is an event as well; one without an id has another one
-//! each time it comes. Of a program that sends by AMQP 1.0, text or bytes that are a value are the payload, as data are; any
-//! other value stays as it was encoded, with the type `amqp-1.0`. Attributes and headers together have room for 96 KiB.
+//! each time it comes. Attributes and headers together have room for 96 KiB.
 //!
 //! A queue lists nothing: whoever looks at dead letters takes all of them, looks, and gives them back. Others who look at the same
 //! moment wait; after a crash in between the server gives them back. What was given back twice is written anew, since a policy

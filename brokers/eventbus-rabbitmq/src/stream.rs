@@ -52,8 +52,9 @@ fn explain(trouble: Trouble, stream: &str) -> BrokerError {
         format!("this RabbitMQ has no streams ({said}); leave `streams` out, or take RabbitMQ 4")
     } else if trouble.is(DIFFERENT) && said.contains("x-max-age") {
         format!(
-            "the stream `{stream}` keeps events for another time ({said}); set `retention_age` to what is said to be \
-             current, in seconds, or leave it out where there is none"
+            "the stream `{stream}` was made with another retention age ({said}); set `retention_age` to what is said to \
+             be current, in seconds, or leave it out where that is none. A policy of the server with `max-age` changes it \
+             for the stream that is there; a queue that is removed is made anew, without its history"
         )
     } else if trouble.is(DIFFERENT) {
         format!(

@@ -211,6 +211,7 @@ impl BusBuilder {
     /// | `redis://localhost`, `rediss://…`, `valkey://…`, and those of sentinels and clusters | Redis Streams, Valkey | `redis` |
     /// | `sns://eu-central-1` | Amazon SNS and SQS | `aws` |
     /// | `kafka://localhost`, `kafkas://…` | Apache Kafka | `kafka` |
+    /// | `amqp://localhost`, `amqps://…` | RabbitMQ | `rabbitmq` |
     ///
     /// The page of each broker has the options of its address. A server that does not answer is waited for, for the time
     /// of its option `connect_timeout`.

@@ -188,7 +188,8 @@ enum StandaloneCommand {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 failed (or `check` found mistakes), 2 wrong usage, 3 what was named is not there";
+Exit codes: 0 done, 1 failed (`check` found mistakes, `status` a stall), 2 wrong usage, 3 what was named is not \
+there, 4 `status` cannot tell";
 
 /// Reads the arguments. The help and the version are a success, and wrong usage is exit code 2.
 fn parse<P: Parser>(words: impl FnOnce(clap::Command) -> clap::Command) -> Result<P, ExitCode> {

@@ -131,35 +131,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn text_and_bytes_that_amqp_1_0_sends_as_a_value_are_the_payload() {
-        let read_one = |body: Vec<u8>| {
-            let properties = BasicProperties::default().with_type(AMQP_1_0.into());
-            let written = Written { properties, body: body.into() };
-            read(&by_exchange(&written, "order.placed"), &pattern("order.*"))
-        };
-        let long = [&[0x00, 0x53, 0x77, 0xb1, 0, 0, 0, 7][..], br#"{"n":1}"#].concat();
-        let short = [&[0x00, 0x53, 0x77, 0xa0, 7][..], br#"{"n":1}"#].concat();
-        for body in [long, short] {
-            let event = read_one(body);
-            assert_eq!(event.payload().unwrap(), &br#"{"n":1}"#[..]);
-            assert_ne!(event.event_type(), AMQP_1_0);
-        }
-        // A list, one that is cut off, and one with something behind it stay as they are.
-        for body in [
-            &[0x00, 0x53, 0x77, 0x45][..],
-            &[0x00, 0x53, 0x77, 0xa1, 7, 1],
-            &[0x00, 0x53, 0x77, 0xa1, 0, 1],
-            b"",
-        ] {
-            let event = read_one(body.to_vec());
-            assert_eq!(
-                (event.payload().unwrap(), event.event_type()),
-                (&Bytes::copy_from_slice(body), AMQP_1_0)
-            );
-        }
-    }
-
     fn text_of(random: &mut fastrand::Rng) -> String {
         let pieces = ["a", "B", " ", "%", "=", ":", "\n", "\r\n", "é", "日本", "🦀", "\0"];
         (0..random.usize(..8)).map(|_| *random.choice(&pieces).unwrap()).collect()

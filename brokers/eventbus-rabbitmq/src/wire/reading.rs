@@ -1,8 +1,8 @@
 //! Messages that came, as envelopes and dead letters.
 
 use super::{
-    ACQUIRED, AGAIN, AMQP_1_0, ATTEMPT, ATTRIBUTES, DELIVERIES, FAILURE, HEADERS, LETTER, NOTE, NOTED_ID,
-    NOTED_SOURCE, OURS, QUEUE, SERVERS, TOPIC, attribute,
+    ACQUIRED, AGAIN, ATTEMPT, ATTRIBUTES, DELIVERIES, FAILURE, HEADERS, LETTER, NOTE, NOTED_ID, NOTED_SOURCE,
+    OURS, QUEUE, SERVERS, TOPIC, attribute,
 };
 use bytes::Bytes;
 use eventbus_core::broker::{DeadLetter, FailureKind, Offset};
@@ -174,10 +174,6 @@ fn read_as(message: &Message, pattern: &Pattern, id: EventId, fallback: Timestam
         }
     }
     let properties = &message.properties;
-    let kind = properties.kind().as_ref();
-    let value = kind.filter(|kind| kind.as_str() == AMQP_1_0).and_then(|_| value(&message.body));
-    let kind = kind.filter(|_| value.is_none());
-    let body = value.unwrap_or_else(|| message.body.clone());
     let mut fill = |name: &'static str, property: Option<&ShortString>| {
         if let Some(value) = property.filter(|value| !value.as_str().is_empty())
             && !attributes.iter().any(|(other, _)| other == name)
@@ -190,7 +186,7 @@ fn read_as(message: &Message, pattern: &Pattern, id: EventId, fallback: Timestam
     let structured = content_type.as_deref().is_some_and(is_structured);
     if !structured {
         fill("datacontenttype", properties.content_type().as_ref());
-        fill("type", kind);
+        fill("type", properties.kind().as_ref());
         fill("source", properties.app_id().as_ref());
     }
     let topic = topic(message, &attributes, pattern);
@@ -198,21 +194,10 @@ fn read_as(message: &Message, pattern: &Pattern, id: EventId, fallback: Timestam
     let time = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
     let carried = Carried { topic, id, time: time.unwrap_or(fallback) };
     if structured {
-        return read_structured(carried, headers, body);
+        return read_structured(carried, headers, message.body.clone());
     }
     let given = attributes.iter().map(|(name, value)| (&**name, Cow::Borrowed(&**value)));
-    read_binary(carried, given, headers, body)
-}
-
-/// Text or bytes that were sent by AMQP 1.0 as a value, and not as data: the server gives values as they were encoded.
-fn value(body: &Bytes) -> Option<Bytes> {
-    const VALUE: [u8; 3] = [0x00, 0x53, 0x77];
-    let (begin, length) = match *body.strip_prefix(&VALUE)? {
-        [0xa0 | 0xa1, length, ..] => (5, usize::from(length)),
-        [0xb0 | 0xb1, a, b, c, d, ..] => (8, usize::try_from(u32::from_be_bytes([a, b, c, d])).ok()?),
-        _ => return None,
-    };
-    (body.len() - begin == length).then(|| body.slice(begin..))
+    read_binary(carried, given, headers, message.body.clone())
 }
 
 /// RabbitMQ has no names of messages, so one without is given another one whenever it comes.

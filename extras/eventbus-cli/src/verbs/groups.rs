@@ -41,6 +41,9 @@ pub(crate) enum Groups {
         group: Group,
         /// The group, as it is called now; its own cursor is replaced
         new: String,
+        /// Also what is live, as with `drop`, and to a group that nobody has
+        #[arg(long)]
+        live: bool,
     },
     /// Forget a group, its cursor and its backlog; its dead letters stay. Asks as `seek` does
     Drop {
@@ -75,7 +78,7 @@ impl Groups {
         match self {
             Self::List => list(session, &bus).await?,
             Self::Seek { group, cursor } => group.seek(session, &bus, cursor).await?,
-            Self::Move { group, new } => group.give(session, &bus, &new).await?,
+            Self::Move { group, new, live } => group.give(session, &bus, &new, live).await?,
             Self::Drop { group, all_patterns, live } => {
                 group.forget(session, &bus, all_patterns, live).await?
             }
@@ -132,9 +135,15 @@ impl Group {
         self.said(session, found, format!("`{}`{} goes on {place}", self.name, self.on()))
     }
 
-    async fn give(self, session: &mut Session, bus: &Bus, new: &str) -> Result {
+    async fn give(self, session: &mut Session, bus: &Bus, new: &str, live: bool) -> Result {
         let rows = self.rows(bus).await?;
         let heirs = bus.groups()?.list().await?;
+        if !live {
+            refuse_nobody(new, &heirs)?;
+        }
+        for row in &rows {
+            self.refuse_live(row, "moves", live)?;
+        }
         let again = match again(&rows, heirs.iter().filter(|heir| heir.group == new)) {
             0 => String::new(),
             again => format!(
@@ -169,7 +178,7 @@ impl Group {
             )));
         }
         for row in &rows {
-            self.refuse_live(row, live)?;
+            self.refuse_live(row, "forgets", live)?;
         }
         let question = format!("forget what `{}` has: {}?", self.name, holdings(&rows));
         if !session.out.confirm(&question, self.yes)? {
@@ -183,8 +192,8 @@ impl Group {
         self.said(session, found, format!("`{}`{} is forgotten", self.name, self.on()))
     }
 
-    /// Forgets nothing that somebody needs.
-    fn refuse_live(&self, row: &GroupState, live: bool) -> Result {
+    /// Takes nothing away that somebody needs.
+    fn refuse_live(&self, row: &GroupState, does: &str, live: bool) -> Result {
         let GroupState { group, pattern, .. } = row;
         if row.active {
             return Err(Failure::new(format!(
@@ -195,7 +204,7 @@ impl Group {
         match subscriptions.find(|live| live.group == *group && live.pattern == *pattern) {
             Some(subscription) if !live => Err(Failure::new(format!(
                 "`{}` ({}) of this program is the group `{group}` on \"{pattern}\", and would begin anew; --live \
-                 forgets it all the same",
+                 {does} it all the same",
                 subscription.name,
                 subscription.location()
             ))),
@@ -218,6 +227,22 @@ impl Group {
         }
         session.out.line(printable(&done))
     }
+}
+
+/// A heir that neither a subscription of this program nor the broker knows is a slip. A program without subscriptions
+/// knows too little to tell.
+fn refuse_nobody(heir: &str, known: &[GroupState]) -> Result {
+    let subscribers = census::subscribers();
+    let ours = subscribers.iter().map(|subscriber| &*subscriber.subscription.group);
+    let names: Vec<_> = ours.chain(known.iter().map(|row| &*row.group)).collect();
+    if subscribers.is_empty() || names.contains(&heir) {
+        return Ok(());
+    }
+    Err(Failure::not_found(format!(
+        "no subscription of this program, and none that the broker knows, is the group `{heir}` (--live moves it all the \
+         same); {}",
+        choice(heir, names)
+    )))
 }
 
 /// How many events of the backlog of a group its heirs have been at, at most: they are behind their cursors. Which of

@@ -80,7 +80,7 @@ pub(super) async fn execute(session: &mut Session) -> Result {
     let health = bus.health().await;
     if let Connection::Lost { since, error } = &health.connection {
         let text = format!("the {} broker cannot be reached since {since}: {error}", health.broker);
-        return Err(Failure::new(printable(text).to_string()));
+        return Err(Failure::unknown(text));
     }
     if let Connection::Slowed { since, error } = &health.connection {
         session.out.remark(&format!(
