@@ -243,7 +243,7 @@ async fn each_of_many_publishes_ends_in_time_on_a_connection_that_is_mute() {
     }
     for one in publishing {
         let (topic, error, took) = one.await.unwrap();
-        let (is_late, said) = (took > timeout + Duration::from_millis(300), error.to_string());
+        let (is_late, said) = (took > timeout + Duration::from_millis(700), error.to_string());
         assert!(took >= timeout && !is_late, "{took:?}: {said}");
         assert!(said.contains("within 1s (`publish_timeout`)"), "{said}");
         let is_unconfirmed = matches!(error, PublishError::Unconfirmed { .. });
