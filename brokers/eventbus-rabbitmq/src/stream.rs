@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// How many messages are read ahead.
 const AHEAD: u16 = 256;
+/// So many messages are read up to the end, before it is looked where it was.
+const CHASED: usize = 16 * AHEAD as usize;
 /// How long the stream is asked for its last message, before it is given a note: then it has one.
 const EMPTY: Duration = Duration::from_secs(1);
 /// How long the next message may take to come, of those that are there.
@@ -130,14 +132,11 @@ impl Events {
 
     /// Reads from the last part of the stream to its end. None, where nothing comes for so long.
     async fn look_at_end(&self, patience: Duration) -> Result<Option<End>, Trouble> {
-        let channel = self.link.channel().await?;
-        let mut messages = consume(&channel, &self.name, text("last")).await?;
-        let Ok(first) = tokio::time::timeout(patience, messages.next()).await else {
-            close(&channel).await;
-            return Ok(None);
-        };
-        let mut next = Some(first.ok_or_else(removed)??);
+        let Some((channel, mut messages, first)) = self.last_part(patience).await? else { return Ok(None) };
+        let begin = place(&first)?;
+        let mut next = Some(first);
         let mut end: Option<End> = None;
+        let (mut read, mut enough) = (0, None);
         loop {
             // The server sends what it has, as far as it may, before it answers: with less than that the end is reached.
             call(channel.basic_qos(AHEAD, BasicQosOptions::default())).await?;
@@ -157,13 +156,35 @@ impl Events {
                 end = Some(End { last, event });
                 next = at_hand(&mut messages)?;
             }
-            if count < AHEAD {
+            if count < AHEAD || end.zip(enough).is_some_and(|(end, enough)| end.last >= enough) {
                 break;
             }
             call(channel.basic_ack(tag, BasicAckOptions { multiple: true })).await?;
+            read += usize::from(count);
+            if read >= CHASED && enough.is_none() {
+                // Others write as fast as it is read. What was the last part as this began ends before the one that is the
+                // last by now.
+                read = 0;
+                if let Some((channel, _, first)) = self.last_part(patience).await? {
+                    close(&channel).await;
+                    enough = Some(place(&first)? - 1).filter(|enough| *enough >= begin);
+                }
+            }
         }
         close(&channel).await;
         Ok(end)
+    }
+
+    /// The last part of the stream, of which its first message has come. None, where nothing comes for so long.
+    async fn last_part(&self, patience: Duration) -> Result<Option<(Channel, Consumer, Delivery)>, Trouble> {
+        let channel = self.link.channel().await?;
+        let mut messages = consume(&channel, &self.name, text("last")).await?;
+        let Ok(first) = tokio::time::timeout(patience, messages.next()).await else {
+            close(&channel).await;
+            return Ok(None);
+        };
+        let first = first.ok_or_else(removed)??;
+        Ok(Some((channel, messages, first)))
     }
 
     /// Reads from a place on.

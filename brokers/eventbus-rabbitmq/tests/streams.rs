@@ -14,6 +14,7 @@ use eventbus_rabbitmq::lapin::BasicProperties;
 use eventbus_rabbitmq::lapin::options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
 use eventbus_rabbitmq::lapin::types::{AMQPValue, FieldTable};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use support::between::Between;
 use support::{
@@ -285,6 +286,45 @@ async fn a_place_that_is_not_kept_any_more_stands_for_the_oldest_event_that_is()
     (query.after, query.limit) = (Some(first), 1);
     assert_eq!(audit.query(query).await.unwrap()[0].offset, oldest);
     assert!(audit.mended(first).await.unwrap().is_empty());
+    broker.close().await.unwrap();
+    remove(&exchange).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_is_found_while_others_publish_as_fast_as_it_is_read() {
+    let exchange = exchange();
+    let broker = builder(&exchange).streams(true).connect().await.unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut publishing = Vec::new();
+    for _ in 0..2 {
+        let (one, stop) = (builder(&exchange).streams(true).connect().await.unwrap(), Arc::clone(&stop));
+        publishing.push(tokio::spawn(async move {
+            let mut confirmed = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let events: Vec<_> = (0..2_000).map(|number| event("a.b", "k", number)).collect();
+                assert!(one.publish_all(events).await.iter().all(Result::is_ok));
+                confirmed += 2_000;
+            }
+            one.close().await.unwrap();
+            confirmed
+        }));
+    }
+    let latest = async || {
+        let audit = broker.audit_log().unwrap();
+        tokio::time::timeout(support::PATIENCE, audit.latest()).await.expect("the end is found").unwrap()
+    };
+    support::until("events are there", async || latest().await.is_some()).await;
+    for _ in 0..5 {
+        latest().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut confirmed = 0;
+    for one in publishing {
+        confirmed += one.await.unwrap();
+    }
+    // With nobody who publishes, the end is behind all that is confirmed.
+    let opened = replay(&broker, again("mail", ">", ReplayFrom::Earliest, ReplayUntil::Now)).await;
+    assert_eq!(opened.events, confirmed);
     broker.close().await.unwrap();
     remove(&exchange).await;
 }
