@@ -400,10 +400,14 @@ pub(crate) fn cannot(what: impl std::fmt::Display, error: &KafkaError) -> Broker
         Some(
             Code::TopicAuthorizationFailed
             | Code::GroupAuthorizationFailed
-            | Code::ClusterAuthorizationFailed,
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed,
         ) => "; give the user of this program the right",
         Some(Code::OperationTimedOut | Code::BrokerTransportFailure | Code::AllBrokersDown) => {
             "; the servers do not answer"
+        }
+        Some(Code::InvalidTransactionTimeout) => {
+            "; lower `session_timeout`, or raise `transaction.max.timeout.ms` of the servers"
         }
         _ => "",
     };

@@ -95,6 +95,9 @@
 //!   leave out what was published behind it, and no backlog counts that.
 //! - **Offsets without events** are what transactions leave: a mark in each of their partitions, and what was aborted. Where
 //!   events stand among them, a backlog and the number that a replay announces count them too.
+//! - **With `group_protocol=consumer`** the client (librdkafka 2.12) was once seen to abort a process that had stood still for
+//!   longer than its session in the middle of a transaction: an assertion of its own, as it closes. Others handle what was not
+//!   committed, as after any crash; with `classic` it was not seen.
 //! - **All processes of a group** have the option, or the answers of those without it may come twice.
 //!   `isolation=read_uncommitted` is refused with it. The user of the program needs the right to write to the transactional ids
 //!   `eventbus-<prefix><group>@…`.

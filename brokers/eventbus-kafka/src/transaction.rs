@@ -2,7 +2,7 @@
 //!
 //! One at a time is on its way, from the thread that commits as well: whatever that commits next comes behind it.
 
-use crate::connection::{CALL, Context, Link, client, explain, is_passing, tell};
+use crate::connection::{CALL, Context, Link, cannot, client, explain, is_passing, tell};
 use crate::held::Token;
 use crate::publish::headers;
 use crate::wire::Written;
@@ -143,7 +143,7 @@ impl Transactor {
                 return Transacted::Aborted(None);
             }
             Err(error) => {
-                return Transacted::Unknown(format!("cannot begin transactions: {}", explain(&error)));
+                return Transacted::Unknown(cannot("begin transactions", &error).to_string());
             }
         };
         producer.context().failed.lock().clear();
