@@ -108,7 +108,7 @@
 //! | 1 | failed, `check` found mistakes (with `--strict` warnings, too), `status` a group that is stalled, or `publish`, `dead-letters republish` or `purge` ended halfway since nobody reads the output any more; standard error says why |
 //! | 2 | wrong usage; also where `replay`, `dead-letters purge`, `republish` (unless it names one) or `groups seek`, `move` and `drop` would have to ask and nobody can answer, since it is no terminal: `--yes` does it then |
 //! | 3 | the event, dead letter or group that was named is not there, or nothing is found on a topic that looks like a slip |
-//! | 4 | `status`: whether the groups get on is not known, as the broker cannot be reached, has not said it within 30 seconds, or cannot |
+//! | 4 | `status`: whether the groups get on is not known, as the broker cannot be connected to, is lost, has not said it within 30 seconds, or cannot |
 //! | 130, 143 | ended by Ctrl-C, by SIGTERM; `run` and `replay --until live` end so with 0 |
 //!
 //! A group that events wait for and no process handles is `unattended`, which is a success: its processes may be stopped on

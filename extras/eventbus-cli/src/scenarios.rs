@@ -23,6 +23,9 @@ static BROKERS: Mutex<BTreeMap<String, Kept>> = Mutex::new(BTreeMap::new());
 eventbus_core::register_scheme!(Scheme {
     name: "kept",
     open: |address| {
+        if address == "kept:away" {
+            return BrokerFuture::ready(Err(BrokerError::new("there is no server at `away`; start it")));
+        }
         let mut brokers = BROKERS.lock().unwrap();
         let broker = brokers.entry(address.to_owned()).or_insert_with(|| Kept::new(address)).clone();
         BrokerFuture::ready(Ok(Arc::new(broker)))
@@ -642,6 +645,8 @@ async fn the_status_of_a_broker_that_is_lost_is_unknown_and_that_of_one_that_tak
     let lost = shop("lost", "status").await;
     let said = "the kept broker cannot be reached since 2026-01-01T00:00:00Z: it says so";
     assert!(lost.code == 4 && lost.error.contains(said), "{lost:?}");
+    let away = shop("away", "status").await;
+    assert!(away.code == 4 && away.error.contains("is not known: there is no server at `away`"), "{away:?}");
     let slowed = shop("slowed", "status").await;
     let said = "the kept broker takes less than it is asked for since 2026-01-01T00:00:00Z: it says so";
     assert!(slowed.code == 0 && slowed.error.contains(said), "{slowed:?}");

@@ -4,7 +4,7 @@ use crate::failure::Result;
 use crate::options::Options;
 use crate::output::Output;
 use eventbus_core::command_line::command;
-use eventbus_core::{Bus, BusBuilder};
+use eventbus_core::{Bus, BusBuilder, Error};
 use std::path::{Path, PathBuf};
 
 /// The option of an address whose log, or whose streams, are not created: by the scheme.
@@ -46,8 +46,13 @@ impl Session {
 
     /// The bus without any subscription, to look at what is there.
     pub(crate) async fn look(&mut self) -> Result<Bus> {
+        Ok(self.try_look().await?)
+    }
+
+    /// The same, for a verb that has a word of its own where the broker cannot be had.
+    pub(crate) async fn try_look(&mut self) -> Result<Bus, Error> {
         self.expect_log();
-        self.publisher().await
+        std::mem::take(&mut self.builder).without_subscriptions().connect(&self.url).await
     }
 
     /// A command that can be pasted, for a message.

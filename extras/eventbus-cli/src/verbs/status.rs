@@ -7,6 +7,7 @@ use crate::output::{BAD, CARE, DIM, GOOD, TOPIC, now, paint};
 use crate::session::Session;
 use crate::table::{Column, Table, cell, styled};
 use crate::text::count;
+use eventbus_core::Error;
 use eventbus_core::broker::{Backlog, Connection, GroupState, Groups};
 use eventbus_core::printable::printable;
 use jiff::{SignedDuration, Timestamp};
@@ -76,7 +77,12 @@ impl State {
 }
 
 pub(super) async fn execute(session: &mut Session) -> Result {
-    let bus = session.look().await?;
+    let bus = match session.try_look().await {
+        Err(Error::Broker(error)) => {
+            return Err(Failure::unknown(format_args!("whether the groups get on is not known: {error}")));
+        }
+        bus => bus?,
+    };
     let health = bus.health().await;
     if let Connection::Lost { since, error } = &health.connection {
         let text = format!("the {} broker cannot be reached since {since}: {error}", health.broker);
