@@ -179,8 +179,7 @@ impl Binary {
     fn run(&mut self, options: &Options) -> io::Result<()> {
         self.runs += 1;
         let computing = options.jobs == 1 && self.runs.is_multiple_of(2);
-        let output =
-            Path::new(FOLDER).join(format!("{}-{}.txt", self.test.name.replace('/', "."), self.runs));
+        let output = Path::new(FOLDER).join(format!("{}-{}.txt", self.test.file_name(), self.runs));
         let file = File::create(Path::new(ROOT).join(&output))?;
         let began = Instant::now();
         let status = {
