@@ -41,7 +41,7 @@ impl Session {
 
     /// The bus without any subscription, to publish.
     pub(crate) async fn publisher(&mut self) -> Result<Bus> {
-        Ok(std::mem::take(&mut self.builder).without_subscriptions().connect(&self.url).await?)
+        Ok(self.without_subscriptions().await?)
     }
 
     /// The bus without any subscription, to look at what is there.
@@ -52,6 +52,10 @@ impl Session {
     /// The same, for a verb that has a word of its own where the broker cannot be had.
     pub(crate) async fn try_look(&mut self) -> Result<Bus, Error> {
         self.expect_log();
+        self.without_subscriptions().await
+    }
+
+    async fn without_subscriptions(&mut self) -> Result<Bus, Error> {
         std::mem::take(&mut self.builder).without_subscriptions().connect(&self.url).await
     }
 
